@@ -1,0 +1,110 @@
+# Kiln. `make demo` and `make test` do all set-up on a fresh Debian 12 machine; `make help` lists the rest.
+# B is the build folder, SAN=1 builds with AddressSanitizer and UBSan into build/san.
+SAN     ?=
+B       ?= build$(if $(SAN),/san)
+CC      ?= gcc
+PREFIX  ?= /usr/local
+VERSION := 0.1.0
+LLVM    ?= /usr/lib/llvm-19
+CUDA    ?= /usr/local/cuda
+OPT     ?= $(if $(SAN),-O1,-O2)
+WARN    := -Wall -Wextra -Wpedantic -Werror
+CFLAGS  += -std=c17 -g $(OPT) $(WARN) -fPIC -fvisibility=hidden -ffp-contract=off -D_GNU_SOURCE \
+           -DKILN_VERSION='"$(VERSION)"' -I$(B)/gen -I$(LLVM)/include -MMD -MP \
+           $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+LDLIBS  += -L$(LLVM)/lib -lLLVM-19 -lprotobuf-c -lopenblas -lz -lm -lpthread -ldl
+comma   := ,
+
+LIB_SRC  := $(wildcard ir/*.c ir/ops/*.c passes/*.c executor/*.c backends/*/*.c frontend/*.c)
+TOOL_SRC := $(wildcard tools/*.c)
+TEST_SRC := $(wildcard tests/test_*.c)
+HELP_SRC := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
+EX_SRC   := $(wildcard frontend/examples/*.c)
+PB       := $(B)/gen/kiln.pb-c.c
+LIB_OBJ  := $(LIB_SRC:%.c=$(B)/%.o) $(PB:.c=.o)
+TESTS    := $(TEST_SRC:tests/%.c=$(B)/tests/%)
+EXAMPLES := $(EX_SRC:frontend/examples/%.c=$(B)/examples/%)
+
+.PHONY: all help demo test check bless bench peers loc install deps-build deps-test clean
+.SECONDARY:
+all: $(B)/kiln $(B)/libkiln.so $(B)/libkiln.a $(EXAMPLES)
+
+help:
+	@sed -n 's/^#: //p' Makefile
+
+#: make all       build kiln, libkiln.so, libkiln.a and the examples into build/
+#: make demo      install what is missing, build, train LeNet-5 on Fashion-MNIST, show the result
+#: make test      install what is missing, build (also with sanitizers), run all tests
+#: make check     house rules: includes, formatting, warnings with gcc and clang, sizes
+#: make bless     rewrite the expected output of the golden tests
+#: make bench     compare the speed with the peers (prepares them in .venv)
+#: make install   PREFIX=/usr/local DESTDIR=
+deps-build:
+	@tools/deps.sh build
+deps-test:
+	@tools/deps.sh test
+
+demo: deps-build
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all
+	@tools/demo.sh $(B)
+
+test: deps-test
+	@$(MAKE) --no-print-directory -s -j$$(nproc) check
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all tests
+	@$(MAKE) --no-print-directory -s -j$$(nproc) SAN=1 all tests
+	@tests/run.sh build build/san
+
+.PHONY: tests
+tests: $(TESTS) all
+
+check: deps-test
+	@tests/check.sh
+
+bless: tests
+	@KILN_BLESS=1 $(B)/tests/test_golden
+
+bench: deps-build
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all
+	@tests/bench/run.sh $(B)
+
+loc:
+	@for d in ir passes executor backends frontend tools tests; do \
+	  printf '%-10s %6d\n' $$d $$(git ls-files $$d | grep -E '\.(c|h|def|proto|sh)$$' | xargs cat | wc -l); done
+
+$(B)/gen/%.pb-c.c: ir/%.proto
+	@mkdir -p $(@D)
+	protoc-c --proto_path=ir --c_out=$(@D) $<
+$(PB:.c=.o): $(PB)
+	$(CC) $(CFLAGS) -w -c -o $@ $<
+$(B)/%.o: %.c | $(PB)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -c -o $@ $<
+$(B)/libkiln.a: $(LIB_OBJ)
+	@rm -f $@
+	ar rcs $@ $^
+$(B)/libkiln.so.0: $(LIB_OBJ)
+	$(CC) $(CFLAGS) -shared -Wl,-soname,libkiln.so.0 -o $@ $^ $(LDLIBS)
+$(B)/libkiln.so: $(B)/libkiln.so.0
+	ln -sf libkiln.so.0 $@
+$(B)/kiln: $(TOOL_SRC:%.c=$(B)/%.o) $(B)/libkiln.a
+	$(CC) $(CFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
+$(B)/tests/%: $(B)/tests/%.o $(HELP_SRC:%.c=$(B)/%.o) $(B)/libkiln.a
+	$(CC) $(CFLAGS) -rdynamic -o $@ $^ -lcmocka $(LDLIBS)
+$(B)/examples/%: frontend/examples/%.c $(B)/libkiln.so
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -Ifrontend -o $@ $< -L$(B) -lkiln -Wl,-rpath,'$$ORIGIN/..'
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/share/man/man1
+	install $(B)/kiln $(DESTDIR)$(PREFIX)/bin/
+	install -m 644 $(B)/libkiln.a $(DESTDIR)$(PREFIX)/lib/
+	install $(B)/libkiln.so.0 $(DESTDIR)$(PREFIX)/lib/
+	ln -sf libkiln.so.0 $(DESTDIR)$(PREFIX)/lib/libkiln.so
+	install -m 644 frontend/kiln.h $(DESTDIR)$(PREFIX)/include/
+	sed 's|@PREFIX@|$(PREFIX)|;s|@VERSION@|$(VERSION)|' frontend/kiln.pc.in > $(DESTDIR)$(PREFIX)/lib/pkgconfig/kiln.pc
+	install -m 644 docs/kiln.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+
+clean:
+	rm -rf build
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)

@@ -1,0 +1,72 @@
+/* The interface between the executor and a backend.
+ * Flow: schedule() each Kernel (task counts, workspace) -> memory is planned -> compile() all -> run steps. */
+#ifndef KILN_BACKEND_H
+#define KILN_BACKEND_H
+#include "../ir/ir.h"
+
+/* What generated code and library kernels see of a run; one per thread. The layout of the first three fields is known
+ * to the code generator. */
+typedef struct RunCtx {
+  uint64_t seed, step; /* of the random numbers */
+  /* A CHECK failed: node id, linear index in the checked tensor, value. Keeps the smallest (kernel, node, index). */
+  void (*check_failed)(struct RunCtx *ctx, int64_t node, int64_t index, int64_t value);
+  void *scratch; /* this thread's private scratch */
+  size_t scratch_bytes;
+  struct CheckRecord *record; /* where check_failed writes: owned by the executor */
+} RunCtx;
+typedef struct CheckRecord {
+  int failed;
+  int64_t node, index, value;
+} CheckRecord;
+
+/* Runs tasks begin..end-1 of one phase. bufs: the kernel's inputs, then outputs, then its workspace if any, in the
+ * order of Kernel.inputs / Kernel.outputs. Tasks of a phase are independent and their number is fixed by the shapes, so
+ * results do not depend on the number of threads. */
+typedef void KernelFn(const void *self, void *const *bufs, int64_t begin, int64_t end, RunCtx *ctx);
+
+enum { KERNEL_PHASES = 3 };
+typedef struct KernelCode {
+  int n_phases; /* run one after the other with a barrier between */
+  struct {
+    KernelFn *fn;
+    const void *self;
+    int64_t n_tasks;
+  } phase[KERNEL_PHASES];
+  int64_t cost; /* rough nanoseconds on one thread: small kernels run on the calling thread */
+} KernelCode;
+
+typedef struct Module Module; /* compiled code of some kernels; opaque to the executor */
+
+typedef struct CompileOptions {
+  const char *target;   /* NULL or "cpu": this machine; "cpu:NAME"; "cuda:sm_NN" (emit only) */
+  const char *dump_dir; /* NULL, or where to keep the generated LLVM IR */
+  bool no_blas;         /* every contraction by generated loops */
+} CompileOptions;
+
+typedef struct Backend {
+  const char *name;
+  /* Fills in Kernel.workspace, flops, bytes. E-GEN-002 for a kernel it cannot run. */
+  bool (*schedule)(Kernel *k);
+  /* code[i] for kernels[i]; lives until module_free. Equal kernels share code. */
+  Module *(*compile)(const Graph *g, int n, Kernel *const *kernels, const CompileOptions *o,
+                     KernelCode *code);
+  void (*module_free)(Module *m);
+  /* The generated code as text (or object bytes): what = "llvm" | "asm" | "ptx" | "object". */
+  bool (*emit)(const Graph *g, int n, Kernel *const *kernels, const CompileOptions *o,
+               const char *what, Str *out);
+  void (*describe)(Str *out); /* for `kiln info`: CPU, features, libraries; lines "key: value" */
+} Backend;
+
+extern const Backend backend_cpu;
+extern const Backend backend_cuda; /* emit only: schedule and compile say E-GEN-002 */
+
+/* pool.c: one pool of threads with static splits. A pool of 1 runs everything on the caller. */
+typedef struct Pool Pool;
+Pool *pool_new(int n_threads); /* 0: as many as cores */
+void pool_free(Pool *p);
+int pool_threads(const Pool *p);
+/* fn(user, thread, begin, end) on each thread's static share of n tasks; returns when all are done. */
+typedef void PoolFn(void *user, int thread, int64_t begin, int64_t end);
+void pool_run(Pool *p, int64_t n, PoolFn *fn, void *user);
+
+#endif

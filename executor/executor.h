@@ -1,0 +1,93 @@
+/* The executor: compiles programs per shape, keeps executables, runs them against a scope. The one header that the
+ * frontend and the tools include of it.
+ * Threads: an Executor belongs to one thread at a time; several Executors may share a Scope if none of them writes it. */
+#ifndef KILN_EXECUTOR_H
+#define KILN_EXECUTOR_H
+#include "../ir/ir.h"
+
+/* scope.c: named tensors that outlive a run. */
+typedef struct kl_scope Scope;
+Scope *scope_new(void);
+void scope_free(Scope *s);
+/* The tensor or NULL. The pointer stays valid until the scope is freed or the variable is set with another size. */
+Tensor *scope_get(Scope *s, const char *name);
+/* Copies (data NULL: zeros). Returns the scope's tensor. */
+Tensor *scope_set(Scope *s, const char *name, DType t, int rank, const int64_t *dims,
+                  const void *data);
+void scope_remove(Scope *s, const char *name);
+int scope_names(Scope *s, Arena *a, const char ***names); /* sorted */
+
+typedef struct ExecOptions {
+  int threads;       /* 0: all cores */
+  bool interpret;    /* the plain interpreter instead of generated code */
+  bool check_nan;    /* E-NUM-001 at the first operator whose output has a NaN or infinity */
+  bool profile;      /* keep times per kernel */
+  const char *trace; /* NULL, or a file for a Chrome trace, written by exec_free */
+  bool no_blas;
+  uint64_t seed;     /* of random operators whose own seed is 0 */
+  const char *debug; /* words of KILN_DEBUG, or NULL: only the environment's */
+} ExecOptions;
+
+typedef struct kl_exec Executor;
+Executor *exec_new(const ExecOptions *o); /* NULL: defaults */
+void exec_free(Executor *e);
+ExecOptions *exec_options(Executor *e); /* may be changed between runs, except threads and trace */
+/* Random numbers depend on (seed, step): step counts this executor's runs of programs that hold backward or optimise
+ * operators, and is saved in checkpoints. */
+uint64_t exec_step(const Executor *e);
+void exec_set_step(Executor *e, uint64_t step);
+
+typedef struct Feed {
+  const char *name;
+  const Tensor *value;
+} Feed;
+/* Run block 0. Fetched tensors are filled in: data is allocated with mem_alloc (mem_free it) unless fetch[i].data
+ * was given by the caller with the right dtype and dims. E-DAT, E-RUN, E-NUM, E-SHP... Nothing in the scope has changed
+ * if an error is found before execution starts; after E-DAT-002 or E-NUM-001 state is unchanged too. */
+bool exec_run(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *feeds, int n_fetch,
+              const char *const *fetch, Tensor *out);
+
+/* compile.c: what exec_run does on a new shape, for the tools. */
+typedef struct Executable Executable;
+typedef struct CompileRequest {
+  const Program *prog;
+  Scope *scope; /* shapes of state; may be NULL: declared shapes are used */
+  int n_feeds;
+  const Feed *feeds; /* data may be NULL here */
+  int n_fetch;
+  const char *const *fetch;
+  const char *target;               /* NULL: this CPU */
+  const struct PassOptions *passes; /* NULL: from KILN_DEBUG */
+  bool keep_all;                    /* materialise every operator's outputs (for --check-nan) */
+  bool no_blas;
+  bool no_code; /* stop before code generation */
+} CompileRequest;
+Executable *compile(const CompileRequest *r);
+void executable_free(Executable *x);
+Graph *executable_graph(Executable *x);
+bool executable_emit(Executable *x, const char *what,
+                     Str *out); /* "graph" "dot" "llvm" "asm" "ptx" "object" */
+typedef struct PlanInfo {
+  int kernels;
+  int64_t arena, lower_bound, state, flops, bytes;
+  double compile_ms;
+} PlanInfo;
+PlanInfo executable_plan(const Executable *x);
+/* The plan of the executable that this executor last ran. */
+PlanInfo exec_last_plan(const Executor *e);
+
+/* profile.c */
+void exec_profile_print(const Executor *e, FILE *to,
+                        bool json); /* tables per operator and per kernel */
+
+/* checkpoint.c: a folder DIR/step-NNNNNNNNNN with one file of tensors, one of names and state, and a manifest written
+ * last; complete or not there. `extra` is kept verbatim (position in the data, schedule state, random stream). */
+bool checkpoint_save(const char *dir, Scope *s, const Program *p, uint64_t step, uint64_t seed,
+                     const char *extra);
+bool checkpoint_load(const char *dir, Scope *s, const Program *p, uint64_t *step, uint64_t *seed,
+                     char **extra, Arena *a);
+/* Persistable variables of p between a scope and a .pdiparams file. */
+bool scope_save_params(Scope *s, const Program *p, const char *path);
+bool scope_load_params(Scope *s, const Program *p, const char *path);
+
+#endif

@@ -1,0 +1,71 @@
+/* Passes: rewrites of a Program that a user may want to keep, and the compiler's rewrites of a Graph.
+ * passes.def lists the Graph passes in running order; runner.c runs, verifies, times, prints and stops. */
+#ifndef KILN_PASSES_H
+#define KILN_PASSES_H
+#include "../ir/ir.h"
+
+/* runner.c */
+typedef struct PassOptions {
+  const char *print_after; /* pass name, "all" or NULL: the Graph is printed to `log` */
+  const char *stop_after;  /* pass name or NULL */
+  const char *disable;     /* comma-separated pass names or NULL */
+  const char *
+      dump_dir; /* NULL, or a folder for 00-expand.kl, 01-simplify.kl, ... (unchanged ones are elided) */
+  bool time_passes;
+  FILE *log; /* NULL: stderr */
+} PassOptions;
+typedef void GraphPass(Graph *g);
+typedef struct PassInfo {
+  const char *name;
+  GraphPass *run;
+  const char *why;
+} PassInfo;
+extern const PassInfo pass_info[];
+extern const int pass_n;
+/* All passes in order. Returns false if a pass named in the options does not exist (E-ARG-001). *stopped (may be NULL)
+ * says that stop_after was reached. Passes themselves cannot fail. */
+bool passes_run(Graph *g, const PassOptions *o, bool *stopped);
+void pass_options_from_env(
+    PassOptions *o); /* KILN_DEBUG: the same words, comma- or space-separated */
+
+/* Each Graph pass is one function in a file of its name: see passes.def. */
+#define PASS(name, why) GraphPass pass_##name;
+#include "passes.def"
+#undef PASS
+
+/* backward.c: append_backward on block 0 of p. Gradients of loss with respect to every parameter (is_parameter and not
+ * stop_gradient), or to the n_params named ones. Follows PaddlePaddle's rules (names, roles, sum of fan-outs).
+ * Returns the parameters and gradient names in arrays of the program's arena, sorted by parameter name. */
+typedef struct ParamGrad {
+  Var *param;
+  const char *grad;
+} ParamGrad;
+bool append_backward(Program *p, const char *loss, int n_params, const char *const *params, int *n,
+                     ParamGrad **pg);
+
+/* optim.c: clipping, decay and update operators after a backward. */
+typedef enum ClipKind { CLIP_NONE, CLIP_VALUE, CLIP_NORM, CLIP_GLOBAL_NORM } ClipKind;
+typedef struct OptimState {
+  const char *in, *out, *suffix;
+  double init;
+  bool scalar;
+} OptimState; /* an accumulator slot */
+typedef struct OptimSpec {
+  const char *type; /* operator type: "sgd", "momentum", "adam", ... */
+  int n_attrs;
+  const Attr *attrs;
+  int n_states;
+  const OptimState *
+      states; /* accumulators: slots, variable suffix ("velocity"), initial value, [1] or the parameter's shape */
+  double lr;           /* initial value of the learning-rate variable */
+  const char *lr_name; /* NULL: a new learning_rate_N; else an existing persistable variable */
+  ClipKind clip;
+  double clip_lo, clip_hi; /* value: lo..hi; norms: hi */
+  int decay_kind;
+  double decay; /* 0 none, 1 L1, 2 L2 added to the gradients */
+} OptimSpec;
+/* State variables are created in both programs and initialised in `startup`. Returns the learning-rate variable's name. */
+const char *append_optimizer(Program *main, Program *startup, const OptimSpec *o, int n,
+                             const ParamGrad *pg);
+
+#endif
