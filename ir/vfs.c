@@ -1,0 +1,255 @@
+/* Files: whole regular files in, atomically replaced files out, all through vfs_table.
+ *
+ * Reading refuses folders, FIFOs and devices (the open does not block on them). Writing goes to a new temporary file in
+ * the same folder, which is synced and renamed over the target, and then the folder is synced; on any failure the
+ * temporary file is removed and what stood there before is untouched. A sync that failed is never retried, since the
+ * system may have dropped the data. */
+#include "ir.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int posix_open(const char *path, int flags, int mode) { return open(path, flags, mode); }
+VfsTable vfs_table = {posix_open, read, write, fsync, close, rename};
+
+static const size_t max_file = (size_t)8 << 30;
+
+static int open_file(const char *path, int flags) {
+  int fd;
+  do fd = vfs_table.open(path, flags | O_CLOEXEC, 0666);
+  while (fd < 0 && errno == EINTR);
+  return fd;
+}
+
+static const char *kind_of(mode_t m) {
+  return S_ISDIR(m) ? "a folder" : S_ISFIFO(m) ? "a FIFO" : S_ISSOCK(m) ? "a socket" : "a device";
+}
+
+static const char *shown(const char *path, const char *std) {
+  return strcmp(path, "-") ? quoted(path) : std;
+}
+
+static bool read_all(Arena *a, int fd, const char *path, size_t guess, uint8_t **data, size_t *n) {
+  size_t cap = guess + 1, len = 0;
+  uint8_t *p = arena_alloc(a, cap + 1);
+  for (;;) {
+    if (len == cap) {
+      uint8_t *q = arena_alloc(a, 2 * cap + 4097);
+      memcpy(q, p, len);
+      p = q;
+      cap = 2 * cap + 4096;
+    }
+    ssize_t r = vfs_table.read(fd, p + len, cap - len);
+    if (r < 0 && errno == EINTR) continue;
+    if (r < 0)
+      return err_set(E_IO_001, "cannot read %s: %s", shown(path, "the standard input"),
+                     strerror(errno));
+    if (r == 0) break;
+    len += (size_t)r;
+    if (len > max_file)
+      return err_set(E_MEM_002, "%s is larger than 8 GiB", shown(path, "the standard input"));
+  }
+  p[len] = 0;
+  *data = p;
+  *n = len;
+  return true;
+}
+
+bool vfs_read(Arena *a, const char *path, uint8_t **data, size_t *n) {
+  if (!strcmp(path, "-")) return read_all(a, 0, path, 65536, data, n);
+  int fd = open_file(path, O_RDONLY | O_NONBLOCK | O_NOCTTY);
+  if (fd < 0) {
+    err_set(E_IO_001, "cannot open %s: %s", quoted(path), strerror(errno));
+    if (errno == ENOENT) err_help("Check the path; it is relative to the folder you are in.");
+    return false;
+  }
+  struct stat st;
+  bool ok;
+  if (fstat(fd, &st))
+    ok = err_set(E_IO_001, "cannot read %s: %s", quoted(path), strerror(errno));
+  else if (!S_ISREG(st.st_mode)) {
+    ok = err_set(E_IO_001, "%s is %s, not a regular file", quoted(path), kind_of(st.st_mode));
+    err_help("Give a regular file, or - to read the standard input.");
+  } else if ((uint64_t)st.st_size > max_file)
+    ok = err_set(E_MEM_002, "%s has %lld bytes; at most 8 GiB are read", quoted(path),
+                 (long long)st.st_size);
+  else {
+    /* a refused allocation must not leak the descriptor */
+    MemGuard g;
+    if (MEM_GUARD(g)) {
+      vfs_table.close(fd);
+      return false;
+    }
+    ok = read_all(a, fd, path, (size_t)st.st_size, data, n);
+    mem_unguard(&g);
+  }
+  vfs_table.close(fd);
+  return ok;
+}
+
+/* ---- writing ---- */
+
+struct VfsOut {
+  int fd;
+  bool failed;
+  char *path, *temp; /* temp NULL: the standard output */
+  size_t n;          /* bytes waiting in buf */
+  uint8_t buf[1 << 16];
+};
+
+static bool write_failed(VfsOut *o, const char *what) {
+  int e = errno;
+  o->failed = true;
+  err_set(E_IO_002, "cannot %s %s: %s", what, shown(o->path, "the standard output"), strerror(e));
+  if (e == ENOSPC || e == EDQUOT)
+    err_help("Free some space. What stood there before is untouched.");
+  return false;
+}
+
+static void out_free(VfsOut *o) {
+  mem_free(o->path);
+  mem_free(o->temp);
+  mem_free(o);
+}
+
+static char *dup_fmt(const char *fmt, const char *s, long pid, unsigned k) {
+  int n = snprintf(NULL, 0, fmt, s, pid, k);
+  char *p = mem_alloc((size_t)n + 1);
+  snprintf(p, (size_t)n + 1, fmt, s, pid, k);
+  return p;
+}
+
+static bool open_temp(VfsOut *o) {
+  static atomic_uint serial;
+  struct stat st;
+  bool there = !stat(o->path, &st);
+  if (there && !S_ISREG(st.st_mode)) {
+    o->failed = true;
+    err_set(E_IO_002, "%s is %s, not a regular file", quoted(o->path), kind_of(st.st_mode));
+    err_help("Name a regular file, or - for the standard output.");
+    return false;
+  }
+  for (int tries = 0; tries < 100; tries++) {
+    o->temp = dup_fmt("%s.tmp-%ld-%u", o->path, (long)getpid(), serial++);
+    o->fd = open_file(o->temp, O_WRONLY | O_CREAT | O_EXCL);
+    if (o->fd >= 0) {
+      if (there && fchmod(o->fd, st.st_mode & 0777)) return write_failed(o, "set the mode of");
+      return true;
+    }
+    mem_free(o->temp);
+    o->temp = NULL;
+    if (errno != EEXIST) break;
+  }
+  return write_failed(o, "create");
+}
+
+VfsOut *vfs_out_open(const char *path) {
+  VfsOut *o = mem_alloc(sizeof *o);
+  o->path = dup_fmt("%s", path, 0, 0);
+  o->fd = 1;
+  if (!strcmp(path, "-")) return o;
+  o->fd = -1;
+  if (open_temp(o)) return o;
+  vfs_out_close(o, false);
+  return NULL;
+}
+
+static bool write_all(VfsOut *o, const uint8_t *p, size_t n) {
+  while (n) {
+    ssize_t w = vfs_table.write(o->fd, p, n < (1u << 30) ? n : 1u << 30);
+    if (w < 0 && errno == EINTR) continue;
+    if (w == 0) errno = EIO;
+    if (w <= 0) return write_failed(o, "write");
+    p += w;
+    n -= (size_t)w;
+  }
+  return true;
+}
+
+static bool flush(VfsOut *o) {
+  size_t n = o->n;
+  o->n = 0;
+  return write_all(o, o->buf, n);
+}
+
+bool vfs_out_add(VfsOut *o, const void *data, size_t n) {
+  if (o->failed) return false;
+  if (n > sizeof o->buf - o->n && !flush(o)) return false;
+  if (n > sizeof o->buf) return write_all(o, data, n);
+  if (n) memcpy(o->buf + o->n, data, n);
+  o->n += n;
+  return true;
+}
+
+static int sync_fd(int fd) {
+  int r;
+  do r = vfs_table.fsync(fd);
+  while (r && errno == EINTR);
+  return r;
+}
+
+/* Makes the rename durable. File systems that cannot sync a folder say EINVAL. */
+static bool sync_folder(VfsOut *o) {
+  const char *slash = strrchr(o->path, '/');
+  char *dir = dup_fmt("%s", slash ? o->path : ".", 0, 0);
+  if (slash) dir[slash == o->path ? 1 : slash - o->path] = 0;
+  int fd = open_file(dir, O_RDONLY | O_DIRECTORY);
+  mem_free(dir);
+  if (fd < 0) return write_failed(o, "sync the folder of");
+  bool ok = !sync_fd(fd) || errno == EINVAL || write_failed(o, "sync the folder of");
+  vfs_table.close(fd);
+  return ok;
+}
+
+bool vfs_out_close(VfsOut *o, bool commit) {
+  bool ok = commit && !o->failed && flush(o);
+  if (o->temp) {
+    if (ok && sync_fd(o->fd)) ok = write_failed(o, "sync");
+    if (vfs_table.close(o->fd) && ok) ok = write_failed(o, "close");
+    if (ok && vfs_table.rename(o->temp, o->path)) ok = write_failed(o, "replace");
+    if (!ok)
+      unlink(o->temp);
+    else
+      ok = sync_folder(o);
+  }
+  out_free(o);
+  return ok || !commit;
+}
+
+bool vfs_write(const char *path, const void *data, size_t n) {
+  VfsOut *o = vfs_out_open(path);
+  if (!o) return false;
+  vfs_out_add(o, data, n);
+  return vfs_out_close(o, true);
+}
+
+/* ---- folders ---- */
+
+bool vfs_is_dir(const char *path) {
+  struct stat st;
+  return !stat(path, &st) && S_ISDIR(st.st_mode);
+}
+
+bool vfs_is_file(const char *path) {
+  struct stat st;
+  return !stat(path, &st) && S_ISREG(st.st_mode);
+}
+
+bool vfs_mkdirs(const char *path) {
+  char *p = dup_fmt("%s", path, 0, 0);
+  bool ok = *p || err_set(E_IO_002, "the name of a folder is empty");
+  for (char *s = p + 1; ok; s++) {
+    bool last = !*s;
+    if (*s != '/' && !last) continue;
+    *s = 0;
+    if (mkdir(p, 0777) && !vfs_is_dir(p))
+      ok = err_set(E_IO_002, "cannot make the folder %s: %s", quoted(p), strerror(errno));
+    if (last) break;
+    *s = '/';
+  }
+  mem_free(p);
+  return ok;
+}
