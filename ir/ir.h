@@ -496,6 +496,12 @@ typedef struct AffDim {
   int64_t off;
   int32_t div;
 } AffDim;
+/* Built nodes hold AffDims in one form: an absent term has c = 0, and a single term is the first. */
+static inline AffDim aff_loop(int l) { return (AffDim){(int8_t)l, -1, 1, 0, 0, 1}; }
+static inline AffDim aff_const(int64_t at) { return (AffDim){-1, -1, 0, 0, at, 1}; }
+static inline bool aff_is_loop(const AffDim *a, int l) {
+  return a->l0 == l && a->l1 < 0 && a->c0 == 1 && a->off == 0 && a->div == 1;
+}
 
 struct Node {
   Prim prim;
@@ -536,6 +542,7 @@ struct Graph {
   Arena *arena;           /* owned */
   const Program *prog;    /* NULL if parsed from text */
   bool shapes_only;       /* -1 dims are allowed: made for shape inference */
+  const Op *op;           /* of new nodes, see graph_set_op */
   VEC(Node *) nodes;      /* operands before users */
   VEC(NamedNode) writes;  /* persistable variables and their value at the exit, in program order */
   VEC(NamedNode) fetches; /* in the order asked for */
@@ -553,6 +560,9 @@ Graph *graph_new(const Program *p, bool shapes_only);
 void graph_free(Graph *g);
 void graph_number(Graph *g);                /* ids, n_uses (uses by nodes, writes and fetches) */
 void graph_set_op(Graph *g, const Op *op);  /* nodes made from now on carry this op */
+/* A node without its payload; dims are checked. For the builders and for passes. */
+Node *g_node(Graph *g, Prim p, DType t, int rank, const int64_t *dims, int n_in, Node *const *in);
+const char *g_who(const Graph *g, Prim p); /* for messages: the current operator, else the primitive */
 Node *g_const(Graph *g, DType t, double v); /* rank 0 */
 Node *g_full(Graph *g, DType t, double v, int rank, const int64_t *dims);
 Node *g_full_int(Graph *g, DType t, int64_t v, int rank, const int64_t *dims); /* exact for int64 */
@@ -573,6 +583,10 @@ Node *g_reshape(Graph *g, Node *x, int rank,
 Node *g_permute(Graph *g, Node *x, const int *perm);
 Node *g_expand(Graph *g, Node *x, int rank,
                const int64_t *dims); /* numpy rule, may add leading dims; dims -1 keep */
+/* The same, but dims are the result's: in a shapes_only graph -1 is an unknown size. */
+Node *g_expand_to(Graph *g, Node *x, int rank, const int64_t *dims);
+/* An identity view: a node of its own for the value of x, so that derive() can tell two uses of one node apart. */
+Node *g_alias(Graph *g, Node *x);
 Node *g_slice(Graph *g, Node *x, const int64_t *start, const int64_t *step,
               const int64_t *size); /* per dimension; step may be negative */
 Node *g_pad(Graph *g, Node *x, const int64_t *lo, const int64_t *hi,
@@ -585,6 +599,9 @@ Node *g_reduce(Graph *g, Prim p, Node *x, uint32_t axes, bool keep_dims); /* RSU
 Node *g_argmax(Graph *g, Node *x, uint32_t axes, bool keep_dims, DType t);
 Node *g_matmul(Graph *g, Node *a, Node *b, bool ta,
                bool tb); /* ranks >= 2, batch dims broadcast; E-SHP-012 */
+/* Positions of a window along one dimension: (in + lo + hi - dil*(k-1) - 1) / stride + 1; -1 if `in` is. E-SHP-005. */
+bool window_out(const char *who, int64_t in, int64_t k, int64_t stride, int64_t dil, int64_t lo,
+                int64_t hi, int64_t *out);
 /* x [N, C, *sp], w [O, C/groups, *k] -> [N, O, *out]; out = (in + lo + hi - dil*(k-1) - 1) / stride + 1 */
 Node *g_conv(Graph *g, Node *x, Node *w, int n_sp, const int64_t *stride, const int64_t *lo,
              const int64_t *hi, const int64_t *dil, int64_t groups);
@@ -618,7 +635,9 @@ bool graph_verify(const Graph *g); /* asserted by the pass runner: arity, types,
 
 /* derive.c: reverse-mode differentiation over primitives.
  * Given outputs ys with incoming gradients gys (NULL entries = zero), returns in gxs the gradient of each xs (NULL where
- * the output does not depend on it). Appends to g. E-OPR-005 through a primitive without a gradient. */
+ * the output does not depend on it). Appends to g. E-OPR-005 through a primitive without a gradient.
+ * The xs count as independent variables: nothing is passed on through them. An operator whose inputs may be one node, or
+ * depend on one another, is to be expanded on g_alias()es of its inputs. */
 bool derive(Graph *g, int n_y, Node *const *ys, Node *const *gys, int n_x, Node *const *xs,
             Node **gxs);
 
@@ -632,7 +651,8 @@ typedef struct EvalEnv {
 bool graph_eval(Graph *g, const EvalEnv *env, Arena *a, Tensor **values);
 /* Philox4x32-10: four 32-bit words for a counter and key. RANDOM's element e is word e%4 of the block e/4, with
  * counter {e/4 low, e/4 high, stream low, step low} and key {seed low ^ stream high, seed high ^ step high};
- * the value is (word >> 8) * 2^-24 + 2^-25 for float32 (exact), and for float64 ((word) + 0.5) * 2^-32. */
+ * the value is (word >> 9) * 2^-23 + 2^-24 for float32 and the half types (exact in float32, never 0 or 1), and for
+ * float64 (word + 0.5) * 2^-32. */
 void philox(const uint32_t ctr[4], const uint32_t key[2], uint32_t out[4]);
 
 /* ---- expand.c: operators -> primitives; also the shape inference ---- */
