@@ -15,7 +15,7 @@ typedef struct RunCtx {
   struct CheckRecord *record; /* where check_failed writes: owned by the executor */
 } RunCtx;
 typedef struct CheckRecord {
-  int failed;
+  int failed, lock;
   int64_t node, index, value;
 } CheckRecord;
 
@@ -33,6 +33,7 @@ typedef struct KernelCode {
     int64_t n_tasks;
   } phase[KERNEL_PHASES];
   int64_t cost; /* rough nanoseconds on one thread: small kernels run on the calling thread */
+  int64_t scratch_bytes; /* private scratch that each thread needs: RunCtx.scratch */
 } KernelCode;
 
 typedef struct Module Module; /* compiled code of some kernels; opaque to the executor */

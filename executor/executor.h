@@ -58,7 +58,6 @@ typedef struct CompileRequest {
   const char *const *fetch;
   const char *target;               /* NULL: this CPU */
   const struct PassOptions *passes; /* NULL: from KILN_DEBUG */
-  bool keep_all;                    /* materialise every operator's outputs (for --check-nan) */
   bool no_blas;
   bool no_code; /* stop before code generation */
 } CompileRequest;

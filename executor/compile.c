@@ -1,0 +1,164 @@
+/* The whole compilation, top to bottom.
+ *
+ *   Program --expand--> Graph --passes: simplify constfold cse dce split fuse--> Kernels
+ *           --schedule (backend: workspace)--> --memplan--> offsets --backend--> code --> Executable
+ *
+ * In: a program, the shapes of its feeds and state, and what to fetch. Out: an Executable, or one diagnostic. */
+#include "internal.h"
+#include <string.h>
+
+static const Backend *backend_for(const char *target) {
+  if (!target || !strncmp(target, "cpu", 3)) return &backend_cpu;
+  if (!strncmp(target, "cuda:", 5)) return &backend_cuda;
+  err_set(E_ARG_001, "unknown target %s", quoted(target));
+  err_help("targets are cpu, cpu:NAME and cuda:sm_NN");
+  return NULL;
+}
+
+static bool feed_dims(const CompileRequest *r, const Var *v, DType *t, int *rank, int64_t *dims) {
+  for (int i = 0; i < r->n_feeds; i++) {
+    const Tensor *f = r->feeds[i].value;
+    if (strcmp(r->feeds[i].name, v->name)) continue;
+    *t = f->dtype;
+    *rank = f->rank;
+    memcpy(dims, f->dims, sizeof *dims * (size_t)f->rank);
+    return true;
+  }
+  err_set(E_DAT_001, "%s is not fed", quoted(v->name));
+  err_note("it is %s", shape_text(v->dtype, v->rank, v->dims));
+  Arena *a = arena_new();
+  const char **names = arena_array(a, const char *, r->n_feeds + 1);
+  for (int i = 0; i < r->n_feeds; i++) names[i] = r->feeds[i].name;
+  const char *near = name_nearest(v->name, r->n_feeds, names);
+  if (near)
+    err_help("%s is fed, but the program reads %s", quoted(near), quoted(v->name));
+  else
+    err_help("feed %s, or fetch only what does not depend on it", quoted(v->name));
+  arena_free(a);
+  return false;
+}
+
+/* DimsOf of expand_program: feeds have the shape of their value, state that of the scope's tensor. */
+static bool dims_of(void *user, const Var *v, bool fed, DType *t, int *rank, int64_t *dims) {
+  const CompileRequest *r = user;
+  if (fed) return feed_dims(r, v, t, rank, dims);
+  const Tensor *s = r->scope ? scope_get(r->scope, v->name) : NULL;
+  if (r->scope && !s) {
+    err_set(E_RUN_001, "%s has no value", quoted(v->name));
+    err_help("run the startup program, or load parameters, first");
+    return false;
+  }
+  *t = s ? s->dtype : v->dtype;
+  *rank = s ? s->rank : v->rank;
+  memcpy(dims, s ? s->dims : v->dims, sizeof *dims * (size_t)*rank);
+  return true;
+}
+
+bool expand_request(const CompileRequest *r, Graph **g) {
+  Arena *a = arena_new();
+  const char **feeds = arena_array(a, const char *, r->n_feeds + 1);
+  for (int i = 0; i < r->n_feeds; i++) feeds[i] = r->feeds[i].name;
+  *g = expand_program(r->prog, r->n_feeds, feeds, r->n_fetch, r->fetch, dims_of, (void *)r);
+  arena_free(a);
+  return *g != NULL;
+}
+
+/* The buffers of a kernel in the order that its function expects: inputs, outputs, workspace. */
+static void bind_kernels(Executable *x) {
+  int n = x->graph->kernels.n;
+  x->bufs = arena_array(x->arena, Buffer **, n + 1);
+  x->n_bufs = arena_array(x->arena, int, n + 1);
+  for (int i = 0; i < n; i++) {
+    const Kernel *k = x->graph->kernels.v[i];
+    Buffer **b = x->bufs[i] = arena_array(x->arena, Buffer *, k->inputs.n + k->outputs.n + 1);
+    int m = 0;
+    for (int j = 0; j < k->inputs.n; j++) b[m++] = k->inputs.v[j].node->buf;
+    for (int j = 0; j < k->outputs.n; j++) b[m++] = k->outputs.v[j]->buf;
+    if (k->ws) b[m++] = k->ws;
+    x->n_bufs[i] = m;
+  }
+}
+
+static void fill_plan(Executable *x) {
+  PlanInfo *p = &x->plan;
+  const Graph *g = x->graph;
+  p->kernels = g->kernels.n;
+  p->arena = g->arena_bytes;
+  p->lower_bound = g->lower_bound;
+  for (int i = 0; i < g->buffers.n; i++)
+    if (g->buffers.v[i]->kind == B_STATE) p->state += g->buffers.v[i]->bytes;
+  for (int i = 0; i < g->kernels.n; i++) {
+    p->flops += g->kernels.v[i]->flops;
+    p->bytes += g->kernels.v[i]->bytes;
+    if (x->code && x->code[i].scratch_bytes > x->scratch_bytes)
+      x->scratch_bytes = x->code[i].scratch_bytes;
+  }
+}
+
+static bool program_updates(const Program *p) {
+  const Block *b = p->blocks.v[0];
+  for (int i = 0; i < b->ops.n; i++)
+    if (op_role(b->ops.v[i]) & (ROLE_BACKWARD | ROLE_OPTIMIZE)) return true;
+  return false;
+}
+
+Executable *compile(const CompileRequest *r) {
+  double t0 = now_seconds();
+  const Backend *backend = backend_for(r->target);
+  Graph *g = NULL;
+  if (!backend || !expand_request(r, &g)) return NULL;
+
+  Arena *a = arena_new();
+  Executable *x = arena_new_of(a, Executable);
+  x->arena = a;
+  x->graph = g;
+  x->backend = backend;
+  x->updates = program_updates(r->prog);
+
+  PassOptions passes = {0};
+  if (r->passes)
+    passes = *r->passes;
+  else
+    pass_options_from_env(&passes);
+  passes.schedule = backend->schedule;
+  bool stopped = false;
+  bool ok = passes_run(g, &passes, &stopped);
+
+  x->options = (CompileOptions){
+      .target = r->target ? arena_str(a, r->target) : NULL,
+      .dump_dir = passes.dump_dir ? arena_str(a, passes.dump_dir) : NULL,
+      .no_blas = r->no_blas,
+  };
+  if (ok && !stopped && !r->no_code) {
+    int n = g->kernels.n;
+    x->code = arena_array(a, KernelCode, n + 1);
+    x->module = backend->compile(g, n, g->kernels.v, &x->options, x->code);
+    ok = x->module != NULL;
+    if (ok) bind_kernels(x);
+  }
+  if (!ok) {
+    executable_free(x);
+    return NULL;
+  }
+  fill_plan(x);
+  x->plan.compile_ms = (now_seconds() - t0) * 1e3;
+  return x;
+}
+
+void executable_free(Executable *x) {
+  if (!x) return;
+  if (x->module) x->backend->module_free(x->module);
+  graph_free(x->graph);
+  arena_free(x->arena);
+}
+
+Graph *executable_graph(Executable *x) { return x->graph; }
+
+PlanInfo executable_plan(const Executable *x) { return x->plan; }
+
+bool executable_emit(Executable *x, const char *what, Str *out) {
+  if (!strcmp(what, "graph")) return graph_print(x->graph, out), true;
+  if (!strcmp(what, "dot")) return graph_dot(x->graph, out), true;
+  return x->backend->emit(x->graph, x->graph->kernels.n, x->graph->kernels.v, &x->options, what,
+                          out);
+}

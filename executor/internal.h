@@ -1,0 +1,43 @@
+/* What the files of the executor share. */
+#ifndef KILN_EXECUTOR_INTERNAL_H
+#define KILN_EXECUTOR_INTERNAL_H
+#include "executor.h"
+#include "../passes/passes.h"
+#include "../backends/backend.h"
+
+/* A compiled program for one set of feed shapes, state shapes and fetches. Immutable once made: several runs may use it,
+ * each with memory of its own. */
+struct Executable {
+  Arena *arena;
+  Graph *graph;
+  const Backend *backend;
+  Module *module;
+  KernelCode *code; /* one per kernel */
+  Buffer ***bufs;   /* per kernel: buffers in the order of the KernelFn's argument */
+  int *n_bufs;
+  int64_t scratch_bytes; /* the most that any kernel wants per thread */
+  bool updates;          /* the program holds backward or optimise operators: runs count as steps */
+  PlanInfo plan;
+  char *key; /* see run.c */
+  CompileOptions options;
+  Executable *next;
+};
+
+/* profile.c */
+typedef struct Profile Profile;
+Profile *profile_new(bool trace);
+void profile_free(Profile *p);
+void profile_add(Profile *p, const Executable *x, int kernel, double t0, double t1); /* seconds */
+bool profile_write_trace(const Profile *p, const char *path);
+void profile_print(const Profile *p, FILE *to, bool json);
+double now_seconds(void);
+
+/* nancheck.c */
+bool tensor_finite(const Tensor *t, int64_t *at); /* at: the first element that is not */
+/* Interpret the program to find the first operator whose output is not finite; records E-NUM-001. */
+bool find_not_finite(const CompileRequest *r, const EvalEnv *env, const char *seen_in);
+
+/* compile.c */
+bool expand_request(const CompileRequest *r, Graph **g);
+
+#endif

@@ -1,0 +1,429 @@
+/* Running programs: feeds checked, the executable found or compiled, memory bound, kernels run, results copied out.
+ *
+ * In: a program, a scope, feeds, names to fetch. Out: fetched tensors and the scope's new state. Executables are kept
+ * per (program, edits, feed shapes, state shapes, fetches). State changes only if the run succeeds: the plan updates
+ * state in place only after the last check, and variables that are new are put into the scope at the end. */
+#include "internal.h"
+#include <stdlib.h>
+#include <string.h>
+
+struct kl_exec {
+  ExecOptions opt;
+  Pool *pool;
+  Executable *cache; /* most recently used first */
+  Executable *last;
+  Arena *tmp;      /* of the run in progress; emptied by the next one */
+  uint8_t *memory; /* the arena of the executables, as large as the largest */
+  size_t memory_bytes;
+  uint8_t *scratch; /* one piece per thread */
+  size_t scratch_bytes;
+  uint64_t step;
+  Profile *profile;
+};
+
+enum { CACHED_EXECUTABLES = 64 };
+static const int64_t INLINE_COST_NS =
+    4000; /* kernels cheaper than this are not worth waking the pool */
+
+Executor *exec_new(const ExecOptions *o) {
+  Executor *e = mem_alloc(sizeof *e);
+  if (o) e->opt = *o;
+  e->pool = pool_new(e->opt.threads);
+  if (!e->pool) {
+    mem_free(e);
+    return NULL;
+  }
+  if (e->opt.profile || e->opt.trace) e->profile = profile_new(e->opt.trace != NULL);
+  return e;
+}
+
+void exec_free(Executor *e) {
+  if (!e) return;
+  if (e->profile && e->opt.trace) profile_write_trace(e->profile, e->opt.trace);
+  profile_free(e->profile);
+  for (Executable *x = e->cache, *next; x; x = next) {
+    next = x->next;
+    executable_free(x);
+  }
+  pool_free(e->pool);
+  arena_free(e->tmp);
+  mem_free(e->memory);
+  mem_free(e->scratch);
+  mem_free(e);
+}
+
+ExecOptions *exec_options(Executor *e) { return &e->opt; }
+uint64_t exec_step(const Executor *e) { return e->step; }
+void exec_set_step(Executor *e, uint64_t step) { e->step = step; }
+PlanInfo exec_last_plan(const Executor *e) { return e->last ? e->last->plan : (PlanInfo){0}; }
+void exec_profile_print(const Executor *e, FILE *to, bool json) {
+  if (e->profile) profile_print(e->profile, to, json);
+}
+
+/* ---- feeds ---- */
+
+static bool check_feed(const Program *p, const Feed *f) {
+  const Block *b = p->blocks.v[0];
+  const Var *v = block_var(b, f->name);
+  const Tensor *t = f->value;
+  if (!v) {
+    err_set(E_DAT_001, "%s is fed, but the program has no such variable", quoted(f->name));
+    Arena *a = arena_new();
+    const char **names = arena_array(a, const char *, b->vars.n + 1);
+    for (int i = 0; i < b->vars.n; i++) names[i] = b->vars.v[i]->name;
+    const char *near = name_nearest(f->name, b->vars.n, names);
+    if (near) err_help("did you mean %s?", quoted(near));
+    arena_free(a);
+    return false;
+  }
+  if (!t || (!t->data && tensor_numel(t) > 0))
+    return err_set(E_DAT_001, "feed %s has no data", quoted(f->name));
+  bool fits = v->dtype == DT_NONE || t->dtype == v->dtype;
+  bool rank_fits = t->rank == v->rank;
+  for (int i = 0; rank_fits && i < t->rank; i++)
+    rank_fits = v->dims[i] < 0 || v->dims[i] == t->dims[i];
+  if (fits && rank_fits) return true;
+  err_set(E_DAT_001, "feed %s is %s, the program wants %s", quoted(f->name),
+          shape_text(t->dtype, t->rank, t->dims), shape_text(v->dtype, v->rank, v->dims));
+  err_help(fits ? "reshape the data; -1 stands for any size" : "convert the data to %s",
+           dtype_info[v->dtype].name);
+  return false;
+}
+
+static bool check_feeds(const Program *p, int n, const Feed *feeds) {
+  for (int i = 0; i < n; i++) {
+    if (!check_feed(p, &feeds[i])) return false;
+    for (int j = 0; j < i; j++)
+      if (!strcmp(feeds[i].name, feeds[j].name))
+        return err_set(E_DAT_001, "%s is fed twice", quoted(feeds[i].name));
+  }
+  return true;
+}
+
+/* ---- finding the executable ---- */
+
+static char *make_key(Arena *a, const Executor *e, const CompileRequest *r) {
+  Str s;
+  str_init(&s, a);
+  str_fmt(&s, "%llu.%llu.%d", (unsigned long long)r->prog->id, (unsigned long long)r->prog->edits,
+          e->opt.no_blas);
+  for (int i = 0; i < r->n_feeds; i++) {
+    const Tensor *t = r->feeds[i].value;
+    str_fmt(&s, "|%s:%d", r->feeds[i].name, t->dtype);
+    for (int d = 0; d < t->rank; d++) str_fmt(&s, ",%lld", (long long)t->dims[d]);
+  }
+  str_add(&s, "|>");
+  for (int i = 0; i < r->n_fetch; i++) str_fmt(&s, "|%s", r->fetch[i]);
+  return s.s;
+}
+
+/* Is the state in the scope of the size that the executable was compiled for? */
+static bool state_fits(const Executable *x, Scope *s) {
+  for (int i = 0; i < x->graph->buffers.n; i++) {
+    const Buffer *b = x->graph->buffers.v[i];
+    if (b->kind != B_STATE) continue;
+    const Tensor *t = scope_get(s, b->name);
+    if (t && (int64_t)tensor_bytes(t) != b->bytes) return false;
+  }
+  return true;
+}
+
+static void drop_oldest(Executor *e) {
+  int n = 0;
+  for (Executable **x = &e->cache; *x; x = &(*x)->next)
+    if (++n > CACHED_EXECUTABLES) {
+      Executable *old = *x;
+      *x = old->next;
+      executable_free(old);
+      return;
+    }
+}
+
+static Executable *find_executable(Executor *e, const CompileRequest *r) {
+  char *key = make_key(e->tmp, e, r);
+  for (Executable **link = &e->cache; *link; link = &(*link)->next) {
+    Executable *x = *link;
+    if (strcmp(x->key, key)) continue;
+    *link = x->next;
+    if (!state_fits(x, r->scope)) {
+      executable_free(x);
+      break;
+    }
+    x->next = e->cache;
+    return e->cache = x;
+  }
+  Executable *x = compile(r);
+  if (!x) return NULL;
+  x->key = arena_str(x->arena, key);
+  x->next = e->cache;
+  e->cache = x;
+  drop_oldest(e);
+  return x;
+}
+
+/* ---- running ---- */
+
+typedef struct Run {
+  Executor *e;
+  Executable *x;
+  Scope *scope;
+  const CompileRequest *req;
+  void **at;    /* address per buffer id */
+  void **fresh; /* per buffer id: memory of state that is not in the scope yet */
+  CheckRecord check;
+  uint64_t seed, step;
+} Run;
+
+static void check_failed(RunCtx *c, int64_t node, int64_t index, int64_t value) {
+  /* Threads race for the record; the smallest (node, index) wins, so the message is the same each time. */
+  CheckRecord *r = c->record;
+  while (__atomic_exchange_n(&r->lock, 1, __ATOMIC_ACQUIRE)) {}
+  if (!r->failed || node < r->node || (node == r->node && index < r->index))
+    *r = (CheckRecord){.failed = 1, .node = node, .index = index, .value = value, .lock = 1};
+  __atomic_store_n(&r->lock, 0, __ATOMIC_RELEASE);
+}
+
+static void ensure_memory(uint8_t **p, size_t *have, size_t want) {
+  if (*have >= want) return;
+  mem_free(*p);
+  *p = NULL;
+  *have = 0;
+  *p = mem_alloc(want);
+  *have = want;
+}
+
+static const Tensor *feed_value(const CompileRequest *r, const char *name) {
+  for (int i = 0; i < r->n_feeds; i++)
+    if (!strcmp(r->feeds[i].name, name)) return r->feeds[i].value;
+  return NULL;
+}
+
+static void bind_buffers(Run *u) {
+  const Graph *g = u->x->graph;
+  for (int i = 0; i < g->buffers.n; i++) {
+    const Buffer *b = g->buffers.v[i];
+    const Tensor *t;
+    switch (b->kind) {
+    case B_ARENA:
+    case B_FETCH: u->at[i] = u->e->memory + b->offset; break;
+    case B_DATA: u->at[i] = (void *)b->data; break;
+    case B_FEED: u->at[i] = feed_value(u->req, b->name)->data; break;
+    case B_STATE:
+      t = scope_get(u->scope, b->name);
+      u->at[i] = t ? t->data : (u->fresh[i] = arena_alloc(u->e->tmp, (size_t)b->bytes + 64));
+      break;
+    }
+  }
+}
+
+typedef struct Phase {
+  KernelFn *fn;
+  const void *self;
+  void *const *bufs;
+  Run *run;
+} Phase;
+
+static void phase_share(void *user, int thread, int64_t begin, int64_t end) {
+  const Phase *p = user;
+  Executor *e = p->run->e;
+  RunCtx c = {.seed = p->run->seed,
+              .step = p->run->step,
+              .check_failed = check_failed,
+              .scratch = e->scratch + (size_t)thread * (size_t)p->run->x->scratch_bytes,
+              .scratch_bytes = (size_t)p->run->x->scratch_bytes,
+              .record = &p->run->check};
+  if (begin < end) p->fn(p->self, p->bufs, begin, end, &c);
+}
+
+static void run_kernel(Run *u, int i) {
+  const Executable *x = u->x;
+  const KernelCode *c = &x->code[i];
+  void **bufs = arena_array(u->e->tmp, void *, x->n_bufs[i] + 1);
+  for (int j = 0; j < x->n_bufs[i]; j++) bufs[j] = u->at[x->bufs[i][j]->id];
+  for (int j = 0; j < c->n_phases; j++) {
+    Phase p = {c->phase[j].fn, c->phase[j].self, bufs, u};
+    if (c->cost < INLINE_COST_NS)
+      phase_share(&p, 0, 0, c->phase[j].n_tasks);
+    else
+      pool_run(u->e->pool, c->phase[j].n_tasks, phase_share, &p);
+  }
+}
+
+static bool check_error(const Run *u) {
+  const Node *n = u->x->graph->nodes.v[u->check.node];
+  const int64_t *c = n->ia;
+  int64_t row = u->check.index;
+  err_set((ErrCode)c[4], "value %lld at element %lld is outside %lld..%lld",
+          (long long)u->check.value, (long long)row, (long long)c[0], (long long)c[1] - 1);
+  err_note("the checked tensor is %s", shape_text(n->dtype, n->rank, n->dims));
+  err_help("correct the data, or the number of classes or rows in the program");
+  if (n->op) err_where("%s", op_text(n->op));
+  err_where("step %llu", (unsigned long long)u->step);
+  return false;
+}
+
+static bool run_kernels(Run *u) {
+  const Executable *x = u->x;
+  Executor *e = u->e;
+  for (int i = 0; i < x->graph->kernels.n; i++) {
+    double t0 = e->profile ? now_seconds() : 0;
+    run_kernel(u, i);
+    if (e->profile) profile_add(e->profile, x, i, t0, now_seconds());
+    if (u->check.failed) return check_error(u);
+  }
+  return true;
+}
+
+/* Reshapes share their operand's buffer, so a node's value is found at its buffer whatever its shape. */
+static Tensor node_tensor(const Run *u, const Node *n) {
+  Tensor t = {.dtype = n->dtype, .rank = n->rank, .data = u->at[n->buf->id]};
+  memcpy(t.dims, n->dims, sizeof *t.dims * (size_t)n->rank);
+  return t;
+}
+
+static void copy_out(const Tensor *from, Tensor *to) {
+  size_t bytes = tensor_bytes(from);
+  void *data = to->data;
+  bool fits = data && to->dtype == from->dtype && tensor_bytes(to) == bytes;
+  *to = *from;
+  to->data = fits ? data : mem_alloc(bytes ? bytes : 1);
+  memcpy(to->data, from->data, bytes);
+}
+
+/* New state enters the scope, state written elsewhere is copied. */
+static bool commit_state(Run *u) {
+  const Graph *g = u->x->graph;
+  for (int i = 0; i < g->copies.n; i++) {
+    const ExitCopy *c = &g->copies.v[i];
+    memcpy(u->at[c->to->id], u->at[c->from->id], (size_t)c->to->bytes);
+  }
+  for (int i = 0; i < g->writes.n; i++) {
+    const NamedNode *w = &g->writes.v[i];
+    const Node *n = w->node;
+    Tensor *old = scope_get(u->scope, w->name);
+    if (old) { /* the same bytes, perhaps another shape */
+      old->dtype = n->dtype;
+      old->rank = n->rank;
+      memcpy(old->dims, n->dims, sizeof *n->dims * (size_t)n->rank);
+      continue;
+    }
+    for (int b = 0; b < g->buffers.n; b++)
+      if (u->fresh[b] && !strcmp(g->buffers.v[b]->name, w->name) &&
+          !scope_set(u->scope, w->name, n->dtype, n->rank, n->dims, u->fresh[b]))
+        return false;
+  }
+  return true;
+}
+
+static bool finish(Run *u, Tensor *out) {
+  const Graph *g = u->x->graph;
+  for (int i = 0; i < g->fetches.n; i++) {
+    Tensor t = node_tensor(u, g->fetches.v[i].node);
+    copy_out(&t, &out[i]);
+  }
+  return commit_state(u);
+}
+
+/* ---- NaN checks ---- */
+
+static Tensor *env_lookup(void *user, const char *name, bool state) {
+  Run *u = user;
+  return state ? scope_get(u->scope, name) : (Tensor *)feed_value(u->req, name);
+}
+
+/* State as it was before a run that may have to be undone. */
+static void **save_state(Run *u) {
+  const Graph *g = u->x->graph;
+  void **saved = arena_array(u->e->tmp, void *, g->buffers.n + 1);
+  for (int i = 0; i < g->buffers.n; i++) {
+    const Buffer *b = g->buffers.v[i];
+    if (b->kind == B_STATE && !u->fresh[i])
+      saved[i] = arena_dup(u->e->tmp, u->at[i], (size_t)b->bytes);
+  }
+  return saved;
+}
+
+static bool check_finite(Run *u, void **saved) {
+  const Graph *g = u->x->graph;
+  const char *bad = NULL;
+  for (int i = 0; i < g->fetches.n && !bad; i++) {
+    Tensor t = node_tensor(u, g->fetches.v[i].node);
+    if (!tensor_finite(&t, NULL)) bad = g->fetches.v[i].name;
+  }
+  for (int i = 0; i < g->writes.n && !bad; i++) {
+    Tensor t = node_tensor(u, g->writes.v[i].node);
+    if (!tensor_finite(&t, NULL)) bad = g->writes.v[i].name;
+  }
+  if (!bad) return true;
+  for (int i = 0; i < g->buffers.n; i++)
+    if (saved[i]) memcpy(u->at[i], saved[i], (size_t)g->buffers.v[i]->bytes);
+  EvalEnv env = {.lookup = env_lookup, .user = u, .seed = u->seed, .step = u->step};
+  return find_not_finite(u->req, &env, bad);
+}
+
+/* ---- the interpreter instead of generated code ---- */
+
+static bool run_interpreted(Run *u, Tensor *out) {
+  Graph *g;
+  if (!expand_request(u->req, &g)) return false;
+  EvalEnv env = {.lookup = env_lookup, .user = u, .seed = u->seed, .step = u->step};
+  Tensor *values;
+  bool ok = true;
+  if (u->e->opt.check_nan) ok = find_not_finite(u->req, &env, NULL);
+  ok = ok && graph_eval(g, &env, u->e->tmp, &values);
+  for (int i = 0; ok && i < g->fetches.n; i++) copy_out(&values[g->fetches.v[i].node->id], &out[i]);
+  for (int i = 0; ok && i < g->writes.n; i++) {
+    const Tensor *t = &values[g->writes.v[i].node->id];
+    ok = scope_set(u->scope, g->writes.v[i].name, t->dtype, t->rank, t->dims, t->data) != NULL;
+  }
+  graph_free(g);
+  return ok;
+}
+
+static bool run_compiled(Run *u, Tensor *out) {
+  Executor *e = u->e;
+  Executable *x = u->x = find_executable(e, u->req);
+  if (!x) return false;
+  e->last = x;
+  ensure_memory(&e->memory, &e->memory_bytes, (size_t)x->graph->arena_bytes + 64);
+  ensure_memory(&e->scratch, &e->scratch_bytes,
+                (size_t)x->scratch_bytes * (size_t)pool_threads(e->pool) + 64);
+  u->at = arena_array(e->tmp, void *, x->graph->buffers.n + 1);
+  u->fresh = arena_array(e->tmp, void *, x->graph->buffers.n + 1);
+  bind_buffers(u);
+  void **saved = e->opt.check_nan ? save_state(u) : NULL;
+  return run_kernels(u) && (!saved || check_finite(u, saved)) && finish(u, out);
+}
+
+static bool has_updates(const Program *p) {
+  const Block *b = p->blocks.v[0];
+  for (int i = b->ops.n - 1; i >= 0; i--)
+    if (op_role(b->ops.v[i]) & (ROLE_BACKWARD | ROLE_OPTIMIZE)) return true;
+  return false;
+}
+
+bool exec_run(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *feeds, int n_fetch,
+              const char *const *fetch, Tensor *out) {
+  MemGuard guard;
+  if (MEM_GUARD(guard)) return false;
+  arena_free(e->tmp);
+  e->tmp = NULL;
+  e->tmp = arena_new();
+  CompileRequest req = {.prog = p,
+                        .scope = s,
+                        .n_feeds = n_feeds,
+                        .feeds = feeds,
+                        .n_fetch = n_fetch,
+                        .fetch = fetch,
+                        .no_blas = e->opt.no_blas};
+  PassOptions words = {0};
+  if (e->opt.debug && pass_options_parse(&words, e->opt.debug)) req.passes = &words;
+  uint64_t seed = e->opt.seed ? e->opt.seed : (uint64_t)p->seed;
+  Run u = {.e = e, .scope = s, .req = &req, .seed = seed, .step = e->step};
+  bool ok = !err_any() && check_feeds(p, n_feeds, feeds) &&
+            (e->opt.interpret ? run_interpreted(&u, out) : run_compiled(&u, out));
+  if (ok && has_updates(p)) e->step++;
+  if (!ok && p->file) err_where("%s", p->file);
+  mem_unguard(&guard);
+  return ok;
+}

@@ -1,0 +1,137 @@
+/* Scopes: tensors by name that outlive a run (parameters, optimiser state, running statistics).
+ *
+ * In: names and values. Out: tensors whose data stays at one address until the variable gets another size or the scope
+ * is freed. Look-ups from several threads are safe; so is setting different variables, but not changing a variable while
+ * somebody runs with it. */
+#include "internal.h"
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct kl_scope {
+  Arena *arena;
+  Map *by_name; /* name -> Tensor*; removed variables keep their (empty) Tensor for reuse */
+  pthread_mutex_t lock;
+};
+
+Scope *scope_new(void) {
+  Arena *a = arena_new();
+  Scope *s = arena_new_of(a, Scope);
+  s->arena = a;
+  s->by_name = map_new(a);
+  pthread_mutex_init(&s->lock, NULL);
+  return s;
+}
+
+void scope_free(Scope *s) {
+  if (!s) return;
+  for (int i = 0; i < map_n(s->by_name); i++) {
+    void *t;
+    map_at(s->by_name, i, &t);
+    mem_free(((Tensor *)t)->data);
+  }
+  pthread_mutex_destroy(&s->lock);
+  arena_free(s->arena);
+}
+
+Tensor *scope_get(Scope *s, const char *name) {
+  pthread_mutex_lock(&s->lock);
+  Tensor *t = map_get(s->by_name, name);
+  pthread_mutex_unlock(&s->lock);
+  return t && t->data ? t : NULL;
+}
+
+Tensor *scope_set(Scope *s, const char *name, DType d, int rank, const int64_t *dims,
+                  const void *data) {
+  int64_t n;
+  if (rank < 0 || rank > KL_VAR_RANK) {
+    err_set(E_SHP_002, "%s has %d dimensions; at most %d are possible", quoted(name), rank,
+            KL_VAR_RANK);
+    return NULL;
+  }
+  if (!dims_numel(d, rank, dims, &n)) return NULL;
+  size_t bytes = (size_t)n * (size_t)dtype_info[d].size;
+  /* Memory is taken before the lock: a refused allocation leaves by longjmp. */
+  void *fresh = NULL;
+  Tensor *t = scope_get(s, name);
+  if (!t || tensor_bytes(t) != bytes) fresh = mem_alloc(bytes ? bytes : 1);
+  pthread_mutex_lock(&s->lock);
+  t = map_get(s->by_name, name);
+  if (!t) map_put(s->by_name, name, t = arena_new_of(s->arena, Tensor));
+  if (fresh) {
+    mem_free(t->data);
+    t->data = fresh;
+  }
+  t->dtype = d;
+  t->rank = rank;
+  memcpy(t->dims, dims, sizeof *dims * (size_t)rank);
+  pthread_mutex_unlock(&s->lock);
+  if (data)
+    memcpy(t->data, data, bytes);
+  else if (!fresh)
+    memset(t->data, 0, bytes);
+  return t;
+}
+
+void scope_remove(Scope *s, const char *name) {
+  pthread_mutex_lock(&s->lock);
+  Tensor *t = map_get(s->by_name, name);
+  if (t) {
+    mem_free(t->data);
+    t->data = NULL;
+  }
+  pthread_mutex_unlock(&s->lock);
+}
+
+static int by_text(const void *a, const void *b) {
+  return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+int scope_names(Scope *s, Arena *a, const char ***names) {
+  pthread_mutex_lock(&s->lock);
+  int n = 0;
+  *names = arena_array(a, const char *, map_n(s->by_name) + 1);
+  for (int i = 0; i < map_n(s->by_name); i++) {
+    void *t;
+    const char *name = map_at(s->by_name, i, &t);
+    if (((Tensor *)t)->data) (*names)[n++] = arena_str(a, name);
+  }
+  pthread_mutex_unlock(&s->lock);
+  qsort(*names, (size_t)n, sizeof **names, by_text);
+  return n;
+}
+
+bool scope_save_params(Scope *s, const Program *p, const char *path) {
+  Arena *a = arena_new();
+  Var **vars;
+  int n = params_list(p, a, &vars);
+  const Tensor **t = arena_array(a, const Tensor *, n + 1);
+  bool ok = true;
+  for (int i = 0; i < n && ok; i++) {
+    t[i] = scope_get(s, vars[i]->name);
+    if (!t[i]) {
+      ok = err_set(E_RUN_001, "%s has no value to save", quoted(vars[i]->name));
+      err_help("run the startup program, or load parameters, before saving them");
+    }
+  }
+  Str bytes;
+  str_init(&bytes, a);
+  ok = ok && params_encode(&bytes, n, t) && vfs_write(path, bytes.s, bytes.n);
+  arena_free(a);
+  return ok;
+}
+
+bool scope_load_params(Scope *s, const Program *p, const char *path) {
+  Arena *a = arena_new();
+  Var **vars;
+  int n = params_list(p, a, &vars);
+  Tensor *t = arena_array(a, Tensor, n + 1);
+  uint8_t *bytes;
+  size_t n_bytes;
+  bool ok =
+      vfs_read(a, path, &bytes, &n_bytes) && params_decode(bytes, n_bytes, path, n, vars, a, t);
+  for (int i = 0; i < n && ok; i++)
+    ok = scope_set(s, vars[i]->name, t[i].dtype, t[i].rank, t[i].dims, t[i].data) != NULL;
+  arena_free(a);
+  return ok;
+}
