@@ -12,6 +12,7 @@ typedef struct PassOptions {
   const char *
       dump_dir; /* NULL, or a folder for 00-expand.kl, 01-simplify.kl, ... (unchanged ones are elided) */
   bool time_passes;
+  bool (*schedule)(Kernel *k); /* the backend's: run on every kernel between fuse and memplan; NULL: none */
   FILE *log; /* NULL: stderr */
 } PassOptions;
 typedef void GraphPass(Graph *g);
@@ -25,6 +26,8 @@ extern const int pass_n;
 /* All passes in order. Returns false if a pass named in the options does not exist (E-ARG-001). *stopped (may be NULL)
  * says that stop_after was reached. Passes themselves cannot fail. */
 bool passes_run(Graph *g, const PassOptions *o, bool *stopped);
+/* Words such as "print-after=fuse,time-passes" into options, which point into static storage. E-ARG-001. */
+bool pass_options_parse(PassOptions *o, const char *words);
 void pass_options_from_env(
     PassOptions *o); /* KILN_DEBUG: the same words, comma- or space-separated */
 
