@@ -114,6 +114,7 @@ typedef struct MemGuard {
 } MemGuard;
 void mem_guard(MemGuard *g);
 void mem_unguard(MemGuard *g);
+_Noreturn void mem_rethrow(void); /* after a guard caught: on to the next outer guard */
 #define MEM_GUARD(g) (mem_guard(&(g)), setjmp((g).jump))
 void *mem_alloc(size_t n); /* zeroed, 64-byte aligned; outside any arena; free with mem_free */
 void mem_free(void *p);
@@ -190,6 +191,7 @@ void err_clear(void);
 void err_print(FILE *to, bool json); /* in the layout of docs/cli.md */
 /* A name from a file in double quotes, control bytes escaped, cut at 80 characters. One of 8 rotating buffers. */
 const char *quoted(const char *s);
+int utf8_len(const unsigned char *s); /* bytes of the character at s; 0: malformed or a C1 control */
 /* "float32 [64, 3, -1]" for messages, same buffers. */
 const char *shape_text(DType t, int rank, const int64_t *dims);
 const char *dims_text(int rank, const int64_t *dims); /* "[64, 3, -1]" */
@@ -468,8 +470,24 @@ const char *name_nearest(const char *name, int n,
                          const char *const *names); /* the same for any list */
 bool attr_coerce(Attr *a, AttrType to,
                  Arena *arena); /* Paddle's coercions; false if none applies (no error set) */
-bool attr_parse(Arena *a, const char *text, const char **end,
-                Attr *out); /* a literal of the text form: 1 1L 1.0 true 'x' [1,2] []L */
+
+/* literal.c: attribute values, names and numbers as text */
+typedef struct AttrInfo {
+  const char *name, *keyword; /* "LONGS"; the keyword that introduces a literal, or "" */
+  char elem, suffix;          /* i integer, b bool, f float, s string, c Scalar; 0 = no suffix */
+  bool list;
+} AttrInfo;
+extern const AttrInfo attr_info[AT_N];
+/* A literal of the text form: 1 1L 1.0 true 'x' [1,2] []L. Sets type and value; no error is recorded, *end (may be NULL)
+ * is behind the literal or at what is wrong. */
+bool attr_parse(Arena *a, const char *text, const char **end, Attr *out);
+void attr_print(const Attr *a, Str *out);                /* the value; attr_parse reads it back */
+void text_quote(Str *out, const char *s, char quote);    /* quoted and escaped */
+char *text_unquote(Arena *a, const char **s);            /* NULL: no well-formed string at *s */
+void text_float(Str *out, double v, bool single);        /* the shortest form that reads back */
+/* Pointers to n items of `size` bytes, each starting with its name, sorted bytewise by name. */
+const void **by_name(Arena *a, const void *items, int n, size_t size);
+const char *repeated_name(Arena *a, const void *items, int n, size_t size); /* NULL: all differ */
 
 /* A custom operator: C functions registered at run time. Tensors are host memory, row-major. */
 typedef struct CustomOp {
@@ -738,17 +756,21 @@ typedef enum KernelKind { K_LOOP, K_CONTRACT, K_SCATTER, K_CONCAT, K_SORT, K_CAL
  * over at most KL_SMALL_REDUCE elements are inlined where they are used, at whatever index they are used.
  *
  * K_LOOP: the iteration domain is `rank` loops of extents ext[]; `reduce` marks the reduced ones (none: a pure map).
- *   Each root (an output, or a big reduction inside) is one of
+ *   A sweep reduction is a class R node (ARGMAX too) whose operand has shape ext and whose axes are exactly `reduce`,
+ *   whatever its size: kernel_sweeps(). Every other reduction inside is small and inlined at its use.
+ *   Each root (an output, or a sweep reduction inside) is one of
  *     full   a value of shape ext;                     stored at the point
- *     reduce a big reduction whose operand has shape ext and whose axes are exactly `reduce`; result: 1 at those axes
+ *     reduce a sweep reduction; result: 1 at the reduced axes
  *     row    a map over reduce results and other values of the row shape (ext with 1 at the reduced axes)
- *   A big reduction is only ever used at its own row: by row maps, or through an expand back to ext.
+ *   A sweep reduction is only ever used at its own row: by row maps, or it or a row map of it through an expand back to ext.
  *   Values that depend on reductions of level s are computed in a later sweep over the reduced axes than level s.
+ *   At one point all loads come before all stores, so that several outputs may share buffers with aligned inputs.
  * K_CONTRACT: core is the CONTRACT; outputs[0] is it, or the last of a chain of maps (the epilogue) of core's shape in which
  *   other operands are read at the same index or broadcast; ext = the result's dims, reduce = 0. If core itself is not an
- *   output it exists only inside outputs[0]'s buffer.
+ *   output it exists only inside outputs[0]'s buffer, which has core's type and is never shared with an input. Further
+ *   outputs are other maps of the epilogue (all have core's shape), or core.
  * K_SCATTER, K_SORT, K_CONCAT, K_CALL: core is the node; operands are inputs (K_CALL's outputs: the call and its OUTs;
- *   K_CONCAT: the producers of operands may be inlined like in a map). */
+ *   K_CONCAT: the producers of operands may be inlined like in a map; K_SCATTER: base may share the output's buffer). */
 typedef struct KernelInput {
   Node *node;
   bool aligned; /* read only at the index that is written: may share its buffer */
@@ -769,6 +791,14 @@ typedef struct Kernel {
   int64_t flops, bytes; /* arithmetic and traffic, for profiles */
   struct Buffer *ws;    /* the planned workspace */
 } Kernel;
+/* Is n, a node of k, one of its sweep reductions? */
+static inline bool kernel_sweeps(const Kernel *k, const Node *n) {
+  if (!prim_is_reduce(n->prim) || k->reduce == 0 || (uint32_t)n->i != k->reduce) return false;
+  if (n->in[0]->rank != k->rank) return false;
+  for (int d = 0; d < k->rank; d++)
+    if (n->in[0]->dims[d] != k->ext[d]) return false;
+  return true;
+}
 
 /* Storage: a range of the executable's arena, or bound at run time to a feed, a scope tensor or constant data.
  * Nodes that are reshapes of a materialised node share its buffer. */

@@ -23,8 +23,8 @@ typedef struct PassInfo {
 } PassInfo;
 extern const PassInfo pass_info[];
 extern const int pass_n;
-/* All passes in order. Returns false if a pass named in the options does not exist (E-ARG-001). *stopped (may be NULL)
- * says that stop_after was reached. Passes themselves cannot fail. */
+/* All passes in order. Returns false if a pass named in the options does not exist (E-ARG-001), a dump cannot be
+ * written, or schedule() failed. *stopped (may be NULL) says that stop_after was reached. Passes themselves cannot fail. */
 bool passes_run(Graph *g, const PassOptions *o, bool *stopped);
 /* Words such as "print-after=fuse,time-passes" into options, which point into static storage. E-ARG-001. */
 bool pass_options_parse(PassOptions *o, const char *words);
@@ -35,6 +35,10 @@ void pass_options_from_env(
 #define PASS(name, why) GraphPass pass_##name;
 #include "passes.def"
 #undef PASS
+
+/* memplan.c: no two buffers that are live at once overlap, and every node of a kernel's interface has one. Asserted in
+ * debug builds after memplan; false, with the reason in `why` (may be NULL), if the plan is broken. */
+bool memplan_check(const Graph *g, Str *why);
 
 /* backward.c: append_backward on block 0 of p. Gradients of loss with respect to every parameter (is_parameter and not
  * stop_gradient), or to the n_params named ones. Follows PaddlePaddle's rules (names, roles, sum of fan-outs).
