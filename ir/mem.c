@@ -29,8 +29,7 @@ void mem_guard(MemGuard *g) {
 
 void mem_unguard(MemGuard *g) { guards = g->up; }
 
-static _Noreturn void refused(size_t n) {
-  err_set(E_MEM_001, "out of memory: the system refused %zu bytes", n);
+void mem_rethrow(void) {
   if (guards) {
     MemGuard *g = guards;
     guards = g->up;
@@ -38,6 +37,11 @@ static _Noreturn void refused(size_t n) {
   }
   err_print(stderr, false);
   exit(1);
+}
+
+static _Noreturn void refused(size_t n) {
+  err_set(E_MEM_001, "out of memory: the system refused %zu bytes", n);
+  mem_rethrow();
 }
 
 static void *take(size_t n) {
