@@ -157,10 +157,41 @@ Node *g_argsort(Graph *g, Node *x, bool descending) {
   return n;
 }
 
+/* A CALL's ia: the number of outputs, then for each its type, rank and KL_VAR_RANK dimensions. */
+enum { OUT_INTS = 2 + KL_VAR_RANK };
+
+int call_n_out(const Node *call) { return (int)call->ia[0]; }
+
+void call_out(const Node *call, int i, Tensor *t) {
+  const int64_t *p = call->ia + 1 + i * OUT_INTS;
+  *t = (Tensor){.dtype = (DType)p[0], .rank = (int)p[1]};
+  memcpy(t->dims, p + 2, sizeof t->dims);
+}
+
+/* Records output i; outputs below it that are not known yet are empty. */
+static bool set_out(Graph *g, Node *call, int i, DType t, int rank, const int64_t *dims) {
+  if (rank > KL_VAR_RANK)
+    return err_set(E_SHP_002, "%s: output %d has rank %d; at most %d is allowed", g_who(g, P_CALL),
+                   i, rank, KL_VAR_RANK);
+  int64_t n = call->n_ia ? call->ia[0] : 0;
+  if (i >= n) {
+    int64_t *ia = arena_array(g->arena, int64_t, 1 + (i + 1) * OUT_INTS);
+    if (n) memcpy(ia, call->ia, (size_t)call->n_ia * sizeof *ia);
+    ia[0] = i + 1;
+    call->ia = ia;
+    call->n_ia = 1 + (i + 1) * OUT_INTS;
+  }
+  int64_t *p = call->ia + 1 + i * OUT_INTS;
+  p[0] = t;
+  p[1] = rank;
+  for (int d = 0; d < rank; d++) p[2 + d] = dims[d];
+  return true;
+}
+
 Node *g_call(Graph *g, const CustomOp *op, bool backward, int n, Node *const *x, DType t, int rank,
              const int64_t *dims) {
   Node *r = g_node(g, P_CALL, t, rank, dims, n, x);
-  if (!r) return NULL;
+  if (!r || !set_out(g, r, 0, t, rank, dims)) return NULL;
   r->custom = op;
   r->i = backward;
   r->s = arena_str(g->arena, op->name);
@@ -174,6 +205,7 @@ Node *g_out(Graph *g, Node *call, int i, DType t, int rank, const int64_t *dims)
     return NULL;
   }
   Node *n = g_node(g, P_OUT, t, rank, dims, 1, &call);
-  if (n) n->i = i;
+  if (!n || !set_out(g, call, i, t, rank, dims)) return NULL;
+  n->i = i;
   return n;
 }

@@ -344,6 +344,7 @@ struct kl_program {
   uint64_t edits;   /* grows with every change: what executors key their caches by */
   uint64_t id;      /* differs for every Program of the process */
   int64_t seed;     /* 0 = not set */
+  struct kl_net *net; /* the builder's net, NULL for other programs */
   Diag *broken;     /* the builder's first error; later calls are no-ops */
 };
 
@@ -634,6 +635,9 @@ Node *g_argsort(Graph *g, Node *x, bool descending);
 Node *g_call(Graph *g, const CustomOp *op, bool backward, int n, Node *const *x, DType t, int rank,
              const int64_t *dims);
 Node *g_out(Graph *g, Node *call, int i, DType t, int rank, const int64_t *dims);
+/* All outputs that were ever made of a CALL, also those whose OUT was dropped: type and shape, without data. */
+int call_n_out(const Node *call);
+void call_out(const Node *call, int i, Tensor *t);
 Node *g_clone_with(
     Graph *g, const Node *n,
     Node *const *in); /* the same primitive and payload on other operands of equal shapes */
