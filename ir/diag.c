@@ -83,7 +83,7 @@ void err_clear(void) { diag = (Diag){0}; }
 
 /* Bytes of the well-formed UTF-8 character at s, 0 if there is none (overlong forms, surrogates and C1 controls count
  * as none). */
-static int utf8_len(const unsigned char *s) {
+int utf8_len(const unsigned char *s) {
   if (s[0] < 0x80) return 1;
   int n = s[0] >= 0xc2 && s[0] < 0xe0   ? 2
           : (s[0] & 0xf0) == 0xe0       ? 3
