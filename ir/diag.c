@@ -54,7 +54,10 @@ void err_where(const char *fmt, ...) {
   put(diag.where, sizeof diag.where, fmt, ap);
   va_end(ap);
   size_t n = strlen(diag.where);
-  if (*old) snprintf(diag.where + n, sizeof diag.where - n, ", %s", old);
+  if (!strncmp(old, diag.where, n) && (!old[n] || old[n] == ',')) /* said already */
+    memcpy(diag.where, old, sizeof old);
+  else if (*old)
+    snprintf(diag.where + n, sizeof diag.where - n, ", %s", old);
 }
 
 void err_note(const char *fmt, ...) {

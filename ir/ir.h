@@ -289,12 +289,13 @@ typedef struct Slot {
   int n;
   const char **args;
 } Slot; /* args: variable names */
+typedef VEC(Slot) SlotVec;
 
 struct Op {
   const char *type;
   const OpDef *def; /* NULL: not in the table (kept, but cannot be run) */
   Block *block;
-  VEC(Slot) ins, outs;
+  SlotVec ins, outs;
   VEC(Attr) attrs; /* as in the file or as set; defaults are not filled in, unknown ones are kept */
   bool is_target;
 };
@@ -722,6 +723,13 @@ bool prog_verify(
     const Program *p); /* structure: blocks, names, slots, attributes, read before written */
 
 /* ---- text and files ---- */
+/* structure.c: rules that both file forms check while reading. */
+bool check_block_head(int position, int64_t idx, int64_t parent, int64_t forward); /* E-PRO-002 */
+bool check_var_dims(int rank, const int64_t *dims); /* E-PRO-002, E-SHP-002, E-MEM-002 */
+bool op_names_differ(const Op *op, Arena *tmp);     /* slots and attributes: E-PRO-002 */
+bool prog_check_blocks(const Program *p);           /* BLOCK attributes: E-PRO-002 */
+const char *content_kind(const uint8_t *bytes, size_t n); /* "a Python pickle"; NULL if unknown */
+bool content_is_text(const uint8_t *bytes, size_t n);     /* printable as far as the first 512 bytes tell */
 /* print.c, parse.c: the text form; parse(print(p)) == p. */
 void prog_print(const Program *p, Str *out);
 Program *prog_parse(const char *text, size_t n,
