@@ -129,9 +129,9 @@ static void skip_space(const char **s) { *s += strspn(*s, " \t\r\n"); }
 
 static bool at_word(const char *s, const char *word) {
   size_t n = strlen(word);
+  if (strncmp(s, word, n)) return false;
   unsigned char c = (unsigned char)s[n];
-  return !strncmp(s, word, n) &&
-         !(c == '_' || (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z'));
+  return !(c == '_' || (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z'));
 }
 
 static int hex_digit(char c) {
