@@ -28,7 +28,7 @@ typedef struct ExecOptions {
   const char *debug; /* words of KILN_DEBUG, or NULL: only the environment's */
 } ExecOptions;
 
-typedef struct kl_exec Executor;
+typedef struct Executor Executor;
 Executor *exec_new(const ExecOptions *o); /* NULL: defaults */
 void exec_free(Executor *e);
 ExecOptions *exec_options(Executor *e); /* may be changed between runs, except threads and trace */

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct kl_exec {
+struct Executor {
   ExecOptions opt;
   Pool *pool;
   Executable *cache; /* most recently used first */

@@ -1,0 +1,255 @@
+/* The builder: nets, data, parameters, and the generic call of any operator.
+ *
+ * In: the user's calls. Out: variables and operators appended to a net's main program, parameters and their initialisers
+ * to both programs. Output shapes come from the operator's own expansion (infer_op). Each operator keeps the place of
+ * the call in op_callstack. After the first error of the thread, building calls return NULL at once. */
+#include "internal.h"
+#include <ctype.h>
+#include <stdarg.h>
+#include <string.h>
+
+kl_net *kl_net_new(void) {
+  Program *main = prog_new();
+  kl_net *net = arena_new_of(main->arena, kl_net);
+  net->main = main;
+  net->startup = prog_new();
+  net->main->net = net->startup->net = net;
+  return net;
+}
+
+void kl_net_free(kl_net *net) {
+  if (!net) return;
+  prog_free(net->startup);
+  prog_free(net->main); /* holds the net itself */
+}
+
+kl_program *kl_main(kl_net *net) { return net->main; }
+kl_program *kl_startup(kl_net *net) { return net->startup; }
+void kl_seed(kl_net *net, int64_t seed) { net->main->seed = net->startup->seed = seed; }
+const char *kl_name(const kl_var *v) { return v ? v->name : ""; }
+void kl_stop_gradient(kl_var *v, bool stop) {
+  if (v) v->stop_gradient = stop;
+}
+kl_var *kl_find(kl_net *net, const char *name) { return block_var(net->main->blocks.v[0], name); }
+
+kl_net *net_of(const kl_var *v) {
+  if (err_any()) return NULL;
+  if (v && v->block->prog->net) return v->block->prog->net;
+  err_set(E_ARG_002, v ? "%s is not a variable of a net" : "a layer's input is NULL%s",
+          v ? quoted(v->name) : "");
+  return NULL;
+}
+
+/* ---- operators ---- */
+
+static void keep_place(Op *op, const char *at) {
+  const char *lines[1] = {at};
+  op_set_attr(op, &(Attr){.name = "op_callstack", .type = AT_STRINGS, .n = 1, .ss = lines});
+}
+
+Op *begin_op(const char *at, kl_net *net, const char *type) {
+  if (err_any() || !net) return NULL;
+  if (!opdef_find(type)) {
+    err_set(E_OPR_001, "unknown operator %s", quoted(type));
+    const char *near = opdef_nearest(type);
+    if (near) err_help("did you mean %s? `kiln ops` lists all", near);
+    err_where("%s", at);
+    return NULL;
+  }
+  Op *op = block_add_op(net->main->blocks.v[0], type);
+  keep_place(op, at);
+  op_set_int(op, "op_role", ROLE_FORWARD);
+  return op;
+}
+
+static bool skip_to_name(const char **t, const char **name, size_t *n) {
+  while (isspace((unsigned char)**t)) ++*t;
+  *name = *t;
+  while (isalnum((unsigned char)**t) || **t == '_') ++*t;
+  *n = (size_t)(*t - *name);
+  return *n > 0;
+}
+
+bool op_set_attrs(Op *op, const char *text) {
+  Arena *a = op->block->prog->arena;
+  const char *t = text ? text : "", *name;
+  size_t n;
+  while (skip_to_name(&t, &name, &n)) {
+    Attr v;
+    const char *attr = arena_strn(a, name, n), *end;
+    const AttrDef *d = opdef_attr(op->def, attr);
+    if (!d) {
+      err_set(E_OPR_003, "operator `%s` has no attribute %s", op->type, quoted(attr));
+      err_help("`kiln ops %s` lists them", op->type);
+      return false;
+    }
+    if (*t != '=' || !attr_parse(a, t + 1, &end, &v) || !attr_coerce(&v, d->dflt.type, a)) {
+      err_clear();
+      err_set(E_OPR_003, "attribute %s of `%s`: %s is not a value of its type", quoted(attr),
+              op->type, quoted(*t == '=' ? t + 1 : t));
+      return false;
+    }
+    v.name = attr;
+    op_set_attr(op, &v);
+    t = end;
+  }
+  if (!*t) return true;
+  return err_set(E_OPR_003, "attributes of `%s`: %s is not name=value", op->type, quoted(t));
+}
+
+/* How many variables an unconnected list output has: what num or sections say. */
+static int list_outputs(const Op *op) {
+  int n = 0;
+  if (opdef_attr(op->def, "num")) n = (int)op_int(op, "num");
+  if (n <= 0 && opdef_attr(op->def, "sections")) op_intlist(op, "sections", &n);
+  return n > 0 && n < 4096 ? n : 1;
+}
+
+static void declare_outputs(Op *op) {
+  Block *b = op->block;
+  Program *p = b->prog;
+  const char *prefix = NULL;
+  int k = 0;
+  for (int i = 0; i < op->def->n_outs; i++) {
+    const SlotDef *d = &op->def->outs[i];
+    const Slot *have = op_outs(op, d->name);
+    if (d->optional || (have && have->n)) continue;
+    if (!prefix) prefix = prog_unique(p, op->type);
+    int n = d->list ? list_outputs(op) : 1;
+    for (int j = 0; j < n; j++) {
+      const char *name = arena_fmt(p->arena, "%s.tmp_%d", prefix, k++);
+      op_add_out(op, d->name, name);
+      Var *v = block_add_var(b, name, VK_TENSOR, DT_NONE, 0, NULL);
+      if (v) v->stop_gradient = d->intermediate;
+    }
+  }
+}
+
+static const char *first_output(const Op *op) {
+  for (int i = 0; i < op->def->n_outs; i++) {
+    const char *name = op->def->outs[i].intermediate ? NULL : op_out(op, op->def->outs[i].name, 0);
+    if (name) return name;
+  }
+  return NULL;
+}
+
+/* Nothing after an operator without a path to a parameter needs a gradient; labels and counts never do. */
+static void mark_gradients(Op *op) {
+  for (int i = 0; i < op->outs.n; i++)
+    for (int j = 0; j < op->outs.v[i].n; j++) {
+      Var *v = block_find_var(op->block, op->outs.v[i].args[j]);
+      if (v && !dtype_is_float(v->dtype)) v->stop_gradient = true;
+    }
+}
+
+kl_var *end_op(Op *op) {
+  if (!op || err_any()) return NULL;
+  declare_outputs(op);
+  if (err_any() || !infer_op(op)) return NULL;
+  mark_gradients(op);
+  const char *name = first_output(op);
+  return name ? block_find_var(op->block, name) : NULL;
+}
+
+kl_var *kl_op_at(const char *at, kl_net *net, const char *type, const char *attrs, ...) {
+  Op *op = begin_op(at, net, type);
+  if (!op) return NULL;
+  va_list ap;
+  va_start(ap, attrs);
+  for (const char *slot; (slot = va_arg(ap, const char *));) {
+    kl_var *v = va_arg(ap, kl_var *);
+    if (!opdef_in(op->def, slot)) {
+      err_set(E_OPR_002, "operator `%s` has no input slot %s", type, quoted(slot));
+      err_help("`kiln ops %s` lists them", type);
+      break;
+    }
+    if (!v) {
+      err_set(E_ARG_002, "the variable for slot %s of `%s` is NULL", quoted(slot), type);
+      break;
+    }
+    op_add_in(op, slot, v->name);
+  }
+  va_end(ap);
+  if (!err_any()) op_set_attrs(op, attrs);
+  kl_var *out = end_op(op);
+  if (!out && err_any()) err_where("%s", at);
+  return out;
+}
+
+kl_var *kl_output(kl_var *of, const char *slot) {
+  if (!of || err_any()) return NULL;
+  Block *b = of->block;
+  for (int i = b->ops.n - 1; i >= 0; i--) {
+    Op *op = b->ops.v[i];
+    for (int s = 0; s < op->outs.n; s++)
+      for (int k = 0; k < op->outs.v[s].n; k++)
+        if (!strcmp(op->outs.v[s].args[k], of->name)) {
+          const char *name = op_out(op, slot, 0);
+          if (name) return block_find_var(b, name);
+          err_set(E_OPR_002, "operator `%s` has no output %s", op->type, quoted(slot));
+          return NULL;
+        }
+  }
+  err_set(E_ARG_002, "no operator makes %s", quoted(of->name));
+  return NULL;
+}
+
+kl_var *kl_unary_at(const char *at, const char *type, const char *attrs, kl_var *x) {
+  return kl_op_at(at, net_of(x), type, attrs, "X", x, (const char *)0);
+}
+
+kl_var *kl_binary_at(const char *at, const char *type, const char *attrs, kl_var *x, kl_var *y) {
+  kl_net *net = net_of(y) ? net_of(x) : NULL;
+  return kl_op_at(at, net, type, attrs, "X", x, "Y", y, (const char *)0);
+}
+
+kl_var *activate(const char *at, kl_var *x, const char *act) {
+  return act && x ? kl_unary_at(at, act, "", x) : x;
+}
+
+/* ---- data and parameters ---- */
+
+kl_var *kl_data_at(const char *at, kl_net *net, const char *name, kl_dtype dtype, int rank,
+                   const int64_t *dims) {
+  if (err_any() || !net) return NULL;
+  if (rank > KL_VAR_RANK) {
+    err_set(E_SHP_002, "%s: rank %d is above the limit of %d", quoted(name), rank, KL_VAR_RANK);
+    return NULL;
+  }
+  Var *v = block_add_var(net->main->blocks.v[0], name, VK_TENSOR, (DType)dtype, rank, dims);
+  if (!v) {
+    err_where("%s", at);
+    return NULL;
+  }
+  v->need_check_feed = v->stop_gradient = true;
+  return v;
+}
+
+static bool share_fits(const Var *v, kl_dtype dtype, int rank, const int64_t *dims) {
+  if (v->dtype == (DType)dtype && v->rank == rank &&
+      !memcmp(v->dims, dims, sizeof *dims * (size_t)rank))
+    return true;
+  err_set(E_SHP_006, "parameter %s is %s and cannot be shared as %s", quoted(v->name),
+          shape_text(v->dtype, v->rank, v->dims), shape_text((DType)dtype, rank, dims));
+  return false;
+}
+
+kl_var *kl_parameter(kl_net *net, const char *key, kl_dtype dtype, int rank, const int64_t *dims,
+                     kl_param p, bool is_bias) {
+  if (err_any() || !net) return NULL;
+  const char *name = p.name ? p.name : prog_unique(net->main, key);
+  Block *mb = net->main->blocks.v[0], *sb = net->startup->blocks.v[0];
+  Var *old = block_var(mb, name);
+  if (old) return share_fits(old, dtype, rank, dims) ? old : NULL;
+  Var *v = block_add_var(mb, name, VK_TENSOR, (DType)dtype, rank, dims);
+  Var *s = v ? block_add_var(sb, name, VK_TENSOR, (DType)dtype, rank, dims) : NULL;
+  if (!s) return NULL;
+  v->persistable = s->persistable = v->is_parameter = s->is_parameter = true;
+  v->stop_gradient = s->stop_gradient = p.frozen;
+  v->param = arena_new_of(net->main->arena, ParamInfo);
+  *v->param = (ParamInfo){.lr_factor = p.lr == 0 ? 1 : p.lr,
+                          .decay_kind = p.decay.kind,
+                          .decay = p.decay.coeff,
+                          .no_clip = p.no_clip};
+  return init_param(net, s, p.init, is_bias) ? v : NULL;
+}

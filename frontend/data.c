@@ -1,0 +1,250 @@
+/* Arrays from files: .npy, .npz, IDX (the MNIST format), each also gzipped.
+ *
+ * In: a path; "FILE.npz:NAME" names a member of an archive, otherwise it must hold one. Out: a tensor in memory of its
+ * own. The format is recognised by content. Formats: NumPy's NEP 1 (.npy), PKZIP with stored or deflated members (.npz), LeCun's
+ * IDX. Every count is checked against the bytes that are there; inflation is bounded. */
+#include "internal.h"
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zlib.h>
+
+typedef struct Bytes {
+  const uint8_t *p;
+  size_t n;
+} Bytes;
+
+static const size_t MAX_INFLATED = (size_t)4 << 30;
+
+static bool bad(const char *path, const char *what) {
+  err_set(E_DAT_003, "%s", what);
+  err_where("%s", path);
+  err_help("arrays can be .npy, .npz or IDX files, each also gzipped");
+  return false;
+}
+
+/* Inflates a zlib (raw or gzip) stream; window_bits as zlib wants them. */
+static bool inflate_all(Arena *a, Bytes in, int window_bits, size_t hint, const char *path,
+                        Bytes *out) {
+  z_stream z = {.next_in = (Bytef *)(uintptr_t)in.p, .avail_in = (uInt)in.n};
+  if (in.n > UINT32_MAX || inflateInit2(&z, window_bits) != Z_OK)
+    return bad(path, "the compressed data cannot be read");
+  size_t cap = hint ? hint : in.n * 4 + 1024, n = 0;
+  uint8_t *buf = mem_alloc(cap);
+  int r = Z_OK;
+  while (r == Z_OK && n < MAX_INFLATED) {
+    if (n == cap) {
+      uint8_t *bigger = mem_alloc(cap * 2);
+      memcpy(bigger, buf, n);
+      mem_free(buf);
+      buf = bigger;
+      cap *= 2;
+    }
+    z.next_out = buf + n;
+    z.avail_out = (uInt)(cap - n > 1u << 30 ? 1u << 30 : cap - n);
+    r = inflate(&z, Z_NO_FLUSH);
+    n = (size_t)(z.next_out - buf);
+    if (r == Z_BUF_ERROR && z.avail_in == 0) break;
+  }
+  inflateEnd(&z);
+  bool ok = r == Z_STREAM_END;
+  if (ok) *out = (Bytes){arena_dup(a, buf, n), n};
+  mem_free(buf);
+  return ok || bad(path, "the compressed data is damaged, cut off, or inflates to over 4 GiB");
+}
+
+static bool make(kl_tensor *to, DType t, int rank, const int64_t *dims, size_t have,
+                 const char *path) {
+  int64_t n;
+  *to = (kl_tensor){.dtype = (kl_dtype)t, .rank = rank};
+  if (!dims_numel(t, rank, dims, &n)) return err_where("%s", path), false;
+  memcpy(to->dims, dims, sizeof *dims * (size_t)rank);
+  size_t want = (size_t)n * (size_t)dtype_info[t].size;
+  if (have != want) {
+    err_set(E_DAT_003, "the header says %s, which needs %zu bytes; %zu are there",
+            shape_text(t, rank, dims), want, have);
+    return err_where("%s", path), false;
+  }
+  to->data = mem_alloc(want ? want : 1);
+  return true;
+}
+
+/* Copies big-endian or little-endian elements to the machine's (little-endian) order. */
+static void copy_elements(kl_tensor *to, const uint8_t *from, bool swap) {
+  size_t size = (size_t)dtype_info[to->dtype].size, n = tensor_bytes(as_tensor(to));
+  uint8_t *d = to->data;
+  memcpy(d, from, n);
+  if (!swap || size == 1) return;
+  for (size_t i = 0; i < n; i += size)
+    for (size_t j = 0; j < size / 2; j++) {
+      uint8_t t = d[i + j];
+      d[i + j] = d[i + size - 1 - j];
+      d[i + size - 1 - j] = t;
+    }
+}
+
+/* ---- IDX: 0 0 type rank, dims as big-endian u32, elements big-endian ---- */
+
+static bool read_idx(Bytes b, const char *path, kl_tensor *to) {
+  static const struct {
+    uint8_t code;
+    DType t;
+  } types[] = {{8, DT_UINT8},  {9, DT_INT8},     {11, DT_INT16},
+               {12, DT_INT32}, {13, DT_FLOAT32}, {14, DT_FLOAT64}};
+  DType t = DT_NONE;
+  for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+    if (types[i].code == b.p[2]) t = types[i].t;
+  int rank = b.p[3];
+  if (t == DT_NONE || rank > KL_VAR_RANK || b.n < 4 + 4 * (size_t)rank)
+    return bad(path, "the IDX header is damaged");
+  int64_t dims[KL_VAR_RANK];
+  for (int i = 0; i < rank; i++) {
+    const uint8_t *p = b.p + 4 + 4 * i;
+    dims[i] = (int64_t)p[0] << 24 | (int64_t)p[1] << 16 | (int64_t)p[2] << 8 | p[3];
+  }
+  size_t head = 4 + 4 * (size_t)rank;
+  if (!make(to, t, rank, dims, b.n - head, path)) return false;
+  copy_elements(to, b.p + head, true);
+  return true;
+}
+
+/* ---- npy: magic, version, header length, a Python dict literal, elements ---- */
+
+static const char *after_key(const char *head, const char *key) {
+  const char *p = strstr(head, key);
+  if (!p) return NULL;
+  p += strlen(key);
+  while (*p == ':' || isspace((unsigned char)*p)) p++;
+  return p;
+}
+
+static DType npy_type(const char *descr, bool *swap) {
+  static const struct {
+    const char *code;
+    DType t;
+  } types[] = {{"f4", DT_FLOAT32}, {"f8", DT_FLOAT64}, {"f2", DT_FLOAT16}, {"i1", DT_INT8},
+               {"i2", DT_INT16},   {"i4", DT_INT32},   {"i8", DT_INT64},   {"u1", DT_UINT8},
+               {"b1", DT_BOOL},    {"?", DT_BOOL}};
+  if (*descr == '\'' || *descr == '"') descr++;
+  *swap = *descr == '>';
+  if (strchr("<>|=", *descr) && *descr) descr++;
+  for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+    if (!strncmp(descr, types[i].code, strlen(types[i].code))) return types[i].t;
+  return DT_NONE;
+}
+
+static bool npy_dims(const char *p, int *rank, int64_t *dims) {
+  if (*p++ != '(') return false;
+  for (*rank = 0;; ++*rank) {
+    while (isspace((unsigned char)*p) || *p == ',') p++;
+    if (*p == ')') return true;
+    if (*rank == KL_VAR_RANK || !isdigit((unsigned char)*p)) return false;
+    char *end;
+    dims[*rank] = strtoll(p, &end, 10);
+    p = end;
+  }
+}
+
+static bool read_npy(Arena *a, Bytes b, const char *path, kl_tensor *to) {
+  if (b.n < 10) return bad(path, "the .npy header is cut off");
+  bool v1 = b.p[6] == 1;
+  size_t at = v1 ? 10 : 12;
+  size_t len = b.p[8] | (size_t)b.p[9] << 8;
+  if (!v1 && b.n >= 12) len |= (size_t)b.p[10] << 16 | (size_t)b.p[11] << 24;
+  if (b.n < at || len > b.n - at) return bad(path, "the .npy header is cut off");
+  const char *head = arena_strn(a, (const char *)b.p + at, len);
+  const char *descr = after_key(head, "'descr'"), *shape = after_key(head, "'shape'"),
+             *order = after_key(head, "'fortran_order'");
+  int rank;
+  int64_t dims[KL_VAR_RANK];
+  bool swap = false;
+  DType t = descr ? npy_type(descr, &swap) : DT_NONE;
+  if (t == DT_NONE || !shape || !order || !npy_dims(shape, &rank, dims))
+    return bad(path, "the .npy header names a type or shape that Kiln does not read");
+  if (!strncmp(order, "True", 4))
+    return bad(path, "the array is in Fortran order; save it in C order");
+  if (!make(to, t, rank, dims, b.n - at - len, path)) return false;
+  copy_elements(to, b.p + at + len, swap);
+  return true;
+}
+
+/* ---- zip: members through the central directory ---- */
+
+static uint32_t u16(const uint8_t *p) { return p[0] | (uint32_t)p[1] << 8; }
+static uint32_t u32(const uint8_t *p) { return u16(p) | u16(p + 2) << 16; }
+
+static size_t find_directory(Bytes b) {
+  for (size_t i = b.n >= 22 ? b.n - 21 : 0; i-- > 0 && b.n - i < 66000;)
+    if (!memcmp(b.p + i, "PK\5\6", 4)) return i;
+  return SIZE_MAX;
+}
+
+static bool read_member(Arena *a, Bytes b, const uint8_t *entry, const char *path, Bytes *out) {
+  uint32_t method = u16(entry + 10), packed = u32(entry + 20), size = u32(entry + 24),
+           at = u32(entry + 42);
+  if ((uint64_t)at + 30 > b.n || memcmp(b.p + at, "PK\3\4", 4))
+    return bad(path, "the archive's directory points outside of it");
+  uint64_t data = (uint64_t)at + 30 + u16(b.p + at + 26) + u16(b.p + at + 28);
+  if (data + packed > b.n) return bad(path, "a member of the archive is cut off");
+  Bytes raw = {b.p + data, packed};
+  if (method == 0) return *out = raw, true;
+  if (method == 8) return inflate_all(a, raw, -15, size, path, out);
+  return bad(path, "a member of the archive is compressed in a way that Kiln does not read");
+}
+
+static bool read_npz(Arena *a, Bytes b, const char *member, const char *path, kl_tensor *to) {
+  size_t end = find_directory(b);
+  if (end == SIZE_MAX) return bad(path, "the archive has no directory: it was cut off");
+  uint32_t n = u16(b.p + end + 10);
+  uint64_t at = u32(b.p + end + 16);
+  Str names;
+  str_init(&names, a);
+  for (uint32_t i = 0; i < n; i++) {
+    if (at + 46 > b.n || memcmp(b.p + at, "PK\1\2", 4))
+      return bad(path, "the archive's directory is damaged");
+    uint32_t len = u16(b.p + at + 28);
+    if (at + 46 + len > b.n) return bad(path, "the archive's directory is damaged");
+    const char *name = arena_strn(a, (const char *)b.p + at + 46, len);
+    size_t stem = len > 4 && !strcmp(name + len - 4, ".npy") ? len - 4 : len;
+    bool wanted = member ? strlen(member) == stem && !strncmp(name, member, stem) : n == 1;
+    Bytes m;
+    if (wanted)
+      return read_member(a, b, b.p + at, path, &m) &&
+             ((m.n > 6 && !memcmp(m.p, "\x93NUMPY", 6)) ||
+              bad(path, "the member is no .npy array")) &&
+             read_npy(a, m, path, to);
+    str_fmt(&names, " %.*s", (int)stem, name);
+    at += 46 + len + u16(b.p + at + 30) + u16(b.p + at + 32);
+  }
+  err_set(E_DAT_003, member ? "the archive has no array %s" : "the archive holds several arrays%s",
+          member ? quoted(member) : "");
+  err_where("%s", path);
+  err_help("name one, as in FILE.npz:NAME; it holds:%s", names.s ? names.s : "");
+  return false;
+}
+
+bool kl_read_array(const char *path, kl_tensor *to) {
+  if (err_any()) return false;
+  Arena *a = arena_new();
+  *to = (kl_tensor){0};
+  const char *member = strstr(path, ".npz:");
+  const char *file = member ? arena_strn(a, path, (size_t)(member + 4 - path)) : path;
+  uint8_t *data;
+  size_t n;
+  bool ok = vfs_read(a, file, &data, &n);
+  Bytes b = {data, n};
+  if (ok && n > 2 && data[0] == 0x1f && data[1] == 0x8b)
+    ok = inflate_all(a, b, 15 + 16, 0, file, &b);
+  if (!ok) {
+  } else if (b.n > 6 && !memcmp(b.p, "\x93NUMPY", 6))
+    ok = read_npy(a, b, file, to);
+  else if (b.n > 4 && !memcmp(b.p, "PK\3\4", 4))
+    ok = read_npz(a, b, member ? member + 5 : NULL, file, to);
+  else if (b.n >= 4 && b.p[0] == 0 && b.p[1] == 0)
+    ok = read_idx(b, file, to);
+  else
+    ok = bad(file, "the file is not an array that Kiln knows");
+  if (!ok) kl_tensor_free(to);
+  arena_free(a);
+  return ok;
+}

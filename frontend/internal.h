@@ -1,0 +1,41 @@
+/* What the files of the frontend share. Public types are the internal ones under another name: see the assertions. */
+#ifndef KILN_FRONTEND_INTERNAL_H
+#define KILN_FRONTEND_INTERNAL_H
+#include "kiln.h"
+#include "../ir/ir.h"
+#include "../executor/executor.h"
+
+struct kl_net {
+  Program *main, *startup;
+};
+
+struct kl_exec {
+  Executor *run;
+  Scope *scope;
+  bool owns_scope;
+};
+
+_Static_assert(sizeof(kl_tensor) == sizeof(Tensor) &&
+                   offsetof(kl_tensor, data) == offsetof(Tensor, data) &&
+                   offsetof(kl_tensor, dims) == offsetof(Tensor, dims),
+               "kl_tensor is Tensor");
+_Static_assert((int)KL_FLOAT64 == (int)DT_FLOAT64 && (int)KL_INT64 == (int)DT_INT64 &&
+                   (int)KL_BOOL == (int)DT_BOOL,
+               "kl_dtype is DType");
+_Static_assert(sizeof(kl_custom_op) == sizeof(CustomOp), "kl_custom_op is CustomOp");
+
+static inline Tensor *as_tensor(const kl_tensor *t) { return (Tensor *)(uintptr_t)t; }
+
+/* builder.c: an operator of the main program in three steps; `at` is the user's file:line.
+ * begin: NULL if an error is pending. end: creates the outputs that are not connected yet, infers their shapes, and
+ * returns the first output's variable. */
+Op *begin_op(const char *at, kl_net *net, const char *type);
+kl_var *end_op(Op *op);
+bool op_set_attrs(Op *op, const char *text); /* "alpha=0.1 axis=1" */
+kl_net *net_of(const kl_var *v);             /* NULL (and an error) for NULL */
+kl_var *activate(const char *at, kl_var *x, const char *act);
+
+/* init.c: the startup operator that gives parameter v its first value. */
+bool init_param(kl_net *net, const Var *v, kl_init init, bool is_bias);
+
+#endif

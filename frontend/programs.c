@@ -1,0 +1,115 @@
+/* Programs as values and files: saving, loading, cloning, pruning, inference models.
+ *
+ * An inference model is PREFIX.pdmodel, pruned to what the fetches need with `feed` operators in front and `fetch`
+ * operators at the end, and PREFIX.pdiparams beside it, as PaddlePaddle saves them. */
+#include "internal.h"
+#include <string.h>
+
+bool kl_save(const kl_program *p, const char *path) { return !err_any() && prog_save(p, path); }
+kl_program *kl_load(const char *path) { return err_any() ? NULL : prog_load(path); }
+void kl_program_free(kl_program *p) { prog_free(p); }
+void kl_free(void *p) { mem_free(p); }
+kl_program *kl_clone(const kl_program *p) { return err_any() ? NULL : prog_clone(p); }
+kl_program *kl_clone_for_test(const kl_program *p) {
+  return err_any() ? NULL : prog_clone_for_test(p);
+}
+
+char *kl_text(const kl_program *p) {
+  Arena *a = arena_new();
+  Str s;
+  str_init(&s, a);
+  prog_print(p, &s);
+  char *text = mem_alloc(s.n + 1);
+  memcpy(text, s.s, s.n);
+  arena_free(a);
+  return text;
+}
+
+static int list_length(const char *const *names) {
+  int n = 0;
+  while (names && names[n]) n++;
+  return n;
+}
+
+bool kl_prune(kl_program *p, const char *const *feeds, const char *const *targets) {
+  return !err_any() && prog_prune(p, list_length(feeds), feeds, list_length(targets), targets);
+}
+
+bool kl_save_params(kl_exec *exe, const kl_program *p, const char *path) {
+  return !err_any() && scope_save_params(exe->scope, p, path);
+}
+
+bool kl_load_params(kl_exec *exe, const kl_program *p, const char *path) {
+  return !err_any() && scope_load_params(exe->scope, p, path);
+}
+
+/* ---- inference models ---- */
+
+/* One end of the program: operators that bring in the feeds, or take out the fetches. */
+static bool add_ends(Program *p, const char *type, VarKind kind, const char *const *names,
+                     bool feed) {
+  Block *b = p->blocks.v[0];
+  Var *v = block_var(b, type);
+  if (!v) v = block_add_var(b, type, kind, DT_NONE, 0, NULL);
+  if (!v) return false;
+  v->persistable = true;
+  for (int i = 0; names && names[i]; i++) {
+    if (!block_var(b, names[i]))
+      return err_set(E_RUN_002, "%s is not a variable of the pruned program", quoted(names[i]));
+    Op *op = feed ? block_insert_op(b, 0, type) : block_add_op(b, type);
+    op_add_in(op, "X", feed ? type : names[i]);
+    op_add_out(op, "Out", feed ? names[i] : type);
+    op_set_int(op, "col", i);
+  }
+  return true;
+}
+
+bool kl_save_inference(kl_exec *exe, const kl_program *p, const char *prefix,
+                       const char *const *feeds, const char *const *fetches) {
+  if (err_any()) return false;
+  Arena *a = arena_new();
+  Program *q = prog_clone_for_test(p);
+  bool ok = q && prog_prune(q, list_length(feeds), feeds, list_length(fetches), fetches) &&
+            add_ends(q, "feed", VK_FEED, feeds, true) &&
+            add_ends(q, "fetch", VK_FETCH, fetches, false);
+  ok = ok && prog_save(q, arena_fmt(a, "%s.pdmodel", prefix)) &&
+       scope_save_params(exe->scope, q, arena_fmt(a, "%s.pdiparams", prefix));
+  prog_free(q);
+  arena_free(a);
+  return ok;
+}
+
+kl_program *kl_load_inference(kl_exec *exe, const char *prefix) {
+  if (err_any()) return NULL;
+  Arena *a = arena_new();
+  Program *p = prog_load(arena_fmt(a, "%s.pdmodel", prefix));
+  if (p && !scope_load_params(exe->scope, p, arena_fmt(a, "%s.pdiparams", prefix))) {
+    prog_free(p);
+    p = NULL;
+  }
+  arena_free(a);
+  return p;
+}
+
+/* Names at the ends of a program in column order; returns how many there are. */
+static int end_names(const Program *p, const char *type, bool feed, const char **names, int max) {
+  const Block *b = p->blocks.v[0];
+  int n = 0;
+  for (int i = 0; i < b->ops.n; i++) {
+    const Op *op = b->ops.v[i];
+    if (strcmp(op->type, type)) continue;
+    int64_t col = op_int(op, "col");
+    const char *name = feed ? op_out(op, "Out", 0) : op_in(op, "X", 0);
+    if (col >= 0 && col < max) names[col] = name;
+    n++;
+  }
+  return n;
+}
+
+int kl_feed_names(const kl_program *p, const char **names, int max) {
+  return end_names(p, "feed", true, names, max);
+}
+
+int kl_fetch_names(const kl_program *p, const char **names, int max) {
+  return end_names(p, "fetch", false, names, max);
+}
