@@ -119,6 +119,7 @@ _Noreturn void mem_rethrow(void); /* after a guard caught: on to the next outer 
 void *mem_alloc(size_t n); /* zeroed, 64-byte aligned; outside any arena; free with mem_free */
 void mem_free(void *p);
 Arena *arena_new(void);
+Arena *arena_scratch(void); /* freed by itself if memory is refused; else arena_free in the same function */
 void arena_free(Arena *a);             /* NULL is allowed */
 void *arena_alloc(Arena *a, size_t n); /* zeroed, 16-byte aligned */
 void *arena_dup(Arena *a, const void *p, size_t n);
@@ -731,6 +732,15 @@ bool prog_check_blocks(const Program *p);           /* BLOCK attributes: E-PRO-0
 const char *content_kind(const uint8_t *bytes, size_t n); /* "a Python pickle"; NULL if unknown */
 bool content_is_text(const uint8_t *bytes, size_t n);     /* printable as far as the first 512 bytes tell */
 /* print.c, parse.c: the text form; parse(print(p)) == p. */
+#define TEXT_NAME_CHARS /* of names that need no quotes; the first one is a letter, _ or @ */          \
+  "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@./$+-"
+bool text_is_bare(const char *s);
+typedef struct VarKindName {
+  int kind; /* of VarType.Type */
+  const char *name;
+} VarKindName;
+extern const VarKindName var_kind_names[]; /* ends with a NULL name */
+const char *var_kind_name(int kind);
 void prog_print(const Program *p, Str *out);
 Program *prog_parse(const char *text, size_t n,
                     const char *file); /* E-TXT-001 with line and column */

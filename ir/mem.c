@@ -21,6 +21,7 @@ static void default_free(void *p) { free(p); }
 MemTable mem_table = {default_alloc, default_free};
 
 static _Thread_local MemGuard *guards;
+static _Thread_local Arena *scratches; /* the newest scratch arena of the thread */
 
 void mem_guard(MemGuard *g) {
   g->up = guards;
@@ -29,7 +30,10 @@ void mem_guard(MemGuard *g) {
 
 void mem_unguard(MemGuard *g) { guards = g->up; }
 
+static void free_scratches(void);
+
 void mem_rethrow(void) {
+  free_scratches();
   if (guards) {
     MemGuard *g = guards;
     guards = g->up;
@@ -70,6 +74,9 @@ typedef struct Chunk {
 struct Arena {
   Chunk *head; /* the newest; the only one allocated from */
   size_t size; /* of the next chunk */
+  bool scratch;
+  MemGuard *guard;      /* of a scratch arena: the innermost guard when it was made */
+  Arena *newer, *older; /* the thread's scratch arenas */
 };
 
 Arena *arena_new(void) {
@@ -78,8 +85,27 @@ Arena *arena_new(void) {
   return a;
 }
 
+Arena *arena_scratch(void) {
+  Arena *a = arena_new();
+  a->scratch = true;
+  a->guard = guards;
+  a->older = scratches;
+  if (scratches) scratches->newer = a;
+  scratches = a;
+  return a;
+}
+
+/* Those that were made under the guard that is about to catch. */
+static void free_scratches(void) {
+  while (scratches && scratches->guard == guards) arena_free(scratches);
+}
+
 void arena_free(Arena *a) {
   if (!a) return;
+  if (a->scratch) {
+    *(a->newer ? &a->newer->older : &scratches) = a->older;
+    if (a->older) a->older->newer = a->newer;
+  }
   for (Chunk *c = a->head, *next; c; c = next) {
     next = c->next;
     mem_free(c);

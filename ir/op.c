@@ -406,7 +406,7 @@ const AttrDef *opdef_attr(const OpDef *d, const char *attr) {
 
 const char *opdef_nearest(const char *type) {
   Table *t = table_get();
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   const char **names = arena_array(a, const char *, t->n);
   for (int i = 0; i < t->n; i++) names[i] = t->sorted[i]->name;
   const char *best = name_nearest(type, t->n, names);

@@ -228,7 +228,7 @@ static bool check_names(Program *p, int n, const char *const *names, bool target
 
 bool prog_prune(Program *p, int n_feeds, const char *const *feeds, int n_targets,
                 const char *const *targets) {
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Cut c = {.p = p, .a = a, .needed = map_new(a), .feeds = map_new(a)};
   c.keep = arena_array(a, bool *, p->blocks.n);
   c.seen = arena_array(a, bool, p->blocks.n);
@@ -294,7 +294,7 @@ Program *prog_clone_for_test(const Program *from) {
     b->ops.n = n;
   }
   if (!cut) return p;
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   drop_blocks(p, a);
   drop_vars(p, a, NULL);
   arena_free(a);
