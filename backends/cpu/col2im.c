@@ -1,0 +1,296 @@
+/* The gradient of a convolution's input, without gathering: the transposed convolution.
+ *
+ * In: result[.., h, ..] = sum over o, kh, .. of x[.., o, q, ..] * w[o, c, kh, ..] where q = (h + c1*kh + off) / div in each
+ * window dimension of x. Each product belongs to one position q of x, so for each outer item (image, group)
+ *   columns[c, kh.., q..] = sum over o of w[o, c, kh..] * x[o, q..]      one matrix product
+ *   result[c, q*div - c1*kh - off] += columns[c, kh.., q..]              in the order of (c, kh.., q..)
+ * A task takes outer items, or a block of channels c of one: the columns of a block fit the L2 cache. */
+#include "cpu.h"
+
+enum { COLUMN_BYTES = 512 << 10, LANES = 8 };
+
+/* A window dimension of x. */
+typedef struct Window {
+  int64_t size, ext; /* of the dimension of x; of the result loop */
+  int64_t taps;      /* extent of the summed loop */
+  int64_t c1, off, div;
+  int64_t step; /* of the result loop in the result */
+} Window;
+
+typedef struct Col2imPlan {
+  int x, w;
+  LoopList outer, sum, left; /* left: rows of columns: channels and taps in w's order */
+  int n;
+  Window win[KL_RANK];       /* in x's order */
+  int tap_win[KL_LOOPS];     /* of the loops of left: the window, or -1: a channel */
+  int64_t positions, q_step; /* of x in one item; their stride in x */
+  int64_t channels, taps;    /* extents of left's channel loops and tap loops */
+  int64_t block, blocks;     /* channels per task; blocks > 1 only if channels lead */
+  int64_t k;                 /* extent of the summed side of the product */
+  int64_t per_task, unit;    /* see im2col.c */
+  int64_t c_step;            /* of a channel in the result, if channels lead */
+  Mat w_mat, x_mat;
+  int64_t x_base; /* of the dimensions that are no windows */
+  int64_t w_left; /* step of left in w */
+} Col2imPlan;
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+#define ADD_RUN(NAME, T)                                                                           \
+  static void NAME(T *to, const T *from, int64_t n, int64_t step) {                                \
+    typedef T Vec __attribute__((vector_size(LANES * sizeof(T))));                                 \
+    int64_t i = 0;                                                                                 \
+    if (step == 1)                                                                                 \
+      for (; i + LANES <= n; i += LANES) {                                                         \
+        Vec a, b;                                                                                  \
+        memcpy(&a, to + i, sizeof a);                                                              \
+        memcpy(&b, from + i, sizeof b);                                                            \
+        a += b;                                                                                    \
+        memcpy(to + i, &a, sizeof a);                                                              \
+      }                                                                                            \
+    for (; i < n; i++) to[i * step] += from[i];                                                    \
+  }
+ADD_RUN(add_float, float)
+ADD_RUN(add_double, double)
+
+/* The q in lo..hi-1 with 0 <= q*div - shift < ext. */
+static void range(const Window *w, int64_t shift, int64_t *lo, int64_t *hi) {
+  *lo = shift > 0 ? least(div_up(shift, w->div), w->size) : 0;
+  *hi = shift + w->ext > 0 ? least(div_up(shift + w->ext, w->div), w->size) : 0;
+  if (*hi < *lo) *hi = *lo;
+}
+
+/* One row of columns into the result. shift[i] = c1*kh + off of window i. */
+static void add_row(const Plan *p, const char *row, char *to, const int64_t *shift) {
+  const Col2imPlan *g = p->col2im;
+  int64_t lo[KL_RANK], hi[KL_RANK], q[KL_RANK], pitch[KL_RANK], last = g->n - 1, numel = 1;
+  for (int i = (int)last; i >= 0; i--) {
+    const Window *w = &g->win[i];
+    range(w, shift[i], &lo[i], &hi[i]);
+    if (lo[i] == hi[i]) return;
+    q[i] = lo[i];
+    pitch[i] = numel;
+    numel *= w->size;
+  }
+  const Window *in = &g->win[last];
+  int64_t step = in->div * in->step;
+  for (;;) {
+    int64_t at = (lo[last] * in->div - shift[last]) * in->step, from = lo[last];
+    for (int i = 0; i < last; i++) {
+      at += (q[i] * g->win[i].div - shift[i]) * g->win[i].step;
+      from += q[i] * pitch[i];
+    }
+    if (p->facts.dtype == DT_FLOAT32)
+      add_float((float *)to + at, (const float *)row + from, hi[last] - lo[last], step);
+    else
+      add_double((double *)to + at, (const double *)row + from, hi[last] - lo[last], step);
+    int i = (int)last - 1;
+    while (i >= 0 && ++q[i] == hi[i]) {
+      q[i] = lo[i];
+      i--;
+    }
+    if (i < 0) return;
+  }
+}
+
+static void fold(const Plan *p, const char *columns, int64_t rows, char *to) {
+  const Col2imPlan *g = p->col2im;
+  const Facts *f = &p->facts;
+  for (int64_t r = 0; r < rows; r++) {
+    int64_t shift[KL_RANK], rest = r, at = 0;
+    for (int i = 0; i < g->n; i++) shift[i] = g->win[i].off;
+    for (int j = g->left.n - 1; j >= 0; j--) {
+      const CLoop *l = &f->loop[g->left.id[j]];
+      int64_t v = rest % l->ext;
+      rest /= l->ext;
+      if (g->tap_win[j] < 0)
+        at += v * l->s[2];
+      else
+        shift[g->tap_win[j]] += v * g->win[g->tap_win[j]].c1;
+    }
+    add_row(p, columns + r * g->positions * f->size, to + at * f->size, shift);
+  }
+}
+
+static void item_block(const Plan *p, void *const *bufs, int64_t item, int64_t c0, RunCtx *ctx) {
+  const Col2imPlan *g = p->col2im;
+  const Facts *f = &p->facts;
+  int64_t n = least(g->block, g->channels - c0), rows = n * g->taps;
+  const char *w = bufs[p->frame.x[g->w]], *x = bufs[p->frame.x[g->x]];
+  int64_t wo = f->base[g->w] + list_at(f, &g->outer, item, g->w) + c0 * g->taps * g->w_left,
+          xo = g->x_base + list_at(f, &g->outer, item, g->x);
+  for (int64_t s = 0; s < g->sum.total; s++)
+    gemm(f->dtype, rows, g->positions, g->k, w + (wo + list_at(f, &g->sum, s, g->w)) * f->size,
+         g->w_mat, x + (xo + list_at(f, &g->sum, s, g->x)) * f->size, g->x_mat, s > 0, ctx->scratch,
+         (Mat){false, g->positions});
+  char *to =
+      (char *)bufs[p->frame.out] + (list_at(f, &g->outer, item, 2) + c0 * g->c_step) * f->size;
+  int64_t area = f->numel / g->outer.total / g->channels * n;
+  memset(to, 0, (size_t)(area * f->size));
+  fold(p, ctx->scratch, rows, to);
+}
+
+static void fold_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
+                       RunCtx *ctx) {
+  const Plan *p = self;
+  const Col2imPlan *g = p->col2im;
+  int64_t count = g->per_task ? g->per_task * g->blocks : 1, all = g->outer.total * g->blocks;
+  int64_t a_row = g->unit * g->blocks;
+  for (int64_t i = begin * count, i1 = least(end * count, all); i < i1; i++) {
+    item_block(p, bufs, i / g->blocks, i % g->blocks * g->block, ctx);
+    if (!p->frame.fn) continue;
+    if (!a_row)
+      p->frame.fn(NULL, bufs, 0, p->frame.rows, ctx);
+    else if ((i + 1) % a_row == 0)
+      p->frame.fn(NULL, bufs, i / a_row, i / a_row + 1, ctx);
+  }
+}
+
+/* ---- planning ---- */
+
+/* Dimension d of x as a window: one result loop with coefficient 1, at most one summed loop. */
+static bool window_of(const Facts *f, const CDim *d, unsigned mx, Window *w, int *m, int *tap) {
+  *w = (Window){.size = d->size, .ext = 1, .taps = 1, .off = d->off, .div = d->div};
+  *m = *tap = -1;
+  for (int i = 0; i < 2; i++) {
+    if (d->l[i] < 0) continue;
+    const CLoop *l = &f->loop[d->l[i]];
+    if (l->class == mx && d->c[i] == 1 && *m < 0) {
+      *m = d->l[i];
+      w->ext = l->ext;
+      w->step = l->s[2];
+    } else if (l->class == LC_K && *tap < 0) {
+      *tap = d->l[i];
+      w->taps = l->ext;
+      w->c1 = d->c[i];
+    } else
+      return false;
+  }
+  return true;
+}
+
+/* What each dimension of x is: a window (the taps go to left), a plain summed dimension, or an outer one. Windows are the
+ * dimensions with taps or division, and those between the first of them and the last dimension. */
+static bool sort_dims(const Facts *f, Col2imPlan *g, LoopList *k, LoopList *out, LoopList *area) {
+  const CDim *dim = f->dim[g->x];
+  unsigned mx = g->x ? LC_N : LC_M;
+  int64_t pitch = 0;
+  bool seen[KL_LOOPS] = {false};
+  for (int d = 0; d < f->n_dims[g->x]; d++) {
+    const CDim *c = &dim[d];
+    for (int i = 0; i < 2; i++) {
+      if (c->l[i] >= 0 && seen[c->l[i]]) return false;
+      if (c->l[i] >= 0) seen[c->l[i]] = true;
+    }
+    bool plain = c->l[1] < 0 && !c->guard;
+    if (plain && (c->l[0] < 0 || f->loop[c->l[0]].class != mx || !g->n))
+      g->x_base += c->off * c->stride;
+    if (plain && c->l[0] < 0) continue;
+    if (plain && (f->loop[c->l[0]].class != mx || !g->n)) {
+      list_add(f, f->loop[c->l[0]].class == LC_K ? k : out, c->l[0]);
+      continue;
+    }
+    int m, tap;
+    Window *w = &g->win[g->n];
+    if (!window_of(f, c, mx, w, &m, &tap)) return false;
+    if (g->n && pitch != c->size * c->stride) return false; /* positions are one run */
+    pitch = c->stride;
+    if (m >= 0) list_add(f, area, m);
+    if (tap >= 0) {
+      g->tap_win[g->left.n] = g->n;
+      list_add(f, &g->left, tap);
+      g->taps *= w->taps;
+    }
+    g->positions *= c->size;
+    g->n++;
+  }
+  g->q_step = pitch;
+  return g->n > 0;
+}
+
+/* Channels and taps as one run in w; do the channels come first? */
+static bool order_left(const Facts *f, Col2imPlan *g, bool *lead) {
+  LoopList rest = {0}, sorted = merge_tail(f, g->left, g->w, 1u << g->w, &rest);
+  int win[KL_LOOPS];
+  if (rest.n) return false;
+  bool tap_seen = false;
+  *lead = true;
+  for (int j = 0; j < sorted.n; j++) {
+    for (int i = 0; i < g->left.n; i++)
+      if (g->left.id[i] == sorted.id[j]) win[j] = g->tap_win[i];
+    *lead &= win[j] >= 0 || !tap_seen;
+    tap_seen |= win[j] >= 0;
+  }
+  memcpy(g->tap_win, win, sizeof win);
+  g->left = sorted;
+  g->w_left = sorted.n ? list_step(f, &sorted, g->w) : 1;
+  return true;
+}
+
+static void divide(Plan *p, Col2imPlan *g, bool lead) {
+  const Facts *f = &p->facts;
+  Work *w = &p->work;
+  int64_t want = tasks_for(f->flops), rows = p->frame.rows;
+  bool by_rows = g->outer.n && is_row_axis(f, g->outer.id[0], rows) && rows * 2 > want;
+  g->block = g->channels;
+  if (lead) {
+    g->block = most(COLUMN_BYTES / (g->taps * g->positions * f->size), 1);
+    if (!by_rows) g->block = least(g->block, div_up(g->channels * g->outer.total, want));
+    g->block = least(g->block, g->channels);
+  }
+  g->blocks = div_up(g->channels, g->block);
+  if (by_rows) {
+    g->unit = g->outer.total / rows;
+    g->per_task = g->unit * div_up(rows, most(want, 16));
+  }
+  w->fn[0] = fold_tasks;
+  w->n_phases = 1;
+  w->n_tasks[0] = by_rows ? div_up(g->outer.total, g->per_task) : g->outer.total * g->blocks;
+  w->fused = by_rows || w->n_tasks[0] == 1;
+}
+
+bool col2im_plan(Arena *arena, Plan *p, int x) {
+  Facts *f = &p->facts;
+  Col2imPlan g = {.x = x, .w = !x, .positions = 1, .channels = 1, .taps = 1};
+  g.outer = loops_of(f, 1u << LC_BATCH);
+  g.sum.total = g.left.total = 1;
+  LoopList k = {.total = 1}, area = {.total = 1}, n = loops_of(f, 1u << (x ? LC_M : LC_N));
+  if (!sort_dims(f, &g, &k, &g.outer, &area)) return false;
+  for (int i = 0; i < n.n; i++) {
+    g.tap_win[g.left.n] = -1;
+    list_add(f, &g.left, n.id[i]);
+    list_add(f, &area, n.id[i]);
+    g.channels *= f->loop[n.id[i]].ext;
+  }
+  /* an outer loop may have been taken from the batch already */
+  LoopList once = {.total = 1};
+  for (int i = 0; i < g.outer.n; i++) {
+    bool dup = false;
+    for (int j = 0; j < once.n; j++) dup |= once.id[j] == g.outer.id[i];
+    if (!dup) list_add(f, &once, g.outer.id[i]);
+  }
+  g.outer = once;
+  list_sort(f, &g.outer, 2);
+  bool lead;
+  if (!order_left(f, &g, &lead)) return false;
+  LoopList rest = {0};
+  LoopList block = merge_tail(f, area, 2, 4, &rest); /* an item's part of the result is one run */
+  if (rest.n || (block.n && list_step(f, &block, 2) != 1)) return false;
+  LoopList c_rest = {0}, cl = merge_tail(f, n, 2, 4, &c_rest);
+  g.c_step = list_step(f, &cl, 2);
+  lead &= !c_rest.n && (g.channels == 1 || g.c_step * g.channels == block.total);
+  for (int i = 0, j = 0; lead && j < g.left.n; j++) /* one order in w and in the result */
+    if (g.tap_win[j] < 0 && g.left.id[j] != cl.id[i++]) lead = false;
+  LoopList lk = merge_tail(f, k, g.w, 3, &g.sum);
+  g.sum.total = g.sum.n ? g.sum.total : 1;
+  if (!mat_of(g.left.total, g.w_left, lk.total, list_step(f, &lk, g.w), &g.w_mat) ||
+      !mat_of(lk.total, list_step(f, &lk, x), g.positions, g.q_step, &g.x_mat))
+    return false;
+  g.k = lk.total;
+  divide(p, &g, lead);
+  p->work.scratch = (g.block * g.taps * g.positions * f->size + 127) / 128 * 128;
+  if (p->work.scratch > (int64_t)1 << 28) return false;
+  p->col2im = arena_dup(arena, &g, sizeof g);
+  return true;
+}

@@ -1,0 +1,180 @@
+/* The CPU backend: which code runs which kernel.
+ *
+ *   K_LOOP, K_CONCAT          generated (backends/llvm)
+ *   K_CONTRACT                OpenBLAS as contract.c plans it, then the generated epilogue; or all of it generated
+ *   K_SCATTER, K_SORT, K_CALL C functions
+ * In: kernels of a Graph. Out: phases of tasks for the executor's pool. */
+#include "cpu.h"
+#include "../llvm/llvm.h"
+
+struct Module {
+  Arena *arena;
+  LoopModule *loops;
+};
+
+/* ---- estimates ---- */
+
+/* Elementary operations per element. */
+static int64_t weight(Prim p) {
+  static const int8_t heavy[P_N] = {
+      [P_EXP] = 10,    [P_LOG] = 12, [P_SIN] = 16, [P_TANH] = 16, [P_ERF] = 16,  [P_POW] = 30,
+      [P_RANDOM] = 24, [P_SQRT] = 4, [P_DIV] = 4,  [P_MOD] = 8,   [P_GATHER] = 4};
+  if (heavy[p]) return heavy[p];
+  return prim_is_map(p) || prim_is_reduce(p) || p == P_ARGMAX;
+}
+
+static int64_t operations(const Kernel *k) {
+  int64_t sum = 0;
+  for (int i = 0; i < k->nodes.n; i++) {
+    const Node *n = k->nodes.v[i];
+    bool reduces = prim_is_reduce(n->prim);
+    if (n->prim != P_CONTRACT)
+      sum += weight(n->prim) * node_numel(reduces ? n->in[0] : n);
+    else {
+      int64_t terms = 2 * node_numel(n);
+      for (int l = n->rank; l < n->n_loops; l++) terms *= n->ext[l];
+      sum += terms;
+    }
+  }
+  return sum;
+}
+
+static int64_t traffic(const Kernel *k) {
+  int64_t sum = 0;
+  for (int i = 0; i < k->inputs.n; i++)
+    sum += node_numel(k->inputs.v[i].node) * dtype_info[k->inputs.v[i].node->dtype].size;
+  for (int i = 0; i < k->outputs.n; i++)
+    sum += node_numel(k->outputs.v[i]) * dtype_info[k->outputs.v[i]->dtype].size;
+  return sum;
+}
+
+/* Nanoseconds on one thread, from operations and bytes per nanosecond. */
+static int64_t cost_of(const Kernel *k, PlanKind plan) {
+  static const int ops_per_ns[] = {
+      [K_LOOP] = 8, [K_CONTRACT] = 64, [K_SCATTER] = 1, [K_CONCAT] = 8, [K_SORT] = 1, [K_CALL] = 1};
+  enum { BYTES_PER_NS = 12, LOOP_CONTRACT_OPS = 4 };
+  int64_t rate =
+      k->kind == K_CONTRACT && plan == PLAN_LOOPS ? LOOP_CONTRACT_OPS : ops_per_ns[k->kind];
+  return 200 + k->flops / rate + k->bytes / BYTES_PER_NS;
+}
+
+/* ---- schedule ---- */
+
+static int64_t log2_of(int64_t n) { return n < 2 ? 1 : 64 - __builtin_clzll((uint64_t)n - 1); }
+
+static bool cpu_schedule(Kernel *k) {
+  Arena *a = arena_new();
+  k->flops = operations(k);
+  k->bytes = traffic(k);
+  k->workspace = 0;
+  if (k->kind == K_CONTRACT) k->workspace = contract_plan(a, k)->work.workspace;
+  if (k->kind == K_CALL) k->workspace = call_workspace(k);
+  if (k->kind == K_SCATTER) k->flops += 4 * node_numel(k->core->in[2]);
+  if (k->kind == K_SORT)
+    k->flops += 4 * node_numel(k->core) * log2_of(k->core->dims[k->core->rank - 1]);
+  arena_free(a);
+  return true;
+}
+
+/* ---- compile ---- */
+
+/* What the generator makes for a kernel; false: nothing. */
+static bool part_of(const Kernel *k, const Plan *p, LoopPart *part) {
+  *part = LOOP_MAIN;
+  if (k->kind == K_LOOP || k->kind == K_CONCAT) return true;
+  if (k->kind != K_CONTRACT) return false;
+  *part = p->kind == PLAN_LOOPS ? LOOP_CONTRACT : LOOP_EPILOGUE;
+  return *part == LOOP_CONTRACT || p->frame.epilogue;
+}
+
+static Plan *plan_of(Arena *a, const Kernel *k, const CompileOptions *o) {
+  if (k->kind != K_CONTRACT) return NULL;
+  return o->no_blas ? arena_new_of(a, Plan) : contract_plan(a, k);
+}
+
+static bool kernel_code(Arena *a, const Kernel *k, Plan *p, LoopPart part, KernelFn *fn,
+                        KernelCode *code) {
+  *code = (KernelCode){0};
+  if (k->kind == K_SCATTER) return scatter_code(a, k, code);
+  if (k->kind == K_SORT) return sort_code(a, k, code);
+  if (k->kind == K_CALL) return call_code(a, k, code);
+  if (part == LOOP_EPILOGUE) return contract_code(p, fn, code), true;
+  code->n_phases = 1;
+  code->phase[0].fn = fn;
+  code->phase[0].n_tasks = loop_tasks(k, part);
+  return true;
+}
+
+/* The kernels that need generated code: returns how many; of[i] is the place of kernel i among them, or -1. */
+static int generated(int n, Kernel *const *k, Plan *const *plan, Kernel **sub, LoopPart *part,
+                     int *of) {
+  int m = 0;
+
+  for (int i = 0; i < n; i++) {
+    of[i] = -1;
+    if (!part_of(k[i], plan[i], &part[m])) continue;
+    sub[m] = k[i];
+    of[i] = m++;
+  }
+  return m;
+}
+
+static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const CompileOptions *o,
+                           KernelCode *code) {
+  Arena *a = arena_new();
+  Module *m = arena_new_of(a, Module);
+  m->arena = a;
+  blas_setup();
+  Plan **plan = arena_array(a, Plan *, n + 1);
+  Kernel **sub = arena_array(a, Kernel *, n + 1);
+  LoopPart *part = arena_array(a, LoopPart, n + 1);
+  int *of = arena_array(a, int, n + 1);
+  for (int i = 0; i < n; i++) plan[i] = plan_of(a, k[i], o);
+  int n_sub = generated(n, k, plan, sub, part, of);
+  KernelFn **fn = arena_array(a, KernelFn *, n_sub + 1);
+  bool ok = true;
+  if (n_sub) ok = (m->loops = loops_compile(g, n_sub, sub, part, o, fn)) != NULL;
+  for (int i = 0; ok && i < n; i++) {
+    LoopPart what = of[i] < 0 ? LOOP_EPILOGUE : part[of[i]];
+    ok = kernel_code(a, k[i], plan[i], what, of[i] < 0 ? NULL : fn[of[i]], &code[i]);
+    code[i].cost = cost_of(k[i], plan[i] ? plan[i]->kind : PLAN_LOOPS);
+    if (k[i]->kind == K_CALL) code[i].cost = 0; /* on the calling thread */
+  }
+  if (ok) return m;
+  loops_free(m->loops);
+  arena_free(a);
+  return NULL;
+}
+
+static void cpu_module_free(Module *m) {
+  if (!m) return;
+  loops_free(m->loops);
+  arena_free(m->arena);
+}
+
+static bool cpu_emit(const Graph *g, int n, Kernel *const *k, const CompileOptions *o,
+                     const char *what, Str *out) {
+  Arena *a = arena_new();
+  Plan **plan = arena_array(a, Plan *, n + 1);
+  Kernel **sub = arena_array(a, Kernel *, n + 1);
+  LoopPart *part = arena_array(a, LoopPart, n + 1);
+  int *of = arena_array(a, int, n + 1);
+  for (int i = 0; i < n; i++) plan[i] = plan_of(a, k[i], o);
+  bool ok = loops_emit(g, generated(n, k, plan, sub, part, of), sub, part, o, what, out);
+  arena_free(a);
+  return ok;
+}
+
+static void describe(Str *out) {
+  cpu_describe(out);
+  loops_describe(out);
+}
+
+const Backend backend_cpu = {
+    .name = "cpu",
+    .schedule = cpu_schedule,
+    .compile = cpu_compile,
+    .module_free = cpu_module_free,
+    .emit = cpu_emit,
+    .describe = describe,
+};

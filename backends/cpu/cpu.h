@@ -1,0 +1,131 @@
+/* The CPU backend's inside: contractions by OpenBLAS and the kernels that are plain C functions.
+ * Everything else is generated (backends/llvm). */
+#ifndef KILN_CPU_H
+#define KILN_CPU_H
+#include "../backend.h"
+#include <string.h>
+
+/* ---- contract.c: what a contraction looks like, and which algorithm serves it ---- */
+
+/* Which of operand A, operand B and the result a loop moves through. */
+typedef enum LoopClass {
+  LC_BATCH, /* A B result (or the result only) */
+  LC_M,     /* A result */
+  LC_N,     /* B result */
+  LC_K,     /* A B, summed */
+  LC_ODD    /* summed, but not in both */
+} LoopClass;
+
+typedef struct CLoop {
+  int64_t ext;
+  int64_t s
+      [3]; /* elements between neighbours in A, B, result; of A and B only if addressed without division */
+  LoopClass class;
+} CLoop;
+
+/* One dimension of an operand: index = (c[0]*loop[l[0]] + c[1]*loop[l[1]] + off) / div, zero outside 0..size-1. */
+typedef struct CDim {
+  int64_t size, stride;
+  int l[2]; /* -1: absent; an only term is the first */
+  int64_t c[2], off, div;
+  bool guard; /* may fall outside, or not divide */
+} CDim;
+
+/* A contraction without its loops of extent 1. Result loops come first, outermost first. */
+typedef struct Facts {
+  DType dtype;
+  int size; /* bytes of an element */
+  int n;
+  CLoop loop[KL_LOOPS];
+  int n_dims[2];
+  CDim dim[2][KL_RANK];
+  bool plain[2]; /* no guarded dimension: address = base + sum of s*loop */
+  int64_t base[2];
+  int64_t numel; /* of the result */
+  int64_t flops;
+} Facts;
+
+/* A list of loops, and the merged index that runs over them row-major. */
+typedef struct LoopList {
+  int n;
+  int64_t total;
+  int id[KL_LOOPS]; /* into Facts.loop */
+} LoopList;
+
+/* A matrix in memory: element (r, c) at r*ld + c, or at c*ld + r if transposed. */
+typedef struct Mat {
+  bool trans;
+  int64_t ld;
+} Mat;
+
+/* Buffer slots of the kernel, and how the epilogue joins in. */
+typedef struct Frame {
+  int x[2], out, ws; /* slots in bufs: operands, raw result, workspace */
+  bool epilogue;     /* has one */
+  int64_t rows;      /* extent of the epilogue's row axis */
+  KernelFn *fn;      /* the epilogue; self is NULL */
+} Frame;
+
+/* How a kernel's work divides: filled in by a plan. */
+typedef struct Work {
+  KernelFn *fn[KERNEL_PHASES];
+  int64_t n_tasks[KERNEL_PHASES];
+  int n_phases;
+  bool fused; /* the epilogue runs inside the last phase; otherwise it is a phase of its own */
+  int64_t workspace, scratch;
+} Work;
+
+typedef enum PlanKind { PLAN_LOOPS, PLAN_GEMM, PLAN_IM2COL, PLAN_COL2IM } PlanKind;
+typedef struct Plan {
+  PlanKind kind;
+  Facts facts;
+  Frame frame;
+  Work work;
+  struct GemmPlan *gemm;
+  struct Im2colPlan *im2col;
+  struct Col2imPlan *col2im;
+} Plan;
+
+Plan *contract_plan(Arena *a, const Kernel *k);
+/* Phases for the executor; epilogue is NULL if the kernel has none. */
+void contract_code(Plan *p, KernelFn *epilogue, KernelCode *code);
+/* Tasks worth making of so much arithmetic. */
+int64_t tasks_for(int64_t flops);
+int64_t div_up(int64_t a, int64_t b);
+
+LoopList loops_of(const Facts *f, unsigned classes); /* bits 1<<LoopClass, in loop order */
+/* Sort by the stride in tensor t, then split off the longest tail that is one loop in the tensors of the mask
+ * (bits 1<<tensor); what comes before it goes to rest. */
+LoopList merge_tail(const Facts *f, LoopList all, int t, unsigned tensors, LoopList *rest);
+void list_add(const Facts *f, LoopList *l, int id);
+void list_sort(const Facts *f, LoopList *l, int t); /* by decreasing stride in tensor t */
+int64_t list_at(const Facts *f, const LoopList *l, int64_t i,
+                int t); /* offset of merged index i in tensor t */
+int64_t list_step(const Facts *f, const LoopList *l,
+                  int t); /* stride of a merged list; 0 if empty */
+/* A rows x cols matrix with these strides as BLAS can take it. */
+bool mat_of(int64_t rows, int64_t sr, int64_t cols, int64_t sc, Mat *m);
+/* c (m x n) = beta*c + a (m x k) b (k x n). Single-threaded. */
+void gemm(DType t, int64_t m, int64_t n, int64_t k, const void *a, Mat ma, const void *b, Mat mb,
+          double beta, void *c, Mat mc);
+/* The rows of the epilogue's axis that outer item i belongs to, if items run over it first: rows per item etc. */
+bool is_row_axis(const Facts *f, int id, int64_t rows);
+
+/* ---- gemm.c, im2col.c, col2im.c: three ways ---- */
+bool gemm_plan(Arena *a, Plan *p);
+bool im2col_plan(Arena *a, Plan *p, int x); /* x: the operand that is gathered */
+bool col2im_plan(Arena *a, Plan *p, int x); /* x: the operand that is divided */
+
+/* ---- scatter.c, sort.c, call.c ---- */
+bool scatter_code(Arena *a, const Kernel *k, KernelCode *code);
+bool sort_code(Arena *a, const Kernel *k, KernelCode *code);
+bool call_code(Arena *a, const Kernel *k, KernelCode *code);
+int64_t call_workspace(const Kernel *k);
+/* The slot of a node among a kernel's inputs, looking through reshapes; -1 if it is none. */
+int input_slot(const Kernel *k, const Node *n);
+
+/* ---- info.c ---- */
+void cpu_describe(Str *out);
+void blas_setup(void); /* one thread per call; once per process */
+
+#endif

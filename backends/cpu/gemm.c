@@ -1,0 +1,213 @@
+/* Contractions that are matrix products: both operands plain.
+ *
+ * The loops of each class are merged where their strides allow; one merged loop of M, N and K each becomes the matrix
+ * product, such that BLAS takes the strides and the product is largest. What remains of M, N and the batch are outer
+ * items, what remains of K is summed by one product after the other. A large product is cut along its longer side.
+ * The tasks are those items or cuts; the result of each depends on the shapes only. */
+#include "cpu.h"
+
+typedef struct GemmPlan {
+  LoopList outer, sum; /* result loops and summed loops around the product */
+  int a, b;            /* operands: rows of the result come from a */
+  int64_t m, n, k;
+  int64_t am, bn, cm; /* stride of a row in a, of a column in b, of a row in the result */
+  Mat ma, mb, mc;
+  int64_t group;        /* outer items per task; with cuts 1 */
+  int64_t cut_m, cut_n; /* rows and columns per task */
+  int64_t cuts;         /* tasks per item */
+  int64_t unit;         /* > 0: so many items, rows or columns make one row of the epilogue */
+} GemmPlan;
+
+/* Runs of loops of one class that are one loop in every tensor: element i of the list ends at loop id[i]. */
+typedef struct Merged {
+  int n;
+  CLoop l[KL_LOOPS];
+  int64_t row_unit[KL_LOOPS]; /* > 0: the run begins with the row axis; extent below it */
+} Merged;
+
+typedef struct Pick {
+  int m, n, k; /* into Merged; -1: none of that class */
+  bool swap;   /* rows of the result run over N */
+  Mat ma, mb, mc;
+  double size;
+} Pick;
+
+static Merged merge(const Facts *f, unsigned class, int t, int64_t rows) {
+  Merged r = {0};
+  LoopList l = loops_of(f, 1u << class);
+  list_sort(f, &l, t);
+  for (int i = 0; i < l.n; i++) {
+    const CLoop *c = &f->loop[l.id[i]];
+    CLoop *last = r.n ? &r.l[r.n - 1] : NULL;
+    bool joins = last != NULL;
+    for (int u = 0; u < 3 && joins; u++) joins = last->s[u] == c->s[u] * c->ext;
+    if (joins) {
+      if (r.row_unit[r.n - 1]) r.row_unit[r.n - 1] *= c->ext;
+      last->ext *= c->ext;
+      memcpy(last->s, c->s, sizeof c->s);
+    } else {
+      r.row_unit[r.n] = is_row_axis(f, l.id[i], rows);
+      r.l[r.n++] = *c;
+    }
+  }
+  return r;
+}
+
+static const CLoop *at(const Merged *m, int i) {
+  static const CLoop one = {.ext = 1};
+  return i < 0 ? &one : &m->l[i];
+}
+
+static bool choose(const Merged *m, const Merged *n, const Merged *k, Pick *best) {
+  best->size = 0;
+  for (int i = m->n ? 0 : -1; i < m->n; i++)
+    for (int j = n->n ? 0 : -1; j < n->n; j++)
+      for (int h = k->n ? 0 : -1; h < k->n; h++) {
+        const CLoop *lm = at(m, i), *ln = at(n, j), *lk = at(k, h);
+        Pick p = {.m = i, .n = j, .k = h};
+        p.size = (double)lm->ext * (double)ln->ext * (double)lk->ext;
+        if (p.size > best->size && mat_of(lm->ext, lm->s[0], lk->ext, lk->s[0], &p.ma) &&
+            mat_of(lk->ext, lk->s[1], ln->ext, ln->s[1], &p.mb) &&
+            mat_of(lm->ext, lm->s[2], ln->ext, ln->s[2], &p.mc))
+          *best = p;
+      }
+  return best->size > 0;
+}
+
+/* Merged loops other than `but` become loops of the plan: they are appended to the Facts. */
+static void leave(Facts *f, LoopList *to, const Merged *m, int but, int64_t *unit) {
+  for (int i = 0; i < m->n; i++) {
+    if (i == but) continue;
+    if (m->row_unit[i]) *unit = m->row_unit[i];
+    f->loop[f->n] = m->l[i];
+    list_add(f, to, f->n++);
+  }
+}
+
+static int64_t round_up(int64_t a, int64_t to) { return div_up(a, to) * to; }
+
+/* Task sizes, and whether tasks hold whole rows of the epilogue. */
+static void divide(GemmPlan *g, Work *w, const Frame *fr, int64_t flops, int64_t unit_outer,
+                   int64_t unit_m, int64_t unit_n) {
+  int64_t want = tasks_for(flops), items = g->outer.total;
+  g->group = g->cuts = 1;
+  g->cut_m = g->m;
+  g->cut_n = g->n;
+  if (items >= want) {
+    g->group = div_up(items, want);
+    if (unit_outer && div_up(items, round_up(g->group, unit_outer)) * 2 >= want) {
+      g->group = round_up(g->group, unit_outer);
+      g->unit = unit_outer;
+    }
+  } else {
+    int64_t cuts = div_up(want, items);
+    bool rows = g->m >= g->n;
+    if (rows)
+      g->cut_m = round_up(div_up(g->m, cuts), g->m >= 64 ? 16 : 1);
+    else
+      g->cut_n = round_up(div_up(g->n, cuts), g->n >= 128 ? 32 : 1);
+    if (items == 1 && rows && unit_m && unit_m * 4 <= g->m) {
+      g->cut_m = round_up(g->cut_m, unit_m);
+      g->unit = unit_m;
+    }
+    if (items == 1 && g->m == 1 && unit_n && unit_n * 4 <= g->n) {
+      g->cut_n = round_up(g->cut_n, unit_n);
+      g->unit = unit_n;
+    }
+    g->cuts = div_up(g->m, g->cut_m) * div_up(g->n, g->cut_n);
+    if (items == 1 && g->cuts == 1) g->unit = 1; /* one task has all rows */
+    if (unit_outer && g->cuts == 1) g->unit = unit_outer, g->group = unit_outer;
+  }
+  w->n_phases = 1;
+  w->n_tasks[0] = div_up(items, g->group) * g->cuts;
+  w->fused = g->unit > 0 || fr->rows == 1;
+}
+
+static void product(const Plan *p, void *const *bufs, int64_t item, int64_t m0, int64_t m1,
+                    int64_t n0, int64_t n1) {
+  const Facts *f = &p->facts;
+  const GemmPlan *g = p->gemm;
+  const char *a = bufs[p->frame.x[g->a]], *b = bufs[p->frame.x[g->b]];
+  char *c = bufs[p->frame.out];
+  int64_t ao = f->base[g->a] + list_at(f, &g->outer, item, g->a) + m0 * g->am,
+          bo = f->base[g->b] + list_at(f, &g->outer, item, g->b) + n0 * g->bn,
+          co = list_at(f, &g->outer, item, 2) + m0 * g->cm + n0;
+  for (int64_t s = 0; s < g->sum.total; s++) {
+    int64_t as = ao + list_at(f, &g->sum, s, g->a), bs = bo + list_at(f, &g->sum, s, g->b);
+    gemm(f->dtype, m1 - m0, n1 - n0, g->k, a + as * f->size, g->ma, b + bs * f->size, g->mb, s > 0,
+         c + co * f->size, g->mc);
+  }
+}
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void gemm_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
+                       RunCtx *ctx) {
+  const Plan *p = self;
+  const GemmPlan *g = p->gemm;
+  int64_t cuts_n = div_up(g->n, g->cut_n);
+  for (int64_t t = begin; t < end; t++) {
+    int64_t cut = t % g->cuts, i0 = t / g->cuts * g->group,
+            i1 = least(i0 + g->group, g->outer.total);
+    int64_t m0 = cut / cuts_n * g->cut_m, m1 = least(m0 + g->cut_m, g->m);
+    int64_t n0 = cut % cuts_n * g->cut_n, n1 = least(n0 + g->cut_n, g->n);
+    for (int64_t i = i0; i < i1; i++) product(p, bufs, i, m0, m1, n0, n1);
+    if (!p->frame.fn) continue;
+    int64_t r0 = 0, r1 = p->frame.rows;
+    if (g->cuts > 1 && g->m > 1)
+      r0 = m0 / g->unit, r1 = m1 / g->unit;
+    else if (g->cuts > 1)
+      r0 = n0 / g->unit, r1 = n1 / g->unit;
+    else if (g->outer.total > 1)
+      r0 = i0 / g->unit, r1 = i1 / g->unit;
+    p->frame.fn(NULL, bufs, r0, r1, ctx);
+  }
+}
+
+bool gemm_plan(Arena *arena, Plan *p) {
+  enum { LEAST = 64 }; /* multiply-adds in one product for which calling BLAS pays */
+  Facts *f = &p->facts;
+  int64_t rows = p->frame.rows;
+  Merged batch = merge(f, LC_BATCH, 2, rows), m = merge(f, LC_M, 2, rows),
+         n = merge(f, LC_N, 2, rows), k = merge(f, LC_K, 0, rows);
+  Pick pick = {0};
+  if (f->n + batch.n + m.n + n.n + k.n > KL_LOOPS || !choose(&m, &n, &k, &pick)) return false;
+  if (pick.size < LEAST && pick.size * 2 < (double)f->flops) return false;
+  GemmPlan *g = p->gemm = arena_new_of(arena, GemmPlan);
+  const CLoop *lm = at(&m, pick.m), *ln = at(&n, pick.n), *lk = at(&k, pick.k);
+  int64_t um = pick.m < 0 ? 0 : m.row_unit[pick.m], un = pick.n < 0 ? 0 : n.row_unit[pick.n];
+  int64_t uo = 0;
+  g->outer.total = g->sum.total = 1;
+  leave(f, &g->outer, &batch, -1, &uo);
+  leave(f, &g->outer, &m, pick.m, &uo);
+  leave(f, &g->outer, &n, pick.n, &uo);
+  leave(f, &g->sum, &k, pick.k, &uo);
+  list_sort(f, &g->outer, 2);
+  if (uo)
+    for (int i = 1; i < g->outer.n; i++) uo *= f->loop[g->outer.id[i]].ext;
+  g->a = pick.mc.trans;
+  g->b = !pick.mc.trans;
+  g->k = lk->ext;
+  if (pick.mc.trans) { /* the transposed product: rows of the result run over N */
+    const CLoop *l = lm;
+    lm = ln;
+    ln = l;
+    int64_t u = um;
+    um = un;
+    un = u;
+    g->ma = (Mat){!pick.mb.trans, pick.mb.ld};
+    g->mb = (Mat){!pick.ma.trans, pick.ma.ld};
+  } else {
+    g->ma = pick.ma;
+    g->mb = pick.mb;
+  }
+  g->mc = (Mat){false, pick.mc.ld};
+  g->m = lm->ext;
+  g->n = ln->ext;
+  g->am = lm->s[g->a];
+  g->bn = ln->s[g->b];
+  g->cm = lm->s[2];
+  p->work.fn[0] = gemm_tasks;
+  divide(g, &p->work, &p->frame, f->flops, uo, um, un);
+  return true;
+}

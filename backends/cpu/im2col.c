@@ -1,0 +1,383 @@
+/* Convolution and the gradient of its filter: one operand (x) is gathered into a matrix, the other (w) is plain.
+ *
+ * In: result[N, M] = sum over K of w[N, K] * x[K, M], where x is addressed through windows, padding or awkward strides.
+ * One of x's two axes holds the positions: the one with x's unit stride (in a convolution the output positions, which
+ * are M; in the gradient of the filter they are K). Of each axis, the loops that merge into one in the other tensor
+ * become a side of the gathered matrix `col`, taps by positions; the others are loops around it: result loops
+ * (outer) such as the image and the group, and summed loops (sum) such as the image in the gradient of the filter.
+ * Positions are cut in tiles so that col stays in the L2 cache.
+ *
+ *   positions in the result:  a task takes some (outer item, tile), or the outer items of one row of the epilogue
+ *   positions summed:         the steps (sum item, tile) are cut in chunks, a number fixed by shape; each chunk has a partial
+ *                             result of its own in the workspace, and a second phase adds them in a fixed tree. */
+#include "cpu.h"
+
+enum {
+  COL_BYTES = 512 << 10, /* of a tile of col */
+  CHUNKS = 8,            /* at most so many partial results */
+  SLACK = 64,            /* bytes after col: copies move 32 bytes at a time */
+  PIECE = 32
+};
+
+/* How a loop moves through x: every loop is in one dimension. */
+typedef struct Walk {
+  int64_t ext, coef, step; /* coef: in the dimension's index; step: in x's elements */
+  int dim;                 /* -1: not in x */
+} Walk;
+
+typedef struct Im2colPlan {
+  int x, w;
+  bool summed;                         /* the positions are summed */
+  LoopList outer, sum, pos, tap, rows; /* rows: N */
+  Walk walk_outer[KL_LOOPS], walk_sum[KL_LOOPS], walk_pos[KL_LOOPS], walk_tap[KL_LOOPS];
+  int64_t tile, tiles; /* positions */
+  Mat w_mat, c_mat;
+  int64_t w_pos, c_pos; /* steps of a position in w or the result */
+  int64_t
+      per_task; /* outer items in a task, if it takes all tiles; else 0: a task is an (item, tile) */
+  int64_t unit; /* outer items that make one row of the epilogue */
+  int64_t steps, chunks;
+} Im2colPlan;
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* ---- gathering ---- */
+
+/* One row of col: the position loops of one tap, and the range of each that lies inside x. */
+typedef struct Row {
+  const char *at; /* element of position 0, perhaps outside */
+  int64_t lo[KL_LOOPS], hi[KL_LOOPS];
+} Row;
+
+static void index_add(const LoopList *l, const Walk *w, int64_t i, int64_t *index) {
+  for (int j = l->n - 1; j >= 0; j--) {
+    int64_t v = i % w[j].ext;
+    i /= w[j].ext;
+    if (w[j].dim >= 0) index[w[j].dim] += v * w[j].coef;
+  }
+}
+
+/* i in 0..ext-1 with 0 <= at + coef*i < size. */
+static void inside(int64_t at, int64_t coef, int64_t size, int64_t ext, int64_t *lo, int64_t *hi) {
+  if (coef < 0) { /* mirrored: 0 <= size-1-at + (-coef)*i < size */
+    at = size - 1 - at;
+    coef = -coef;
+  }
+  *lo = at < 0 ? least(div_up(-at, coef), ext) : 0;
+  *hi = at >= size ? 0 : least(div_up(size - at, coef), ext);
+  if (*hi < *lo) *hi = *lo;
+}
+
+static bool row_at(const Facts *f, const Im2colPlan *g, const char *x, const int64_t *index,
+                   Row *r) {
+  const CDim *dim = f->dim[g->x];
+  bool used[KL_RANK] = {false};
+  int64_t at = 0;
+  for (int j = 0; j < g->pos.n; j++) {
+    const Walk *w = &g->walk_pos[j];
+    r->lo[j] = 0;
+    r->hi[j] = w->ext;
+    if (w->dim < 0) continue;
+    used[w->dim] = true;
+    if (dim[w->dim].guard)
+      inside(index[w->dim], w->coef, dim[w->dim].size, w->ext, &r->lo[j], &r->hi[j]);
+  }
+  for (int d = 0; d < f->n_dims[g->x]; d++) {
+    if (!used[d] && (index[d] < 0 || index[d] >= dim[d].size)) return false;
+    at += index[d] * dim[d].stride;
+  }
+  r->at = x + at * f->size;
+  return true;
+}
+
+static void copy_strided(char *to, const char *from, int64_t n, int64_t step, int size) {
+  if (size == 4)
+    for (int64_t i = 0; i < n; i++) ((float *)to)[i] = ((const float *)from)[i * step];
+  else
+    for (int64_t i = 0; i < n; i++) ((double *)to)[i] = ((const double *)from)[i * step];
+}
+
+/* Whole pieces: may read and write up to PIECE-1 bytes too far. */
+static inline void copy_pieces(char *to, const char *from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += PIECE) memcpy(to + i, from + i, PIECE);
+}
+
+static void copy_run(char *to, const char *from, int64_t n, int64_t step, int size,
+                     const char *end) {
+  if (step != 1)
+    copy_strided(to, from, n, step, size);
+  else if (from + n * size + PIECE <= end)
+    copy_pieces(to, from, n * size);
+  else
+    memcpy(to, from, (size_t)(n * size));
+}
+
+/* Positions p0..p1-1 of a row. What copies write too far is overwritten by the next run or row. */
+static void gather_row(const Im2colPlan *g, const Row *r, int size, const char *end, int64_t p0,
+                       int64_t p1, char *to) {
+  int last = g->pos.n - 1;
+  int64_t digit[KL_LOOPS], run = last < 0 ? 1 : g->walk_pos[last].ext;
+  int64_t step = last < 0 ? 1 : g->walk_pos[last].step, o = p0 / run, j0 = p0 % run;
+  for (int j = last - 1; j >= 0; j--) {
+    digit[j] = o % g->walk_pos[j].ext;
+    o /= g->walk_pos[j].ext;
+  }
+  int64_t lo = last < 0 ? 0 : r->lo[last], hi = last < 0 ? 1 : r->hi[last];
+  while (p0 < p1) {
+    int64_t j1 = least(run, j0 + p1 - p0), offset = 0;
+    bool in = true;
+    for (int j = 0; j < last; j++) {
+      in &= digit[j] >= r->lo[j] && digit[j] < r->hi[j];
+      offset += digit[j] * g->walk_pos[j].step;
+    }
+    int64_t a = in ? most(lo, j0) : j1, b = in ? least(hi, j1) : j1;
+    if (a >= b) a = b = j1;
+    if (a > j0) memset(to, 0, (size_t)((a - j0) * size));
+    if (b > a)
+      copy_run(to + (a - j0) * size, r->at + (offset + a * step) * size, b - a, step, size, end);
+    if (j1 > b) memset(to + (b - j0) * size, 0, (size_t)((j1 - b) * size));
+    to += (j1 - j0) * size;
+    p0 += j1 - j0;
+    j0 = 0;
+    for (int j = last - 1; j >= 0 && ++digit[j] == g->walk_pos[j].ext; j--) digit[j] = 0;
+  }
+}
+
+/* Two position loops, all inside, unit step, whole runs: the common case without padding. */
+static void gather_plain(const Im2colPlan *g, const Row *r, int size, int64_t o0, int64_t o1,
+                         char *to) {
+  int64_t run = g->walk_pos[1].ext * size, pitch = g->walk_pos[0].step * size;
+  const char *from = r->at + o0 * pitch;
+  for (int64_t o = o0; o < o1; o++, from += pitch, to += run) copy_pieces(to, from, run);
+}
+
+static bool is_plain(const Im2colPlan *g, const Row *r, int size, const char *end, int64_t p0,
+                     int64_t p1) {
+  if (g->pos.n != 2 || g->walk_pos[1].step != 1 || g->walk_pos[0].step < 0) return false;
+  const Walk *w = g->walk_pos;
+  for (int j = 0; j < 2; j++)
+    if (r->lo[j] > 0 || r->hi[j] < w[j].ext) return false;
+  const char *last = r->at + ((w[0].ext - 1) * w[0].step + w[1].ext) * size;
+  return p0 % w[1].ext == 0 && p1 % w[1].ext == 0 && last + PIECE <= end;
+}
+
+/* col[tap][p0..p1-1] for an outer and a sum item. */
+static void gather(const Plan *p, const char *x, int64_t item, int64_t sum, int64_t p0, int64_t p1,
+                   char *col) {
+  const Im2colPlan *g = p->im2col;
+  const Facts *f = &p->facts;
+  int64_t base[KL_RANK], index[KL_RANK], n = (p1 - p0) * f->size, numel = 1;
+  for (int d = 0; d < f->n_dims[g->x]; d++) {
+    base[d] = f->dim[g->x][d].off;
+    numel *= f->dim[g->x][d].size;
+  }
+  const char *end = x + numel * f->size;
+  index_add(&g->outer, g->walk_outer, item, base);
+  index_add(&g->sum, g->walk_sum, sum, base);
+  for (int64_t t = 0; t < g->tap.total; t++, col += n) {
+    Row r;
+    memcpy(index, base, sizeof index);
+    index_add(&g->tap, g->walk_tap, t, index);
+    if (!row_at(f, g, x, index, &r))
+      memset(col, 0, (size_t)n);
+    else if (is_plain(g, &r, f->size, end, p0, p1))
+      gather_plain(g, &r, f->size, p0 / g->walk_pos[1].ext, p1 / g->walk_pos[1].ext, col);
+    else
+      gather_row(g, &r, f->size, end, p0, p1, col);
+  }
+}
+
+/* ---- products ---- */
+
+/* c += or = w * col for the tile at p0 of an outer and a sum item. */
+static void tile_product(const Plan *p, void *const *bufs, char *c, int64_t item, int64_t sum,
+                         int64_t p0, bool add, RunCtx *ctx) {
+  const Im2colPlan *g = p->im2col;
+  const Facts *f = &p->facts;
+  int64_t n = least(g->tile, g->pos.total - p0);
+  gather(p, bufs[p->frame.x[g->x]], item, sum, p0, p0 + n, ctx->scratch);
+  int64_t wo = f->base[g->w] + list_at(f, &g->outer, item, g->w) + list_at(f, &g->sum, sum, g->w);
+  int64_t co = list_at(f, &g->outer, item, 2);
+  if (g->summed)
+    wo += p0 * g->w_pos;
+  else
+    co += p0 * g->c_pos;
+  const char *w = (const char *)bufs[p->frame.x[g->w]] + wo * f->size;
+  int64_t m = g->summed ? g->tap.total : n, k = g->summed ? n : g->tap.total;
+  gemm(f->dtype, g->rows.total, m, k, w, g->w_mat, ctx->scratch, (Mat){g->summed, n}, add,
+       c + co * f->size, g->c_mat);
+}
+
+static void tile_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
+                       RunCtx *ctx) {
+  const Plan *p = self;
+  const Im2colPlan *g = p->im2col;
+  char *c = bufs[p->frame.out];
+  int64_t count = g->per_task ? g->per_task * g->tiles : 1, all = g->outer.total * g->tiles;
+  int64_t a_row = g->unit * g->tiles; /* tiles in a row of the epilogue; 0: one task does all */
+  for (int64_t i = begin * count, i1 = least(end * count, all); i < i1; i++) {
+    for (int64_t s = 0; s < g->sum.total; s++)
+      tile_product(p, bufs, c, i / g->tiles, s, i % g->tiles * g->tile, s > 0, ctx);
+    if (!p->frame.fn) continue;
+    if (!a_row)
+      p->frame.fn(NULL, bufs, 0, p->frame.rows, ctx);
+    else if ((i + 1) % a_row == 0)
+      p->frame.fn(NULL, bufs, i / a_row, i / a_row + 1, ctx);
+  }
+}
+
+/* A task is an outer item of one chunk. */
+static void chunk_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
+                        RunCtx *ctx) {
+  const Plan *p = self;
+  const Im2colPlan *g = p->im2col;
+  for (int64_t t = begin; t < end; t++) {
+    int64_t chunk = t / g->outer.total, item = t % g->outer.total;
+    int64_t s0 = g->steps * chunk / g->chunks, s1 = g->steps * (chunk + 1) / g->chunks;
+    char *c = g->chunks == 1 ? bufs[p->frame.out]
+                             : (char *)bufs[p->frame.ws] + chunk * p->facts.numel * p->facts.size;
+    for (int64_t s = s0; s < s1; s++)
+      tile_product(p, bufs, c, item, s / g->tiles, s % g->tiles * g->tile, s > s0, ctx);
+    if (p->frame.fn && g->chunks == 1) p->frame.fn(NULL, bufs, 0, p->frame.rows, ctx);
+  }
+}
+
+#define SUM_TREE(NAME, T)                                                                          \
+  static void NAME(T *restrict to, const T *restrict part, int64_t pitch, int n, int64_t i0,       \
+                   int64_t i1) {                                                                   \
+    enum { BLOCK = 64 };                                                                           \
+    for (; i0 < i1; i0 += BLOCK) {                                                                 \
+      T sum[CHUNKS][BLOCK];                                                                        \
+      int64_t m = least(BLOCK, i1 - i0);                                                           \
+      for (int c = 0; c < n; c++) memcpy(sum[c], part + c * pitch + i0, sizeof(T) * (size_t)m);    \
+      for (int d = 1; d < n; d *= 2)                                                               \
+        for (int c = 0; c + d < n; c += 2 * d)                                                     \
+          for (int64_t i = 0; i < m; i++) sum[c][i] += sum[c + d][i];                              \
+      memcpy(to + i0, sum[0], sizeof(T) * (size_t)m);                                              \
+    }                                                                                              \
+  }
+SUM_TREE(sum_float, float)
+SUM_TREE(sum_double, double)
+
+/* A task is a row of the epilogue. */
+static void sum_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
+                      RunCtx *ctx) {
+  const Plan *p = self;
+  int64_t numel = p->facts.numel, row = numel / p->frame.rows;
+  int n = (int)p->im2col->chunks;
+  if (p->facts.dtype == DT_FLOAT32)
+    sum_float(bufs[p->frame.out], bufs[p->frame.ws], numel, n, begin * row, end * row);
+  else
+    sum_double(bufs[p->frame.out], bufs[p->frame.ws], numel, n, begin * row, end * row);
+  if (p->frame.fn) p->frame.fn(NULL, bufs, begin, end, ctx);
+}
+
+/* ---- planning ---- */
+
+static bool walks(const Facts *f, int x, const LoopList *l, Walk *w) {
+  for (int j = 0; j < l->n; j++) {
+    w[j] = (Walk){.ext = f->loop[l->id[j]].ext, .dim = -1};
+    for (int d = 0; d < f->n_dims[x]; d++)
+      for (int i = 0; i < 2; i++) {
+        const CDim *c = &f->dim[x][d];
+        if (c->l[i] != l->id[j]) continue;
+        if (w[j].dim >= 0) return false;
+        w[j].dim = d;
+        w[j].coef = c->c[i];
+        w[j].step = c->c[i] * c->stride;
+      }
+  }
+  return true;
+}
+
+/* Do M or K loops hold x's unit stride? Of equals, the longer loop decides. */
+static bool positions_summed(const Facts *f, int x) {
+  int best = -1;
+  int64_t step = 0;
+  for (int i = 0; i < f->n; i++) {
+    const CLoop *l = &f->loop[i];
+    if (l->class == LC_BATCH || l->class == (x ? LC_M : LC_N)) continue;
+    int64_t s = l->s[x] < 0 ? -l->s[x] : l->s[x];
+    if (best < 0 || s < step || (s == step && l->ext > f->loop[best].ext)) {
+      best = i;
+      step = s;
+    }
+  }
+  return best >= 0 && f->loop[best].class == LC_K;
+}
+
+static void cut_tiles(Im2colPlan *g, int size, int64_t want) {
+  int64_t run = g->pos.n ? g->walk_pos[g->pos.n - 1].ext : 1, all = g->pos.total;
+  int64_t tile = most(COL_BYTES / (size * g->tap.total), 64);
+  if (want > 1) tile = most(least(tile, div_up(all, want)), 32);
+  if (tile > run) tile -= tile % run;
+  g->tile = least(tile, all);
+  g->tiles = div_up(all, g->tile);
+}
+
+static void divide(Plan *p, Im2colPlan *g) {
+  const Facts *f = &p->facts;
+  Work *w = &p->work;
+  int64_t want = tasks_for(f->flops), rows = p->frame.rows;
+  w->n_phases = 1;
+  if (g->summed) {
+    cut_tiles(g, f->size, 1);
+    g->steps = g->sum.total * g->tiles;
+    g->chunks = least(least(g->steps, CHUNKS), most(want / g->outer.total, 1));
+    w->fn[0] = chunk_tasks;
+    w->n_tasks[0] = g->outer.total * g->chunks;
+    w->fused = w->n_tasks[0] == 1;
+    if (g->chunks == 1) return;
+    w->fn[1] = sum_tasks;
+    w->n_tasks[1] = rows;
+    w->n_phases = 2;
+    w->fused = true;
+    w->workspace = g->chunks * f->numel * f->size;
+    return;
+  }
+  w->fn[0] = tile_tasks;
+  if (g->outer.n && is_row_axis(f, g->outer.id[0], rows) && rows * 2 > want) {
+    cut_tiles(g, f->size, 1);
+    g->unit = g->outer.total / rows;
+    g->per_task = g->unit * div_up(rows, most(want, 16));
+    w->fused = true;
+  } else {
+    cut_tiles(g, f->size, div_up(want, g->outer.total));
+    g->per_task = 0;
+    w->fused = g->outer.total * g->tiles == 1;
+  }
+  w->n_tasks[0] = g->per_task ? div_up(g->outer.total, g->per_task) : g->outer.total * g->tiles;
+}
+
+bool im2col_plan(Arena *arena, Plan *p, int x) {
+  const Facts *f = &p->facts;
+  Im2colPlan g = {.x = x, .w = !x, .summed = positions_summed(f, x)};
+  unsigned mx = 1u << (x ? LC_N : LC_M), nx = 1u << (x ? LC_M : LC_N), tw = 1u << g.w;
+  g.outer.total = g.sum.total = 1;
+  LoopList batch = loops_of(f, 1u << LC_BATCH), m = loops_of(f, mx), k = loops_of(f, 1u << LC_K);
+  for (int i = 0; i < batch.n; i++) list_add(f, &g.outer, batch.id[i]);
+  g.rows = merge_tail(f, loops_of(f, nx), 2, tw | 4, &g.outer);
+  LoopList lm = merge_tail(f, m, 2, 4, &g.outer), lk = merge_tail(f, k, g.w, tw, &g.sum);
+  list_sort(f, &g.outer, 2);
+  g.pos = g.summed ? lk : lm;
+  g.tap = g.summed ? lm : lk;
+  g.w_pos = g.summed ? list_step(f, &g.pos, g.w) : 0;
+  g.c_pos = g.summed ? 0 : list_step(f, &g.pos, 2);
+  if (!walks(f, x, &g.outer, g.walk_outer) || !walks(f, x, &g.sum, g.walk_sum) ||
+      !walks(f, x, &g.pos, g.walk_pos) || !walks(f, x, &g.tap, g.walk_tap))
+    return false;
+  for (int i = 0; i < g.pos.n; i++) /* positions move through dimensions of their own */
+    for (int j = 0; j < i; j++)
+      if (g.walk_pos[i].dim == g.walk_pos[j].dim) return false;
+  if (!mat_of(g.rows.total, list_step(f, &g.rows, g.w), lk.total, list_step(f, &lk, g.w),
+              &g.w_mat) ||
+      !mat_of(g.rows.total, list_step(f, &g.rows, 2), lm.total, list_step(f, &lm, 2), &g.c_mat))
+    return false;
+  if (g.rows.total * lm.total * lk.total < 32 || lm.total == 1) return false;
+  divide(p, &g);
+  p->work.scratch = (g.tap.total * g.tile * f->size + SLACK + 127) / 128 * 128;
+  if (p->work.scratch > (int64_t)1 << 28) return false;
+  p->im2col = arena_dup(arena, &g, sizeof g);
+  return true;
+}

@@ -1,0 +1,144 @@
+/* One pool of threads with static splits.
+ *
+ * In: a number of tasks and a function. Out: the function was called for contiguous shares of them, thread t on the t-th.
+ * A job is published by increasing `epoch`; workers watch it, first spinning, then asleep in a futex. The caller runs the
+ * first share itself and waits for the others in the same way. Thread and share of a task are fixed by their number, but
+ * nothing may depend on it: tasks are independent. */
+#include "../backend.h"
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { POOL_MAX = 256, SPINS = 2000, LINE = 64 };
+
+typedef struct Worker {
+  Pool *pool;
+  pthread_t id;
+  int thread;
+} Worker;
+
+struct Pool {
+  int threads; /* the caller included */
+  int spins;   /* looks at a word before sleeping on it */
+  PoolFn *fn;
+  void *user;
+  int64_t n;
+  bool quit;
+  Worker *worker;
+  _Alignas(LINE) atomic_uint epoch;   /* jobs published */
+  atomic_uint sleepers;               /* workers that sleep, or are about to */
+  _Alignas(LINE) atomic_uint pending; /* workers that have not finished the job */
+  atomic_uint caller_sleeps;
+};
+
+static void futex_wait(atomic_uint *word, unsigned seen) {
+  syscall(SYS_futex, (void *)word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+}
+static void futex_wake(atomic_uint *word, int n) {
+  syscall(SYS_futex, (void *)word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0);
+}
+static inline void spin_pause(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+static void run_share(const Pool *p, int t) {
+  int64_t q = p->n / p->threads, r = p->n % p->threads; /* the first r shares hold one more */
+  int64_t begin = q * t + (t < r ? t : r), end = begin + q + (t < r);
+  if (begin < end) p->fn(p->user, t, begin, end);
+}
+
+static unsigned next_epoch(Pool *p, unsigned seen) {
+  for (int i = 0; i < p->spins; i++) {
+    unsigned e = atomic_load_explicit(&p->epoch, memory_order_acquire);
+    if (e != seen) return e;
+    spin_pause();
+  }
+  atomic_fetch_add(&p->sleepers, 1);
+  unsigned e;
+  while ((e = atomic_load(&p->epoch)) == seen) futex_wait(&p->epoch, seen);
+  atomic_fetch_sub(&p->sleepers, 1);
+  return e;
+}
+
+static void *worker_main(void *arg) {
+  Worker *w = arg;
+  Pool *p = w->pool;
+  unsigned seen = 0;
+  for (;;) {
+    seen = next_epoch(p, seen);
+    if (p->quit) return NULL;
+    run_share(p, w->thread);
+    if (atomic_fetch_sub(&p->pending, 1) == 1 && atomic_load(&p->caller_sleeps))
+      futex_wake(&p->pending, 1);
+  }
+}
+
+static void publish(Pool *p) {
+  atomic_fetch_add(&p->epoch, 1);
+  if (atomic_load(&p->sleepers)) futex_wake(&p->epoch, POOL_MAX);
+}
+
+static void wait_done(Pool *p) {
+  for (int i = 0; i < p->spins; i++) {
+    if (!atomic_load_explicit(&p->pending, memory_order_acquire)) return;
+    spin_pause();
+  }
+  atomic_store(&p->caller_sleeps, 1);
+  unsigned left;
+  while ((left = atomic_load(&p->pending)) != 0) futex_wait(&p->pending, left);
+  atomic_store(&p->caller_sleeps, 0);
+}
+
+static int cores(void) {
+  cpu_set_t set;
+  int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+  return n < 1 ? 1 : n;
+}
+
+Pool *pool_new(int n_threads) {
+  int n = n_threads > 0 ? n_threads : cores();
+  if (n > POOL_MAX) n = POOL_MAX;
+  Pool *p = mem_alloc(sizeof *p);
+  p->worker = mem_alloc(sizeof *p->worker * (size_t)n);
+  p->spins = n <= cores() ? SPINS : 0; /* spinning only pays on a core of one's own */
+  p->threads = n;
+  int started = 1;
+  for (; started < n; started++) {
+    Worker *w = &p->worker[started];
+    *w = (Worker){.pool = p, .thread = started};
+    if (pthread_create(&w->id, NULL, worker_main, w)) break;
+  }
+  p->threads = started; /* read by the workers only after the first job is published */
+  return p;
+}
+
+void pool_free(Pool *p) {
+  if (!p) return;
+  p->quit = true;
+  publish(p);
+  for (int t = 1; t < p->threads; t++) pthread_join(p->worker[t].id, NULL);
+  mem_free(p->worker);
+  mem_free(p);
+}
+
+int pool_threads(const Pool *p) { return p->threads; }
+
+void pool_run(Pool *p, int64_t n, PoolFn *fn, void *user) {
+  if (n <= 0) return;
+  if (n == 1 || p->threads == 1) {
+    fn(user, 0, 0, n);
+    return;
+  }
+  p->fn = fn;
+  p->user = user;
+  p->n = n;
+  atomic_store(&p->pending, (unsigned)p->threads - 1);
+  publish(p);
+  run_share(p, 0);
+  wait_done(p);
+}
