@@ -1,0 +1,249 @@
+/* The rules of simplification that compute with types, maps and dimensions. In: a node with its operands already
+ * simplified. Out: its replacement, or NULL. The table in simplify.c says what each one means. */
+#include "simplify.h"
+#include <string.h>
+
+static Node *reshape_const(Graph *g, const Node *c, int rank, const int64_t *dims) {
+  return dtype_is_float(c->dtype) ? g_full(g, c->dtype, c->f, rank, dims)
+                                  : g_full_int(g, c->dtype, c->i, rank, dims);
+}
+
+/* ---- maps ---- */
+
+static bool never_negative_zero(const Node *x) {
+  if (x->prim == P_EXP || x->prim == P_IOTA || x->prim == P_RANDOM) return true;
+  if (x->prim == P_CAST) return !dtype_is_float(x->in[0]->dtype);
+  if (x->prim == P_CONST) return !const_is(x, -0.0);
+  return x->prim == P_ADD && (const_is(x->in[0], 0) || const_is(x->in[1], 0));
+}
+
+Node *rule_add_zero(Graph *g, Node *n) {
+  (void)g;
+  if (n->prim != P_ADD) return NULL;
+  for (int k = 0; k < 2; k++)
+    if (const_is(n->in[k], 0) && never_negative_zero(n->in[1 - k])) return n->in[1 - k];
+  return NULL;
+}
+
+Node *rule_cast_same(Graph *g, Node *n) {
+  (void)g;
+  return n->prim == P_CAST && n->in[0]->dtype == n->dtype ? n->in[0] : NULL;
+}
+
+/* Bits of magnitude that a type holds exactly. */
+static int exact_bits(DType t) {
+  static const int bits[DT_N] = {
+      [DT_BOOL] = 1,   [DT_UINT8] = 8,    [DT_INT8] = 7,     [DT_INT16] = 15,   [DT_INT32] = 31,
+      [DT_INT64] = 63, [DT_FLOAT16] = 11, [DT_BFLOAT16] = 8, [DT_FLOAT32] = 24, [DT_FLOAT64] = 53};
+  return bits[t];
+}
+
+/* Does type `to` hold every value of type `from`? */
+static bool holds(DType from, DType to) {
+  if (from == to) return true;
+  bool ff = dtype_is_float(from), tf = dtype_is_float(to);
+  if (ff) return tf && from != DT_FLOAT64 && to != DT_FLOAT16 && to != DT_BFLOAT16;
+  if (from != DT_BOOL && from != DT_UINT8 && to == DT_UINT8) return false;
+  return to != DT_BOOL && exact_bits(from) <= exact_bits(to);
+}
+
+Node *rule_cast_cast(Graph *g, Node *n) {
+  if (n->prim != P_CAST || n->in[0]->prim != P_CAST) return NULL;
+  Node *x = n->in[0]->in[0];
+  DType mid = n->in[0]->dtype;
+  if (!holds(x->dtype, mid)) return NULL;
+  /* integers wrap, floating types saturate on the way to a narrower integer */
+  bool same_way = dtype_is_float(mid) == dtype_is_float(x->dtype) || dtype_is_float(n->dtype) ||
+                  n->dtype == DT_BOOL || x->dtype == DT_BOOL;
+  return same_way ? g_cast(g, x, n->dtype) : NULL;
+}
+
+/* Does the value end in a contraction or reduction, with maps behind it? */
+static bool ends_in_core(const Node *n) {
+  for (int depth = 0; depth < 16; depth++) {
+    if (n->prim == P_CONTRACT || prim_is_reduce(n->prim)) return true;
+    const Node *next = NULL;
+    for (int k = 0; k < n->n_in && prim_is_map(n->prim); k++)
+      if (n->in[k]->prim == P_CONTRACT || prim_is_reduce(n->in[k]->prim) ||
+          (prim_is_map(n->in[k]->prim) && !next))
+        next = n->in[k];
+    if (!next) return false;
+    n = next;
+  }
+  return false;
+}
+
+Node *rule_map_reshape(Graph *g, Node *n) {
+  Node *c = NULL, *in[3];
+  if (!prim_is_map(n->prim)) return NULL;
+  for (int k = 0; k < n->n_in && !c; k++)
+    if (n->in[k]->prim == P_RESHAPE && n->in[k]->n_uses == 1 && ends_in_core(n->in[k]->in[0]))
+      c = n->in[k]->in[0];
+  if (!c) return NULL;
+  for (int k = 0; k < n->n_in; k++) {
+    in[k] = reshape_into(g, n->in[k], c->rank, c->dims, true);
+    if (!in[k]) return NULL;
+  }
+  Node *r = g_node(g, n->prim, n->dtype, c->rank, c->dims, n->n_in, in);
+  return g_reshape(g, r, n->rank, n->dims);
+}
+
+Node *rule_map_expand(Graph *g, Node *n) {
+  Node *v = NULL, *in[3];
+  if (!prim_is_map(n->prim)) return NULL;
+  for (int k = 0; k < n->n_in; k++) {
+    Node *x = n->in[k];
+    if (x->prim == P_CONST) continue;
+    if (x->prim != P_VIEW) return NULL;
+    if (!v) v = x;
+    const Node *a = v->in[0], *b = x->in[0];
+    if (!node_same_shape(a, b) || !aff_same(v->map[0], x->map[0], a->rank)) return NULL;
+  }
+  if (!v || !view_total(v) || node_numel(v->in[0]) >= node_numel(n)) return NULL;
+  const Node *like = v->in[0];
+  for (int k = 0; k < n->n_in; k++)
+    in[k] = n->in[k]->prim == P_VIEW ? n->in[k]->in[0]
+                                     : reshape_const(g, n->in[k], like->rank, like->dims);
+  Node *r = g_node(g, n->prim, n->dtype, like->rank, like->dims, n->n_in, in);
+  return g_view(g, r, n->rank, n->dims, v->map[0], 0);
+}
+
+/* ---- views ---- */
+
+Node *rule_view_identity(Graph *g, Node *n) {
+  (void)g;
+  if (n->prim != P_VIEW) return NULL;
+  view_canon(n->map[0], n->in[0]->rank, n->dims);
+  if (!node_same_shape(n, n->in[0])) return NULL;
+  for (int d = 0; d < n->rank; d++) {
+    const AffDim *m = &n->map[0][d];
+    bool one = n->dims[d] == 1 && m->l0 < 0 && m->l1 < 0 && m->off == 0;
+    if (!one && !aff_is_loop(m, d)) return NULL;
+  }
+  return n->in[0];
+}
+
+Node *rule_view_const(Graph *g, Node *n) {
+  if (n->prim != P_VIEW || n->in[0]->prim != P_CONST) return NULL;
+  bool total = view_total(n);
+  if (total) n->f = 0; /* never read: makes equal views look equal */
+  return total || const_is(n->in[0], n->f) ? reshape_const(g, n->in[0], n->rank, n->dims) : NULL;
+}
+
+static Node *compose(Graph *g, Node *n, Node *x, const AffDim *map, double f) {
+  const Node *y = n->in[0];
+  AffDim out[KL_RANK];
+  double fill = n->f;
+  ViewMap in = {x->rank, y->rank, x->dims, y->dims, map, f};
+  if (view_total(n)) n->f = 0;
+  if (!view_compose(&in, n->map[0], n->dims, &fill, out)) return NULL;
+  view_canon(out, x->rank, n->dims);
+  return g_view(g, x, n->rank, n->dims, out, fill);
+}
+
+Node *rule_view_view(Graph *g, Node *n) {
+  if (n->prim != P_VIEW || n->in[0]->prim != P_VIEW) return NULL;
+  const Node *y = n->in[0];
+  return compose(g, n, y->in[0], y->map[0], y->f);
+}
+
+Node *rule_view_reshape(Graph *g, Node *n) {
+  if (n->prim != P_VIEW || !unit_reshape(n->in[0])) return NULL;
+  const Node *y = n->in[0];
+  Node *x = y->in[0];
+  AffDim map[KL_RANK];
+  for (int d = 0, l = 0; d < x->rank; d++) {
+    if (x->dims[d] == 1) {
+      map[d] = aff_const(0);
+      continue;
+    }
+    while (y->dims[l] == 1) l++;
+    map[d] = aff_loop(l++);
+  }
+  return compose(g, n, x, map, 0);
+}
+
+Node *rule_reshape_view(Graph *g, Node *n) {
+  if (n->prim != P_RESHAPE || n->in[0]->prim != P_VIEW) return NULL;
+  return view_reshape(g, n->in[0], n->rank, n->dims);
+}
+
+Node *rule_reshape_reshape(Graph *g, Node *n) {
+  if (n->prim != P_RESHAPE || n->in[0]->prim != P_RESHAPE) return NULL;
+  return g_reshape(g, node_base(n), n->rank, n->dims);
+}
+
+Node *rule_reshape_same(Graph *g, Node *n) {
+  (void)g;
+  return n->prim == P_RESHAPE && node_same_shape(n, n->in[0]) ? n->in[0] : NULL;
+}
+
+Node *rule_reshape_const(Graph *g, Node *n) {
+  if (n->prim != P_RESHAPE || n->in[0]->prim != P_CONST) return NULL;
+  return reshape_const(g, n->in[0], n->rank, n->dims);
+}
+
+/* ---- reductions ---- */
+
+Node *rule_reduce_ones(Graph *g, Node *n) {
+  if (!prim_is_reduce(n->prim)) return NULL;
+  Node *x = n->in[0];
+  uint32_t axes = (uint32_t)n->i;
+  for (int d = 0; d < x->rank; d++)
+    if (x->dims[d] == 1) axes &= ~(1u << d);
+  if (axes == (uint32_t)n->i) return NULL;
+  if (axes && n->prim == P_ARGMAX) return g_argmax(g, x, axes, true, n->dtype);
+  if (axes) return g_reduce(g, n->prim, x, axes, true);
+  return n->prim == P_ARGMAX ? g_full_int(g, n->dtype, 0, n->rank, n->dims) : x;
+}
+
+Node *rule_reduce_reduce(Graph *g, Node *n) {
+  if (!prim_is_reduce(n->prim) || n->prim == P_ARGMAX) return NULL;
+  const Node *y = n->in[0];
+  if (y->prim != n->prim || y->n_uses != 1) return NULL;
+  return g_reduce(g, n->prim, y->in[0], (uint32_t)(n->i | y->i), true);
+}
+
+/* ---- contractions ---- */
+
+/* One operand's view may go into the contraction's map: every dimension of x at most shifted, each loop of the view used,
+ * and padding only where the contraction slides a window. */
+static bool plain_view(const Node *n, int side, const Node *v) {
+  unsigned used = 0;
+  const Node *x = v->in[0];
+  for (int d = 0; d < x->rank; d++) {
+    const AffDim *m = &v->map[0][d];
+    int l = m->l0 >= 0 ? m->l0 : m->l1;
+    if (m->div != 1 || (m->l0 >= 0 && m->l1 >= 0)) return false;
+    bool total = aff_total(m, v->dims, x->dims[d]);
+    if (l < 0) {
+      if (!total) return false;
+      continue;
+    }
+    const AffDim *outer = &n->map[side][l];
+    if (m->c0 + m->c1 != 1 || (used >> l & 1)) return false;
+    if (!total && (outer->l0 < 0 || outer->l1 < 0 || memcmp(&v->f, &(double){0}, sizeof v->f)))
+      return false;
+    used |= 1u << l;
+  }
+  for (int l = 0; l < v->rank; l++)
+    if (v->dims[l] != 1 && !(used >> l & 1)) return false;
+  return true;
+}
+
+Node *rule_contract_view(Graph *g, Node *n) {
+  if (n->prim != P_CONTRACT) return NULL;
+  for (int side = 0; side < 2; side++) {
+    Node *v = n->in[side];
+    if (v->prim != P_VIEW || !plain_view(n, side, v)) continue;
+    Node *x = v->in[0], *in[2] = {n->in[0], n->in[1]};
+    AffDim out[KL_RANK], *maps[2] = {n->map[0], n->map[1]};
+    double fill = 0;
+    ViewMap inner = {x->rank, v->rank, x->dims, v->dims, v->map[0], v->f};
+    if (!view_compose(&inner, n->map[side], n->ext, &fill, out)) continue;
+    in[side] = x;
+    maps[side] = out;
+    return g_contract(g, in[0], in[1], n->rank, n->n_loops, n->ext, maps[0], maps[1]);
+  }
+  return NULL;
+}

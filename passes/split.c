@@ -1,0 +1,91 @@
+/* Splitting of big reductions to few elements, so that the first step has enough rows to run in parallel, with one fixed tree
+ * for any number of threads. In: any Graph. Out: an equal one up to rounding.
+ *
+ * rsum(x, A) with few results = rsum(rsum(x', A'), B): if some reduced axis is neither too short nor too long it is left
+ * to the second step; otherwise one axis is cut into `parts` rows by a reshape, or, where nothing divides it, by a view
+ * that pads with the neutral element. */
+#include "rewrite.h"
+#include <math.h>
+
+enum { FEW = 16, LARGE = 16384, MIN_PARTS = 8, MAX_PARTS = 1024, CHUNK = 4096 };
+
+static bool worth_it(const Node *n) {
+  if (!prim_is_reduce(n->prim) || n->prim == P_ARGMAX) return false;
+  int64_t results = node_numel(n), all = node_numel(n->in[0]);
+  return results > 0 && results < FEW && all / results > LARGE;
+}
+
+/* The outermost reduced axis that makes good rows by itself, or -1. */
+static int row_axis(const Node *n) {
+  const Node *x = n->in[0];
+  int64_t reduced = node_numel(x) / node_numel(n);
+  for (int d = 0; d < x->rank; d++)
+    if ((n->i >> d & 1) && x->dims[d] >= MIN_PARTS && x->dims[d] <= MAX_PARTS &&
+        reduced / x->dims[d] > KL_SMALL_REDUCE)
+      return d;
+  return -1;
+}
+
+/* The divisor of `size` in MIN_PARTS..MAX_PARTS nearest to chunks of CHUNK elements, or 0. */
+static int64_t parts_of(int64_t size, int64_t reduced) {
+  int64_t want = reduced / CHUNK, best = 0;
+  want = want < MIN_PARTS ? MIN_PARTS : want > MAX_PARTS ? MAX_PARTS : want;
+  for (int64_t p = MIN_PARTS; p <= MAX_PARTS && p <= size / 2; p++) {
+    if (size % p) continue;
+    int64_t far = p > want ? p - want : want - p, was = best > want ? best - want : want - best;
+    if (!best || far < was) best = p;
+  }
+  return best;
+}
+
+static bool neutral(const Node *n, double *v) {
+  *v = n->prim == P_RSUM ? 0 : n->prim == P_RPROD ? 1 : -INFINITY;
+  return n->prim != P_RMAX || dtype_is_float(n->dtype);
+}
+
+/* Axis d of x as two: `parts` rows of `chunk`; what overhangs reads the neutral element. */
+static Node *cut(Graph *g, Node *x, int d, int64_t parts, int64_t chunk, double fill) {
+  int64_t dims[KL_RANK];
+  AffDim map[KL_RANK];
+  for (int k = 0; k < x->rank; k++) {
+    int to = k > d ? k + 1 : k;
+    dims[to] = x->dims[k];
+    map[k] = aff_loop(to);
+  }
+  dims[d] = parts;
+  dims[d + 1] = chunk;
+  if (parts * chunk == x->dims[d]) return reshape_into(g, x, x->rank + 1, dims, false);
+  if (chunk > INT32_MAX) return NULL;
+  map[d] = (AffDim){(int8_t)d, (int8_t)(d + 1), (int32_t)chunk, 1, 0, 1};
+  return g_view(g, x, x->rank + 1, dims, map, fill);
+}
+
+static Node *split_one(Graph *g, Node *n) {
+  if (!worth_it(n)) return NULL;
+  Node *x = n->in[0];
+  int64_t reduced = node_numel(x) / node_numel(n);
+  int row = row_axis(n), longest = -1;
+  if (row >= 0) {
+    Node *first = g_reduce(g, n->prim, x, (uint32_t)n->i & ~(1u << row), true);
+    return g_reduce(g, n->prim, first, 1u << row, true);
+  }
+  for (int d = 0; d < x->rank; d++)
+    if ((n->i >> d & 1) && (longest < 0 || x->dims[d] > x->dims[longest])) longest = d;
+  double fill;
+  int64_t parts = parts_of(x->dims[longest], reduced), chunk;
+  if (x->rank == KL_RANK || x->dims[longest] < 2 * MIN_PARTS) return NULL;
+  if (!parts && !neutral(n, &fill)) return NULL;
+  chunk = parts ? x->dims[longest] / parts : (x->dims[longest] + 15) / 16;
+  Node *y = cut(g, x, longest, parts ? parts : 16, chunk, parts ? 0 : fill);
+  if (!y) return NULL;
+  uint32_t low = (1u << longest) - 1, mask = (uint32_t)n->i;
+  uint32_t inner = (mask & low) | (mask & ~low) << 1; /* the cut axis is now longest + 1 */
+  Node *r = g_reduce(g, n->prim, y, inner, true);
+  r = g_reduce(g, n->prim, r, 1u << longest, true);
+  return g_reshape(g, r, n->rank, n->dims);
+}
+
+void pass_split(Graph *g) {
+  graph_sweep(g);
+  if (graph_rewrite(g, split_one)) graph_sweep(g);
+}
