@@ -1,0 +1,282 @@
+/* Parameter files in the .pdiparams layout: bytes in, tensors out, and back. One entry, little-endian:
+ *
+ *   u32 version = 0 | u64 L | L x { u64 bytes, offsets } | u32 tensor version = 0 | i32 n | n bytes TensorDesc | data
+ *
+ * A combined file is the entries of the persistable variables back to back in bytewise order of their names, without
+ * names or counts. Reading first walks all headers and checks every size against what is left, then copies any data.
+ * LoD levels are checked (whole offsets, from 0, not decreasing) and skipped. */
+#include "ir.h"
+#include "kiln.pb-c.h"
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { DESC_MOST = 1024 }; /* bytes of a TensorDesc; 9 dims need at most 111 */
+
+typedef struct Reader {
+  const uint8_t *base, *p, *end;
+  const char *file, *name;
+} Reader;
+
+/* ---- messages ---- */
+
+/* 1,048,576 in the text of messages; one of four buffers. */
+static const char *grouped(uint64_t v) {
+  static _Thread_local char buf[4][32];
+  static _Thread_local unsigned next;
+  char digits[24], *o = buf[next++ % 4], *start = o;
+  int n = snprintf(digits, sizeof digits, "%" PRIu64, v);
+  for (int i = 0; i < n; i++) {
+    if (i && (n - i) % 3 == 0) *o++ = ',';
+    *o++ = digits[i];
+  }
+  *o = 0;
+  return start;
+}
+
+static bool at(const Reader *r, const uint8_t *p) {
+  err_where("%s at byte %s", r->file, grouped((uint64_t)(p - r->base)));
+  return false;
+}
+
+static bool too_short(const Reader *r, uint64_t need, const char *what) {
+  err_set(E_PAR_004, "parameter file ends inside %s", r->name);
+  err_where("%s at byte %s: %s bytes needed (%s), %s left", r->file,
+            grouped((uint64_t)(r->p - r->base)), grouped(need), what,
+            grouped((uint64_t)(r->end - r->p)));
+  err_help("The file was cut off, or belongs to another program. Save or copy it again.");
+  return false;
+}
+
+static bool wrong_version(const Reader *r, const uint8_t *p, const char *what, uint32_t v) {
+  err_set(E_PAR_001, "not a parameter file: the %s of %s is %" PRIu32 ", not 0", what, r->name, v);
+  const char *kind = p == r->base ? content_kind(r->base, (size_t)(r->end - r->base)) : NULL;
+  if (kind) err_note("The file looks like %s.", kind);
+  return at(r, p);
+}
+
+/* ---- reading ---- */
+
+static bool take(Reader *r, void *to, size_t n, const char *what) {
+  if ((size_t)(r->end - r->p) < n) return too_short(r, n, what);
+  memcpy(to, r->p, n);
+  r->p += n;
+  return true;
+}
+
+static bool skip_level(Reader *r) {
+  const uint8_t *start = r->p;
+  uint64_t n = 0, last = 0;
+  if (!take(r, &n, sizeof n, "the length of a LoD level")) return false;
+  if (n % 8) {
+    err_set(E_PAR_001, "a LoD level of %s has %s bytes, not whole 8-byte offsets", r->name,
+            grouped(n));
+    return at(r, start);
+  }
+  if ((uint64_t)(r->end - r->p) < n) return too_short(r, n, "a LoD level");
+  for (uint64_t i = 0; i < n / 8; i++, r->p += 8) {
+    uint64_t offset;
+    memcpy(&offset, r->p, sizeof offset);
+    if (offset >= last && (i || offset == 0)) {
+      last = offset;
+      continue;
+    }
+    err_set(E_PAR_001, "the LoD offsets of %s do not grow from 0 (%s after %s)", r->name,
+            grouped(offset), grouped(last));
+    return at(r, r->p);
+  }
+  return true;
+}
+
+static bool take_head(Reader *r, int32_t *n_desc) {
+  const uint8_t *start = r->p;
+  uint32_t version = 0;
+  uint64_t levels = 0;
+  if (!take(r, &version, sizeof version, "a version")) return false;
+  if (version) return wrong_version(r, start, "version", version);
+  if (!take(r, &levels, sizeof levels, "a number of LoD levels")) return false;
+  if (levels > (uint64_t)(r->end - r->p) / 8) {
+    r->p -= 8;
+    return too_short(r, levels > UINT64_MAX / 8 ? UINT64_MAX : levels * 8, "LoD levels");
+  }
+  for (uint64_t i = 0; i < levels; i++)
+    if (!skip_level(r)) return false;
+  start = r->p;
+  if (!take(r, &version, sizeof version, "a tensor's version")) return false;
+  if (version) return wrong_version(r, start, "tensor version", version);
+  start = r->p;
+  if (!take(r, n_desc, sizeof *n_desc, "the length of a description")) return false;
+  if (*n_desc < 0 || *n_desc > DESC_MOST) {
+    err_set(E_PAR_001, "not a parameter file: the description of %s would have %" PRId32 " bytes",
+            r->name, *n_desc);
+    return at(r, start);
+  }
+  return (size_t)(r->end - r->p) >= (size_t)*n_desc ||
+         too_short(r, (uint64_t)*n_desc, "a description");
+}
+
+static void *desc_alloc(void *arena, size_t n) { return arena_alloc(arena, n); }
+static void desc_free(void *arena, void *p) { (void)arena, (void)p; }
+
+static bool take_desc(Reader *r, Arena *tmp, int32_t n, Tensor *t) {
+  const uint8_t *start = r->p;
+  ProtobufCAllocator allocator = {desc_alloc, desc_free, tmp};
+  const Pb__VarType__TensorDesc *d =
+      (void *)protobuf_c_message_unpack(&pb__var_type__tensor_desc__descriptor, &allocator,
+                                        (size_t)n, r->p);
+  bool ok = d;
+  int64_t numel;
+  if (!d)
+    err_set(E_PAR_001, "not a parameter file: the description of %s is malformed", r->name);
+  else if ((t->dtype = dtype_from_paddle((int)d->data_type)) == DT_NONE)
+    ok = err_set(E_PAR_001, "%s has the element type %d, which Kiln does not know", r->name,
+                 (int)d->data_type);
+  else if (d->n_dims > KL_VAR_RANK)
+    ok = err_set(E_PAR_001, "%s has %zu dimensions; Kiln takes at most %d", r->name, d->n_dims,
+                 KL_VAR_RANK);
+  for (size_t i = 0; ok && i < d->n_dims; i++) {
+    t->dims[i] = d->dims[i];
+    if (d->dims[i] < 0)
+      ok = err_set(E_PAR_001, "dimension %zu of %s is %" PRId64, i, r->name, d->dims[i]);
+  }
+  t->rank = ok ? (int)d->n_dims : 0;
+  ok = ok && dims_numel(t->dtype, t->rank, t->dims, &numel);
+  if (!ok) return at(r, start);
+  r->p += n;
+  return true;
+}
+
+/* Equal up to unknown dimensions; a scalar and one element are the same. */
+static bool shape_fits(const Tensor *t, const Var *v) {
+  bool one = t->rank + v->rank == 1 && (t->rank ? t->dims[0] : v->dims[0]) == 1;
+  if (v->rank < 0 || one) return true;
+  if (t->rank != v->rank) return false;
+  for (int i = 0; i < t->rank; i++)
+    if (v->dims[i] != -1 && v->dims[i] != t->dims[i]) return false;
+  return true;
+}
+
+static bool fits_variable(const Reader *r, const uint8_t *start, const Tensor *t, const Var *v) {
+  if (!v || v->dtype == DT_NONE || (v->dtype == t->dtype && shape_fits(t, v))) return true;
+  err_set(E_PAR_002, "%s is %s in the parameter file, %s in the program", r->name,
+          shape_text(t->dtype, t->rank, t->dims),
+          shape_text(v->dtype, v->rank < 0 ? 0 : v->rank, v->dims));
+  err_help("The parameters belong to another program, or to another version of it.");
+  return at(r, start);
+}
+
+static bool take_entry(Reader *r, Arena *tmp, const Var *v, Tensor *t, const uint8_t **data) {
+  const uint8_t *start = r->p;
+  int32_t n_desc = 0;
+  if (!take_head(r, &n_desc) || !take_desc(r, tmp, n_desc, t)) return false;
+  if (!fits_variable(r, start, t, v)) return false;
+  size_t bytes = tensor_bytes(t);
+  if ((size_t)(r->end - r->p) < bytes)
+    return too_short(r, bytes, shape_text(t->dtype, t->rank, t->dims));
+  *data = r->p;
+  r->p += bytes;
+  return true;
+}
+
+static void copy_data(Arena *a, const uint8_t *from, Tensor *t) {
+  size_t n = tensor_bytes(t);
+  uint8_t *to = t->data = arena_alloc(a, n);
+  if (n) memcpy(to, from, n);
+  for (size_t i = 0; t->dtype == DT_BOOL && i < n; i++) to[i] = to[i] != 0;
+}
+
+__attribute__((noinline)) static bool take_all(Reader *r, Arena *tmp, int n, Var *const *vars,
+                                               Arena *a, Tensor *out) {
+  const uint8_t **data = arena_array(tmp, const uint8_t *, n);
+  for (int i = 0; i < n; i++) {
+    const Var *v = vars ? vars[i] : NULL;
+    r->name = v ? arena_str(tmp, quoted(v->name)) : arena_fmt(tmp, "tensor %d", i);
+    if (v && v->kind == VK_SELECTED_ROWS)
+      return err_set(E_PAR_002, "%s is a set of selected rows; a combined file cannot hold those",
+                     r->name);
+    if (r->p == r->end) {
+      err_set(E_PAR_004, "parameter file ends before %s", r->name);
+      err_where("%s at byte %s: %d of %d tensors read", r->file,
+                grouped((uint64_t)(r->p - r->base)), i, n);
+      err_help("The file was cut off, or belongs to another program.");
+      return false;
+    }
+    memset(&out[i], 0, sizeof out[i]);
+    if (!take_entry(r, tmp, v, &out[i], &data[i])) return false;
+  }
+  if (r->p != r->end) {
+    err_set(E_PAR_003, "%s bytes are left over after %d tensors",
+            grouped((uint64_t)(r->end - r->p)), n);
+    err_help("The file belongs to another program, one with more persistable variables.");
+    return at(r, r->p);
+  }
+  for (int i = 0; i < n; i++) copy_data(a, data[i], &out[i]);
+  return true;
+}
+
+bool params_decode(const uint8_t *bytes, size_t n_bytes, const char *file, int n, Var *const *vars,
+                   Arena *a, Tensor *out) {
+  Arena *tmp = arena_new();
+  MemGuard g;
+  if (MEM_GUARD(g)) {
+    arena_free(tmp);
+    return false;
+  }
+  Reader r = {bytes, bytes, bytes + n_bytes, file ? file : "parameters", ""};
+  bool ok = take_all(&r, tmp, n, vars, a, out);
+  mem_unguard(&g);
+  arena_free(tmp);
+  return ok;
+}
+
+/* ---- which variables ---- */
+
+static int compare_vars(const void *a, const void *b) {
+  return strcmp((*(Var *const *)a)->name, (*(Var *const *)b)->name);
+}
+
+int params_list(const Program *p, Arena *a, Var ***vars) {
+  const unsigned never = 1u << VK_FEED | 1u << VK_FETCH | 1u << VK_READER | 1u << VK_RAW;
+  int most = 0, n = 0;
+  for (int b = 0; b < p->blocks.n; b++) most += p->blocks.v[b]->vars.n;
+  Var **list = arena_array(a, Var *, most);
+  Map *seen = map_new(a);
+  for (int b = 0; b < p->blocks.n; b++)
+    for (int i = 0; i < p->blocks.v[b]->vars.n; i++) {
+      Var *v = p->blocks.v[b]->vars.v[i];
+      if (!v->persistable || never >> v->kind & 1 || map_get(seen, v->name)) continue;
+      map_put(seen, v->name, v);
+      list[n++] = v;
+    }
+  if (n) qsort(list, (size_t)n, sizeof *list, compare_vars);
+  *vars = list;
+  return n;
+}
+
+/* ---- writing ---- */
+
+static void put_entry(Str *out, const Tensor *t) {
+  uint8_t desc[DESC_MOST];
+  Pb__VarType__TensorDesc d = PB__VAR_TYPE__TENSOR_DESC__INIT;
+  d.data_type = (Pb__VarType__Type)dtype_info[t->dtype].paddle;
+  d.n_dims = (size_t)t->rank;
+  d.dims = (int64_t *)t->dims;
+  int32_t n_desc = (int32_t)protobuf_c_message_pack(&d.base, desc);
+  const uint32_t version = 0;
+  const uint64_t levels = 0;
+  str_addn(out, (const char *)&version, sizeof version);
+  str_addn(out, (const char *)&levels, sizeof levels);
+  str_addn(out, (const char *)&version, sizeof version);
+  str_addn(out, (const char *)&n_desc, sizeof n_desc);
+  str_addn(out, (const char *)desc, (size_t)n_desc);
+  str_addn(out, t->data, tensor_bytes(t));
+}
+
+bool params_encode(Str *out, int n, const Tensor *const *t) {
+  for (int i = 0; i < n; i++) {
+    if (!t[i] || t[i]->dtype >= DT_N)
+      return err_set(E_RUN_001, "tensor %d of %d to save has no value", i, n);
+    put_entry(out, t[i]);
+  }
+  return true;
+}
