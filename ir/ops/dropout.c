@@ -1,0 +1,64 @@
+/* dropout: an element is kept where a uniform random number is at least dropout_prob; Mask remembers which. */
+#include "ops.h"
+
+#include <string.h>
+
+typedef struct Dropout {
+  double p;
+  bool test, upscale;
+} Dropout;
+
+static bool dropout_read(Expand *x, Dropout *d) {
+  static const char *const words[] = {"downgrade_in_infer", "upscale_in_train"};
+  int i = ops_word(x, "dropout_implementation", 2, words);
+  d->p = op_float(x->op, "dropout_prob");
+  d->test = op_bool(x->op, "is_test");
+  d->upscale = i == 1;
+  if (i < 0) return false;
+  if (d->p >= 0 && d->p <= 1) return true;
+  err_set(E_OPR_003, "dropout_prob is %g", d->p);
+  err_help("A probability is a number from 0 to 1.");
+  return false;
+}
+
+/* x where the mask is set, scaled as the implementation says. */
+static Node *dropped(Graph *g, const Dropout *d, Node *x, Node *keep) {
+  if (!x || !keep) return NULL;
+  double scale = d->upscale && d->p < 1 ? 1 / (1 - d->p) : 1;
+  return g_select(g, keep, g_map2c(g, P_MUL, x, scale), g_const(g, x->dtype, 0));
+}
+
+/* The seed: of the tensor Seed if there is one, else the attribute when fix_seed; 0 = the run's. */
+static bool dropout_seed(Expand *x, int64_t *seed) {
+  *seed = op_bool(x->op, "fix_seed") ? op_int(x->op, "seed") : 0;
+  if (x_n_in(x, "Seed") == 0) return true;
+  int n = ops_list(x, NULL, "Seed", NULL, seed, 1);
+  if (n == 1 && *seed == OPS_UNKNOWN) *seed = 0;
+  return n == 1 || (n == 0 && err_set(E_SHP_006, "Seed is empty"));
+}
+
+bool x_dropout(Expand *x) {
+  Graph *g = x->g;
+  Dropout d;
+  Node *in = x_in(x, "X");
+  int64_t seed;
+  if (!ops_float(in, "X") || !dropout_read(x, &d)) return false;
+  if (d.test)
+    return x_out(x, "Out", d.upscale ? in : g_map2c(g, P_MUL, in, 1 - d.p)) &&
+           x_out(x, "Mask", g_full_int(g, DT_UINT8, 1, in->rank, in->dims));
+  if (!dropout_seed(x, &seed)) return false;
+  DType t = in->dtype == DT_FLOAT64 ? DT_FLOAT64 : DT_FLOAT32;
+  Node *u = g_random(g, t, in->rank, in->dims, seed, x_stream(x, 0), seed != 0);
+  Node *keep = u ? g_map2(g, P_LE, g_const(g, t, d.p), u) : NULL;
+  return keep && x_out(x, "Out", dropped(g, &d, in, keep)) &&
+         x_out(x, "Mask", g_cast(g, keep, DT_UINT8));
+}
+
+bool x_dropout_grad(Expand *x) {
+  Graph *g = x->g;
+  Dropout d;
+  Node *gy = x_in(x, "Out@GRAD");
+  if (!gy || !dropout_read(x, &d)) return false;
+  if (d.test) return x_out(x, "X@GRAD", d.upscale ? gy : g_map2c(g, P_MUL, gy, 1 - d.p));
+  return x_out(x, "X@GRAD", dropped(g, &d, gy, g_cast(g, x_in(x, "Mask"), DT_BOOL)));
+}
