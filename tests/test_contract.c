@@ -1,0 +1,405 @@
+/* Contractions of the CPU backend against the interpreter, for every algorithm and many shapes; the epilogue's rows; equal
+ * bits for any split of the tasks; and the pool. */
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <math.h>
+#include <stdatomic.h>
+#include "../backends/cpu/cpu.h"
+
+/* ---- running one contraction ---- */
+
+enum { ANY = -1 };
+
+static uint32_t noise_state;
+static double noise(void) {
+  noise_state = noise_state * 1664525u + 1013904223u;
+  return (double)(noise_state >> 8) / (1 << 23) - 1;
+}
+
+typedef struct Feeds {
+  Arena *a;
+  Map *map;
+} Feeds;
+
+static Tensor *feed(void *user, const char *name, bool state) {
+  Feeds *f = user;
+  (void)state;
+  return map_get(f->map, name);
+}
+
+static Node *random_feed(Graph *g, Feeds *f, const char *name, DType t, int rank,
+                         const int64_t *dims) {
+  Tensor *v = arena_new_of(f->a, Tensor);
+  assert_true(tensor_make(v, f->a, t, rank <= KL_VAR_RANK ? rank : 1,
+                          rank <= KL_VAR_RANK ? dims : (int64_t[]){numel_of(rank, dims)}));
+  for (int64_t i = 0; i < tensor_numel(v); i++) tensor_set(v, i, noise());
+  map_put(f->map, name, v);
+  return g_feed(g, name, t, rank, dims);
+}
+
+/* Stands for a generated epilogue: 2x + 1 over whole rows. */
+static int64_t row_numel;
+static DType row_type;
+static atomic_int rows_seen[4096];
+static void twice_and_one(const void *self, void *const *bufs, int64_t begin, int64_t end,
+                          RunCtx *ctx) {
+  (void)self, (void)ctx;
+  for (int64_t r = begin; r < end; r++) {
+    if (r < 4096) atomic_fetch_add(&rows_seen[r], 1);
+    for (int64_t i = r * row_numel; i < (r + 1) * row_numel; i++)
+      if (row_type == DT_FLOAT32)
+        ((float *)bufs[2])[i] = ((float *)bufs[2])[i] * 2 + 1;
+      else
+        ((double *)bufs[2])[i] = ((double *)bufs[2])[i] * 2 + 1;
+  }
+}
+
+typedef enum Split { ALL_AT_ONCE, ONE_BY_ONE_BACKWARDS, IN_THREES } Split;
+
+static void run_code(const KernelCode *c, void *const *bufs, Split split) {
+  RunCtx ctx = {.scratch = mem_alloc((size_t)c->scratch_bytes + 64),
+                .scratch_bytes = (size_t)c->scratch_bytes};
+  for (int p = 0; p < c->n_phases; p++) {
+    int64_t n = c->phase[p].n_tasks, step = split == ALL_AT_ONCE ? n : split == IN_THREES ? 3 : 1;
+    for (int64_t t = 0; t < n; t += step) {
+      int64_t b = split == ONE_BY_ONE_BACKWARDS ? n - 1 - t : t;
+      c->phase[p].fn(c->phase[p].self, bufs, b, b + step < n ? b + step : n, &ctx);
+    }
+  }
+  mem_free(ctx.scratch);
+}
+
+/* node: a CONTRACT; its value and those of its operands are in values. Returns the algorithm. */
+static PlanKind check_contract(Arena *a, Node *node, Tensor *const *values, bool epilogue) {
+  Node maps = {.prim = P_ADD, .dtype = node->dtype, .rank = node->rank};
+  memcpy(maps.dims, node->dims, sizeof maps.dims);
+  Kernel k = {.kind = K_CONTRACT, .name = "k", .rank = node->rank, .core = node};
+  memcpy(k.ext, node->dims, sizeof k.ext);
+  vec_add(a, &k.nodes, node);
+  for (int i = 0; i < 2; i++) vec_add(a, &k.inputs, ((KernelInput){node->in[i], false}));
+  vec_add(a, &k.outputs, epilogue ? &maps : node);
+  Plan *p = contract_plan(a, &k);
+  if (p->kind == PLAN_LOOPS) return p->kind;
+  assert_true(p->frame.epilogue == epilogue);
+  KernelCode code = {0};
+  contract_code(p, epilogue ? twice_and_one : NULL, &code);
+  int64_t n = node_numel(node), size = dtype_info[node->dtype].size;
+  const Tensor *want = values[node->id];
+  row_numel = n / p->frame.rows;
+  row_type = node->dtype;
+  double terms = (double)p->facts.flops / 2 / (double)n;
+  double eps = node->dtype == DT_FLOAT32 ? 6e-8 : 1.2e-16;
+  Tensor got = {.dtype = node->dtype, .rank = 1, .dims = {n}}, first = got;
+  for (int s = ALL_AT_ONCE; s <= IN_THREES; s++) {
+    got.data = arena_alloc(a, (size_t)(n * size));
+    memset(got.data, 0xff, (size_t)(n * size)); /* NaN */
+    for (int i = 0; i < 4096; i++) rows_seen[i] = 0;
+    void *ws = mem_alloc((size_t)p->work.workspace + 64);
+    memset(ws, 0xff, (size_t)p->work.workspace);
+    void *bufs[4] = {values[node->in[0]->id]->data, values[node->in[1]->id]->data, got.data, ws};
+    run_code(&code, bufs, s);
+    mem_free(ws);
+    for (int64_t i = 0; epilogue && i < p->frame.rows && i < 4096; i++)
+      assert_int_equal(rows_seen[i], 1);
+    if (s == ALL_AT_ONCE)
+      first = got;
+    else
+      assert_memory_equal(first.data, got.data, n * size);
+  }
+  for (int64_t i = 0; i < n; i++) {
+    double w = tensor_get(want, i), g = tensor_get(&got, i);
+    if (epilogue) w = w * 2 + 1;
+    if (!(fabs(w - g) <= eps * 8 * (terms + 8)))
+      fail_msg("element %lld is %.9g, not %.9g: loops %d, algorithm %d, epilogue %d", (long long)i,
+               g, w, node->n_loops, p->kind, epilogue);
+  }
+  return p->kind;
+}
+
+/* Every contraction of the graph. kinds: those expected, in graph order (ANY: not looked at; NULL: none). */
+static void check_graph(Graph *g, Feeds *f, const int *kinds) {
+  assert_false(err_any());
+  graph_number(g);
+  EvalEnv env = {.lookup = feed, .user = f};
+  Tensor **values = arena_array(f->a, Tensor *, g->nodes.n);
+  if (!g->fetches.n)
+    for (int i = 0; i < g->nodes.n; i++)
+      if (g->nodes.v[i]->prim == P_CONTRACT) {
+        NamedNode out = {"out", g->nodes.v[i]};
+        vec_add(g->arena, &g->fetches, out);
+      }
+  if (!graph_eval(g, &env, f->a, values)) err_print(stderr, false);
+  assert_false(err_any());
+  int c = 0;
+  for (int i = 0; i < g->nodes.n; i++) {
+    Node *n = g->nodes.v[i];
+    if (n->prim != P_CONTRACT) continue;
+    for (int e = 0; e < 2; e++) {
+      int kind = (int)check_contract(f->a, n, values, e);
+      if (kinds && kinds[c] != ANY && kinds[c] != kind)
+        fail_msg("contraction %d: algorithm %d, not %d", c, kind, kinds[c]);
+    }
+    c++;
+  }
+}
+
+static Feeds feeds_new(void) {
+  Arena *a = arena_new();
+  return (Feeds){a, map_new(a)};
+}
+
+/* ---- matrix products ---- */
+
+typedef struct Product {
+  int batch;
+  int64_t ba[3], bb[3], m, n, k;
+  int kind;
+} Product;
+
+static void check_product(const Product *p, DType t, bool ta, bool tb) {
+  Feeds f = feeds_new();
+  Graph *g = graph_new(NULL, false);
+  int64_t da[5], db[5];
+  int r = p->batch;
+  memcpy(da, p->ba, sizeof p->ba);
+  memcpy(db, p->bb, sizeof p->bb);
+  da[r + ta] = p->m;
+  da[r + !ta] = p->k;
+  db[r + tb] = p->k;
+  db[r + !tb] = p->n;
+  Node *a = random_feed(g, &f, "a", t, r + 2, da), *b = random_feed(g, &f, "b", t, r + 2, db);
+  assert_non_null(g_matmul(g, a, b, ta, tb));
+  check_graph(g, &f, (int[]){p->kind});
+  graph_free(g);
+  arena_free(f.a);
+}
+
+static void test_products(void **state) {
+  static const Product cases[] = {
+      {0, {0}, {0}, 64, 256, 784, PLAN_GEMM},     {0, {0}, {0}, 64, 500, 800, PLAN_GEMM},
+      {0, {0}, {0}, 500, 64, 300, PLAN_GEMM},     {0, {0}, {0}, 64, 10, 500, PLAN_GEMM},
+      {0, {0}, {0}, 1, 500, 800, PLAN_GEMM},      {0, {0}, {0}, 500, 1, 80, PLAN_GEMM},
+      {0, {0}, {0}, 1, 1, 1000, PLAN_GEMM},       {0, {0}, {0}, 7, 5, 3, PLAN_GEMM},
+      {0, {0}, {0}, 33, 65, 1, PLAN_GEMM},        {0, {0}, {0}, 1, 1, 1, ANY},
+      {0, {0}, {0}, 129, 257, 31, PLAN_GEMM},     {1, {6}, {6}, 17, 19, 23, PLAN_GEMM},
+      {1, {6}, {1}, 17, 19, 23, PLAN_GEMM},       {1, {1}, {6}, 17, 19, 23, PLAN_GEMM},
+      {2, {3, 1}, {3, 4}, 40, 40, 40, PLAN_GEMM}, {2, {8, 4}, {8, 4}, 64, 64, 32, PLAN_GEMM},
+      {2, {1, 4}, {3, 1}, 9, 11, 13, PLAN_GEMM},  {3, {2, 3, 2}, {1, 3, 1}, 12, 5, 8, PLAN_GEMM},
+      {1, {70}, {70}, 1, 30, 30, PLAN_GEMM},      {1, {300}, {300}, 1, 3, 2, ANY},
+      {0, {0}, {0}, 0, 5, 3, PLAN_LOOPS},         {0, {0}, {0}, 4, 5, 0, PLAN_LOOPS},
+  };
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+    for (int t = 0; t < 8; t++)
+      check_product(&cases[i], t & 4 ? DT_FLOAT64 : DT_FLOAT32, t & 1, t & 2);
+}
+
+/* ---- convolutions and their gradients ---- */
+
+typedef struct Conv {
+  int n_sp;
+  int64_t n, c, o, groups, in[3], k[3], stride[3], dil[3], lo[3], hi[3];
+} Conv;
+
+static void check_conv(const Conv *p, DType t, const int *kinds) {
+  Feeds f = feeds_new();
+  Graph *g = graph_new(NULL, false);
+  int64_t dx[5] = {p->n, p->c}, dw[5] = {p->o, p->c / p->groups};
+  memcpy(dx + 2, p->in, sizeof p->in);
+  memcpy(dw + 2, p->k, sizeof p->k);
+  Node *x = random_feed(g, &f, "x", t, p->n_sp + 2, dx),
+       *w = random_feed(g, &f, "w", t, p->n_sp + 2, dw);
+  Node *y = g_conv(g, x, w, p->n_sp, p->stride, p->lo, p->hi, p->dil, p->groups);
+  if (!y) err_print(stderr, false);
+  assert_non_null(y);
+  Node *gy = random_feed(g, &f, "gy", t, y->rank, y->dims), *xs[2] = {x, w}, *gxs[2];
+  assert_true(derive(g, 1, &y, &gy, 2, xs, gxs));
+  check_graph(g, &f, kinds);
+  graph_free(g);
+  arena_free(f.a);
+}
+
+#define ONES                                                                                       \
+  { 1, 1, 1 }
+static void test_convolutions(void **state) {
+  static const Conv cases[] = {
+      /* LeNet */
+      {2, 64, 1, 20, 1, {28, 28}, {5, 5}, ONES, ONES, {0}, {0}},
+      {2, 64, 20, 50, 1, {12, 12}, {5, 5}, ONES, ONES, {0}, {0}},
+      {2, 3, 1, 6, 1, {28, 28}, {5, 5}, ONES, ONES, {2, 2}, {2, 2}},
+      {2, 1, 20, 50, 1, {12, 12}, {5, 5}, ONES, ONES, {0}, {0}},
+      /* same, strides, dilation, padding beyond the kernel, uneven padding */
+      {2, 4, 8, 16, 1, {14, 14}, {3, 3}, ONES, ONES, {1, 1}, {1, 1}},
+      {2, 4, 8, 16, 1, {15, 13}, {3, 3}, {2, 2}, ONES, {1, 1}, {1, 1}},
+      {2, 2, 5, 7, 1, {17, 19}, {3, 5}, {3, 2}, {2, 1}, {4, 0}, {1, 7}},
+      {2, 2, 3, 4, 1, {9, 9}, {3, 3}, ONES, ONES, {5, 6}, {4, 3}},
+      {2, 2, 3, 4, 1, {9, 11}, {3, 2}, {1, 3}, {3, 4}, {2, 2}, {2, 2}},
+      {2, 9, 4, 4, 1, {8, 8}, {4, 4}, {4, 4}, ONES, {0}, {0}},
+      /* 1x1, also with stride and padding */
+      {2, 5, 16, 24, 1, {7, 7}, {1, 1}, ONES, ONES, {0}, {0}},
+      {2, 5, 16, 24, 1, {8, 8}, {1, 1}, {2, 2}, ONES, {0}, {0}},
+      {2, 2, 6, 4, 1, {5, 5}, {1, 1}, ONES, ONES, {1, 1}, {1, 1}},
+      /* kernels as large as the image, one row, one column, one channel, one filter */
+      {2, 4, 3, 10, 1, {6, 6}, {6, 6}, ONES, ONES, {0}, {0}},
+      {2, 4, 3, 10, 1, {1, 20}, {1, 5}, ONES, ONES, {0, 2}, {0, 2}},
+      {2, 4, 3, 10, 1, {20, 1}, {5, 1}, {2, 1}, ONES, {2, 0}, {2, 0}},
+      {2, 3, 1, 1, 1, {10, 10}, {3, 3}, ONES, ONES, {1, 1}, {1, 1}},
+      {2, 3, 4, 1, 1, {10, 10}, {3, 3}, ONES, ONES, {0}, {0}},
+      /* groups and depthwise */
+      {2, 3, 8, 12, 4, {10, 9}, {3, 3}, ONES, ONES, {1, 1}, {1, 1}},
+      {2, 3, 8, 12, 2, {10, 9}, {3, 3}, {2, 2}, ONES, {1, 1}, {1, 1}},
+      {2, 2, 6, 6, 6, {12, 12}, {3, 3}, ONES, ONES, {1, 1}, {1, 1}},
+      {2, 1, 6, 12, 6, {12, 12}, {3, 3}, {2, 2}, ONES, {1, 1}, {1, 1}},
+      /* one and three dimensions, a large batch of small images */
+      {1, 3, 4, 6, 1, {50}, {7}, {2}, {1}, {3}, {2}},
+      {3, 2, 3, 5, 1, {6, 7, 8}, {3, 2, 3}, {1, 2, 1}, ONES, {1, 0, 1}, {1, 1, 0}},
+      {2, 130, 2, 3, 1, {5, 5}, {3, 3}, ONES, ONES, {1, 1}, {1, 1}},
+      /* tiles: large images */
+      {2, 1, 16, 8, 1, {90, 100}, {5, 5}, ONES, ONES, {2, 2}, {2, 2}},
+      {2, 2, 32, 32, 1, {60, 61}, {3, 3}, ONES, ONES, {1, 1}, {1, 1}},
+      {1, 1, 8, 8, 1, {9000}, {9}, {1}, {1}, {4}, {4}},
+  };
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    static const int any[8] = {ANY, ANY, ANY, ANY, ANY, ANY, ANY, ANY};
+    check_conv(&cases[i], DT_FLOAT32, any);
+    if (cases[i].n < 10) check_conv(&cases[i], DT_FLOAT64, any);
+  }
+}
+
+static void test_algorithms(void **state) {
+  (void)state;
+  /* forward, then the gradients: their order is that of derive() */
+  static const Conv lenet = {2, 8, 20, 50, 1, {12, 12}, {5, 5}, ONES, ONES, {0}, {0}};
+  Feeds f = feeds_new();
+  Graph *g = graph_new(NULL, false);
+  int64_t dx[4] = {8, 20, 12, 12}, dw[4] = {50, 20, 5, 5}, dy[4] = {8, 50, 8, 8};
+  int found[4] = {0};
+  Node *x = random_feed(g, &f, "x", DT_FLOAT32, 4, dx),
+       *w = random_feed(g, &f, "w", DT_FLOAT32, 4, dw), *xs[2] = {x, w}, *gxs[2];
+  Node *y = g_conv(g, x, w, 2, lenet.stride, lenet.lo, lenet.hi, lenet.dil, 1);
+  Node *gy = random_feed(g, &f, "gy", DT_FLOAT32, 4, dy);
+  assert_true(derive(g, 1, &y, &gy, 2, xs, gxs));
+  graph_number(g);
+  for (int i = 0; i < g->nodes.n; i++) {
+    Node *n = g->nodes.v[i];
+    if (n->prim != P_CONTRACT) continue;
+    Kernel k = {.kind = K_CONTRACT, .core = n};
+    vec_add(f.a, &k.inputs, ((KernelInput){n->in[0], false}));
+    vec_add(f.a, &k.inputs, ((KernelInput){n->in[1], false}));
+    vec_add(f.a, &k.outputs, n);
+    found[contract_plan(f.a, &k)->kind]++;
+  }
+  assert_int_equal(found[PLAN_LOOPS], 0);
+  assert_int_equal(found[PLAN_IM2COL], 2); /* forward and filter */
+  assert_int_equal(found[PLAN_COL2IM], 1); /* input */
+  graph_free(g);
+  arena_free(f.a);
+}
+
+/* ---- other shapes of loops ---- */
+
+static AffDim loop2(int l0, int c0, int l1, int c1, int off) {
+  return (AffDim){(int8_t)l0, (int8_t)l1, c0, c1, off, 1};
+}
+
+/* result [n, h, w, o]: channels last, and a filter stored taps first. */
+static void test_channels_last(void **state) {
+  (void)state;
+  Feeds f = feeds_new();
+  Graph *g = graph_new(NULL, false);
+  int64_t dx[4] = {3, 10, 11, 6}, dw[4] = {3, 3, 6, 9}, ext[7] = {3, 10, 11, 9, 6, 3, 3};
+  AffDim mx[4] = {aff_loop(0), loop2(1, 1, 5, 1, -1), loop2(2, 1, 6, 1, -1), aff_loop(4)};
+  AffDim mw[4] = {aff_loop(5), aff_loop(6), aff_loop(4), aff_loop(3)};
+  Node *x = random_feed(g, &f, "x", DT_FLOAT32, 4, dx),
+       *w = random_feed(g, &f, "w", DT_FLOAT32, 4, dw);
+  assert_non_null(g_contract(g, x, w, 4, 7, ext, mx, mw));
+  assert_non_null(g_contract(g, w, x, 4, 7, ext, mw, mx)); /* operands swapped */
+  check_graph(g, &f, NULL);
+  graph_free(g);
+  arena_free(f.a);
+}
+
+/* Products whose strides BLAS does not take: gathered. Mirrored, stepped and transposed batches. */
+static void test_awkward(void **state) {
+  (void)state;
+  Feeds f = feeds_new();
+  Graph *g = graph_new(NULL, false);
+  int64_t da[3] = {12, 30, 40}, db[3] = {12, 50, 20};
+  Node *a = random_feed(g, &f, "a", DT_FLOAT32, 3, da),
+       *b = random_feed(g, &f, "b", DT_FLOAT32, 3, db);
+  /* result [m, batch, n], k stepped in a and mirrored in b */
+  int64_t e1[4] = {30, 12, 20, 20};
+  AffDim a1[3] = {aff_loop(1), aff_loop(0), loop2(3, 2, -1, 0, 1)};
+  AffDim b1[3] = {aff_loop(1), loop2(3, -1, -1, 0, 40), aff_loop(2)};
+  assert_non_null(g_contract(g, a, b, 3, 4, e1, a1, b1));
+  /* two summed loops that do not merge */
+  int64_t e2[4] = {30, 20, 12, 40};
+  AffDim a2[3] = {aff_loop(2), aff_loop(0), aff_loop(3)},
+         b2[3] = {aff_loop(2), aff_loop(3), aff_loop(1)};
+  assert_non_null(g_contract(g, a, b, 2, 4, e2, a2, b2));
+  /* a broadcast result loop */
+  int64_t e3[4] = {5, 30, 20, 40};
+  AffDim a3[3] = {aff_const(2), aff_loop(1), aff_loop(3)},
+         b3[3] = {aff_const(7), aff_loop(3), aff_loop(2)};
+  assert_non_null(g_contract(g, a, b, 3, 4, e3, a3, b3));
+  /* batch innermost in the result */
+  int64_t e4[4] = {30, 20, 12, 40};
+  AffDim a4[3] = {aff_loop(2), aff_loop(0), aff_loop(3)},
+         b4[3] = {aff_loop(2), aff_loop(3), aff_loop(1)};
+  assert_non_null(g_contract(g, a, b, 3, 4, e4, a4, b4));
+  /* a slice that is partly outside */
+  int64_t e5[4] = {12, 30, 20, 40};
+  AffDim a5[3] = {aff_loop(0), loop2(1, 1, -1, 0, 3), aff_loop(3)},
+         b5[3] = {aff_loop(0), loop2(3, 1, -1, 0, 2), aff_loop(2)};
+  assert_non_null(g_contract(g, a, b, 3, 4, e5, a5, b5));
+  check_graph(g, &f, NULL);
+  graph_free(g);
+  arena_free(f.a);
+}
+
+/* ---- the pool ---- */
+
+enum { MANY = 1000 };
+static atomic_int done[MANY];
+static atomic_int calls;
+
+static void count(void *user, int thread, int64_t begin, int64_t end) {
+  assert_true(thread < *(int *)user);
+  atomic_fetch_add(&calls, 1);
+  for (int64_t i = begin; i < end; i++) atomic_fetch_add(&done[i], 1);
+}
+
+static void test_pool(void **state) {
+  (void)state;
+  static const int64_t sizes[] = {0, 1, 2, 3, 7, 8, 9, 64, MANY};
+  for (int threads = 1; threads <= 9; threads++) {
+    Pool *p = pool_new(threads);
+    assert_int_equal(pool_threads(p), threads);
+    for (int round = 0; round < 50; round++)
+      for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        memset(done, 0, sizeof done);
+        calls = 0;
+        pool_run(p, sizes[s], count, &threads);
+        for (int64_t i = 0; i < MANY; i++) assert_int_equal(done[i], i < sizes[s]);
+        assert_true(calls <= threads);
+      }
+    pool_free(p);
+  }
+  pool_free(NULL);
+  Pool *all = pool_new(0);
+  assert_true(pool_threads(all) >= 1);
+  pool_free(all);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_pool),          cmocka_unit_test(test_products),
+      cmocka_unit_test(test_convolutions),  cmocka_unit_test(test_algorithms),
+      cmocka_unit_test(test_channels_last), cmocka_unit_test(test_awkward),
+  };
+  blas_setup();
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
