@@ -60,13 +60,12 @@ static void scan_push(Cut *c, Block *b) {
 }
 
 static bool is_needed(const Cut *c, const Op *op) {
-  const OpDef *d = op->def;
   if (op_role(op) & ROLE_OPTIMIZE) return false;
   for (int i = 0; i < op->outs.n; i++)
     for (int k = 0; k < op->outs.v[i].n; k++) {
       const char *name = op->outs.v[i].args[k];
       const Var *v = block_find_var(op->block, name);
-      bool list = d && (d->flags & OF_IO) && v && v->kind == VK_FETCH;
+      bool list = v && v->kind == VK_FETCH; /* the list that all fetch operators write */
       if (map_get(c->needed, name) && !list) return true;
     }
   return false;

@@ -275,8 +275,7 @@ static bool check_op(Verify *c, const Op *op) {
   } else if (!check_slots(c, &op->ins, d->n_ins, d->ins, "input") ||
              !check_slots(c, &op->outs, d->n_outs, d->outs, "output"))
     return false;
-  return check_attrs(c, op) && check_args(c, op) &&
-         (!d || !(d->flags & OF_IO) || check_column(c, op));
+  return check_attrs(c, op) && check_args(c, op) && check_column(c, op);
 }
 
 static bool check_ops(Verify *c) {

@@ -1,0 +1,27 @@
+/* What several tests share: allocations and file operations that fail on demand, a scratch folder, checks of errors. */
+#ifndef KILN_TESTS_UTIL_H
+#define KILN_TESTS_UTIL_H
+#include "../ir/ir.h"
+
+/* The n-th allocation from now (1 = the next) is refused; 0: none. fail_alloc_done says whether it happened. */
+void fail_alloc(int n);
+bool fail_alloc_done(void);
+/* The n-th call of that kind from now fails with this errno value; the others work. 0: none. */
+typedef enum FailFile {
+  FAIL_OPEN,
+  FAIL_READ,
+  FAIL_WRITE,
+  FAIL_SYNC,
+  FAIL_CLOSE,
+  FAIL_RENAME,
+  FAIL_N
+} FailFile;
+void fail_file(FailFile what, int n, int error);
+/* A new empty folder, removed with its files by scratch_remove. */
+const char *scratch_folder(void);
+void scratch_remove(const char *folder);
+int files_in(const char *folder);
+/* The thread's error has this code, its text (all parts, as printed) contains `part`; then it is cleared. */
+#define expect_error(code, part) check_error((code), (part), __FILE__, __LINE__)
+void check_error(ErrCode code, const char *part, const char *file, int line);
+#endif
