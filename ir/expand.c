@@ -1,0 +1,512 @@
+/* Expansion: a Program's operators become primitives. The same code run on a `shapes_only` Graph is the shape inference.
+ *
+ * In: operators with their rows of ops.def, an environment from variable names to Nodes. Out: Nodes appended to a Graph,
+ * the environment extended by the operator's outputs.
+ * A row's expansion is a formula (formula.c) or a function x_...(ops/). A gradient operator without either is derived:
+ * its forward operator is expanded again on aliases of the inputs and derive() is called; passes merge the repetition.
+ * A forward input which the gradient operator does not receive is stood in by a node of the right shape; that the result
+ * reads only its shape is checked.
+ * The vectors of one-element variables: PaddlePaddle declares them [1] before 2.5 and [] since; the declaration decides. */
+#include "ir.h"
+
+#include <string.h>
+
+/* ---- for expansion functions ---- */
+
+Node *x_in_at(Expand *x, const char *slot, int i) {
+  const char *name = op_in(x->op, slot, i);
+  if (!name) return NULL;
+  Node *n = map_get(x->env, name);
+  if (n) return n;
+  n = x->missing ? x->missing(x, name) : NULL;
+  if (n)
+    map_put(x->env, name, n);
+  else if (!err_any())
+    err_set(E_VER_002, "variable %s has no value yet", quoted(name));
+  return n;
+}
+
+Node *x_in(Expand *x, const char *slot) { return x_in_at(x, slot, 0); }
+
+int x_n_in(Expand *x, const char *slot) {
+  const Slot *s = op_ins(x->op, slot);
+  return s ? s->n : 0;
+}
+
+int x_n_out(Expand *x, const char *slot) {
+  const Slot *s = op_outs(x->op, slot);
+  return s ? s->n : 0;
+}
+
+bool x_wants(Expand *x, const char *slot) {
+  for (int i = 0; i < x_n_out(x, slot); i++)
+    if (op_out(x->op, slot, i)) return true;
+  return false;
+}
+
+/* Are these both one-element shapes of rank 0 or 1, in different ranks? */
+static bool loose_pair(int ra, const int64_t *da, int rb, const int64_t *db) {
+  return ra + rb == 1 && (ra ? da[0] : db[0]) == 1;
+}
+
+/* The slot of which `slot` is the gradient, or NULL. */
+static const char *grad_base(Graph *g, const char *slot) {
+  size_t n = strlen(slot);
+  if (n <= 5 || strcmp(slot + n - 5, "@GRAD") != 0) return NULL;
+  return arena_strn(g->arena, slot, n - 5);
+}
+
+static Node *fit_output(Expand *x, const char *slot, int i, const char *name, Node *n) {
+  const char *base = grad_base(x->g, slot);
+  if (base && op_in(x->op, base, i)) {
+    Node *of = x_in_at(x, base, i);
+    if (!of) return NULL;
+    if (!node_same_shape(of, n) && node_numel(of) == node_numel(n) && node_numel(n) >= 0)
+      return g_reshape(x->g, n, of->rank, of->dims);
+  }
+  Var *v = x->op->block ? block_find_var(x->op->block, name) : NULL;
+  if (v && v->dtype != DT_NONE && v->rank >= 0 && loose_pair(v->rank, v->dims, n->rank, n->dims))
+    return g_reshape(x->g, n, v->rank, v->dims);
+  return n;
+}
+
+bool x_out_at(Expand *x, const char *slot, int i, Node *n) {
+  if (!n) return false;
+  const char *name = op_out(x->op, slot, i);
+  if (!name) return true;
+  n = fit_output(x, slot, i, name, n);
+  if (!n) return false;
+  map_put(x->env, name, n);
+  return true;
+}
+
+bool x_out(Expand *x, const char *slot, Node *n) { return x_out_at(x, slot, 0, n); }
+
+/* The operator's first output, in the order of its signature. */
+static const char *first_output(const Op *op) {
+  for (int s = 0; op->def && s < op->def->n_outs; s++) {
+    const Slot *o = op_outs(op, op->def->outs[s].name);
+    for (int i = 0; o && i < o->n; i++)
+      if (op_out(op, o->name, i)) return o->args[i];
+  }
+  return "";
+}
+
+int64_t x_stream(Expand *x, int k) {
+  uint64_t h = 0xcbf29ce484222325u; /* FNV-1a */
+  for (const char *c = first_output(x->op); *c; c++) h = (h ^ (uint8_t)*c) * 0x100000001b3u;
+  h = (h ^ (uint8_t)k) * 0x100000001b3u;
+  return (int64_t)h;
+}
+
+/* ---- derived gradients ---- */
+
+typedef struct Target {
+  const char *slot;
+  int i;
+} Target;
+
+typedef struct Derive {
+  Expand *x; /* of the gradient operator */
+  Expand inner;
+  Op *op; /* the forward operator, made for this */
+  VEC(Node *) ys, gys, xs;
+  VEC(Node *) standins;
+  VEC(Target) targets; /* the gradient output of each xs */
+} Derive;
+
+/* A node with the shape of a forward input that the gradient operator does not receive. */
+static Node *stand_in(Expand *x, const char *slot, const char *grad_slot, int i) {
+  Graph *g = x->g;
+  const OpDef *fwd = x->op->def->forward;
+  if (i == 0 && strcmp(fwd->ins[0].name, slot) == 0 && op_in(x->op, "XShape", 0)) {
+    Node *s = x_in(x, "XShape");
+    Node *gy = NULL;
+    for (int o = 0; o < fwd->n_outs && !gy; o++)
+      gy = x_in(x, arena_fmt(g->arena, "%s@GRAD", fwd->outs[o].name));
+    if (!s) return NULL;
+    if (s->rank > 0) return g_full(g, gy ? gy->dtype : s->dtype, 0, s->rank - 1, s->dims + 1);
+  }
+  const char *name = op_out(x->op, grad_slot, i);
+  const Var *v = name && x->op->block ? block_find_var(x->op->block, name) : NULL;
+  if (v && v->dtype != DT_NONE && v->rank >= 0) {
+    bool known = x->g->shapes_only;
+    for (int d = 0; d < v->rank && !known; d++)
+      if (v->dims[d] < 0) goto unknown;
+    return g_full(g, v->dtype, 0, v->rank, v->dims);
+  }
+unknown:
+  err_set(E_OPR_005, "the shape of input %s of %s is not known to its gradient", quoted(slot),
+          quoted(fwd->name));
+  return NULL;
+}
+
+static void make_slot(Graph *g, Op *op, bool in, const char *name, int n) {
+  Slot s = {name, n, arena_array(g->arena, const char *, n)};
+  for (int i = 0; i < n; i++) s.args[i] = arena_fmt(g->arena, "%s#%d", name, i);
+  if (in)
+    vec_add(g->arena, &op->ins, s);
+  else
+    vec_add(g->arena, &op->outs, s);
+}
+
+static bool derive_input(Derive *d, const SlotDef *def) {
+  Expand *x = d->x;
+  Graph *g = x->g;
+  const char *grad = arena_fmt(g->arena, "%s@GRAD", def->name);
+  int n = x_n_in(x, def->name);
+  bool given = n > 0, wanted = x_wants(x, grad);
+  if (!given) n = wanted ? x_n_out(x, grad) : 0;
+  if (n == 0) return true;
+  make_slot(g, d->op, true, def->name, n);
+  for (int i = 0; i < n; i++) {
+    if (given && !op_in(x->op, def->name, i)) continue;
+    Node *v = given ? x_in_at(x, def->name, i) : stand_in(x, def->name, grad, i);
+    if (!v) return false;
+    if (!given) vec_add(g->arena, &d->standins, v);
+    if (dtype_is_float(v->dtype)) v = g_alias(g, v);
+    map_put(d->inner.env, d->op->ins.v[d->op->ins.n - 1].args[i], v);
+    if (!op_out(x->op, grad, i)) continue;
+    vec_add(g->arena, &d->xs, v);
+    vec_add(g->arena, &d->targets, ((Target){grad, i}));
+  }
+  return true;
+}
+
+static bool derive_outputs(Derive *d) {
+  Expand *x = d->x;
+  Graph *g = x->g;
+  const OpDef *fwd = d->op->def;
+  for (int s = 0; s < fwd->n_outs; s++) {
+    const char *grad = arena_fmt(g->arena, "%s@GRAD", fwd->outs[s].name);
+    for (int i = 0; i < x_n_in(x, grad); i++) {
+      if (!op_in(x->op, grad, i)) continue;
+      Node *gy = x_in_at(x, grad, i);
+      Node *y = map_get(d->inner.env, arena_fmt(g->arena, "%s#%d", fwd->outs[s].name, i));
+      if (!gy) return false;
+      if (!y) continue;
+      if (!node_same_shape(gy, y)) gy = g_reshape(g, gy, y->rank, y->dims);
+      gy = gy ? g_cast(g, gy, y->dtype) : NULL;
+      if (!gy) return false;
+      vec_add(g->arena, &d->ys, y);
+      vec_add(g->arena, &d->gys, gy);
+    }
+  }
+  return true;
+}
+
+/* Do the results depend on the value of a stand-in? Looks at the nodes made from `first` on. */
+static bool reads_standin(Derive *d, int first, int n, Node **results) {
+  Graph *g = d->x->g;
+  bool bad = false;
+  for (int k = first; k < g->nodes.n; k++) g->nodes.v[k]->mark = 0;
+  for (int k = 0; k < d->standins.n; k++) d->standins.v[k]->mark = 1;
+  for (int k = first; k < g->nodes.n; k++)
+    for (int i = 0; i < g->nodes.v[k]->n_in; i++) g->nodes.v[k]->mark |= g->nodes.v[k]->in[i]->mark;
+  for (int k = 0; k < n; k++) bad |= results[k] && results[k]->mark;
+  for (int k = first; k < g->nodes.n; k++) g->nodes.v[k]->mark = 0;
+  return bad;
+}
+
+static bool derived_outputs(Derive *d, int first) {
+  Expand *x = d->x;
+  Graph *g = x->g;
+  int n = d->xs.n;
+  Node **gxs = arena_array(g->arena, Node *, n + 1);
+  if (!derive(g, d->ys.n, d->ys.v, d->gys.v, n, d->xs.v, gxs)) return false;
+  if (d->standins.n && reads_standin(d, first, n, gxs))
+    return err_set(E_OPR_005, "the gradient of %s needs an input that its operator does not keep",
+                   quoted(d->op->type));
+  for (int i = 0; i < n; i++) {
+    Node *v = d->xs.v[i], *r = gxs[i] ? gxs[i] : g_full(g, v->dtype, 0, v->rank, v->dims);
+    if (!x_out_at(x, d->targets.v[i].slot, d->targets.v[i].i, r)) return false;
+  }
+  return true;
+}
+
+static bool expand_gradient(Expand *x) {
+  Graph *g = x->g;
+  const OpDef *fwd = x->op->def->forward;
+  int first = g->nodes.n;
+  Derive d = {.x = x, .inner = {g, NULL, map_new(g->arena), x->missing, x->user}};
+  d.op = arena_new_of(g->arena, Op);
+  d.op->type = fwd->name;
+  d.op->def = fwd;
+  for (int i = 0; i < x->op->attrs.n; i++) vec_add(g->arena, &d.op->attrs, x->op->attrs.v[i]);
+  for (int s = 0; s < fwd->n_ins; s++)
+    if (!derive_input(&d, &fwd->ins[s])) return false;
+  if (g->shapes_only) { /* a gradient has the shape of what it is the gradient of */
+    for (int i = 0; i < d.xs.n; i++)
+      if (!x_out_at(x, d.targets.v[i].slot, d.targets.v[i].i, d.xs.v[i])) return false;
+    return true;
+  }
+  for (int s = 0; s < fwd->n_outs; s++) {
+    const char *name = fwd->outs[s].name;
+    int n = x_n_in(x, arena_fmt(g->arena, "%s@GRAD", name));
+    if (n) make_slot(g, d.op, false, name, n);
+  }
+  return expand_op(&d.inner, d.op) && derive_outputs(&d) && derived_outputs(&d, first);
+}
+
+/* ---- operators ---- */
+
+/* Adds the operator's inputs with their shapes and producers to the error. */
+static void note_inputs(Expand *x) {
+  const Op *op = x->op;
+  int shown = 0, at = op_index(op);
+  for (int s = 0; s < op->ins.n; s++)
+    for (int i = 0; i < op->ins.v[s].n && shown < 8; i++) {
+      const char *name = op->ins.v[s].args[i];
+      const Var *v = block_find_var(op->block, name);
+      Node *n = map_get(x->env, name);
+      const Op *from = NULL;
+      for (int k = at - 1; k >= 0 && !from; k--)
+        for (int o = 0; o < op->block->ops.v[k]->outs.n && !from; o++)
+          for (int j = 0; j < op->block->ops.v[k]->outs.v[o].n; j++)
+            if (strcmp(op->block->ops.v[k]->outs.v[o].args[j], name) == 0)
+              from = op->block->ops.v[k];
+      const char *shape = n   ? shape_text(n->dtype, n->rank, n->dims)
+                          : v ? shape_text(v->dtype, v->rank < 0 ? 0 : v->rank, v->dims)
+                              : "?";
+      if (from)
+        err_note("%s  %s  %s   <- %s", op->ins.v[s].name, quoted(name), shape, op_text(from));
+      else
+        err_note("%s  %s  %s%s", op->ins.v[s].name, quoted(name), shape,
+                 v && v->is_parameter  ? "   parameter"
+                 : v && v->persistable ? "   persistable"
+                                       : "");
+      shown++;
+    }
+}
+
+static bool expand_with_row(Expand *x, const OpDef *def) {
+  if (def->formula) return formula_expand(x, def->formula);
+  if (def->expand) return def->expand(x);
+  if (def->forward) return expand_gradient(x);
+  return err_set(E_OPR_004, "operator %s cannot be run", quoted(def->name));
+}
+
+bool expand_op(Expand *x, const Op *op) {
+  const Op *outer = x->op;
+  x->op = op;
+  if (op->block) graph_set_op(x->g, op);
+  bool ok;
+  if (op->def)
+    ok = expand_with_row(x, op->def);
+  else {
+    ok = err_set(E_OPR_001, "unknown operator %s", quoted(op->type));
+    const char *near = opdef_nearest(op->type);
+    if (near) err_help("Did you mean `%s`?", near);
+  }
+  if (ok && err_any()) ok = false;
+  if (!ok && op->block) {
+    note_inputs(x);
+    const char *out = first_output(op);
+    if (*out)
+      err_where("block %d, %s -> %s", op->block->idx, op_text(op), quoted(out));
+    else
+      err_where("block %d, %s", op->block->idx, op_text(op));
+  }
+  x->op = outer;
+  return ok;
+}
+
+/* ---- programs ---- */
+
+typedef struct Sources {
+  const Program *prog;
+  Map *fed, *written;
+  DimsOf *dims_of;
+  void *user;
+} Sources;
+
+static Node *source_node(Expand *x, const char *name) {
+  Sources *s = x->user;
+  const Var *v = block_find_var(s->prog->blocks.v[0], name);
+  if (!v) {
+    err_set(E_VER_001, "variable %s is not declared", quoted(name));
+    return NULL;
+  }
+  bool fed = !v->persistable;
+  if (fed && !map_get(s->fed, name) && map_get(s->written, name)) {
+    err_set(E_VER_002, "variable %s is read before an operator has written it", quoted(name));
+    return NULL;
+  }
+  DType t = v->dtype;
+  int rank = v->rank;
+  int64_t dims[KL_RANK];
+  memcpy(dims, v->dims, sizeof v->dims);
+  if (s->dims_of) {
+    if (!s->dims_of(s->user, v, fed, &t, &rank, dims)) return NULL;
+  } else if (t == DT_NONE || rank < 0) {
+    err_set(E_VER_003, "variable %s is declared without element type or dimensions", quoted(name));
+    return NULL;
+  }
+  return fed ? g_feed(x->g, name, t, rank, dims) : g_state(x->g, name, t, rank, dims);
+}
+
+static void each_output(const Op *op, void (*f)(void *user, const Op *op, const char *name),
+                        void *user) {
+  for (int s = 0; s < op->outs.n; s++)
+    for (int i = 0; i < op->outs.v[s].n; i++)
+      if (op_out(op, op->outs.v[s].name, i)) f(user, op, op->outs.v[s].args[i]);
+}
+
+static void note_written(void *user, const Op *op, const char *name) {
+  Sources *s = user;
+  bool io = op->def && (op->def->flags & OF_IO);
+  map_put(io ? s->fed : s->written, name, s);
+}
+
+static void note_state_write(void *user, const Op *op, const char *name) {
+  Expand *x = user;
+  Graph *g = x->g;
+  const Var *v = block_find_var(op->block, name);
+  Node *n = map_get(x->env, name);
+  if (!v || !v->persistable || !n || (op->def && (op->def->flags & OF_IO))) return;
+  if (n->prim == P_STATE && strcmp(n->s, name) == 0) return;
+  for (int i = 0; i < g->writes.n; i++)
+    if (strcmp(g->writes.v[i].name, name) == 0) return;
+  NamedNode w = {arena_str(g->arena, name), n};
+  vec_add(g->arena, &g->writes, w);
+}
+
+static bool fetch_nodes(Expand *x, int n, const char *const *fetches) {
+  for (int i = 0; i < n; i++) {
+    Sources *s = x->user;
+    Node *v = map_get(x->env, fetches[i]);
+    if (!v) {
+      if (!block_find_var(s->prog->blocks.v[0], fetches[i]))
+        return err_set(E_RUN_002, "fetch %s is not in the program", quoted(fetches[i]));
+      if (map_get(s->written, fetches[i]))
+        return err_set(E_RUN_002, "fetch %s is not computed by its operator", quoted(fetches[i]));
+      v = source_node(x, fetches[i]);
+      if (!v) return false;
+      map_put(x->env, fetches[i], v);
+    }
+    NamedNode f = {arena_str(x->g->arena, fetches[i]), v};
+    vec_add(x->g->arena, &x->g->fetches, f);
+  }
+  return true;
+}
+
+Graph *expand_program(const Program *p, int n_feeds, const char *const *feeds, int n_fetch,
+                      const char *const *fetches, DimsOf *dims_of, void *user) {
+  Graph *g = graph_new(p, false);
+  const Block *b = p->blocks.v[0];
+  Sources s = {p, map_new(g->arena), map_new(g->arena), dims_of, user};
+  Expand x = {g, NULL, map_new(g->arena), source_node, &s};
+  for (int i = 0; i < n_feeds; i++) map_put(s.fed, feeds[i], &s);
+  for (int i = 0; i < b->ops.n; i++) each_output(b->ops.v[i], note_written, &s);
+  bool ok = true;
+  for (int i = 0; i < b->ops.n && ok; i++) {
+    const Op *op = b->ops.v[i];
+    if (!op->def || !(op->def->flags & OF_IO)) ok = expand_op(&x, op);
+  }
+  graph_set_op(g, NULL);
+  ok = ok && fetch_nodes(&x, n_fetch, fetches);
+  if (!ok) {
+    if (p->file) err_where("%s", p->file);
+    graph_free(g);
+    return NULL;
+  }
+  for (int i = 0; i < b->ops.n; i++) each_output(b->ops.v[i], note_state_write, &x);
+  return g;
+}
+
+/* ---- shape inference ---- */
+
+typedef struct Infer {
+  const Block *block;
+  bool check; /* compare with declarations; otherwise they are overwritten */
+} Infer;
+
+static Node *declared_node(Expand *x, const char *name) {
+  Infer *in = x->user;
+  const Var *v = block_find_var(in->block, name);
+  if (!v) {
+    err_set(E_VER_001, "variable %s is not declared", quoted(name));
+    return NULL;
+  }
+  if (v->dtype == DT_NONE || v->rank < 0) {
+    err_set(E_VER_003, "variable %s is declared without element type or dimensions", quoted(name));
+    return NULL;
+  }
+  return v->persistable ? g_state(x->g, name, v->dtype, v->rank, v->dims)
+                        : g_feed(x->g, name, v->dtype, v->rank, v->dims);
+}
+
+static bool fits(const Var *v, const Node *n) {
+  if (v->dtype != n->dtype || v->rank != n->rank) return false;
+  for (int d = 0; d < n->rank; d++)
+    if (v->dims[d] >= 0 && n->dims[d] >= 0 && v->dims[d] != n->dims[d]) return false;
+  return true;
+}
+
+/* Compares or sets the declaration of one output; the environment gets the more precise of the two shapes. */
+static bool settle(Expand *x, Var *v, Node *n, bool intermediate) {
+  Infer *in = x->user;
+  bool typed = v->dtype != DT_NONE, shaped = typed && v->rank >= 0;
+  if (n->rank > KL_VAR_RANK)
+    return err_set(E_SHP_002, "%s would have rank %d; variables have at most %d", quoted(v->name),
+                   n->rank, KL_VAR_RANK);
+  if (in->check && shaped && !fits(v, n)) {
+    if (intermediate) return true;
+    return err_set(E_VER_003, "%s is declared %s, but the operator computes %s", quoted(v->name),
+                   shape_text(v->dtype, v->rank, v->dims), shape_text(n->dtype, n->rank, n->dims));
+  }
+  if (in->check && typed && v->dtype != n->dtype && !intermediate)
+    return err_set(E_VER_003, "%s is declared %s, but the operator computes %s", quoted(v->name),
+                   dtype_info[v->dtype].name, dtype_info[n->dtype].name);
+  if (!in->check || !shaped) {
+    v->dtype = n->dtype;
+    v->rank = n->rank;
+    memcpy(v->dims, n->dims, sizeof v->dims[0] * (size_t)n->rank);
+    return true;
+  }
+  bool finer = false;
+  for (int d = 0; d < n->rank; d++) finer |= n->dims[d] < 0 && v->dims[d] >= 0;
+  if (!finer) return true;
+  Node *f = g_feed(x->g, v->name, v->dtype, v->rank, v->dims);
+  if (f) map_put(x->env, v->name, f);
+  return f != NULL;
+}
+
+static bool infer_one(Expand *x, Op *op) {
+  if (op->def && (op->def->flags & OF_IO)) return true;
+  if (!expand_op(x, op)) return false;
+  for (int s = 0; s < op->outs.n; s++) {
+    const SlotDef *def = opdef_out(op->def, op->outs.v[s].name);
+    for (int i = 0; i < op->outs.v[s].n; i++) {
+      const char *name = op_out(op, op->outs.v[s].name, i);
+      Var *v = name ? block_find_var(op->block, name) : NULL;
+      Node *n = v ? map_get(x->env, name) : NULL;
+      if (!n || settle(x, v, n, def && def->intermediate)) continue;
+      err_where("block %d, %s", op->block->idx, op_text(op));
+      return false;
+    }
+  }
+  return true;
+}
+
+static bool infer_ops(Block *b, int n, Op **ops, bool check) {
+  Graph *g = graph_new(b->prog, true);
+  Infer in = {b, check};
+  Expand x = {g, NULL, map_new(g->arena), declared_node, &in};
+  bool ok = true;
+  for (int i = 0; i < n && ok; i++) ok = infer_one(&x, ops[i]);
+  graph_free(g);
+  return ok;
+}
+
+bool infer_op(Op *op) { return infer_ops(op->block, 1, &op, true); }
+
+bool infer_program(Program *p, bool check) {
+  for (int i = 0; i < p->blocks.n; i++) {
+    Block *b = p->blocks.v[i];
+    if (infer_ops(b, b->ops.n, b->ops.v, check)) continue;
+    if (p->file) err_where("%s", p->file);
+    return false;
+  }
+  return true;
+}

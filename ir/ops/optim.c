@@ -1,0 +1,38 @@
+/* Optimisers with lists of parameters. LARS: You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", 2017. */
+#include "ops.h"
+
+static Node *norm2(Graph *g, Node *n) {
+  return n ? g_map1(g, P_SQRT,
+                    g_reduce(g, P_RSUM, g_map2(g, P_MUL, n, n), (1u << n->rank) - 1, false))
+           : NULL;
+}
+
+static bool lars(Expand *x, int i, double decay) {
+  Graph *g = x->g;
+  Node *p = x_in_at(x, "Param", i), *d = x_in_at(x, "Grad", i), *v = x_in_at(x, "Velocity", i);
+  Node *lr = g_reshape(g, x_in_at(x, "LearningRate", i), 0, NULL);
+  if (!p || !d || !v || !lr) return false;
+  lr = g_cast(g, lr, p->dtype);
+  Node *pn = norm2(g, p), *gn = norm2(g, d), *zero = g_const(g, p->dtype, 0);
+  Node *sum = g_map2(g, P_ADD, gn, g_map2c(g, P_MUL, pn, decay));
+  Node *ratio = g_map2(g, P_DIV, g_map2c(g, P_MUL, pn, op_float(x->op, "lars_coeff")),
+                       g_map2c(g, P_ADD, sum, op_float(x->op, "epsilon")));
+  Node *both = g_map2(g, P_MIN, g_map2(g, P_LT, zero, pn), g_map2(g, P_LT, zero, gn));
+  Node *local = g_map2(g, P_MUL, lr, g_select(g, both, ratio, g_const(g, p->dtype, 1)));
+  Node *step = g_map2(g, P_MUL, local, g_map2(g, P_ADD, d, g_map2c(g, P_MUL, p, decay)));
+  Node *velocity = g_map2(g, P_ADD, g_map2c(g, P_MUL, v, op_float(x->op, "mu")), step);
+  return x_out_at(x, "VelocityOut", i, velocity) &&
+         x_out_at(x, "ParamOut", i, g_map2(g, P_SUB, p, velocity));
+}
+
+bool x_lars_momentum(Expand *x);
+bool x_lars_momentum(Expand *x) {
+  int n = x_n_in(x, "Param");
+  const Attr *decay = op_attr(x->op, "lars_weight_decay");
+  if (x_n_in(x, "Grad") != n || x_n_in(x, "Velocity") != n || x_n_in(x, "LearningRate") != n)
+    return err_set(E_OPR_002, "Param, Grad, Velocity and LearningRate must be equally many");
+  if (!decay || decay->n < 1) return err_set(E_OPR_003, "lars_weight_decay has no value");
+  for (int i = 0; i < n; i++)
+    if (!lars(x, i, decay->fs[i < decay->n ? i : decay->n - 1])) return false;
+  return true;
+}
