@@ -120,6 +120,7 @@ void *mem_alloc(size_t n); /* zeroed, 64-byte aligned; outside any arena; free w
 void mem_free(void *p);
 Arena *arena_new(void);
 Arena *arena_scratch(void); /* freed by itself if memory is refused; else arena_free in the same function */
+void arena_keep(Arena *a);  /* makes a scratch arena an ordinary one: what was built in it is complete */
 void arena_free(Arena *a);             /* NULL is allowed */
 void *arena_alloc(Arena *a, size_t n); /* zeroed, 16-byte aligned */
 void *arena_dup(Arena *a, const void *p, size_t n);

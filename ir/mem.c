@@ -95,6 +95,16 @@ Arena *arena_scratch(void) {
   return a;
 }
 
+static void unlink_scratch(Arena *a) {
+  *(a->newer ? &a->newer->older : &scratches) = a->older;
+  if (a->older) a->older->newer = a->newer;
+}
+
+void arena_keep(Arena *a) {
+  unlink_scratch(a);
+  a->scratch = false;
+}
+
 /* Those that were made under the guard that is about to catch. */
 static void free_scratches(void) {
   while (scratches && scratches->guard == guards) arena_free(scratches);
@@ -102,10 +112,7 @@ static void free_scratches(void) {
 
 void arena_free(Arena *a) {
   if (!a) return;
-  if (a->scratch) {
-    *(a->newer ? &a->newer->older : &scratches) = a->older;
-    if (a->older) a->older->newer = a->newer;
-  }
+  if (a->scratch) unlink_scratch(a);
   for (Chunk *c = a->head, *next; c; c = next) {
     next = c->next;
     mem_free(c);

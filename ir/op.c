@@ -116,6 +116,8 @@ static bool parse_attr(Parser *r, const char *name, bool extra, AttrDefs *to) {
     r->p += 2;
   } else if (!attr_parse(r->a, r->p, &r->p, &d.dflt))
     return fail(r, "a malformed default");
+  else if (!strchr(" \t\n,}", *r->p))
+    return fail(r, "a malformed default");
   vec_add(r->a, to, d);
   return true;
 }

@@ -11,9 +11,10 @@ static const char empty_name[] = "@EMPTY@";
 
 /* ---- programs and blocks ---- */
 
+/* In a scratch arena, which the caller keeps when the Program is complete. */
 static Program *program_raw(void) {
   static atomic_uint_fast64_t serial;
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Program *p = arena_new_of(a, Program);
   p->arena = a;
   p->names = map_new(a);
@@ -24,6 +25,7 @@ static Program *program_raw(void) {
 Program *prog_new(void) {
   Program *p = program_raw();
   prog_add_block(p, -1, -1);
+  arena_keep(p->arena);
   return p;
 }
 
@@ -79,6 +81,7 @@ Program *prog_clone(const Program *p) {
   c->file = arena_str(c->arena, p->file);
   c->seed = p->seed;
   if (p->broken) c->broken = arena_dup(c->arena, p->broken, sizeof *p->broken);
+  arena_keep(c->arena);
   return c;
 }
 
