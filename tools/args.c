@@ -1,0 +1,95 @@
+/* Flags and arguments from a table.
+ *
+ * In: argv and a Usage. Out: values stored where the table says, positional arguments, or the help. Numbers are checked
+ * to the last character; unknown flags get a suggestion. */
+#include "tools.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+bool error_json;
+
+int report(void) {
+  err_print(stderr, error_json);
+  return 1;
+}
+
+int usage_error(const char *fmt, ...) {
+  char text[512];
+  va_list ap;
+  va_start(ap, fmt);
+  vsnprintf(text, sizeof text, fmt, ap);
+  va_end(ap);
+  err_set(E_ARG_001, "%s", text);
+  err_print(stderr, error_json);
+  return 2;
+}
+
+static void print_usage(const char *verb, const Usage *u) {
+  printf("usage: kiln %s %s\n\n%s\n", verb, u->args, u->about);
+  if (u->flags && u->flags->name) printf("\n");
+  for (const Flag *f = u->flags; f && f->name; f++) {
+    char left[64];
+    snprintf(left, sizeof left, "%s%s%s", f->name, f->value ? " " : "", f->value ? f->value : "");
+    printf("  %-28s %s%s\n", left, f->help, f->kind == FLAG_LIST ? " (repeatable)" : "");
+  }
+}
+
+static const Flag *find_flag(const Usage *u, const char *arg, size_t n) {
+  for (const Flag *f = u->flags; f && f->name; f++)
+    if (strlen(f->name) == n && !strncmp(f->name, arg, n)) return f;
+  return NULL;
+}
+
+static int unknown_flag(const char *verb, const Usage *u, const char *arg) {
+  const char *names[LIST_MAX];
+  int n = 0;
+  for (const Flag *f = u->flags; f && f->name && n < LIST_MAX; f++) names[n++] = f->name;
+  const char *near = name_nearest(arg, n, names);
+  if (near) return usage_error("%s: unknown flag %s; did you mean %s?", verb, quoted(arg), near);
+  return usage_error("%s: unknown flag %s; `kiln %s --help` lists them", verb, quoted(arg), verb);
+}
+
+/* Stores one value; false if it does not parse. */
+static bool store(const Flag *f, const char *value) {
+  char *end = NULL;
+  errno = 0;
+  switch (f->kind) {
+  case FLAG_BOOL: return *(bool *)f->to = true;
+  case FLAG_INT: *(int64_t *)f->to = strtoll(value, &end, 10); break;
+  case FLAG_FLOAT: *(double *)f->to = strtod(value, &end); break;
+  case FLAG_TEXT: return *(const char **)f->to = value, true;
+  case FLAG_LIST: {
+    List *l = f->to;
+    if (l->n == LIST_MAX) return false;
+    return l->v[l->n++] = value, true;
+  }
+  }
+  return end != value && !*end && errno == 0;
+}
+
+int parse_args(int argc, char **argv, const Usage *u, List *args) {
+  const char *verb = argv[0];
+  args->n = 0;
+  for (int i = 1; i < argc; i++) {
+    const char *arg = argv[i];
+    if (!strcmp(arg, "--help") || !strcmp(arg, "-h")) return print_usage(verb, u), 0;
+    if (arg[0] != '-' || !arg[1]) {
+      if (args->n == LIST_MAX) return usage_error("%s: too many arguments", verb);
+      args->v[args->n++] = arg;
+      continue;
+    }
+    const char *eq = strchr(arg, '=');
+    const Flag *f = find_flag(u, arg, eq ? (size_t)(eq - arg) : strlen(arg));
+    if (!f) return unknown_flag(verb, u, arg);
+    if (f->kind == FLAG_BOOL && eq) return usage_error("%s: %s takes no value", verb, f->name);
+    const char *value = eq ? eq + 1 : f->kind == FLAG_BOOL ? "" : i + 1 < argc ? argv[++i] : NULL;
+    if (!value) return usage_error("%s: %s needs a value: %s", verb, f->name, f->value);
+    if (!store(f, value))
+      return usage_error("%s: %s: %s is not a valid %s", verb, f->name, quoted(value), f->value);
+  }
+  if (args->n < u->min_args || args->n > u->max_args)
+    return usage_error("%s: %s arguments; usage: kiln %s %s", verb,
+                       args->n < u->min_args ? "missing" : "too many", verb, u->args);
+  return -1;
+}

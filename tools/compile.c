@@ -1,0 +1,121 @@
+/* compile: the program after the passes, in any of its forms. */
+#include "tools.h"
+#include <string.h>
+
+typedef struct Options {
+  const char *target, *fetch, *emit, *out;
+  List shapes;
+  PassOptions passes;
+} Options;
+
+/* Kernels as a page that needs nothing else: one foldable section each. */
+static void emit_html(const Graph *g, Str *out) {
+  str_add(out, "<!DOCTYPE html><meta charset=\"utf-8\"><title>Kiln graph</title>"
+               "<style>body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}"
+               "td,th{border:1px solid #bbb;padding:2px 8px;text-align:left}"
+               "td.n{text-align:right}pre{background:#f4f4f4;padding:8px}</style>");
+  str_fmt(out,
+          "<h1>%d kernels, arena %lld bytes (lower bound %lld)</h1><table>"
+          "<tr><th>kernel</th><th>operators</th><th>nodes</th><th>MFLOP</th><th>MB</th></tr>",
+          g->kernels.n, (long long)g->arena_bytes, (long long)g->lower_bound);
+  for (int i = 0; i < g->kernels.n; i++) {
+    const Kernel *k = g->kernels.v[i];
+    str_fmt(out, "<tr><td>%s</td><td>", k->name);
+    const Op *last = NULL;
+    for (int j = 0; j < k->nodes.n; j++) {
+      const Op *op = k->nodes.v[j]->op;
+      if (op && op != last) str_fmt(out, "%s ", op->type);
+      last = op;
+    }
+    str_fmt(out, "</td><td class=n>%d</td><td class=n>%.3f</td><td class=n>%.3f</td></tr>",
+            k->nodes.n, (double)k->flops * 1e-6, (double)k->bytes * 1e-6);
+  }
+  str_add(out, "</table><h2>Graph</h2><pre>");
+  Str text;
+  str_init(&text, out->a);
+  graph_print(g, &text);
+  for (size_t i = 0; i < text.n; i++) {
+    char c = text.s[i];
+    if (c == '<')
+      str_add(out, "&lt;");
+    else if (c == '&')
+      str_add(out, "&amp;");
+    else
+      str_addn(out, &c, 1);
+  }
+  str_add(out, "</pre>\n");
+}
+
+static bool emit(const Options *o, const Model *m, Executable *x, Str *s) {
+  if (!strcmp(o->emit, "program")) return prog_print(m->prog, s), true;
+  if (!strcmp(o->emit, "html")) return emit_html(executable_graph(x), s), true;
+  return executable_emit(x, o->emit, s);
+}
+
+static bool run(Options *o, const char *path) {
+  Model m;
+  Str s;
+  Executable *x = NULL;
+  CompileRequest r = {.target = o->target, .passes = &o->passes};
+  int n_fetch = 0;
+  const char **fetch;
+  bool ok = model_open(&m, path, NULL) &&
+            model_feed_shapes(&m, &o->shapes, &r.n_feeds, (Feed **)&r.feeds);
+  if (ok) {
+    if (o->fetch)
+      ok = split_names(m.arena, o->fetch, &n_fetch, &fetch);
+    else
+      n_fetch = model_fetches(&m, &fetch);
+    r.prog = m.prog;
+    r.n_fetch = n_fetch;
+    r.fetch = fetch;
+    bool code = !strcmp(o->emit, "llvm") || !strcmp(o->emit, "asm") || !strcmp(o->emit, "ptx") ||
+                !strcmp(o->emit, "object");
+    r.no_code = true; /* the text forms generate what they need */
+    if (code && !strcmp(o->emit, "ptx") && !o->target)
+      ok = err_set(E_ARG_001, "--emit ptx needs --target cuda:sm_NN");
+  }
+  ok = ok && (x = compile(&r)) != NULL;
+  if (ok) {
+    str_init(&s, m.arena);
+    ok = emit(o, &m, x, &s) && vfs_write(o->out, s.s, s.n);
+  }
+  executable_free(x);
+  model_close(&m);
+  return ok;
+}
+
+int verb_compile(int argc, char **argv) {
+  Options o = {.emit = "graph", .out = "-"};
+  pass_options_from_env(&o.passes);
+  if (err_any()) return report();
+  Flag flags[] = {
+      {"--target", FLAG_TEXT, &o.target, "T", "cpu (this machine), cpu:NAME or cuda:sm_NN"},
+      {"--feed-shape", FLAG_LIST, &o.shapes, "NAME=DIMS", "x=8x3x224x224; other -1 dims become 1"},
+      {"--fetch", FLAG_TEXT, &o.fetch, "A,B", "what to compute (the program's fetches)"},
+      {"--emit", FLAG_TEXT, &o.emit, "FORM", "program|graph|dot|html|llvm|asm|ptx|object (graph)"},
+      {"-o", FLAG_TEXT, &o.out, "FILE", "where to (stdout)"},
+      {"--print-after", FLAG_TEXT, &o.passes.print_after, "PASS|all",
+       "print the graph after a pass, on stderr"},
+      {"--stop-after", FLAG_TEXT, &o.passes.stop_after, "PASS",
+       "leave out the passes after this one"},
+      {"--disable-pass", FLAG_TEXT, &o.passes.disable, "A,B", "leave these out"},
+      {"--time-passes", FLAG_BOOL, &o.passes.time_passes, NULL, "what each pass took, on stderr"},
+      {"--dump-dir", FLAG_TEXT, &o.passes.dump_dir, "DIR",
+       "keep the graph after each pass, and generated code"},
+      {0}};
+  Usage u = {"MODEL [--target T] [--emit FORM] [-o FILE]",
+             "The program after the passes: as text, a picture, or generated code.", 1, 1, flags};
+  List args;
+  int rc = parse_args(argc, argv, &u, &args);
+  if (rc >= 0) return rc;
+  static const char *const forms[] = {"program", "graph", "dot", "html",
+                                      "llvm",    "asm",   "ptx", "object"};
+  enum { N = sizeof forms / sizeof *forms };
+  for (int i = 0; i < N; i++)
+    if (!strcmp(o.emit, forms[i])) return run(&o, args.v[0]) ? 0 : report();
+  const char *near = name_nearest(o.emit, N, forms);
+  return usage_error(
+      "compile: --emit %s is none of program, graph, dot, html, llvm, asm, ptx, object%s%s",
+      quoted(o.emit), near ? "; did you mean " : "", near ? near : "");
+}

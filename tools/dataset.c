@@ -1,0 +1,191 @@
+/* Data sets: one array file per fed variable, row for row.
+ *
+ * In: NAME=FILE[:scale=A][:shift=B] specs and the program that declares the variables. Out: columns in the variables'
+ * element types, and batches gathered from them. A file whose rows have as many elements as the variable's rows is
+ * reshaped; other shapes are an error that names both. Scale may be a fraction such as 1/255. */
+#include "tools.h"
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct Spec {
+  char *name, *file;
+  double scale, shift;
+} Spec;
+
+static bool parse_number(const char *text, double *v) {
+  char *end;
+  *v = strtod(text, &end);
+  if (end != text && *end == '/') {
+    const char *den = end + 1;
+    double d = strtod(den, &end);
+    if (end == den || d == 0) return false;
+    *v /= d;
+  }
+  return end != text && !*end;
+}
+
+/* Takes a trailing ":key=number" off the text. */
+static bool take_option(char *text, const char *key, double *v, bool *found) {
+  char *at = strrchr(text, ':');
+  size_t n = strlen(key);
+  *found = at && !strncmp(at + 1, key, n) && at[1 + n] == '=';
+  if (!*found) return true;
+  if (!parse_number(at + 2 + n, v))
+    return err_set(E_ARG_001, "%s is not a number", quoted(at + 2 + n));
+  *at = 0;
+  return true;
+}
+
+static bool parse_spec(Arena *a, const char *text, Spec *s) {
+  *s = (Spec){.scale = 1};
+  char *copy = arena_str(a, text), *eq = strchr(copy, '=');
+  if (!eq || eq == copy || !eq[1]) {
+    err_set(E_ARG_001, "--feed %s is not NAME=FILE", quoted(text));
+    return false;
+  }
+  *eq = 0;
+  s->name = copy;
+  s->file = eq + 1;
+  for (bool more = true; more;) {
+    bool scale, shift;
+    if (!take_option(s->file, "scale", &s->scale, &scale) ||
+        !take_option(s->file, "shift", &s->shift, &shift))
+      return false;
+    more = scale || shift;
+  }
+  return true;
+}
+
+static const Var *spec_var(const Program *p, const char *name) {
+  const Block *b = p->blocks.v[0];
+  const Var *v = block_var(b, name);
+  if (v && v->dtype != DT_NONE) return v;
+  Arena *a = arena_new();
+  const char **names = arena_array(a, const char *, b->vars.n + 1);
+  for (int i = 0; i < b->vars.n; i++) names[i] = b->vars.v[i]->name;
+  const char *near = name_nearest(name, b->vars.n, names);
+  err_set(E_DAT_001, "%s is fed, but the program has no such variable", quoted(name));
+  if (near) err_help("did you mean %s?", quoted(near));
+  arena_free(a);
+  return NULL;
+}
+
+/* The column's shape: rows of the file, the rest as the variable says, -1 taken from the file. */
+static bool column_shape(const Var *v, const Tensor *file, const char *path, Tensor *col) {
+  int64_t per_file = 1, per_var = 1;
+  col->dtype = v->dtype;
+  col->rank = v->rank;
+  for (int i = 1; i < file->rank; i++) per_file *= file->dims[i];
+  if (v->rank) col->dims[0] = file->rank ? file->dims[0] : 1;
+  for (int i = 1; i < v->rank; i++) {
+    bool open = v->dims[i] < 0;
+    col->dims[i] = open && file->rank == v->rank ? file->dims[i] : v->dims[i];
+    per_var *= col->dims[i];
+  }
+  bool first = !v->rank || v->dims[0] < 0 || v->dims[0] == col->dims[0];
+  if (per_var == per_file && first) return true;
+  err_set(E_DAT_001, "%s holds %s, which does not fit %s", quoted(path),
+          shape_text(file->dtype, file->rank, file->dims), quoted(v->name));
+  err_note("%s is %s: %lld elements a row, the file has %lld", quoted(v->name),
+           shape_text(v->dtype, v->rank, v->dims), (long long)per_var, (long long)per_file);
+  return false;
+}
+
+static void convert(const Tensor *from, Tensor *to, double scale, double shift) {
+  int64_t n = tensor_numel(from);
+  bool plain = scale == 1 && shift == 0;
+  if (plain && from->dtype == to->dtype) {
+    memcpy(to->data, from->data, tensor_bytes(from));
+    return;
+  }
+  for (int64_t i = 0; i < n; i++) tensor_set(to, i, tensor_get(from, i) * scale + shift);
+}
+
+static bool open_column(Dataset *d, const Program *p, const char *text) {
+  Spec s;
+  kl_tensor file;
+  Column *c = &d->col[d->n];
+  if (!parse_spec(d->arena, text, &s)) return false;
+  const Var *v = spec_var(p, s.name);
+  if (!v || !kl_read_array(s.file, &file)) return false;
+  bool ok = column_shape(v, as_tensor(&file), s.file, &c->all);
+  if (ok) {
+    size_t bytes = tensor_bytes(&c->all);
+    c->name = s.name;
+    c->file = s.file;
+    c->all.data = mem_alloc(bytes ? bytes : 1);
+    convert(as_tensor(&file), &c->all, s.scale, s.shift);
+    c->batch = c->all;
+    c->batch.data = NULL;
+    d->n++;
+  }
+  kl_tensor_free(&file);
+  return ok;
+}
+
+bool dataset_open(Dataset *d, const Program *p, const List *specs) {
+  *d = (Dataset){.arena = arena_new()};
+  for (int i = 0; i < specs->n; i++) {
+    if (!open_column(d, p, specs->v[i])) return false;
+    int64_t rows = d->col[i].all.rank ? d->col[i].all.dims[0] : 1;
+    if (i && rows != d->rows) {
+      err_set(E_DAT_001, "%s has %lld rows, %s has %lld", quoted(d->col[0].file),
+              (long long)d->rows, quoted(d->col[i].file), (long long)rows);
+      return false;
+    }
+    d->rows = rows;
+  }
+  return true;
+}
+
+void dataset_close(Dataset *d) {
+  for (int i = 0; i < d->n; i++) {
+    mem_free(d->col[i].all.data);
+    mem_free(d->col[i].batch.data);
+  }
+  arena_free(d->arena);
+}
+
+void dataset_batch(Dataset *d, const int64_t *order, int64_t begin, int64_t end, Feed *feeds) {
+  for (int i = 0; i < d->n; i++) {
+    Column *c = &d->col[i];
+    size_t row = d->rows ? tensor_bytes(&c->all) / (size_t)d->rows : 0;
+    if (!c->batch.data) c->batch.data = mem_alloc(row * (size_t)(end - begin) + 1);
+    if (c->batch.rank) c->batch.dims[0] = end - begin;
+    for (int64_t r = begin; r < end; r++) {
+      int64_t from = order ? order[r] : r;
+      memcpy((char *)c->batch.data + (size_t)(r - begin) * row,
+             (char *)c->all.data + (size_t)from * row, row);
+    }
+    feeds[i] = (Feed){c->name, &c->batch};
+  }
+}
+
+bool write_npy(const char *path, const Tensor *t) {
+  static const struct {
+    DType t;
+    const char *code;
+  } codes[] = {{DT_BOOL, "|b1"},    {DT_UINT8, "|u1"},   {DT_INT8, "|i1"},
+               {DT_INT16, "<i2"},   {DT_INT32, "<i4"},   {DT_INT64, "<i8"},
+               {DT_FLOAT16, "<f2"}, {DT_FLOAT32, "<f4"}, {DT_FLOAT64, "<f8"}};
+  const char *code = NULL;
+  for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
+    if (codes[i].t == t->dtype) code = codes[i].code;
+  if (!code) return err_set(E_TYP_002, ".npy has no type for %s", dtype_info[t->dtype].name);
+  Arena *a = arena_new();
+  Str h, f;
+  str_init(&h, a);
+  str_init(&f, a);
+  str_fmt(&h, "{'descr': '%s', 'fortran_order': False, 'shape': (", code);
+  for (int i = 0; i < t->rank; i++) str_fmt(&h, "%lld,", (long long)t->dims[i]);
+  str_add(&h, "), }");
+  while ((10 + h.n + 1) % 64) str_add(&h, " ");
+  str_add(&h, "\n");
+  uint8_t head[10] = {0x93, 'N', 'U', 'M', 'P', 'Y', 1, 0, (uint8_t)h.n, (uint8_t)(h.n >> 8)};
+  str_addn(&f, (char *)head, sizeof head);
+  str_addn(&f, h.s, h.n);
+  str_addn(&f, t->data, tensor_bytes(t));
+  bool ok = vfs_write(path, f.s, f.n);
+  arena_free(a);
+  return ok;
+}

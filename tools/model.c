@@ -1,0 +1,168 @@
+/* Models: a program file with its parameters, and what it wants to be fed.
+ *
+ * In: a path to a program (or its folder). Out: the program, the parameter file found beside it, feeds and fetches. */
+#include "tools.h"
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+double wall_seconds(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* NAME.pdmodel -> NAME.pdiparams; __model__ -> __params__ in the same folder. */
+static const char *params_beside(Arena *a, const char *path) {
+  const char *dot = strrchr(path, '.'), *slash = strrchr(path, '/');
+  if (dot && (!slash || dot > slash)) {
+    const char *p = arena_fmt(a, "%.*s.pdiparams", (int)(dot - path), path);
+    if (vfs_is_file(p)) return p;
+  }
+  const char *p = slash ? arena_fmt(a, "%.*s/__params__", (int)(slash - path), path) : "__params__";
+  return !strcmp(slash ? slash + 1 : path, "__model__") && vfs_is_file(p) ? p : NULL;
+}
+
+bool model_open(Model *m, const char *path, const char *params) {
+  *m = (Model){.arena = arena_new(), .path = path};
+  m->prog = prog_load(path);
+  if (m->prog)
+    m->params = params ? params : params_beside(m->arena, m->prog->file ? m->prog->file : path);
+  return m->prog != NULL;
+}
+
+void model_close(Model *m) {
+  if (m->prog) prog_free(m->prog);
+  arena_free(m->arena);
+}
+
+bool model_load_params(const Model *m, Scope *s) {
+  Var **vars;
+  if (m->params) return scope_load_params(s, m->prog, m->params);
+  int n = params_list(m->prog, m->arena, &vars);
+  if (!n) return true;
+  err_set(E_RUN_001, "the program has %d parameters, but no parameter file", n);
+  err_where("%s", m->path);
+  err_help("give one with --params FILE");
+  return false;
+}
+
+static bool written(const Block *b, const char *name) {
+  for (int i = 0; i < b->ops.n; i++)
+    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
+      for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++)
+        if (!strcmp(b->ops.v[i]->outs.v[s].args[k], name)) return true;
+  return false;
+}
+
+static bool is_read(const Block *b, const char *name) {
+  for (int i = 0; i < b->ops.n; i++)
+    for (int s = 0; s < b->ops.v[i]->ins.n; s++)
+      for (int k = 0; k < b->ops.v[i]->ins.v[s].n; k++)
+        if (!strcmp(b->ops.v[i]->ins.v[s].args[k], name)) return true;
+  return false;
+}
+
+int model_feeds(const Model *m, Var ***vars) {
+  const Block *b = m->prog->blocks.v[0];
+  const char *names[LIST_MAX] = {0};
+  int n = kl_feed_names(m->prog, names, LIST_MAX);
+  *vars = arena_array(m->arena, Var *, b->vars.n + n + 1);
+  if (n > 0) {
+    int k = 0;
+    for (int i = 0; i < n && i < LIST_MAX; i++)
+      if (names[i] && block_var(b, names[i])) (*vars)[k++] = block_var(b, names[i]);
+    return k;
+  }
+  for (int i = 0; i < b->vars.n; i++) {
+    Var *v = b->vars.v[i];
+    if (v->kind == VK_TENSOR && !v->persistable && v->dtype != DT_NONE && is_read(b, v->name) &&
+        !written(b, v->name))
+      (*vars)[n++] = v;
+  }
+  return n;
+}
+
+int model_fetches(const Model *m, const char ***names) {
+  const Block *b = m->prog->blocks.v[0];
+  *names = arena_array(m->arena, const char *, LIST_MAX);
+  int n = kl_fetch_names(m->prog, *names, LIST_MAX);
+  if (n > 0) return n < LIST_MAX ? n : LIST_MAX;
+  for (int i = b->ops.n - 1; i >= 0 && !n; i--)
+    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
+      for (int k = 0; k < b->ops.v[i]->outs.v[s].n && n < LIST_MAX; k++) {
+        const Var *v = block_var(b, b->ops.v[i]->outs.v[s].args[k]);
+        if (v && !v->persistable) (*names)[n++] = v->name;
+      }
+  return n;
+}
+
+bool split_names(Arena *a, const char *text, int *n, const char ***names) {
+  *n = 0;
+  *names = arena_array(a, const char *, LIST_MAX);
+  while (text && *text) {
+    const char *comma = strchr(text, ',');
+    size_t len = comma ? (size_t)(comma - text) : strlen(text);
+    if (*n == LIST_MAX) return err_set(E_ARG_001, "more than %d names", LIST_MAX);
+    if (len) (*names)[(*n)++] = arena_strn(a, text, len);
+    text += len + (comma != NULL);
+  }
+  return true;
+}
+
+static bool parse_shape(const char *text, Tensor *t) {
+  t->rank = 0;
+  for (const char *p = text;;) {
+    char *end;
+    int64_t d = strtoll(p, &end, 10);
+    if (end == p || d < 0 || t->rank == KL_VAR_RANK) break;
+    t->dims[t->rank++] = d;
+    if (!*end) return true;
+    if (*end != 'x') break;
+    p = end + 1;
+  }
+  err_set(E_ARG_001, "%s is no shape", quoted(text));
+  err_help("write dims with x between, as in --feed-shape image=8x3x224x224");
+  return false;
+}
+
+bool model_feed_shapes(const Model *m, const List *shapes, int *n, Feed **feeds) {
+  Var **vars;
+  *n = model_feeds(m, &vars);
+  *feeds = arena_array(m->arena, Feed, *n + 1);
+  for (int i = 0; i < *n; i++) {
+    Tensor *t = arena_new_of(m->arena, Tensor);
+    t->dtype = vars[i]->dtype;
+    t->rank = vars[i]->rank;
+    for (int d = 0; d < t->rank; d++) t->dims[d] = vars[i]->dims[d] < 0 ? 1 : vars[i]->dims[d];
+    (*feeds)[i] = (Feed){vars[i]->name, t};
+  }
+  for (int s = 0; s < shapes->n; s++) {
+    const char *eq = strchr(shapes->v[s], '=');
+    int i = 0;
+    while (i < *n && (!eq || strlen((*feeds)[i].name) != (size_t)(eq - shapes->v[s]) ||
+                      strncmp((*feeds)[i].name, shapes->v[s], (size_t)(eq - shapes->v[s]))))
+      i++;
+    if (i == *n) {
+      err_set(E_ARG_001, "--feed-shape %s names no input of the program", quoted(shapes->v[s]));
+      for (int j = 0; j < *n; j++)
+        err_note("input %s %s", quoted(vars[j]->name),
+                 shape_text(vars[j]->dtype, vars[j]->rank, vars[j]->dims));
+      return false;
+    }
+    if (!parse_shape(eq + 1, (Tensor *)(*feeds)[i].value)) return false;
+  }
+  return true;
+}
+
+void fill_random(Tensor *t, const Var *v, uint64_t seed) {
+  (void)v;
+  if (!dtype_is_float(t->dtype)) return;
+  int64_t n = tensor_numel(t);
+  for (int64_t i = 0; i < n; i += 4) {
+    uint32_t out[4];
+    philox((uint32_t[4]){(uint32_t)(i / 4), (uint32_t)((i / 4) >> 32), 0, 0},
+           (uint32_t[2]){(uint32_t)seed, (uint32_t)(seed >> 32)}, out);
+    for (int64_t j = i; j < i + 4 && j < n; j++) tensor_set(t, j, out[j - i] * 0x1p-31 - 1);
+  }
+}

@@ -1,0 +1,158 @@
+/* run: one pass of a model over values from files. eval: means of metrics over a data set, batch by batch. */
+#include "tools.h"
+#include <math.h>
+#include <string.h>
+
+typedef struct Options {
+  const char *params, *device, *fetch_text;
+  List feeds, fetches;
+  int64_t threads, batch;
+  bool profile, json;
+  ExecOptions exec;
+} Options;
+
+static bool device_ok(const char *device) {
+  if (!device || !strcmp(device, "cpu")) return true;
+  err_set(E_GEN_002, "device %s cannot run programs", quoted(device));
+  err_help(
+      "use --device cpu; `kiln compile --target cuda:sm_NN --emit ptx` generates code for GPUs");
+  return false;
+}
+
+static void print_tensor(const char *name, const Tensor *t) {
+  printf("%s %s\n", name, shape_text(t->dtype, t->rank, t->dims));
+  int64_t n = tensor_numel(t), row = t->rank ? t->dims[t->rank - 1] : 1;
+  for (int64_t i = 0; i < n && i < 64; i++)
+    printf("%s%.6g%s", i % row ? " " : "  ", tensor_get(t, i),
+           (i + 1) % row && i + 1 < n && i < 63 ? "" : "\n");
+  if (n > 64) printf("  ... %s more\n", grouped(n - 64));
+}
+
+/* "NAME" prints, "NAME=FILE.npy" writes. */
+static bool deliver(Arena *a, const char *spec, const Tensor *t) {
+  const char *eq = strchr(spec, '=');
+  if (eq) return write_npy(eq + 1, t);
+  print_tensor(arena_str(a, spec), t);
+  return true;
+}
+
+static bool run_model(const Options *o, const char *path) {
+  Model m;
+  Dataset d = {0};
+  Scope *s = scope_new();
+  Executor *e = NULL;
+  bool ok = device_ok(o->device) && model_open(&m, path, o->params);
+  if (!ok) return scope_free(s), false;
+  ok = model_load_params(&m, s) && dataset_open(&d, m.prog, &o->feeds);
+  Feed feeds[LIST_MAX];
+  const char **specs, *names[LIST_MAX];
+  Tensor out[LIST_MAX] = {0};
+  int n = o->fetches.n;
+  if (ok && !n) n = model_fetches(&m, &specs);
+  for (int i = 0; ok && i < n; i++) {
+    const char *spec = o->fetches.n ? o->fetches.v[i] : specs[i];
+    names[i] = arena_strn(m.arena, spec, strcspn(spec, "="));
+  }
+  for (int i = 0; i < d.n; i++) feeds[i] = (Feed){d.col[i].name, &d.col[i].all};
+  ok = ok && (e = exec_new(&o->exec)) && exec_run(e, s, m.prog, d.n, feeds, n, names, out);
+  for (int i = 0; ok && i < n; i++)
+    ok = deliver(m.arena, o->fetches.n ? o->fetches.v[i] : names[i], &out[i]);
+  if (ok && o->exec.profile) exec_profile_print(e, stdout, o->json);
+  for (int i = 0; i < n; i++) mem_free(out[i].data);
+  exec_free(e);
+  if (d.arena) dataset_close(&d);
+  scope_free(s);
+  model_close(&m);
+  return ok;
+}
+
+int verb_run(int argc, char **argv) {
+  Options o = {0};
+  Flag flags[] = {{"--feed", FLAG_LIST, &o.feeds, "NAME=FILE",
+                   "values for an input: .npy, .npz, IDX, also gzipped; [:scale=A][:shift=B]"},
+                  {"--fetch", FLAG_LIST, &o.fetches, "NAME[=FILE.npy]",
+                   "what to compute; printed, or written"},
+                  {"--params", FLAG_TEXT, &o.params, "FILE", "parameters (beside the program)"},
+                  {"--threads", FLAG_INT, &o.threads, "N", "threads (all cores)"},
+                  {"--device", FLAG_TEXT, &o.device, "cpu", "where to run"},
+                  {"--interpret", FLAG_BOOL, &o.exec.interpret, NULL,
+                   "the plain interpreter instead of generated code"},
+                  {"--profile", FLAG_BOOL, &o.exec.profile, NULL, "times per operator and kernel"},
+                  {"--trace", FLAG_TEXT, &o.exec.trace, "FILE", "a Chrome trace"},
+                  {"--check-nan", FLAG_BOOL, &o.exec.check_nan, NULL,
+                   "name the first operator that makes a NaN or infinity"},
+                  {"--json", FLAG_BOOL, &o.json, NULL, "profile as JSON"},
+                  {0}};
+  Usage u = {"MODEL --feed NAME=FILE ... [--fetch NAME[=FILE.npy]] ...",
+             "Runs a model once on values from files.", 1, 1, flags};
+  List args;
+  int rc = parse_args(argc, argv, &u, &args);
+  if (rc >= 0) return rc;
+  o.exec.threads = (int)o.threads;
+  return run_model(&o, args.v[0]) ? 0 : report();
+}
+
+/* ---- eval ---- */
+
+static bool eval_model(const Options *o, const char *main, const char *params) {
+  Model m;
+  Dataset d = {0};
+  Scope *s = scope_new();
+  Executor *e = NULL;
+  if (!model_open(&m, main, NULL)) return model_close(&m), scope_free(s), false;
+  int n = 0;
+  const char **names;
+  double sums[LIST_MAX] = {0};
+  const char *file =
+      vfs_is_dir(params) ? arena_fmt(m.arena, "%s/params.pdiparams", params) : params;
+  bool ok = scope_load_params(s, m.prog, file) && dataset_open(&d, m.prog, &o->feeds) &&
+            split_names(m.arena, o->fetch_text, &n, &names) && (e = exec_new(&o->exec));
+  for (int64_t at = 0; ok && at < d.rows; at += o->batch) {
+    int64_t end = at + o->batch < d.rows ? at + o->batch : d.rows;
+    Feed feeds[LIST_MAX];
+    Tensor out[LIST_MAX] = {0};
+    dataset_batch(&d, NULL, at, end, feeds);
+    ok = exec_run(e, s, m.prog, d.n, feeds, n, names, out);
+    for (int i = 0; i < n; i++) {
+      if (ok && tensor_numel(&out[i]) != 1)
+        ok = err_set(E_RUN_002, "%s is %s, not one number", quoted(names[i]),
+                     shape_text(out[i].dtype, out[i].rank, out[i].dims));
+      if (ok) sums[i] += tensor_get(&out[i], 0) * (double)(end - at);
+      mem_free(out[i].data);
+    }
+  }
+  if (ok && o->json) printf("{\"rows\": %lld", (long long)d.rows);
+  for (int i = 0; ok && i < n; i++)
+    printf(o->json ? ", \"%s\": %.9g" : "%s %.6f\n", names[i],
+           sums[i] / (double)(d.rows ? d.rows : 1));
+  if (ok && o->json) printf("}\n");
+  exec_free(e);
+  if (d.arena) dataset_close(&d);
+  scope_free(s);
+  model_close(&m);
+  return ok;
+}
+
+int verb_eval(int argc, char **argv) {
+  Options o = {.batch = 100};
+  const char *main = NULL;
+  Flag flags[] = {{"--main", FLAG_TEXT, &main, "T", "the test program"},
+                  {"--params", FLAG_TEXT, &o.params, "DIR|FILE",
+                   "what `kiln train --save` wrote, or a .pdiparams file"},
+                  {"--feed", FLAG_LIST, &o.feeds, "NAME=FILE", "data; [:scale=A][:shift=B]"},
+                  {"--batch", FLAG_INT, &o.batch, "N", "rows per run (100)"},
+                  {"--fetch", FLAG_TEXT, &o.fetch_text, "A,B", "metrics: variables of one element"},
+                  {"--threads", FLAG_INT, &o.threads, "N", "threads (all cores)"},
+                  {"--json", FLAG_BOOL, &o.json, NULL, "as JSON"},
+                  {0}};
+  Usage u = {"--main T --params DIR|FILE --feed NAME=FILE ... --batch N --fetch A,B",
+             "Means of metrics over a data set.", 0, 0, flags};
+  List args;
+  int rc = parse_args(argc, argv, &u, &args);
+  if (rc >= 0) return rc;
+  if (!main || !o.params || !o.feeds.n || !o.fetch_text)
+    return usage_error("eval: --main, --params, --feed and --fetch are needed");
+  if (o.batch < 1) return usage_error("eval: --batch must be positive");
+  o.exec.threads = (int)o.threads;
+  return eval_model(&o, main, o.params) ? 0 : report();
+}

@@ -1,0 +1,103 @@
+/* The command line: one file per verb; what they share. Results go to stdout, logs and progress to stderr. */
+#ifndef KILN_TOOLS_H
+#define KILN_TOOLS_H
+#include "../frontend/internal.h"
+#include "../passes/passes.h"
+#include "../backends/backend.h"
+
+typedef int
+VerbFn(int argc,
+       char **argv); /* argv[0] is the verb; returns the exit code: 0, 1 failure, 2 usage */
+typedef struct Verb {
+  const char *name;
+  VerbFn *run;
+  const char *summary;
+} Verb;
+#define VERB(name, summary) VerbFn verb_##name;
+#include "verbs.def"
+#undef VERB
+
+/* args.c: flags from a table. `--flag value` or `--flag=value`; positional arguments are collected in order. */
+typedef enum FlagKind { FLAG_BOOL, FLAG_INT, FLAG_FLOAT, FLAG_TEXT, FLAG_LIST } FlagKind;
+enum { LIST_MAX = 64 };
+typedef struct List {
+  int n;
+  const char *v[LIST_MAX];
+} List;
+typedef struct Flag {
+  const char *name; /* "--threads" */
+  FlagKind kind;
+  void *to;          /* bool, int64_t, double, const char *, List */
+  const char *value; /* what the value is called in the help; NULL for FLAG_BOOL */
+  const char *help;
+} Flag;
+typedef struct Usage {
+  const char *args;  /* "MODEL -o FILE" */
+  const char *about; /* one paragraph */
+  int min_args, max_args;
+  const Flag *flags; /* ended by a NULL name */
+} Usage;
+/* Returns -1 to go on, else the exit code (0 after --help, 2 after an error). *args: the positional arguments. */
+int parse_args(int argc, char **argv, const Usage *u, List *args);
+int report(void); /* prints this thread's diagnostic (in the format of --error-format); returns 1 */
+int usage_error(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* returns 2 */
+extern bool error_json;
+
+/* model.c: programs with their parameters. */
+typedef struct Model {
+  Arena *arena;
+  Program *prog;
+  const char *path, *params; /* params: NULL if there is no parameter file */
+} Model;
+bool model_open(Model *m, const char *path,
+                const char *params); /* params: --params, or NULL to look beside the program */
+bool model_load_params(const Model *m, Scope *s);
+void model_close(Model *m);
+/* The variables a run must feed, and what it fetches when nothing is asked for: feed and fetch operators' variables, or
+ * data inputs and the last operator's outputs. Arrays in the model's arena. */
+int model_feeds(const Model *m, Var ***vars);
+int model_fetches(const Model *m, const char ***names);
+/* "x=8x3x224x224" items; unnamed dims of other feeds become 1. Tensors without data, in the arena. */
+bool model_feed_shapes(const Model *m, const List *shapes, int *n, Feed **feeds);
+bool split_names(Arena *a, const char *text, int *n, const char ***names); /* "a,b" */
+void fill_random(Tensor *t, const Var *v, uint64_t seed); /* floats in -1..1, integers 0 */
+
+/* dataset.c: feeds read from files. */
+typedef struct Column {
+  const char *name; /* variable */
+  const char *file;
+  Tensor all;   /* [rows, ...] in the variable's element type */
+  Tensor batch; /* the rows of the current batch */
+} Column;
+typedef struct Dataset {
+  Arena *arena;
+  int n;
+  Column col[LIST_MAX];
+  int64_t rows;
+} Dataset;
+/* NAME=FILE[:scale=A][:shift=B] each; types are converted value by value, then scaled; rows reshaped to the variable's. */
+bool dataset_open(Dataset *d, const Program *p, const List *specs);
+void dataset_close(Dataset *d);
+/* Gathers rows order[begin..end-1] (order NULL: in file order) into the batch tensors. */
+void dataset_batch(Dataset *d, const int64_t *order, int64_t begin, int64_t end, Feed *feeds);
+bool write_npy(const char *path, const Tensor *t);
+
+/* progress.c: a progress line on a terminal, nothing elsewhere. */
+typedef struct Progress {
+  bool on;
+  double last;
+} Progress;
+void progress_start(Progress *p);
+void progress_show(Progress *p, int64_t done, int64_t total, const char *text);
+void progress_clear(Progress *p);
+const char *grouped(int64_t v); /* "12,345"; one of 4 rotating buffers */
+
+/* events.c: TensorBoard event files (scalars). */
+typedef struct EventLog EventLog;
+EventLog *events_open(const char *dir);
+void events_scalar(EventLog *l, const char *tag, int64_t step, double value);
+void events_close(EventLog *l);
+
+double wall_seconds(void);
+
+#endif

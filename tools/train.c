@@ -1,0 +1,306 @@
+/* train: epochs over a data set, from startup and main programs.
+ *
+ * In: programs, data, and how long. Out: a line per epoch on stdout, progress on stderr, event files, checkpoints and the
+ * final parameters (DIR/params.pdiparams). The order of an epoch is a Fisher-Yates shuffle drawn by Philox from
+ * (seed, epoch), so that a resumed run goes on exactly where it stopped: the checkpoint keeps epoch, row and the sums
+ * of the metrics so far. */
+#include "tools.h"
+#include <inttypes.h>
+#include <string.h>
+
+typedef struct Train {
+  const char *startup, *main, *test, *fetch, *save, *resume, *log, *device;
+  List feeds, test_feeds;
+  int64_t batch, epochs, steps, seed, threads, save_every;
+  bool shuffle, drop_last;
+  ExecOptions exec;
+  /* state */
+  Program *p, *t;
+  Scope *scope;
+  Executor *run;
+  Dataset data, tests;
+  Arena *arena;
+  EventLog *events;
+  int n_fetch, n_test;
+  const char **names, *test_names[LIST_MAX];
+  int64_t epoch, row, step, epochs_planned;
+  double sums[LIST_MAX], seconds;
+  int64_t rows_done, order_epoch;
+  int64_t *order;
+  Progress progress;
+} Train;
+
+/* ---- the order of rows ---- */
+
+static uint64_t draw(uint64_t seed, uint64_t epoch, uint64_t i, uint64_t below) {
+  uint32_t out[4];
+  philox((uint32_t[4]){(uint32_t)i, (uint32_t)(i >> 32), (uint32_t)epoch, 0x5eedu},
+         (uint32_t[2]){(uint32_t)seed, (uint32_t)(seed >> 32)}, out);
+  return ((uint64_t)out[1] << 32 | out[0]) % below;
+}
+
+static void make_order(Train *t) {
+  int64_t n = t->data.rows;
+  if (!t->shuffle || (t->order && t->order_epoch == t->epoch)) return;
+  if (!t->order) t->order = arena_array(t->arena, int64_t, n + 1);
+  for (int64_t i = 0; i < n; i++) t->order[i] = i;
+  for (int64_t i = n - 1; i > 0; i--) {
+    int64_t j = (int64_t)draw((uint64_t)t->seed, (uint64_t)t->epoch, (uint64_t)i, (uint64_t)i + 1);
+    int64_t v = t->order[i];
+    t->order[i] = t->order[j];
+    t->order[j] = v;
+  }
+  t->order_epoch = t->epoch;
+}
+
+/* ---- one run ---- */
+
+static bool add_metrics(const char *const *names, int n, Tensor *out, int64_t rows, double *sums,
+                        double *last) {
+  bool ok = true;
+  for (int i = 0; i < n; i++) {
+    if (ok && tensor_numel(&out[i]) != 1) {
+      ok = err_set(E_RUN_002, "%s is %s, not one number", quoted(names[i]),
+                   shape_text(out[i].dtype, out[i].rank, out[i].dims));
+      err_help("fetch means or sums, such as the loss that is minimised");
+    }
+    if (ok) {
+      double v = tensor_get(&out[i], 0);
+      sums[i] += v * (double)rows;
+      if (last) last[i] = v;
+    }
+    mem_free(out[i].data);
+  }
+  return ok;
+}
+
+static bool run_batch(Train *t, const Program *p, Dataset *d, const int64_t *order, int64_t begin,
+                      int64_t end, int n, const char *const *names, double *sums, double *last) {
+  Feed feeds[LIST_MAX];
+  Tensor out[LIST_MAX] = {0};
+  dataset_batch(d, order, begin, end, feeds);
+  return exec_run(t->run, t->scope, p, d->n, feeds, n, names, out) &&
+         add_metrics(names, n, out, end - begin, sums, last);
+}
+
+static bool evaluate(Train *t, double *means) {
+  int64_t batch = t->batch;
+  memset(means, 0, sizeof *means * (size_t)t->n_test);
+  for (int64_t at = 0; at < t->tests.rows; at += batch) {
+    int64_t end = at + batch < t->tests.rows ? at + batch : t->tests.rows;
+    if (!run_batch(t, t->t, &t->tests, NULL, at, end, t->n_test, t->test_names, means, NULL))
+      return false;
+  }
+  for (int i = 0; i < t->n_test; i++) means[i] /= (double)(t->tests.rows ? t->tests.rows : 1);
+  return true;
+}
+
+/* ---- checkpoints ---- */
+
+static bool save_checkpoint(Train *t) {
+  Str s;
+  str_init(&s, t->arena);
+  str_fmt(&s,
+          "epoch %" PRId64 "\nrow %" PRId64 "\nstep %" PRId64 "\nrows %" PRId64 "\nseed %" PRId64
+          "\nshuffle %d\nbatch %" PRId64 "\ndata %" PRId64 "\nsums",
+          t->epoch, t->row, t->step, t->rows_done, t->seed, t->shuffle, t->batch, t->data.rows);
+  for (int i = 0; i < t->n_fetch; i++) str_fmt(&s, " %a", t->sums[i]);
+  str_add(&s, "\n");
+  return checkpoint_save(t->save, t->scope, t->p, exec_step(t->run), t->exec.seed, s.s);
+}
+
+static bool resume(Train *t) {
+  uint64_t step, seed;
+  char *extra;
+  int shuffle, used = 0;
+  int64_t want_seed = t->seed, want_batch = t->batch, rows;
+  bool want_shuffle = t->shuffle;
+  if (!checkpoint_load(t->resume, t->scope, t->p, &step, &seed, &extra, t->arena)) return false;
+  if (sscanf(extra,
+             "epoch %" SCNd64 " row %" SCNd64 " step %" SCNd64 " rows %" SCNd64 " seed %" SCNd64
+             " shuffle %d batch %" SCNd64 " data %" SCNd64 " sums%n",
+             &t->epoch, &t->row, &t->step, &t->rows_done, &t->seed, &shuffle, &t->batch, &rows,
+             &used) != 8 ||
+      !used)
+    return err_set(E_CKP_001, "the checkpoint was not saved by kiln train");
+  if (t->seed != want_seed || t->batch != want_batch || shuffle != want_shuffle ||
+      rows != t->data.rows) {
+    err_set(E_CKP_001,
+            "the checkpoint was saved with --seed %" PRId64 " --batch %" PRId64 "%s and %" PRId64
+            " rows",
+            t->seed, t->batch, shuffle ? " --shuffle" : "", rows);
+    err_help(
+        "resume with the same data, seed, batch and shuffling, so that training goes on exactly");
+    return false;
+  }
+  const char *p = extra + used;
+  for (int i = 0; i < t->n_fetch; i++, p += used)
+    if (sscanf(p, "%la%n", &t->sums[i], &used) != 1) break;
+  exec_set_step(t->run, step);
+  exec_options(t->run)->seed = t->exec.seed = seed;
+  fprintf(stderr, "resumed at epoch %" PRId64 ", step %" PRId64 "\n", t->epoch + 1, t->step);
+  return true;
+}
+
+/* ---- epochs ---- */
+
+static void show_progress(Train *t, const double *last, double seconds, int64_t rows) {
+  if (!t->progress.on) return;
+  char text[200];
+  int n = snprintf(text, sizeof text, "epoch %lld/%lld", (long long)t->epoch + 1,
+                   (long long)t->epochs_planned);
+  for (int i = 0; i < t->n_fetch && n < 150; i++)
+    n += snprintf(text + n, sizeof text - (size_t)n, " %s %.4f", t->names[i], last[i]);
+  snprintf(text + n, sizeof text - (size_t)n, " %s img/s",
+           grouped((int64_t)((double)rows / (seconds > 0 ? seconds : 1))));
+  progress_show(&t->progress, t->row, t->data.rows, text);
+}
+
+static bool train_step(Train *t, double t0) {
+  int64_t end = t->row + t->batch < t->data.rows ? t->row + t->batch : t->data.rows;
+  double last[LIST_MAX] = {0};
+  if (!run_batch(t, t->p, &t->data, t->order, t->row, end, t->n_fetch, t->names, t->sums, last))
+    return false;
+  t->rows_done += end - t->row;
+  t->row = end;
+  t->step++;
+  for (int i = 0; i < t->n_fetch; i++)
+    events_scalar(t->events, arena_fmt(t->arena, "train/%s", t->names[i]), t->step, last[i]);
+  show_progress(t, last, wall_seconds() - t0, t->rows_done);
+  return !t->save || !t->save_every || t->step % t->save_every || save_checkpoint(t);
+}
+
+static bool finish_epoch(Train *t, double seconds, int64_t rows_timed) {
+  double means[LIST_MAX];
+  progress_clear(&t->progress);
+  printf("epoch %lld/%lld", (long long)t->epoch + 1, (long long)t->epochs_planned);
+  for (int i = 0; i < t->n_fetch; i++)
+    printf(" %s %.4f", t->names[i], t->sums[i] / (double)(t->rows_done ? t->rows_done : 1));
+  if (t->t) {
+    if (!evaluate(t, means)) return printf("\n"), false;
+    for (int i = 0; i < t->n_test; i++) {
+      printf(" test_%s %.4f", t->test_names[i], means[i]);
+      events_scalar(t->events, arena_fmt(t->arena, "test/%s", t->test_names[i]), t->step, means[i]);
+    }
+  }
+  printf(" %s img/s\n", grouped((int64_t)((double)rows_timed / (seconds > 0 ? seconds : 1))));
+  fflush(stdout);
+  t->epoch++;
+  t->row = t->rows_done = 0;
+  memset(t->sums, 0, sizeof t->sums);
+  return true;
+}
+
+static bool run_epochs(Train *t) {
+  int64_t whole = t->data.rows - t->data.rows % t->batch;
+  int64_t stop = t->drop_last ? whole : t->data.rows;
+  if (stop == 0)
+    return err_set(E_DAT_001, "%lld rows make no batch of %lld", (long long)t->data.rows,
+                   (long long)t->batch);
+  int64_t per_epoch = (stop + t->batch - 1) / t->batch;
+  t->epochs_planned = t->steps ? (t->steps + per_epoch - 1) / per_epoch : t->epochs;
+  while (t->epoch < t->epochs_planned && (!t->steps || t->step < t->steps)) {
+    make_order(t);
+    double t0 = wall_seconds();
+    int64_t from = t->row;
+    while (t->row < stop && (!t->steps || t->step < t->steps))
+      if (!train_step(t, t0)) return false;
+    if (!finish_epoch(t, wall_seconds() - t0, t->rows_done - (from < t->rows_done ? from : 0)))
+      return false;
+  }
+  return true;
+}
+
+/* ---- set-up ---- */
+
+static bool has_var(const Program *p, const char *name) {
+  return block_var(p->blocks.v[0], name) != NULL;
+}
+
+static bool open_all(Train *t) {
+  Program *startup = prog_load(t->startup);
+  bool ok = startup && (t->p = prog_load(t->main)) && dataset_open(&t->data, t->p, &t->feeds) &&
+            split_names(t->arena, t->fetch, &t->n_fetch, &t->names);
+  if (ok && t->test)
+    ok = (t->t = prog_load(t->test)) && dataset_open(&t->tests, t->t, &t->test_feeds);
+  for (int i = 0; ok && t->t && i < t->n_fetch; i++)
+    if (has_var(t->t, t->names[i])) t->test_names[t->n_test++] = t->names[i];
+  ok = ok && (t->run = exec_new(&t->exec)) &&
+       exec_run(t->run, t->scope, startup, 0, NULL, 0, NULL, NULL);
+  if (ok && t->log) ok = (t->events = events_open(t->log)) != NULL;
+  if (ok && t->save) ok = vfs_mkdirs(t->save);
+  if (ok && t->resume) ok = resume(t);
+  prog_free(startup);
+  return ok;
+}
+
+static bool train(Train *t) {
+  t->arena = arena_new();
+  t->scope = scope_new();
+  progress_start(&t->progress);
+  bool ok = open_all(t) && run_epochs(t);
+  progress_clear(&t->progress);
+  if (ok && t->save)
+    ok = save_checkpoint(t) &&
+         scope_save_params(t->scope, t->p, arena_fmt(t->arena, "%s/params.pdiparams", t->save));
+  if (ok && t->exec.profile) exec_profile_print(t->run, stdout, false);
+  exec_free(t->run);
+  events_close(t->events);
+  if (t->data.arena) dataset_close(&t->data);
+  if (t->tests.arena) dataset_close(&t->tests);
+  prog_free(t->p);
+  prog_free(t->t);
+  scope_free(t->scope);
+  arena_free(t->arena);
+  return ok;
+}
+
+int verb_train(int argc, char **argv) {
+  Train t = {.batch = 64, .epochs = 1, .seed = 1, .fetch = ""};
+  Flag flags[] = {
+      {"--startup", FLAG_TEXT, &t.startup, "S", "the program that initialises"},
+      {"--main", FLAG_TEXT, &t.main, "M", "the program that trains"},
+      {"--test", FLAG_TEXT, &t.test, "T", "a program to evaluate after each epoch"},
+      {"--feed", FLAG_LIST, &t.feeds, "NAME=FILE",
+       "training data: .npy, .npz, IDX, also gzipped; [:scale=A][:shift=B]"},
+      {"--test-feed", FLAG_LIST, &t.test_feeds, "NAME=FILE", "data for --test"},
+      {"--batch", FLAG_INT, &t.batch, "N", "rows per step (64)"},
+      {"--epochs", FLAG_INT, &t.epochs, "N", "passes over the data (1)"},
+      {"--steps", FLAG_INT, &t.steps, "N", "stop after this many steps instead"},
+      {"--fetch", FLAG_TEXT, &t.fetch, "A,B", "metrics to report: variables of one element"},
+      {"--shuffle", FLAG_BOOL, &t.shuffle, NULL, "a new order of rows each epoch"},
+      {"--drop-last", FLAG_BOOL, &t.drop_last, NULL, "skip a last, smaller batch"},
+      {"--seed", FLAG_INT, &t.seed, "N",
+       "of shuffling, and of random operators without a seed (1)"},
+      {"--threads", FLAG_INT, &t.threads, "N", "threads (all cores); results do not depend on it"},
+      {"--device", FLAG_TEXT, &t.device, "cpu", "where to run"},
+      {"--save", FLAG_TEXT, &t.save, "DIR", "checkpoints and, at the end, params.pdiparams"},
+      {"--save-every", FLAG_INT, &t.save_every, "STEPS", "a checkpoint every so many steps"},
+      {"--resume", FLAG_TEXT, &t.resume, "DIR", "go on from the newest complete checkpoint"},
+      {"--log", FLAG_TEXT, &t.log, "DIR", "TensorBoard event files"},
+      {"--check-nan", FLAG_BOOL, &t.exec.check_nan, NULL,
+       "stop at the first operator that makes a NaN or infinity"},
+      {"--interpret", FLAG_BOOL, &t.exec.interpret, NULL,
+       "the plain interpreter instead of generated code"},
+      {"--profile", FLAG_BOOL, &t.exec.profile, NULL, "times per operator and kernel, at the end"},
+      {"--trace", FLAG_TEXT, &t.exec.trace, "FILE", "a Chrome trace"},
+      {0}};
+  Usage u = {
+      "--startup S --main M --feed NAME=FILE ... --epochs N [--test T --test-feed NAME=FILE ...]",
+      "Trains from serialized programs, and reports a line per epoch.", 0, 0, flags};
+  List args;
+  int rc = parse_args(argc, argv, &u, &args);
+  if (rc >= 0) return rc;
+  if (!t.startup || !t.main) return usage_error("train: --startup and --main are needed");
+  if (!t.feeds.n) return usage_error("train: --feed is needed");
+  if (t.batch < 1 || t.epochs < 0 || t.steps < 0 || t.save_every < 0)
+    return usage_error("train: --batch must be positive, the other numbers not negative");
+  if (t.device && strcmp(t.device, "cpu")) {
+    err_set(E_GEN_002, "device %s cannot run programs", quoted(t.device));
+    err_help("use --device cpu");
+    return report();
+  }
+  t.exec.threads = (int)t.threads;
+  t.exec.seed = (uint64_t)t.seed;
+  return train(&t) ? 0 : report();
+}
