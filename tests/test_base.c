@@ -700,7 +700,7 @@ static void empty_arg(Program *p) { op_set_ins(first(p), "X", 1, (const char *co
 static void too_early(Program *p) { op_set_ins(first(p), "X", 1, (const char *const[]){"c"}); }
 static void inner_too_early(Program *p) {
   Block *sub = prog_add_block(p, 0, -1);
-  loop(p->blocks.v[0], 1, "x", "x");
+  loop(p->blocks.v[0], 1, "x", "c");
   unary(sub, "late", "l2");
   var(p->blocks.v[0], "late");
   unary(p->blocks.v[0], "x", "late");
