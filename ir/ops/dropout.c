@@ -49,7 +49,8 @@ bool x_dropout(Expand *x) {
   if (!dropout_seed(x, &seed)) return false;
   DType t = in->dtype == DT_FLOAT64 ? DT_FLOAT64 : DT_FLOAT32;
   Node *u = g_random(g, t, in->rank, in->dims, seed, x_stream(x, 0), seed != 0);
-  Node *keep = u ? g_map2(g, P_LE, g_const(g, t, d.p), u) : NULL;
+  Node *keep =
+      u ? g_map2(g, P_LE, g_const(g, t, d.p < 1 ? d.p : 2), u) : NULL; /* u may be rounded to 1 */
   return keep && x_out(x, "Out", dropped(g, &d, in, keep)) &&
          x_out(x, "Mask", g_cast(g, keep, DT_UINT8));
 }

@@ -66,18 +66,24 @@ static Node *norm_dx(Graph *g, const Norm *n, Node *gs) {
   return g_map2(g, P_MUL, n->inv, g_map2(g, P_SUB, rest, g_map2(g, P_MUL, d, slope)));
 }
 
-/* dscale = sum(gy * xhat), dbias = sum(gy) over the axes that scale and bias lack, as vectors. */
-static bool norm_params(Expand *x, const Norm *n, Node *gy, uint32_t axes, const int64_t *dims,
-                        int rank, DType t) {
+/* A gradient of Scale or Bias as a vector of len, in that input's element type. */
+static bool norm_param(Expand *x, const char *slot, Node *sum, int64_t len) {
+  const char *out = arena_fmt(x->g->arena, "%s@GRAD", slot);
+  Node *of = x_n_in(x, slot) > 0 ? x_in(x, slot) : NULL;
+  if (!sum || err_any()) return false;
+  return x_out(x, out, g_cast(x->g, ops_reshape(x->g, sum, 1, &len), of ? of->dtype : sum->dtype));
+}
+
+/* dscale = sum(gy * xhat), dbias = sum(gy) over the axes that scale and bias, vectors of len, lack. */
+static bool norm_params(Expand *x, const Norm *n, Node *gy, uint32_t axes, int64_t len) {
   Graph *g = x->g;
-  Node *xhat = g_map2(g, P_MUL, g_map2(g, P_SUB, n->x, n->mean), n->inv);
   if (x_wants(x, "Scale@GRAD")) {
-    Node *s = g_reduce(g, P_RSUM, g_map2(g, P_MUL, gy, xhat), axes, false);
-    if (!s || !x_out(x, "Scale@GRAD", g_cast(g, ops_reshape(g, s, rank, dims), t))) return false;
+    Node *xhat = g_map2(g, P_MUL, g_map2(g, P_SUB, n->x, n->mean), n->inv);
+    Node *sum = g_reduce(g, P_RSUM, g_map2(g, P_MUL, gy, xhat), axes, false);
+    if (!norm_param(x, "Scale", sum, len)) return false;
   }
-  if (!x_wants(x, "Bias@GRAD")) return true;
-  Node *b = g_reduce(g, P_RSUM, gy, axes, false);
-  return b && x_out(x, "Bias@GRAD", g_cast(g, ops_reshape(g, b, rank, dims), t));
+  return !x_wants(x, "Bias@GRAD") ||
+         norm_param(x, "Bias", g_reduce(g, P_RSUM, gy, axes, false), len);
 }
 
 /* An optional vector of one value per channel (or per normalised element), along the axis of a shape of that rank. */
@@ -223,7 +229,7 @@ bool x_batch_norm_grad(Expand *x) {
     Node *dx = b.global ? g_map2(g, P_MUL, gs, b.norm.inv) : norm_dx(g, &b.norm, gs);
     if (!dx || !x_out(x, "X@GRAD", g_cast(g, dx, x_in(x, "X")->dtype))) return false;
   }
-  return norm_params(x, &b.norm, gy, b.norm.axes, &b.channels, 1, b.norm.x->dtype);
+  return norm_params(x, &b.norm, gy, b.norm.axes, b.channels);
 }
 
 /* ---- layer_norm ---- */
@@ -289,7 +295,7 @@ bool x_layer_norm_grad(Expand *x) {
     if (!dx || !x_out(x, "X@GRAD", g_cast(g, dx, x_in(x, "X")->dtype))) return false;
   }
   int64_t len = ops_prod(n.x->dims, begin, n.x->rank);
-  return norm_params(x, &n, gy, (1u << begin) - 1, &len, 1, n.x->dtype);
+  return norm_params(x, &n, gy, (1u << begin) - 1, len);
 }
 
 /* ---- group_norm and instance_norm: x as [N, G, C/G, *] ---- */
@@ -377,7 +383,7 @@ static bool group_backward(Expand *x, Group *p, const char *mean, const char *va
     Node *dx = norm_dx(g, &p->norm, p->scale ? g_map2(g, P_MUL, gy, p->scale) : gy);
     if (!x_out(x, "X@GRAD", ungrouped(x, p, dx))) return false;
   }
-  return norm_params(x, &p->norm, gy, p->norm.axes & ~4u, &p->dims[1], 1, p->norm.x->dtype);
+  return norm_params(x, &p->norm, gy, (p->norm.axes | 1u) & ~4u, p->dims[1]);
 }
 
 bool x_group_norm(Expand *x) {
