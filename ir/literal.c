@@ -322,6 +322,8 @@ static bool list_suffix(Arena *a, const char **s, char elem, Attr *out) {
     out->type = rows[i].type;
     ++*s;
   }
+  for (int k = 0; out->type == AT_INTS && k < out->n; k++)
+    if (out->is[k] != (int32_t)out->is[k]) return false;
   return out->type != AT_FLOATS || round_single(out->fs, out->n);
 }
 
@@ -372,7 +374,7 @@ static bool read_one(Arena *a, const char **s, Attr *out) {
     out->type = at_word(*s, "L") ? AT_LONG : AT_INT;
     out->i = i;
     *s += out->type == AT_LONG;
-    return true;
+    return out->type == AT_LONG || i == (int32_t)i;
   }
   out->type = at_word(*s, "D") ? AT_FLOAT64 : AT_FLOAT;
   out->f = f;
