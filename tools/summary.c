@@ -1,0 +1,191 @@
+/* summary: what a model is made of: operators, output shapes, parameters, FLOPs, bytes.
+ *
+ * In: a program and feed shapes. Out: a row per operator and totals. FLOPs count two for each multiply-add of a
+ * contraction and one for each element of other maps and reductions; bytes are the operator's outputs. */
+#include "tools.h"
+#include <string.h>
+
+typedef struct Row {
+  const Op *op;
+  DType dtype;
+  int rank;
+  int64_t dims[KL_RANK];
+  int64_t flops, bytes, params;
+} Row;
+
+static bool declared_dims(void *user, const Var *v, bool fed, DType *t, int *rank, int64_t *dims) {
+  const CompileRequest *r = user;
+  const Tensor *f = NULL;
+  for (int i = 0; fed && i < r->n_feeds; i++)
+    if (!strcmp(r->feeds[i].name, v->name)) f = r->feeds[i].value;
+  *t = f ? f->dtype : v->dtype;
+  *rank = f ? f->rank : v->rank;
+  for (int i = 0; i < *rank; i++) {
+    dims[i] = f ? f->dims[i] : v->dims[i];
+    if (dims[i] < 0) dims[i] = 1;
+  }
+  return true;
+}
+
+static int64_t node_flops(const Node *n) {
+  int64_t count = node_numel(n);
+  if (n->prim == P_CONTRACT) {
+    count = 2;
+    for (int i = 0; i < n->n_loops; i++) count *= n->ext[i];
+    return count;
+  }
+  if (prim_is_reduce(n->prim)) return node_numel(n->in[0]);
+  return prim_is_map(n->prim) && n->prim != P_CAST ? count : 0;
+}
+
+/* Every variable that an operator writes is fetched, so that the expansion keeps all of them. */
+static int all_outputs(const Model *m, const char ***names) {
+  const Block *b = m->prog->blocks.v[0];
+  Map *seen = map_new(m->arena);
+  *names = arena_array(m->arena, const char *, b->vars.n + 1);
+  int n = 0;
+  for (int i = 0; i < b->ops.n; i++)
+    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
+      for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++) {
+        const char *name = b->ops.v[i]->outs.v[s].args[k];
+        const Var *v = block_var(b, name);
+        if (!v || v->kind != VK_TENSOR || v->persistable || map_get(seen, name)) continue;
+        map_put(seen, name, (void *)v);
+        (*names)[n++] = name;
+      }
+  return n;
+}
+
+static const char *main_output(const Op *op) {
+  for (int i = 0; op->def && i < op->def->n_outs; i++) {
+    const SlotDef *d = &op->def->outs[i];
+    if (!d->intermediate && op_out(op, d->name, 0)) return op_out(op, d->name, 0);
+  }
+  return op->outs.n && op->outs.v[0].n ? op->outs.v[0].args[0] : NULL;
+}
+
+static int64_t op_params(const Op *op, Map *counted) {
+  int64_t n = 0;
+  for (int s = 0; s < op->ins.n; s++)
+    for (int k = 0; k < op->ins.v[s].n; k++) {
+      const Var *v = block_find_var(op->block, op->ins.v[s].args[k]);
+      if (!v || !v->persistable || v->dtype == DT_NONE || map_get(counted, v->name)) continue;
+      map_put(counted, v->name, (void *)v);
+      n += numel_of(v->rank, v->dims);
+    }
+  return n;
+}
+
+static int fill_rows(const Model *m, const Graph *g, Row **rows) {
+  const Block *b = m->prog->blocks.v[0];
+  Map *counted = map_new(m->arena);
+  *rows = arena_array(m->arena, Row, b->ops.n + 1);
+  for (int i = 0; i < b->ops.n; i++) {
+    Row *r = &(*rows)[i];
+    r->op = b->ops.v[i];
+    r->dtype = DT_NONE;
+    r->params = op_params(r->op, counted);
+    const char *out = main_output(r->op);
+    for (int f = 0; out && f < g->fetches.n; f++) {
+      const Node *n = g->fetches.v[f].node;
+      if (strcmp(g->fetches.v[f].name, out)) continue;
+      r->dtype = n->dtype;
+      r->rank = n->rank;
+      memcpy(r->dims, n->dims, sizeof *n->dims * (size_t)n->rank);
+      r->bytes = node_numel(n) * dtype_info[n->dtype].size;
+    }
+  }
+  for (int i = 0; i < g->nodes.n; i++) {
+    const Op *op = g->nodes.v[i]->op;
+    int at = op && op->block == b ? op_index(op) : -1;
+    if (at >= 0) (*rows)[at].flops += node_flops(g->nodes.v[i]);
+  }
+  return b->ops.n;
+}
+
+typedef struct Totals {
+  int64_t trainable, other, flops, bytes;
+} Totals;
+
+static Totals add_up(const Model *m, const Row *rows, int n) {
+  Totals t = {0};
+  const Block *b = m->prog->blocks.v[0];
+  for (int i = 0; i < n; i++) {
+    t.flops += rows[i].flops;
+    t.bytes += rows[i].bytes;
+  }
+  for (int i = 0; i < b->vars.n; i++) {
+    const Var *v = b->vars.v[i];
+    if (!v->persistable || v->dtype == DT_NONE || v->kind != VK_TENSOR) continue;
+    bool trains = v->is_parameter && !v->stop_gradient;
+    *(trains ? &t.trainable : &t.other) += numel_of(v->rank, v->dims);
+  }
+  return t;
+}
+
+static void print_rows(const Row *rows, int n, Totals t) {
+  printf("%5s %-34s %-30s %12s %14s %12s\n", "op", "type", "output", "parameters", "FLOPs",
+         "bytes");
+  for (int i = 0; i < n; i++)
+    printf("%5d %-34.34s %-30s %12s %14s %12s\n", i, rows[i].op->type,
+           rows[i].dtype == DT_NONE ? "" : shape_text(rows[i].dtype, rows[i].rank, rows[i].dims),
+           grouped(rows[i].params), grouped(rows[i].flops), grouped(rows[i].bytes));
+  printf("\nparameters: %s trainable, %s other\nFLOPs:      %s\n", grouped(t.trainable),
+         grouped(t.other), grouped(t.flops));
+  printf("bytes:      %s in the operators' outputs\n", grouped(t.bytes));
+}
+
+static void print_json(const Row *rows, int n, Totals t) {
+  printf("{\"operators\": [");
+  for (int i = 0; i < n; i++)
+    printf(
+        "%s\n  {\"index\": %d, \"type\": \"%s\", \"shape\": %s, \"parameters\": %lld, \"flops\": "
+        "%lld, \"bytes\": %lld}",
+        i ? "," : "", i, rows[i].op->type, dims_text(rows[i].rank, rows[i].dims),
+        (long long)rows[i].params, (long long)rows[i].flops, (long long)rows[i].bytes);
+  printf("],\n\"trainable\": %lld, \"other\": %lld, \"flops\": %lld, \"bytes\": %lld}\n",
+         (long long)t.trainable, (long long)t.other, (long long)t.flops, (long long)t.bytes);
+}
+
+static bool summarise(const char *path, const List *shapes, bool json) {
+  Model m;
+  CompileRequest r = {0};
+  Graph *g = NULL;
+  const char **names;
+  bool ok =
+      model_open(&m, path, NULL) && model_feed_shapes(&m, shapes, &r.n_feeds, (Feed **)&r.feeds);
+  if (ok) {
+    const char **feeds = arena_array(m.arena, const char *, r.n_feeds + 1);
+    for (int i = 0; i < r.n_feeds; i++) feeds[i] = r.feeds[i].name;
+    int n = all_outputs(&m, &names);
+    g = expand_program(m.prog, r.n_feeds, feeds, n, names, declared_dims, &r);
+    ok = g != NULL;
+  }
+  if (ok) {
+    Row *rows;
+    int n = fill_rows(&m, g, &rows);
+    Totals t = add_up(&m, rows, n);
+    if (json)
+      print_json(rows, n, t);
+    else
+      print_rows(rows, n, t);
+  }
+  graph_free(g);
+  model_close(&m);
+  return ok;
+}
+
+int verb_summary(int argc, char **argv) {
+  List shapes = {0};
+  bool json = false;
+  Flag flags[] = {{"--feed-shape", FLAG_LIST, &shapes, "NAME=DIMS",
+                   "x=8x3x224x224; other -1 dims become 1"},
+                  {"--json", FLAG_BOOL, &json, NULL, "as JSON"},
+                  {0}};
+  Usage u = {"MODEL [--feed-shape NAME=DIMS] [--json]",
+             "Operators, output shapes, parameters, FLOPs and bytes, with totals.", 1, 1, flags};
+  List args;
+  int rc = parse_args(argc, argv, &u, &args);
+  if (rc >= 0) return rc;
+  return summarise(args.v[0], &shapes, json) ? 0 : report();
+}

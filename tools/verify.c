@@ -1,0 +1,282 @@
+/* verify: is the generated code right for this model?
+ *
+ * In: a program, feed shapes. Out: a line per check, exit code 1 if one fails.
+ *   kernels    every operator's output, generated code against the interpreter (all outputs are fetched), then once
+ *              more with only the program's own fetches, so that fused kernels are compared too
+ *   gradients  for each parameter P with a gradient P@GRAD: a few elements against central differences of the loss, both
+ *              interpreted in float64 */
+#include "tools.h"
+#include <math.h>
+#include <string.h>
+
+typedef struct Verify {
+  Model m;
+  Scope *scope;
+  int n_feeds;
+  Feed *feeds;
+  uint64_t seed;
+  int failures;
+} Verify;
+
+enum { SAMPLES = 3 };
+
+static bool fill(Verify *v, const char *startup, bool interpret) {
+  ExecOptions eo = {.seed = v->seed, .interpret = interpret};
+  Executor *e = exec_new(&eo);
+  Program *p = startup ? prog_load(startup) : NULL;
+  bool ok = e && (!startup || (p && exec_run(e, v->scope, p, 0, NULL, 0, NULL, NULL)));
+  prog_free(p);
+  exec_free(e);
+  if (!ok || startup) return ok;
+  return model_load_params(&v->m, v->scope);
+}
+
+/* A copy of the scope's persistable variables of the program, for a run that must start from the same state. */
+static Scope *copy_scope(const Program *p, Scope *from) {
+  Scope *to = scope_new();
+  Arena *a = arena_new();
+  const char **names;
+  int n = scope_names(from, a, &names);
+  (void)p;
+  for (int i = 0; i < n; i++) {
+    const Tensor *t = scope_get(from, names[i]);
+    scope_set(to, names[i], t->dtype, t->rank, t->dims, t->data);
+  }
+  arena_free(a);
+  return to;
+}
+
+static double worst(const Tensor *a, const Tensor *b) {
+  double scale = 1e-30, diff = 0;
+  int64_t n = tensor_numel(b);
+  for (int64_t i = 0; i < n; i++) {
+    double x = tensor_get(a, i), y = tensor_get(b, i);
+    if (isnan(x) != isnan(y)) return INFINITY;
+    if (isnan(x) || x == y) continue;
+    scale = fmax(scale, fabs(y));
+    diff = fmax(diff, fabs(x - y));
+  }
+  return diff / fmax(scale, 1e-6);
+}
+
+static void line(Verify *v, bool ok, const char *what, const char *name, double error) {
+  printf("%-4s %-9s %-44.44s %.2e\n", ok ? "ok" : "BAD", what, name, error);
+  if (!ok) v->failures++;
+}
+
+static bool compare_runs(Verify *v, const char *what, int n, const char *const *names) {
+  Tensor *out[2];
+  Scope *after[2] = {NULL, NULL};
+  bool ok = true;
+  for (int k = 0; k < 2; k++) {
+    ExecOptions eo = {.seed = v->seed, .interpret = k == 1};
+    Executor *e = exec_new(&eo);
+    after[k] = copy_scope(v->m.prog, v->scope);
+    out[k] = arena_array(v->m.arena, Tensor, n + 1);
+    ok = ok && e && exec_run(e, after[k], v->m.prog, v->n_feeds, v->feeds, n, names, out[k]);
+    exec_free(e);
+  }
+  for (int i = 0; ok && i < n; i++) {
+    double e = worst(&out[0][i], &out[1][i]);
+    line(v, e < 1e-4, what, names[i], e);
+  }
+  Arena *a = arena_new();
+  const char **state;
+  int m = ok ? scope_names(after[1], a, &state) : 0;
+  for (int i = 0; i < m; i++) {
+    const Tensor *x = scope_get(after[0], state[i]), *y = scope_get(after[1], state[i]);
+    double e = x ? worst(x, y) : INFINITY;
+    line(v, e < 1e-4, "state", state[i], e);
+  }
+  arena_free(a);
+  for (int k = 0; k < 2; k++) {
+    for (int i = 0; i < n; i++) mem_free(out[k][i].data);
+    scope_free(after[k]);
+  }
+  return ok;
+}
+
+static int outputs(Verify *v, const char ***names) {
+  const Block *b = v->m.prog->blocks.v[0];
+  Map *seen = map_new(v->m.arena);
+  int n = 0;
+  *names = arena_array(v->m.arena, const char *, b->vars.n + 1);
+  for (int i = 0; i < b->ops.n; i++)
+    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
+      for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++) {
+        const Var *var = block_var(b, b->ops.v[i]->outs.v[s].args[k]);
+        if (!var || var->kind != VK_TENSOR || var->persistable || map_get(seen, var->name))
+          continue;
+        map_put(seen, var->name, (void *)var);
+        (*names)[n++] = var->name;
+      }
+  return n;
+}
+
+/* ---- gradients, in float64 ---- */
+
+static void widen_attr(Attr *a) {
+  bool names_type =
+      !strcmp(a->name, "dtype") || !strcmp(a->name, "out_dtype") || !strcmp(a->name, "in_dtype");
+  if (names_type && a->type == AT_INT && a->i == dtype_info[DT_FLOAT32].paddle)
+    a->i = dtype_info[DT_FLOAT64].paddle;
+}
+
+/* The program with every float32 as float64, and without its updates. */
+static Program *widened(const Program *p) {
+  Program *q = prog_clone(p);
+  for (int b = 0; b < q->blocks.n; b++) {
+    Block *blk = q->blocks.v[b];
+    for (int i = 0; i < blk->vars.n; i++)
+      if (blk->vars.v[i]->dtype == DT_FLOAT32) blk->vars.v[i]->dtype = DT_FLOAT64;
+    for (int i = blk->ops.n - 1; i >= 0; i--) {
+      if (op_role(blk->ops.v[i]) & ROLE_OPTIMIZE)
+        block_remove_op(blk, i);
+      else
+        for (int k = 0; k < blk->ops.v[i]->attrs.n; k++) widen_attr(&blk->ops.v[i]->attrs.v[k]);
+    }
+  }
+  return q;
+}
+
+static Tensor to_double(Arena *a, const Tensor *t) {
+  Tensor d = *t;
+  if (t->dtype != DT_FLOAT32) return d;
+  d.dtype = DT_FLOAT64;
+  d.data = arena_alloc(a, tensor_bytes(&d) + 8);
+  for (int64_t i = 0; i < tensor_numel(t); i++) tensor_set(&d, i, tensor_get(t, i));
+  return d;
+}
+
+static bool run_wide(Verify *v, const Program *p, Scope *s, int n, const char *const *names,
+                     Tensor *out) {
+  ExecOptions eo = {.seed = v->seed, .interpret = true};
+  Executor *e = exec_new(&eo);
+  Feed *feeds = arena_array(v->m.arena, Feed, v->n_feeds + 1);
+  for (int i = 0; i < v->n_feeds; i++) {
+    Tensor *t = arena_new_of(v->m.arena, Tensor);
+    *t = to_double(v->m.arena, v->feeds[i].value);
+    feeds[i] = (Feed){v->feeds[i].name, t};
+  }
+  Scope *work = copy_scope(p, s); /* running statistics must not drift between evaluations */
+  bool ok = e && exec_run(e, work, p, v->n_feeds, feeds, n, names, out);
+  scope_free(work);
+  exec_free(e);
+  return ok;
+}
+
+static bool loss_at(Verify *v, const Program *p, Scope *s, const char *loss, double *value) {
+  Tensor out = {0};
+  if (!run_wide(v, p, s, 1, &loss, &out)) return false;
+  *value = tensor_get(&out, 0);
+  mem_free(out.data);
+  return true;
+}
+
+static bool check_gradient(Verify *v, const Program *p, Scope *s, const char *loss,
+                           const char *param) {
+  const char *grad = arena_fmt(v->m.arena, "%s@GRAD", param);
+  Tensor g = {0}, *w = scope_get(s, param);
+  if (!run_wide(v, p, s, 1, &grad, &g)) return false;
+  int64_t n = tensor_numel(w);
+  double error = 0, scale = 1e-8;
+  for (int64_t i = 0; i < tensor_numel(&g); i++) scale = fmax(scale, fabs(tensor_get(&g, i)));
+  bool ok = true;
+  for (int k = 0; ok && k < SAMPLES && k < n; k++) {
+    int64_t at = n * k / SAMPLES;
+    double old = tensor_get(w, at), h = 1e-6 * fmax(1, fabs(old)), up, down;
+    tensor_set(w, at, old + h);
+    ok = loss_at(v, p, s, loss, &up);
+    tensor_set(w, at, old - h);
+    ok = ok && loss_at(v, p, s, loss, &down);
+    tensor_set(w, at, old);
+    if (ok) error = fmax(error, fabs((up - down) / (2 * h) - tensor_get(&g, at)) / scale);
+  }
+  if (ok) line(v, error < 1e-4, "gradient", param, error);
+  mem_free(g.data);
+  return ok;
+}
+
+static const char *find_loss(const Program *p) {
+  const Block *b = p->blocks.v[0];
+  for (int i = 0; i < b->ops.n; i++) {
+    const Op *op = b->ops.v[i];
+    if (op_role(op) == (ROLE_BACKWARD | ROLE_LOSS) && op->outs.n && op->outs.v[0].n) {
+      const char *g = op->outs.v[0].args[0];
+      return arena_strn(p->arena, g, strcspn(g, "@"));
+    }
+  }
+  return NULL;
+}
+
+static bool check_gradients(Verify *v) {
+  const char *loss = find_loss(v->m.prog);
+  if (!loss) return true;
+  Program *p = widened(v->m.prog);
+  Scope *s = copy_scope(p, v->scope);
+  Arena *a = arena_new();
+  const char **names;
+  int n = scope_names(s, a, &names);
+  bool ok = true;
+  for (int i = 0; i < n; i++) {
+    Tensor d = to_double(a, scope_get(s, names[i]));
+    scope_set(s, names[i], d.dtype, d.rank, d.dims, d.data);
+  }
+  for (int i = 0; ok && i < n; i++) {
+    const Var *var = block_var(p->blocks.v[0], names[i]);
+    if (var && var->is_parameter && block_var(p->blocks.v[0], arena_fmt(a, "%s@GRAD", names[i])))
+      ok = check_gradient(v, p, s, loss, names[i]);
+  }
+  arena_free(a);
+  scope_free(s);
+  prog_free(p);
+  return ok;
+}
+
+static bool verify(Verify *v, const char *path, const char *startup, const char *params,
+                   const List *shapes) {
+  const char **all, **own;
+  bool ok = model_open(&v->m, path, params) && fill(v, startup, false) &&
+            model_feed_shapes(&v->m, shapes, &v->n_feeds, &v->feeds);
+  for (int i = 0; ok && i < v->n_feeds; i++) {
+    Tensor *t = (Tensor *)v->feeds[i].value;
+    t->data = arena_alloc(v->m.arena, tensor_bytes(t) + 1);
+    fill_random(t, NULL, (uint64_t)i + 5);
+  }
+  if (ok) {
+    int n = outputs(v, &all);
+    ok = compare_runs(v, "operator", n, all);
+  }
+  if (ok) {
+    int n = model_fetches(&v->m, &own);
+    ok = compare_runs(v, "fetch", n, own);
+  }
+  return ok && check_gradients(v);
+}
+
+int verb_verify(int argc, char **argv) {
+  const char *startup = NULL, *params = NULL;
+  List shapes = {0};
+  int64_t seed = 1;
+  Flag flags[] = {{"--startup", FLAG_TEXT, &startup, "S",
+                   "the program that initialises the parameters"},
+                  {"--params", FLAG_TEXT, &params, "FILE", "parameters (beside the program)"},
+                  {"--feed-shape", FLAG_LIST, &shapes, "NAME=DIMS",
+                   "x=8x3x224x224; other -1 dims become 1"},
+                  {"--seed", FLAG_INT, &seed, "N", "of random operators (1)"},
+                  {0}};
+  Usage u = {"MODEL [--startup S] [--feed-shape NAME=DIMS]",
+             "Every operator's output, generated code against the interpreter; gradients against "
+             "finite differences.",
+             1, 1, flags};
+  List args;
+  int rc = parse_args(argc, argv, &u, &args);
+  if (rc >= 0) return rc;
+  Verify v = {.scope = scope_new(), .seed = (uint64_t)seed};
+  bool ok = verify(&v, args.v[0], startup, params, &shapes);
+  scope_free(v.scope);
+  model_close(&v.m);
+  if (!ok) return report();
+  printf("%s\n", v.failures ? "some checks FAILED" : "all checks passed");
+  return v.failures != 0;
+}
