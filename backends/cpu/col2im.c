@@ -37,35 +37,40 @@ typedef struct Col2imPlan {
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-#define ADD_RUN(NAME, T)                                                                           \
-  static void NAME(T *to, const T *from, int64_t n, int64_t step) {                                \
+/* n rows of m positions: to += from. A row of the result and its elements are `pitch` and `step` apart. */
+#define ADD_PLANE(NAME, T)                                                                         \
+  static void NAME(T *to, int64_t pitch, int64_t step, const T *from, int64_t from_pitch,          \
+                   int64_t n, int64_t m) {                                                         \
     typedef T Vec __attribute__((vector_size(LANES * sizeof(T))));                                 \
-    int64_t i = 0;                                                                                 \
-    if (step == 1)                                                                                 \
-      for (; i + LANES <= n; i += LANES) {                                                         \
-        Vec a, b;                                                                                  \
-        memcpy(&a, to + i, sizeof a);                                                              \
-        memcpy(&b, from + i, sizeof b);                                                            \
-        a += b;                                                                                    \
-        memcpy(to + i, &a, sizeof a);                                                              \
-      }                                                                                            \
-    for (; i < n; i++) to[i * step] += from[i];                                                    \
+    for (; n > 0; n--, to += pitch, from += from_pitch) {                                          \
+      int64_t i = 0;                                                                               \
+      if (step == 1)                                                                               \
+        for (; i + LANES <= m; i += LANES) {                                                       \
+          Vec a, b;                                                                                \
+          memcpy(&a, to + i, sizeof a);                                                            \
+          memcpy(&b, from + i, sizeof b);                                                          \
+          a += b;                                                                                  \
+          memcpy(to + i, &a, sizeof a);                                                            \
+        }                                                                                          \
+      for (; i < m; i++) to[i * step] += from[i];                                                  \
+    }                                                                                              \
   }
-ADD_RUN(add_float, float)
-ADD_RUN(add_double, double)
+ADD_PLANE(add_float, float)
+ADD_PLANE(add_double, double)
 
 /* The q in lo..hi-1 with 0 <= q*div - shift < ext. */
 static void range(const Window *w, int64_t shift, int64_t *lo, int64_t *hi) {
-  *lo = shift > 0 ? least(div_up(shift, w->div), w->size) : 0;
-  *hi = shift + w->ext > 0 ? least(div_up(shift + w->ext, w->div), w->size) : 0;
+  int64_t end = shift + w->ext;
+  *lo = shift <= 0 ? 0 : least(w->div == 1 ? shift : div_up(shift, w->div), w->size);
+  *hi = end <= 0 ? 0 : least(w->div == 1 ? end : div_up(end, w->div), w->size);
   if (*hi < *lo) *hi = *lo;
 }
 
-/* One row of columns into the result. shift[i] = c1*kh + off of window i. */
+/* One row of columns into the result, plane after plane of the last two windows. shift[i] = c1*kh + off of window i. */
 static void add_row(const Plan *p, const char *row, char *to, const int64_t *shift) {
   const Col2imPlan *g = p->col2im;
-  int64_t lo[KL_RANK], hi[KL_RANK], q[KL_RANK], pitch[KL_RANK], last = g->n - 1, numel = 1;
-  for (int i = (int)last; i >= 0; i--) {
+  int64_t lo[KL_RANK], hi[KL_RANK], q[KL_RANK], pitch[KL_RANK], numel = 1;
+  for (int i = g->n - 1; i >= 0; i--) {
     const Window *w = &g->win[i];
     range(w, shift[i], &lo[i], &hi[i]);
     if (lo[i] == hi[i]) return;
@@ -73,23 +78,23 @@ static void add_row(const Plan *p, const char *row, char *to, const int64_t *shi
     pitch[i] = numel;
     numel *= w->size;
   }
-  const Window *in = &g->win[last];
-  int64_t step = in->div * in->step;
+  int last = g->n - 1, rows = last - 1; /* windows of a plane; rows -1: a plane of one row */
+  const Window *in = &g->win[last], *out = &g->win[rows < 0 ? 0 : rows];
+  int64_t n = rows < 0 ? 1 : hi[rows] - lo[rows], m = hi[last] - lo[last];
   for (;;) {
-    int64_t at = (lo[last] * in->div - shift[last]) * in->step, from = lo[last];
-    for (int i = 0; i < last; i++) {
+    int64_t at = 0, from = 0;
+    for (int i = 0; i <= last; i++) {
       at += (q[i] * g->win[i].div - shift[i]) * g->win[i].step;
       from += q[i] * pitch[i];
     }
     if (p->facts.dtype == DT_FLOAT32)
-      add_float((float *)to + at, (const float *)row + from, hi[last] - lo[last], step);
+      add_float((float *)to + at, out->div * out->step, in->div * in->step,
+                (const float *)row + from, in->size, n, m);
     else
-      add_double((double *)to + at, (const double *)row + from, hi[last] - lo[last], step);
-    int i = (int)last - 1;
-    while (i >= 0 && ++q[i] == hi[i]) {
-      q[i] = lo[i];
-      i--;
-    }
+      add_double((double *)to + at, out->div * out->step, in->div * in->step,
+                 (const double *)row + from, in->size, n, m);
+    int i = rows - 1;
+    for (; i >= 0 && ++q[i] == hi[i]; i--) q[i] = lo[i];
     if (i < 0) return;
   }
 }
@@ -97,19 +102,21 @@ static void add_row(const Plan *p, const char *row, char *to, const int64_t *shi
 static void fold(const Plan *p, const char *columns, int64_t rows, char *to) {
   const Col2imPlan *g = p->col2im;
   const Facts *f = &p->facts;
+  int64_t shift[KL_RANK], digit[KL_LOOPS] = {0}, at = 0;
+  for (int i = 0; i < g->n; i++) shift[i] = g->win[i].off;
   for (int64_t r = 0; r < rows; r++) {
-    int64_t shift[KL_RANK], rest = r, at = 0;
-    for (int i = 0; i < g->n; i++) shift[i] = g->win[i].off;
-    for (int j = g->left.n - 1; j >= 0; j--) {
-      const CLoop *l = &f->loop[g->left.id[j]];
-      int64_t v = rest % l->ext;
-      rest /= l->ext;
-      if (g->tap_win[j] < 0)
-        at += v * l->s[2];
-      else
-        shift[g->tap_win[j]] += v * g->win[g->tap_win[j]].c1;
-    }
     add_row(p, columns + r * g->positions * f->size, to + at * f->size, shift);
+    bool wraps = true;
+    for (int j = g->left.n - 1; j >= 0 && wraps; j--) {
+      const CLoop *l = &f->loop[g->left.id[j]];
+      wraps = ++digit[j] == l->ext;
+      int64_t by = wraps ? 1 - l->ext : 1;
+      if (wraps) digit[j] = 0;
+      if (g->tap_win[j] < 0)
+        at += by * l->s[2];
+      else
+        shift[g->tap_win[j]] += by * g->win[g->tap_win[j]].c1;
+    }
   }
 }
 

@@ -14,9 +14,17 @@
 int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t tasks_for(int64_t flops) {
-  enum { FLOPS_A_TASK = 2000000, MOST = 64 };
-  int64_t n = flops / FLOPS_A_TASK;
-  return n < 1 ? 1 : n > MOST ? MOST : n;
+  /* small work is divided finely, for two cores; large work so that each task runs at full speed */
+  static const struct {
+    int64_t flops, most;
+  } steps[] = {{2000000, 4}, {6000000, 8}, {16000000, 16}, {64000000, 64}};
+  int64_t n = 1;
+  for (int i = 0; i < 4; i++) {
+    int64_t fit = flops / steps[i].flops;
+    if (fit > steps[i].most) fit = steps[i].most;
+    if (fit > n) n = fit;
+  }
+  return n;
 }
 
 /* ---- lists of loops ---- */

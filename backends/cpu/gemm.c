@@ -86,6 +86,17 @@ static void leave(Facts *f, LoopList *to, const Merged *m, int but, int64_t *uni
 
 static int64_t round_up(int64_t a, int64_t to) { return div_up(a, to) * to; }
 
+/* Halves the longer side until there are enough pieces. */
+static void cut_sides(GemmPlan *g, int64_t want) {
+  enum { LEAST_M = 16, LEAST_N = 32 };
+  for (int64_t n = 1; n < want; n *= 2) {
+    bool rows = g->cut_m >= g->cut_n;
+    int64_t *side = rows ? &g->cut_m : &g->cut_n, least = rows ? LEAST_M : LEAST_N;
+    if (*side < 2 * least) return;
+    *side = round_up(div_up(*side, 2), least);
+  }
+}
+
 /* Task sizes, and whether tasks hold whole rows of the epilogue. */
 static void divide(GemmPlan *g, Work *w, const Frame *fr, int64_t flops, int64_t unit_outer,
                    int64_t unit_m, int64_t unit_n) {
@@ -100,13 +111,8 @@ static void divide(GemmPlan *g, Work *w, const Frame *fr, int64_t flops, int64_t
       g->unit = unit_outer;
     }
   } else {
-    int64_t cuts = div_up(want, items);
-    bool rows = g->m >= g->n;
-    if (rows)
-      g->cut_m = round_up(div_up(g->m, cuts), g->m >= 64 ? 16 : 1);
-    else
-      g->cut_n = round_up(div_up(g->n, cuts), g->n >= 128 ? 32 : 1);
-    if (items == 1 && rows && unit_m && unit_m * 4 <= g->m) {
+    cut_sides(g, div_up(want, items));
+    if (items == 1 && g->cut_n == g->n && unit_m && unit_m * 4 <= g->m) {
       g->cut_m = round_up(g->cut_m, unit_m);
       g->unit = unit_m;
     }

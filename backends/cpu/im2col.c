@@ -64,30 +64,24 @@ static void inside(int64_t at, int64_t coef, int64_t size, int64_t ext, int64_t 
     at = size - 1 - at;
     coef = -coef;
   }
-  *lo = at < 0 ? least(div_up(-at, coef), ext) : 0;
-  *hi = at >= size ? 0 : least(div_up(size - at, coef), ext);
+  *lo = at >= 0 ? 0 : least(coef == 1 ? -at : div_up(-at, coef), ext);
+  *hi = at >= size ? 0 : least(coef == 1 ? size - at : div_up(size - at, coef), ext);
   if (*hi < *lo) *hi = *lo;
 }
 
-static bool row_at(const Facts *f, const Im2colPlan *g, const char *x, const int64_t *index,
-                   Row *r) {
+/* The ranges of the guarded dimensions; false if all of the row is outside. */
+static bool clip(const Facts *f, const Im2colPlan *g, const int64_t *index, Row *r) {
   const CDim *dim = f->dim[g->x];
   bool used[KL_RANK] = {false};
-  int64_t at = 0;
   for (int j = 0; j < g->pos.n; j++) {
     const Walk *w = &g->walk_pos[j];
-    r->lo[j] = 0;
-    r->hi[j] = w->ext;
-    if (w->dim < 0) continue;
+    if (w->dim < 0 || !dim[w->dim].guard) continue;
     used[w->dim] = true;
-    if (dim[w->dim].guard)
-      inside(index[w->dim], w->coef, dim[w->dim].size, w->ext, &r->lo[j], &r->hi[j]);
+    inside(index[w->dim], w->coef, dim[w->dim].size, w->ext, &r->lo[j], &r->hi[j]);
+    if (r->lo[j] == r->hi[j]) return false;
   }
-  for (int d = 0; d < f->n_dims[g->x]; d++) {
-    if (!used[d] && (index[d] < 0 || index[d] >= dim[d].size)) return false;
-    at += index[d] * dim[d].stride;
-  }
-  r->at = x + at * f->size;
+  for (int d = 0; d < f->n_dims[g->x]; d++)
+    if (dim[d].guard && !used[d] && (index[d] < 0 || index[d] >= dim[d].size)) return false;
   return true;
 }
 
@@ -144,22 +138,41 @@ static void gather_row(const Im2colPlan *g, const Row *r, int size, const char *
   }
 }
 
-/* Two position loops, all inside, unit step, whole runs: the common case without padding. */
-static void gather_plain(const Im2colPlan *g, const Row *r, int size, int64_t o0, int64_t o1,
-                         char *to) {
-  int64_t run = g->walk_pos[1].ext * size, pitch = g->walk_pos[0].step * size;
-  const char *from = r->at + o0 * pitch;
-  for (int64_t o = o0; o < o1; o++, from += pitch, to += run) copy_pieces(to, from, run);
+/* Two position loops, unit step, whole runs o0..o1-1: the common case. */
+static void gather_runs(const Im2colPlan *g, const Row *r, int size, int64_t o0, int64_t o1,
+                        char *to) {
+  int64_t ext = g->walk_pos[1].ext * size, pitch = g->walk_pos[0].step * size;
+  int64_t lo = r->lo[1] * size, hi = r->hi[1] * size;
+  for (int64_t o = o0; o < o1; o++, to += ext) {
+    if (o < r->lo[0] || o >= r->hi[0]) {
+      memset(to, 0, (size_t)ext);
+      continue;
+    }
+    copy_pieces(to + lo, r->at + o * pitch + lo, hi - lo);
+    for (int64_t i = 0; i < lo; i += 4) memset(to + i, 0, 4);
+    for (int64_t i = hi; i < ext; i += 4) memset(to + i, 0, 4);
+  }
 }
 
-static bool is_plain(const Im2colPlan *g, const Row *r, int size, const char *end, int64_t p0,
+static bool has_runs(const Im2colPlan *g, const Row *r, int size, const char *end, int64_t p0,
                      int64_t p1) {
-  if (g->pos.n != 2 || g->walk_pos[1].step != 1 || g->walk_pos[0].step < 0) return false;
   const Walk *w = g->walk_pos;
-  for (int j = 0; j < 2; j++)
-    if (r->lo[j] > 0 || r->hi[j] < w[j].ext) return false;
-  const char *last = r->at + ((w[0].ext - 1) * w[0].step + w[1].ext) * size;
+  if (g->pos.n != 2 || w[1].step != 1 || w[0].step < 0) return false;
+  const char *last = r->at + ((r->hi[0] - 1) * w[0].step + r->hi[1]) * size;
   return p0 % w[1].ext == 0 && p1 % w[1].ext == 0 && last + PIECE <= end;
+}
+
+/* To the next tap: its index and address. */
+static void next_tap(const Im2colPlan *g, int size, int64_t *digit, int64_t *index, Row *r) {
+  for (int j = g->tap.n - 1; j >= 0; j--) {
+    const Walk *w = &g->walk_tap[j];
+    bool wraps = ++digit[j] == w->ext;
+    int64_t by = wraps ? 1 - w->ext : 1;
+    if (wraps) digit[j] = 0;
+    if (w->dim >= 0) index[w->dim] += by * w->coef;
+    r->at += by * w->step * size;
+    if (!wraps) return;
+  }
 }
 
 /* col[tap][p0..p1-1] for an outer and a sum item. */
@@ -167,24 +180,31 @@ static void gather(const Plan *p, const char *x, int64_t item, int64_t sum, int6
                    char *col) {
   const Im2colPlan *g = p->im2col;
   const Facts *f = &p->facts;
-  int64_t base[KL_RANK], index[KL_RANK], n = (p1 - p0) * f->size, numel = 1;
+  const CDim *dim = f->dim[g->x];
+  int64_t index[KL_RANK], digit[KL_LOOPS] = {0}, n = (p1 - p0) * f->size, numel = 1, at = 0;
+  Row r;
   for (int d = 0; d < f->n_dims[g->x]; d++) {
-    base[d] = f->dim[g->x][d].off;
-    numel *= f->dim[g->x][d].size;
+    index[d] = dim[d].off;
+    numel *= dim[d].size;
   }
   const char *end = x + numel * f->size;
-  index_add(&g->outer, g->walk_outer, item, base);
-  index_add(&g->sum, g->walk_sum, sum, base);
+  index_add(&g->outer, g->walk_outer, item, index);
+  index_add(&g->sum, g->walk_sum, sum, index);
+  for (int d = 0; d < f->n_dims[g->x]; d++) at += index[d] * dim[d].stride;
+  r.at = x + at * f->size;
+  for (int j = 0; j < g->pos.n; j++) {
+    r.lo[j] = 0;
+    r.hi[j] = g->walk_pos[j].ext;
+  }
+  int64_t run = g->pos.n ? g->walk_pos[g->pos.n - 1].ext : 1, o0 = p0 / run, o1 = p1 / run;
   for (int64_t t = 0; t < g->tap.total; t++, col += n) {
-    Row r;
-    memcpy(index, base, sizeof index);
-    index_add(&g->tap, g->walk_tap, t, index);
-    if (!row_at(f, g, x, index, &r))
+    if (!f->plain[g->x] && !clip(f, g, index, &r))
       memset(col, 0, (size_t)n);
-    else if (is_plain(g, &r, f->size, end, p0, p1))
-      gather_plain(g, &r, f->size, p0 / g->walk_pos[1].ext, p1 / g->walk_pos[1].ext, col);
+    else if (has_runs(g, &r, f->size, end, p0, p1))
+      gather_runs(g, &r, f->size, o0, o1, col);
     else
       gather_row(g, &r, f->size, end, p0, p1, col);
+    next_tap(g, f->size, digit, index, &r);
   }
 }
 
