@@ -315,23 +315,15 @@ bool graph_eval(Graph *g, const EvalEnv *env, Arena *a, Tensor **values) {
   e.outs = arena_array(a, Tensor *, g->nodes.n);
   mark_needed(g, need);
   bool ok = true;
-  Arena *volatile tmp = NULL;
-  MemGuard guard;
-  if (MEM_GUARD(guard)) {
-    arena_free(tmp);
-    return false;
-  }
   for (int i = 0; ok && i < g->nodes.n; i++) {
     const Node *n = g->nodes.v[i];
     values[i] = NULL;
     if (!need[i]) continue;
     EvalFn *fn = eval_fn[n->prim].fn ? eval_fn[n->prim].fn : eval_map;
     values[i] = new_value(&e, n, !eval_fn[n->prim].shares);
-    e.tmp = tmp = arena_new();
+    e.tmp = arena_scratch();
     ok = fn(&e, n, values[i]);
-    arena_free(tmp);
-    tmp = NULL;
+    arena_free(e.tmp);
   }
-  mem_unguard(&guard);
   return ok;
 }

@@ -90,13 +90,14 @@ static bool check_reduce(const Graph *g, const Node *n) {
   return n->dtype == x->dtype || bad(n, "element types differ");
 }
 
-static bool check_contract(const Node *n) {
+static bool check_contract(const Graph *g, const Node *n) {
   const Node *a = n->in[0], *b = n->in[1];
   if (a->dtype != n->dtype || b->dtype != n->dtype) return bad(n, "element types differ");
   if (n->n_loops < n->rank || n->n_loops > KL_LOOPS || (n->n_loops && !n->ext))
     return bad(n, "wrong number of loops");
   for (int l = 0; l < n->n_loops; l++)
-    if (n->ext[l] < -1 || n->ext[l] > (int64_t)1 << 40 || (l < n->rank && n->ext[l] != n->dims[l]))
+    if (n->ext[l] < (g->shapes_only ? -1 : 0) || n->ext[l] > (int64_t)1 << 40 ||
+        (l < n->rank && n->ext[l] != n->dims[l]))
       return bad(n, "a loop's extent is wrong");
   return check_affine(n, a, n->map[0], n->n_loops, n->ext) &&
          check_affine(n, b, n->map[1], n->n_loops, n->ext);
@@ -155,7 +156,7 @@ static bool check_other(const Graph *g, const Node *n) {
   (void)g;
   const Node *x = n->n_in ? n->in[0] : NULL;
   switch (n->prim) {
-  case P_CONTRACT: return check_contract(n);
+  case P_CONTRACT: return check_contract(g, n);
   case P_GATHER:
   case P_SCATTER: return check_index(n);
   case P_CONCAT: return check_concat(n);
