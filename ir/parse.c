@@ -1,6 +1,7 @@
 /* The text form of a Program: `.kl` text in, a Program out; parse(print(p)) equals p.
  *
- *   program   = "program" "version" INT ["seed" INT] NL { "op_version" name INT NL } { block }
+ *   program   = "program" "version" INT ["seed" INT] NL { versions NL } { block }
+ *   versions  = "op_versions" name INT {"," name INT}
  *   block     = "block" INT ["parent" INT] ["forward" INT] "{" NL { (variable | operator) NL } "}" NL
  *   variable  = ("var" | "param") name { kind | type | flag } [attrs]
  *   kind      = "selected_rows" | "tensor_array" | "feed_minibatch" | "raw" | ...     (a tensor if none is given)
@@ -396,14 +397,16 @@ static bool block(Text *k, int position) {
   return line_end(k);
 }
 
-static bool version_line(Text *k) {
-  OpVersion v;
-  int64_t number;
-  if (!name(k, &v.name, "the type of an operator") ||
-      !integer(k, INT32_MIN, INT32_MAX, &number, "a version"))
-    return false;
-  v.version = (int32_t)number;
-  vec_add(k->p->arena, &k->p->op_versions, v);
+static bool versions_line(Text *k) {
+  do {
+    OpVersion v;
+    int64_t number;
+    if (!name(k, &v.name, "the type of an operator") ||
+        !integer(k, INT32_MIN, INT32_MAX, &number, "a version"))
+      return false;
+    v.version = (int32_t)number;
+    vec_add(k->p->arena, &k->p->op_versions, v);
+  } while (accept(k, ','));
   return line_end(k);
 }
 
@@ -417,8 +420,8 @@ static bool program(Text *k) {
     return false;
   if (!line_end(k)) return false;
   skip_lines(k);
-  while (accept_word(k, "op_version"))
-    if (!version_line(k)) return false;
+  while (accept_word(k, "op_versions"))
+    if (!versions_line(k)) return false;
   const char *twice =
       repeated_name(k->tmp, k->p->op_versions.v, k->p->op_versions.n, sizeof(OpVersion));
   if (twice) return err_set(E_PRO_002, "operator %s has two versions", quoted(twice));

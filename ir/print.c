@@ -141,18 +141,28 @@ static void print_block(Arena *t, const Block *b, Str *out) {
   str_add(out, "}\n");
 }
 
+/* As many to a line as fit. */
+static void print_versions(Arena *t, const Program *p, Str *out) {
+  const void **sorted = by_name(t, p->op_versions.v, p->op_versions.n, sizeof(OpVersion));
+  size_t line = out->n;
+  for (int i = 0; i < p->op_versions.n; i++) {
+    const OpVersion *v = sorted[i];
+    bool fits = i && out->n - line + strlen(v->name) < 90;
+    if (!fits && i) str_add(out, "\n");
+    if (!fits) line = out->n;
+    str_add(out, fits ? ", " : "op_versions ");
+    print_name(v->name, out);
+    str_fmt(out, " %d", v->version);
+  }
+  if (p->op_versions.n) str_add(out, "\n");
+}
+
 void prog_print(const Program *p, Str *out) {
   Arena *t = arena_new();
   str_fmt(out, "program version %" PRId64, p->version);
   if (p->seed) str_fmt(out, " seed %" PRId64, p->seed);
   str_add(out, "\n");
-  const void **sorted = by_name(t, p->op_versions.v, p->op_versions.n, sizeof(OpVersion));
-  for (int i = 0; i < p->op_versions.n; i++) {
-    const OpVersion *v = sorted[i];
-    str_add(out, "op_version ");
-    print_name(v->name, out);
-    str_fmt(out, " %d\n", v->version);
-  }
+  print_versions(t, p, out);
   for (int i = 0; i < p->blocks.n; i++) print_block(t, p->blocks.v[i], out);
   arena_free(t);
 }
