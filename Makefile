@@ -23,6 +23,7 @@ EX_SRC   := $(wildcard frontend/examples/*.c)
 PB       := $(B)/gen/kiln.pb-c.c
 LIB_OBJ  := $(LIB_SRC:%.c=$(B)/%.o) $(PB:.c=.o)
 TESTS    := $(TEST_SRC:tests/%.c=$(B)/tests/%)
+BENCHES  := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
 EXAMPLES := $(EX_SRC:frontend/examples/%.c=$(B)/examples/%)
 
 .PHONY: all help demo test check bless bench peers loc install deps-build deps-test clean
@@ -54,8 +55,9 @@ test: deps-test
 	@$(MAKE) --no-print-directory -s -j$$(nproc) SAN=1 all tests
 	@tests/run.sh build build/san
 
-.PHONY: tests
+.PHONY: tests benches
 tests: $(TESTS) all
+benches: $(BENCHES)
 
 check: deps-test
 	@tests/check.sh
@@ -64,7 +66,7 @@ bless: tests
 	@KILN_BLESS=1 $(B)/tests/test_golden
 
 bench: deps-build
-	@$(MAKE) --no-print-directory -s -j$$(nproc) all
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all benches
 	@tests/bench/run.sh $(B)
 
 loc:
@@ -90,6 +92,9 @@ $(B)/kiln: $(TOOL_SRC:%.c=$(B)/%.o) $(B)/libkiln.a
 	$(CC) $(CFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
 $(B)/tests/%: $(B)/tests/%.o $(HELP_SRC:%.c=$(B)/%.o) $(B)/libkiln.a
 	$(CC) $(CFLAGS) -rdynamic -o $@ $^ -lcmocka $(LDLIBS)
+$(B)/bench/%: $(B)/tests/bench/%.o $(B)/libkiln.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
 $(B)/examples/%: frontend/examples/%.c $(B)/libkiln.so
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -Ifrontend -o $@ $< -L$(B) -lkiln -Wl,-rpath,'$$ORIGIN/..'
