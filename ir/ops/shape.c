@@ -506,7 +506,7 @@ bool x_meshgrid(Expand *x) {
     dims[i] = ops_prod(v[i]->dims, 0, v[i]->rank);
   }
   for (int i = 0; i < n; i++)
-    if (!x_out_at(x, "Out", i, g_expand(x->g, ops_along(x->g, v[i], n, i), n, dims))) return false;
+    if (!x_out_at(x, "Out", i, g_expand_to(x->g, ops_along(x->g, v[i], n, i), n, dims))) return false;
   return true;
 }
 
