@@ -29,7 +29,7 @@ int graph_rewrite(Graph *g, RewriteFn *fn) {
 
 void graph_sweep(Graph *g) {
   int kept = 0;
-  for (int i = 0; i < g->nodes.n; i++) g->nodes.v[i]->mark = 0;
+  for (int i = 0; i < g->nodes.n; i++) g->nodes.v[i]->mark = g->nodes.v[i]->prim == P_CHECK;
   for (int i = 0; i < g->writes.n; i++) g->writes.v[i].node->mark = 1;
   for (int i = 0; i < g->fetches.n; i++) g->fetches.v[i].node->mark = 1;
   for (int i = g->nodes.n - 1; i >= 0; i--) {
@@ -46,6 +46,10 @@ void graph_sweep(Graph *g) {
 Node *node_base(Node *n) {
   while (n->prim == P_RESHAPE) n = n->in[0];
   return n;
+}
+
+bool node_is_source(const Node *n) {
+  return n->prim == P_FEED || n->prim == P_STATE || n->prim == P_DATA;
 }
 
 bool node_is_target(const Graph *g, const Node *n) {

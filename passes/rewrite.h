@@ -10,10 +10,11 @@
 typedef Node *RewriteFn(Graph *g, Node *n);
 /* Offers every node once, in order. Returns how many were replaced. */
 int graph_rewrite(Graph *g, RewriteFn *fn);
-/* Drops the nodes that no write and no fetch needs, and numbers the rest. */
+/* Drops the nodes that no write, fetch or check needs, and numbers the rest. */
 void graph_sweep(Graph *g);
 /* The node itself or, through reshapes, the one whose storage it shares. */
 Node *node_base(Node *n);
+bool node_is_source(const Node *n);                 /* has storage before the run begins */
 bool node_is_target(const Graph *g, const Node *n); /* written or fetched, directly */
 /* Are the dimensions the same but for ones? */
 bool unit_reshape(const Node *n);

@@ -1,0 +1,162 @@
+/* Which values of a Graph are kept in memory. In: a Graph with user lists. Out: Fuse.root, for values that must be stored and for
+ * candidates: a candidate whose users all end up in its own kernel is not stored after all.
+ *
+ * Must: targets, cores and their operands. Candidates: reductions that make a domain, values with real work that several
+ * users or a repeating view would compute again, operands of true reshapes (which then cost nothing), and
+ * points where an expression has grown too large. */
+#include "fuse.h"
+
+enum {
+  CHEAP = 4,        /* recomputed rather than stored, when read by a repeating view */
+  CHEAP_SHARED = 3, /* ... when several use it */
+  DEEPEST = 48,     /* levels of inlining */
+  DEAREST = 2000    /* operations per element */
+};
+
+bool node_is_core(const Node *n) {
+  switch (n->prim) {
+  case P_CONTRACT:
+  case P_SCATTER:
+  case P_CONCAT:
+  case P_ARGSORT:
+  case P_CALL: return true;
+  default: return false;
+  }
+}
+
+static bool is_row_expand_of(const Node *v, const Node *r) {
+  const Node *x = r->in[0];
+  if (v->prim != P_VIEW || !node_same_shape(v, x)) return false;
+  for (int d = 0; d < x->rank; d++) {
+    const AffDim *m = &v->map[0][d];
+    bool zero = m->l0 < 0 && m->l1 < 0 && m->off == 0;
+    if (!(r->dims[d] == 1 ? zero || aff_is_loop(m, d) : aff_is_loop(m, d))) return false;
+  }
+  return true;
+}
+
+/* Is a small reduction read back at every element that it reduced, possibly after maps? Then it is a sweep of rows. */
+static bool spread_back(const Fuse *f, const Node *r) {
+  const Node *stack[64];
+  int n = 0;
+  stack[n++] = r;
+  for (int steps = 0; n > 0 && steps < 256; steps++) {
+    const Node *x = stack[--n];
+    const NodeVec *u = &f->users[x->id];
+    for (int i = 0; i < u->n; i++) {
+      if (is_row_expand_of(u->v[i], r)) return true;
+      if (prim_is_map(u->v[i]->prim) && n < 64) stack[n++] = u->v[i];
+    }
+  }
+  return false;
+}
+
+bool sweeps_by_itself(const Fuse *f, const Node *n) {
+  if (!prim_is_reduce(n->prim) || node_numel(n) == 0) return false;
+  int64_t extent = node_numel(n->in[0]) / node_numel(n);
+  return extent > KL_SMALL_REDUCE || spread_back(f, n);
+}
+
+/* Rough operations per element; a load is 1. */
+static double prim_cost(const Node *n) {
+  switch (n->prim) {
+  case P_CONST: return 0;
+  case P_RANDOM: return 30;
+  case P_EXP:
+  case P_LOG:
+  case P_SIN:
+  case P_TANH:
+  case P_ERF: return 10;
+  case P_POW: return 25;
+  case P_DIV:
+  case P_MOD:
+  case P_SQRT: return 4;
+  case P_GATHER: return 2;
+  case P_CHECK: return 3;
+  case P_VIEW:
+  case P_RESHAPE: return 0;
+  default: return 1;
+  }
+}
+
+static double use_cost(const Fuse *f, const Node *n) {
+  return node_is_source(n) || f->root[node_base((Node *)(uintptr_t)n)->id] ? 1 : f->cost[n->id];
+}
+
+static int use_loads(const Fuse *f, const Node *n) {
+  return node_is_source(n) || f->root[node_base((Node *)(uintptr_t)n)->id] ? 1 : f->loads[n->id];
+}
+
+/* Operations per element, as far as they are computed in place. */
+double map_cost(const Fuse *f, const Node *n) {
+  double c = prim_cost(n), each = 1;
+  if (prim_is_reduce(n->prim) && node_numel(n) > 0)
+    each = (double)node_numel(n->in[0]) / (double)node_numel(n);
+  for (int k = 0; k < n->n_in; k++) c += each * (use_cost(f, n->in[k]) + (each > 1));
+  return c;
+}
+
+static void make_root(Fuse *f, Node *n) {
+  n = node_base(n);
+  if (!node_is_source(n)) f->root[n->id] = true;
+}
+
+static void forced(Fuse *f) {
+  Graph *g = f->g;
+  for (int i = 0; i < g->writes.n; i++) {
+    Node *b = node_base(g->writes.v[i].node);
+    f->target[b->id] = f->state_write[b->id] = true;
+    make_root(f, b);
+  }
+  for (int i = 0; i < g->fetches.n; i++) {
+    Node *b = node_base(g->fetches.v[i].node);
+    f->target[b->id] = true;
+    make_root(f, b);
+  }
+  for (int i = 0; i < f->n; i++) {
+    Node *n = g->nodes.v[i];
+    if (n->prim == P_CHECK && n->n_uses == 0) f->target[i] = f->root[i] = true;
+    if (n->prim == P_OUT) f->root[i] = true;
+    if (!node_is_core(n)) continue;
+    f->root[i] = true;
+    for (int k = 0; k < n->n_in; k++) make_root(f, n->in[k]);
+  }
+}
+
+/* Uses, counted through views and reshapes: they are never worth storing for themselves. */
+static int *effective_uses(const Fuse *f) {
+  int *uses = arena_array(f->a, int, f->n);
+  for (int i = f->n - 1; i >= 0; i--) {
+    const Node *n = f->g->nodes.v[i];
+    bool through = prim_info[n->prim].class == 'V' && !f->root[i];
+    for (int k = 0; k < n->n_in; k++) uses[n->in[k]->id] += through ? uses[i] : 1;
+  }
+  return uses;
+}
+
+void choose_roots(Fuse *f) {
+  int *depth = arena_array(f->a, int, f->n);
+  forced(f);
+  int *uses = effective_uses(f);
+  for (int i = 0; i < f->n; i++) {
+    Node *n = f->g->nodes.v[i];
+    bool view = prim_info[n->prim].class == 'V';
+    if (node_is_source(n)) continue;
+    for (int k = 0; k < n->n_in; k++) {
+      Node *x = n->in[k];
+      bool again = (n->prim == P_VIEW && view_repeats(n)) || (n->prim == P_GATHER && k == 0);
+      if (again && f->cost[x->id] > CHEAP && x->prim != P_RESHAPE) make_root(f, x);
+      if (n->prim == P_RESHAPE && !unit_reshape(n) && f->cost[x->id] > 0) make_root(f, x);
+    }
+    f->cost[i] = map_cost(f, n);
+    for (int k = 0; k < n->n_in; k++) {
+      const Node *x = n->in[k];
+      f->loads[i] += use_loads(f, x);
+      bool stored = node_is_source(x) || f->root[node_base(n->in[k])->id];
+      if (!stored && depth[x->id] >= depth[i]) depth[i] = depth[x->id] + 1;
+    }
+    bool shared = uses[i] > 1 && !view && (f->cost[i] > CHEAP_SHARED || f->loads[i] > 1);
+    if (sweeps_by_itself(f, n) || shared || depth[i] > DEEPEST || f->cost[i] > DEAREST)
+      make_root(f, n);
+  }
+}
