@@ -25,6 +25,7 @@ typedef struct Col2imPlan {
   int tap_win[KL_LOOPS];     /* of the loops of left: the window, or -1: a channel */
   int64_t positions, q_step; /* of x in one item; their stride in x */
   int64_t channels, taps;    /* extents of left's channel loops and tap loops */
+  bool lead;                 /* in w and the result, channels come before taps and positions */
   int64_t block, blocks;     /* channels per task; blocks > 1 only if channels lead */
   int64_t k;                 /* extent of the summed side of the product */
   int64_t per_task, unit;    /* see im2col.c */
@@ -66,26 +67,33 @@ static void range(const Window *w, int64_t shift, int64_t *lo, int64_t *hi) {
   if (*hi < *lo) *hi = *lo;
 }
 
-/* One row of columns into the result, plane after plane of the last two windows. shift[i] = c1*kh + off of window i. */
-static void add_row(const Plan *p, const char *row, char *to, const int64_t *shift) {
-  const Col2imPlan *g = p->col2im;
-  int64_t lo[KL_RANK], hi[KL_RANK], q[KL_RANK], pitch[KL_RANK], numel = 1;
-  for (int i = g->n - 1; i >= 0; i--) {
-    const Window *w = &g->win[i];
-    range(w, shift[i], &lo[i], &hi[i]);
-    if (lo[i] == hi[i]) return;
-    q[i] = lo[i];
-    pitch[i] = numel;
-    numel *= w->size;
+/* Where the positions of one tap meet the result. shift[i] = c1*kh + off of window i. */
+typedef struct Meet {
+  int64_t shift[KL_RANK], lo[KL_RANK], hi[KL_RANK];
+} Meet;
+
+static bool meets(const Col2imPlan *g, Meet *m) {
+  bool some = true;
+  for (int i = 0; i < g->n; i++) {
+    range(&g->win[i], m->shift[i], &m->lo[i], &m->hi[i]);
+    some &= m->lo[i] < m->hi[i];
   }
+  return some;
+}
+
+/* One row of columns into the result, plane after plane of the last two windows. */
+static void add_row(const Plan *p, const char *row, char *to, const Meet *meet) {
+  const Col2imPlan *g = p->col2im;
   int last = g->n - 1, rows = last - 1; /* windows of a plane; rows -1: a plane of one row */
   const Window *in = &g->win[last], *out = &g->win[rows < 0 ? 0 : rows];
-  int64_t n = rows < 0 ? 1 : hi[rows] - lo[rows], m = hi[last] - lo[last];
+  const int64_t *lo = meet->lo, *hi = meet->hi;
+  int64_t n = rows < 0 ? 1 : hi[rows] - lo[rows], m = hi[last] - lo[last], q[KL_RANK];
+  memcpy(q, lo, sizeof q);
   for (;;) {
     int64_t at = 0, from = 0;
     for (int i = 0; i <= last; i++) {
-      at += (q[i] * g->win[i].div - shift[i]) * g->win[i].step;
-      from += q[i] * pitch[i];
+      at += (q[i] * g->win[i].div - meet->shift[i]) * g->win[i].step;
+      from = from * g->win[i].size + q[i];
     }
     if (p->facts.dtype == DT_FLOAT32)
       add_float((float *)to + at, out->div * out->step, in->div * in->step,
@@ -99,23 +107,58 @@ static void add_row(const Plan *p, const char *row, char *to, const int64_t *shi
   }
 }
 
+/* To the next of left's loops from..: its taps in meet; returns how far the result's channel moves. */
+static int64_t next_left(const Facts *f, const Col2imPlan *g, int from, int64_t *digit,
+                         Meet *meet) {
+  int64_t at = 0;
+  for (int j = g->left.n - 1; j >= from; j--) {
+    const CLoop *l = &f->loop[g->left.id[j]];
+    bool wraps = ++digit[j] == l->ext;
+    int64_t by = wraps ? 1 - l->ext : 1;
+    if (wraps) digit[j] = 0;
+    if (g->tap_win[j] < 0)
+      at += by * l->s[2];
+    else
+      meet->shift[g->tap_win[j]] += by * g->win[g->tap_win[j]].c1;
+    if (!wraps) break;
+  }
+  return at;
+}
+
+static Meet first_tap(const Col2imPlan *g) {
+  Meet m = {{0}, {0}, {0}};
+  for (int i = 0; i < g->n; i++) m.shift[i] = g->win[i].off;
+  return m;
+}
+
+/* Row after row. */
 static void fold(const Plan *p, const char *columns, int64_t rows, char *to) {
   const Col2imPlan *g = p->col2im;
   const Facts *f = &p->facts;
-  int64_t shift[KL_RANK], digit[KL_LOOPS] = {0}, at = 0;
-  for (int i = 0; i < g->n; i++) shift[i] = g->win[i].off;
+  int64_t digit[KL_LOOPS] = {0}, at = 0;
+  Meet meet = first_tap(g);
   for (int64_t r = 0; r < rows; r++) {
-    add_row(p, columns + r * g->positions * f->size, to + at * f->size, shift);
-    bool wraps = true;
-    for (int j = g->left.n - 1; j >= 0 && wraps; j--) {
-      const CLoop *l = &f->loop[g->left.id[j]];
-      wraps = ++digit[j] == l->ext;
-      int64_t by = wraps ? 1 - l->ext : 1;
-      if (wraps) digit[j] = 0;
-      if (g->tap_win[j] < 0)
-        at += by * l->s[2];
-      else
-        shift[g->tap_win[j]] += by * g->win[g->tap_win[j]].c1;
+    if (meets(g, &meet)) add_row(p, columns + r * g->positions * f->size, to + at * f->size, &meet);
+    at += next_left(f, g, 0, digit, &meet);
+  }
+}
+
+/* Channels lead: tap after tap over a few channels, so that a sum is not read again right after it was written. */
+static void fold_channels(const Plan *p, const char *columns, int64_t channels, char *to) {
+  enum { AREA_BYTES = 16 << 10 };
+  const Col2imPlan *g = p->col2im;
+  const Facts *f = &p->facts;
+  int64_t row = g->positions * f->size, step = g->c_step * f->size;
+  int taps_from = 0;
+  int64_t few = most(AREA_BYTES / (step ? step : 1), 2);
+  while (taps_from < g->left.n && g->tap_win[taps_from] < 0) taps_from++;
+  for (int64_t c0 = 0; c0 < channels; c0 += few) {
+    int64_t c1 = least(c0 + few, channels), digit[KL_LOOPS] = {0};
+    Meet meet = first_tap(g);
+    for (int64_t t = 0; t < g->taps; t++) {
+      for (int64_t c = meets(g, &meet) ? c0 : c1; c < c1; c++)
+        add_row(p, columns + (c * g->taps + t) * row, to + c * step, &meet);
+      next_left(f, g, taps_from, digit, &meet);
     }
   }
 }
@@ -135,7 +178,10 @@ static void item_block(const Plan *p, void *const *bufs, int64_t item, int64_t c
       (char *)bufs[p->frame.out] + (list_at(f, &g->outer, item, 2) + c0 * g->c_step) * f->size;
   int64_t area = f->numel / g->outer.total / g->channels * n;
   memset(to, 0, (size_t)(area * f->size));
-  fold(p, ctx->scratch, rows, to);
+  if (g->lead)
+    fold_channels(p, ctx->scratch, n, to);
+  else
+    fold(p, ctx->scratch, rows, to);
 }
 
 static void fold_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
@@ -295,6 +341,7 @@ bool col2im_plan(Arena *arena, Plan *p, int x) {
       !mat_of(lk.total, list_step(f, &lk, x), g.positions, g.q_step, &g.x_mat))
     return false;
   g.k = lk.total;
+  g.lead = lead;
   divide(p, &g, lead);
   p->work.scratch = (g.block * g.taps * g.positions * f->size + 127) / 128 * 128;
   if (p->work.scratch > (int64_t)1 << 28) return false;

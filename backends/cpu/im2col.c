@@ -138,11 +138,33 @@ static void gather_row(const Im2colPlan *g, const Row *r, int size, const char *
   }
 }
 
+/* n runs of m pieces. */
+static inline void copy_runs(char *to, const char *from, int64_t n, int64_t ext, int64_t pitch,
+                             int m) {
+  for (; n > 0; n--, to += ext, from += pitch)
+    for (int i = 0; i < m; i++) memcpy(to + i * PIECE, from + i * PIECE, PIECE);
+}
+
+/* The same without padding, with the common lengths unrolled. */
+static void gather_whole_runs(const char *from, int64_t pitch, int64_t ext, int64_t n, char *to) {
+  switch (div_up(ext, PIECE)) {
+  case 1: copy_runs(to, from, n, ext, pitch, 1); return;
+  case 2: copy_runs(to, from, n, ext, pitch, 2); return;
+  case 3: copy_runs(to, from, n, ext, pitch, 3); return;
+  case 4: copy_runs(to, from, n, ext, pitch, 4); return;
+  }
+  for (; n > 0; n--, to += ext, from += pitch) copy_pieces(to, from, ext);
+}
+
 /* Two position loops, unit step, whole runs o0..o1-1: the common case. */
 static void gather_runs(const Im2colPlan *g, const Row *r, int size, int64_t o0, int64_t o1,
                         char *to) {
   int64_t ext = g->walk_pos[1].ext * size, pitch = g->walk_pos[0].step * size;
   int64_t lo = r->lo[1] * size, hi = r->hi[1] * size;
+  if (lo == 0 && hi == ext && r->lo[0] == 0 && r->hi[0] == g->walk_pos[0].ext) {
+    gather_whole_runs(r->at + o0 * pitch, pitch, ext, o1 - o0, to);
+    return;
+  }
   for (int64_t o = o0; o < o1; o++, to += ext) {
     if (o < r->lo[0] || o >= r->hi[0]) {
       memset(to, 0, (size_t)ext);
