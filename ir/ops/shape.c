@@ -57,23 +57,25 @@ static bool reshape_dims(const Node *in, int n, int64_t *dims) {
 static void infer_rest(const Node *in, int n, const int64_t *asked, int64_t *dims) {
   int rest = -1, unknown = 0, unknown_in = 0;
   int64_t a = 1, b = 1;
+  bool ok = true;
   for (int i = 0; i < n; i++) {
     if (asked[i] == -1)
       rest = i;
     else if (dims[i] < 0)
       unknown++;
     else
-      a *= dims[i];
+      ok &= mul_ok(a, dims[i], &a);
   }
   for (int i = 0; i < in->rank; i++) {
     if (in->dims[i] < 0)
       unknown_in++;
     else
-      b *= in->dims[i];
+      ok &= mul_ok(b, in->dims[i], &b);
   }
   for (int i = 0; i < n; i++)
     if (asked[i] == OPS_UNKNOWN) return;
-  if (rest >= 0 && unknown == unknown_in && unknown > 0 && a > 0 && b % a == 0) dims[rest] = b / a;
+  if (ok && rest >= 0 && unknown == unknown_in && unknown > 0 && a > 0 && b % a == 0)
+    dims[rest] = b / a;
 }
 
 bool x_reshape(Expand *x) {

@@ -59,15 +59,16 @@ bool x_fold(Expand *x) {
     return false;
   for (int i = 0; i < 2; i++)
     if (!ops_window_out(&w, i, size[i], false, &n[i])) return false;
-  int64_t cell, c = in->dims[1];
-  if (!mul_ok(w.k[0], w.k[1], &cell)) return err_set(E_MEM_002, "kernel_sizes is too large");
+  int64_t cell, windows, c = in->dims[1];
+  if (!mul_ok(w.k[0], w.k[1], &cell) || !mul_ok(n[0], n[1], &windows))
+    return err_set(E_MEM_002, "kernel_sizes or output_sizes are too large");
   if (c >= 0 && c % cell != 0) {
     err_set(E_SHP_006, "%lld columns of X are no multiple of the kernel's %lld cells", (long long)c,
             (long long)cell);
     err_help("X is [N, C*KH*KW, L].");
     return false;
   }
-  if (!ops_same("windows of the output and the last dimension of X", n[0] * n[1], in->dims[2]))
+  if (!ops_same("windows of the output and the last dimension of X", windows, in->dims[2]))
     return false;
   int64_t dims[4] = {in->dims[0], c < 0 ? -1 : c / cell, size[0], size[1]};
   Node *blank = ops_blank(g, in->dtype, 4, dims);
