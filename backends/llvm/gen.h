@@ -1,0 +1,219 @@
+/* What the files of the generator share: see llvm.h for who does what. */
+#ifndef KILN_GEN_H
+#define KILN_GEN_H
+#include "llvm.h"
+#include <llvm-c/Core.h>
+
+typedef LLVMValueRef Val;
+
+enum {
+  AFF_TERMS = 6,
+  GEN_DEPTH = KL_LOOPS + 4, /* deepest nest of generated loops */
+  GEN_BUCKETS = 64,
+  GEN_CUTS = 8, /* most places where the innermost loop is cut */
+  COLUMNS = 64, /* columns summed side by side when the last axis is not reduced */
+  CHUNK = 16384 /* points of one task, about */
+};
+
+/* k + sum c[i] * var[i], terms sorted by variable. n = -1 in an Index: the dimension is merged into the one before it,
+ * whose expression counts both (row-major). */
+typedef struct Aff {
+  int n, var[AFF_TERMS];
+  int64_t c[AFF_TERMS], k;
+} Aff;
+typedef struct Index {
+  int rank;
+  Aff d[KL_LOOPS];
+} Index;
+
+/* A loop variable, or a computed index that is not affine in them. */
+typedef struct LoopVar {
+  Val v; /* i64; NULL while probing */
+  int64_t lo, hi;
+} LoopVar;
+
+/* A value already emitted: of a node at an index, or of an index computation. */
+typedef struct Memo {
+  struct Memo *next;
+  uint64_t hash;
+  int n;
+  int64_t *key;
+  Val v[4];
+  int var[2];
+} Memo;
+
+typedef struct NodeInfo {
+  const Node *node;
+  int input, output;               /* place in bufs, or -1 */
+  int level;                       /* sweep reductions below it: the sweep that can compute it */
+  uint32_t merge_known, merge_yes; /* bit d: can_merge(d) */
+  int stored;                      /* sweep that stores it at the full point, or INT_MAX */
+  bool inside, heavy;              /* computed in this kernel; worth reloading */
+  Val acc, acc_place; /* sweep reduction: accumulator (array), for ARGMAX also the place */
+} NodeInfo;
+
+typedef struct Gen Gen;
+struct Gen {
+  Arena *a;
+  LLVMContextRef c;
+  LLVMModuleRef m;
+  LLVMBuilderRef b;
+  bool gpu, fma;
+  LLVMTypeRef i1, i8, i16, i32, i64, f16, f32, f64, ptr;
+  LLVMMetadataRef access; /* the access group of all loads and stores at points */
+  unsigned md_access, md_loop;
+
+  Kernel *k;
+  LoopPart part;
+  VEC(NodeInfo *) info; /* indexed by Node.mark, checked by Node */
+  Val fn, bufs[256], seed, step, ctx, begin, end;
+  int n_bufs;
+  VEC(LoopVar) vars;
+  int depth; /* of the innermost open loop; 0 = function entry */
+  LLVMBasicBlockRef at[GEN_DEPTH];
+  struct {
+    LLVMBasicBlockRef bb;
+    int depth;
+  } * blocks;
+  int n_blocks, cap_blocks;
+  Memo *memo[GEN_DEPTH][GEN_BUCKETS];
+
+  int sweep;          /* running number of the sweep being emitted */
+  const Index *point; /* the full index that is being computed, or NULL */
+  bool columns; /* accumulators are arrays over dimensions col_first..col_last, minus col_base */
+  int col_first, col_last;
+  Aff col_base;
+
+  bool probe; /* nothing is emitted: index expressions are explored */
+  int inner;  /* while probing: the innermost variable */
+  int64_t phases, want;
+  int64_t cut[GEN_CUTS];
+  int n_cut;
+  int budget; /* nodes left to probe */
+  const char *failed;
+};
+
+/* gen.c: values, places, memo */
+void gen_types(Gen *g, LLVMContextRef c);
+void gen_at(Gen *g, int depth);                /* build at the end of the code of that depth */
+int gen_depth(Gen *g, Val v);                  /* the innermost loop that v depends on */
+void gen_at_vals(Gen *g, int n, const Val *v); /* where all of them are known */
+Val gen_and(Gen *g, Val x, Val y);             /* NULL stands for true */
+void gen_block(Gen *g, LLVMBasicBlockRef bb, int depth);
+int gen_var(Gen *g, Val v, int64_t lo, int64_t hi);
+uint64_t gen_hash(const int64_t *key, int n);
+Memo *memo_find(Gen *g, const int64_t *key, int n);
+Memo *memo_add(Gen *g, int depth, const int64_t *key, int n);
+void memo_drop(Gen *g, int depth); /* of that depth and deeper */
+NodeInfo *gen_info(Gen *g, Node *n);
+Val gen_i64(Gen *g, int64_t v);
+Val gen_call(Gen *g, const char *intrinsic, LLVMTypeRef t, int n, Val *args); /* overloaded on t */
+Val gen_access(Gen *g, Val load_or_store); /* marks it as parallel between points */
+
+/* index.c */
+Aff aff_k(int64_t k);
+Aff aff_var(int var, int64_t c);
+Aff aff_add(Gen *g, const Aff *x, const Aff *y);
+Aff aff_mul(Aff x, int64_t c);
+bool aff_equal(const Aff *x, const Aff *y);
+void aff_range(const Gen *g, const Aff *x, int64_t *lo, int64_t *hi);
+void aff_divmod(Gen *g, const Aff *x, int64_t d, Aff *q, Aff *r);
+Val aff_value(Gen *g, const Aff *x);
+int aff_key(const Aff *x, int64_t *key);
+int index_key(const Index *ix, int64_t *key);
+enum { INDEX_KEY = KL_LOOPS * (2 + 2 * AFF_TERMS) };
+bool index_equal(const Index *x, const Index *y);
+Aff index_linear(Gen *g, const Index *ix, const int64_t *dims, int from, int to);
+void index_split(Gen *g, Index *ix, const int64_t *dims, int d); /* no run covers d after it */
+void index_reshape(Gen *g, const Index *ix, const int64_t *dims, int rank, const int64_t *to,
+                   Index *out);
+/* The operand's index for a map over the loops ix (extents ext). False: always outside. *guard: i1 or NULL = inside. */
+bool index_map(Gen *g, const Index *ix, const int64_t *ext, const AffDim *map, int rank,
+               const int64_t *dims, Index *out, Val *guard);
+/* Loops from..to-1 as one run: does the map read them as adjacent operand dimensions *at..*end-1, or not at all (*at -1)? */
+bool map_run(const AffDim *map, int rank, const int64_t *dims, const int64_t *ext, int from, int to,
+             int *at, int *end);
+
+/* merge.c: may dimensions d and d+1 of n be one loop without costing divisions? */
+bool can_merge(Gen *g, Node *n, int d);
+/* The same for loops of a map that reads x. */
+bool can_merge_map(Gen *g, Node *x, const AffDim *map, const int64_t *ext, int d);
+
+/* prim.c */
+LLVMTypeRef val_type(Gen *g, DType t); /* in registers */
+LLVMTypeRef mem_type(Gen *g, DType t); /* in memory */
+Val val_const(Gen *g, DType t, double f, int64_t i);
+Val val_load(Gen *g, DType t, Val p);
+void val_store(Gen *g, DType t, Val v, Val p);
+Val val_map(Gen *g, const Node *n, Val *x); /* a class M node on its operands' values */
+Val val_select_max(Gen *g, DType t, Val x, Val y, bool max);
+Val reduce_init(Gen *g, Prim p, DType t);
+Val reduce_step(Gen *g, Prim p, DType t, Val acc, Val x, bool reassoc);
+
+/* math.c: t is g->f32 or g->f64 */
+Val math_exp(Gen *g, LLVMTypeRef t, Val x);
+Val math_log(Gen *g, LLVMTypeRef t, Val x);
+Val math_tanh(Gen *g, LLVMTypeRef t, Val x);
+Val math_erf(Gen *g, LLVMTypeRef t, Val x);
+Val math_sin(Gen *g, LLVMTypeRef t, Val x);
+Val math_pow(Gen *g, LLVMTypeRef t, Val x, Val y);
+Val math_fma(Gen *g, LLVMTypeRef t, Val x, Val y, Val z);
+
+/* emit.c */
+Val emit(Gen *g, Node *n, const Index *ix); /* NULL while probing */
+Val emit_address(Gen *g, int buf, DType t, const Aff *linear);
+/* acc plus one product of a contraction, at the index of all its loops. */
+Val emit_product(Gen *g, Node *n, const Index *ix, Val acc, bool reassoc);
+Val argmax_better(Gen *g, DType t, Val v, Val best);
+
+/* One loop: dimensions first..last of the domain. */
+typedef struct Axis {
+  int first, last;
+  int64_t ext;
+} Axis;
+/* A value to store: at every point of the domain, or once per row. */
+typedef struct Root {
+  Node *n;
+  int buf;
+  bool full;
+  int concat_axis;          /* -1, or the axis along which it is placed */
+  int64_t concat_at;        /* from here */
+  const int64_t *into_dims; /* of what */
+} Root;
+/* A loop nest: rows (all loops over result axes but the inner one, in blocks) in tasks, sums inside, the inner loop last. */
+typedef struct Nest {
+  int rank;
+  const int64_t *ext;
+  uint32_t red;
+  Node *contract; /* summed by this nest, or NULL */
+  int n_out, n_sum;
+  Axis out[KL_LOOPS], sum[KL_LOOPS];
+  bool columns;           /* sums, and the inner loop runs over results */
+  bool inner;             /* out[n_out-1] is the inner loop, not part of the rows */
+  bool by_row;            /* one task is one index of out[0] */
+  int64_t block, n_block; /* of the inner loop */
+  int64_t n_sums;         /* points of one result */
+  int64_t rows, rows_per_task, tasks;
+  VEC(Root) roots;
+} Nest;
+/* nest.c. i: the operand of a K_CONCAT, otherwise 0. */
+int nest_n(const Kernel *k, LoopPart part);
+void nest_plan(Gen *g, int i, Nest *t);
+
+/* loop.c: a function of the module for the kernel; false: g->failed says which primitive cannot be generated. */
+bool gen_kernel(Gen *g, Kernel *k, LoopPart part, const char *symbol);
+
+/* target.c */
+typedef struct Target Target;
+Target *target_open(const char *name); /* E-GEN-001, E-GEN-002 */
+void target_close(Target *t);          /* NULL is allowed */
+/* One batch: a context and a module for the target, functions named symbol[i]. E-GEN-001. */
+typedef struct Batch Batch;
+Batch *batch_new(Target *t, Arena *a, int n, Kernel *const *k, const LoopPart *part,
+                 const char *const *symbol);
+bool batch_optimise(Batch *b);
+bool batch_text(Batch *b, Str *out);                /* LLVM IR */
+bool batch_emit(Batch *b, bool object, Str *out);   /* assembly or object bytes */
+void batch_free(Batch *b);                          /* NULL is allowed */
+bool loop_is_empty(const Kernel *k, LoopPart part); /* an epilogue without work */
+#endif

@@ -1,0 +1,680 @@
+/* The loop nests around emit(). In: a kernel's Nest; out: one function of the module,
+ *   CPU   void f(self, bufs, begin, end, ctx)                          tasks begin..end-1 (KernelFn)
+ *   GPU   void f(buf0, buf1, ..., seed, step, errors)                  a grid-stride loop over the results
+ * A kernel with reductions makes several sweeps over the summed loops; accumulators are stack slots (arrays over the columns
+ * of a block), which LLVM turns into registers. The innermost loop is cut where padding begins and ends, so that inside
+ * no guard is left, and unrolled where divisions (strided windows backwards, random numbers) come out even only every
+ * few steps. Innermost loops are marked parallel, so that vectorising them needs no run-time checks. */
+#include "gen.h"
+#include <llvm-c/DebugInfo.h>
+#include <string.h>
+
+enum { MAX_PHASES = 8, MAX_ACCS = 64, PROBE_NODES = 4000, CODE_NODES = 8000 };
+
+typedef struct Loop {
+  LLVMBasicBlockRef head, exit;
+  Val phi, hi, step;
+} Loop;
+
+typedef struct Acc {
+  Node *n;
+  int sweep;
+} Acc;
+
+typedef struct Work {
+  Gen *g;
+  Nest *t;
+  Aff out[KL_LOOPS], sum[KL_LOOPS]; /* where each loop stands */
+  int n_acc, n_sweep, kept_n;
+  Acc acc[MAX_ACCS];
+  int store_sweep[256];
+  Val lo, hi; /* inner loop over results: bounds, NULL = 0 and the extent */
+  int phases; /* points of one iteration of the inner loop */
+  int n_cut;
+  int64_t cut[GEN_CUTS + 2]; /* in iterations: 0 = cut[0] < ... < cut[n_cut-1] = all */
+} Work;
+
+/* ---- loops ---- */
+
+static Loop loop_open(Gen *g, Val lo, Val hi, Val step, int64_t from, int64_t to, int *var) {
+  Loop l = {.hi = hi, .step = step};
+  l.head = LLVMAppendBasicBlockInContext(g->c, g->fn, "");
+  l.exit = LLVMAppendBasicBlockInContext(g->c, g->fn, "");
+  gen_at(g, g->depth);
+  LLVMBasicBlockRef before = LLVMGetInsertBlock(g->b);
+  Val any = LLVMBuildICmp(g->b, LLVMIntSLT, lo, hi, "");
+  if (LLVMIsAConstantInt(any) && LLVMConstIntGetZExtValue(any))
+    LLVMBuildBr(g->b, l.head);
+  else
+    LLVMBuildCondBr(g->b, any, l.head, l.exit);
+  gen_block(g, l.head, ++g->depth);
+  gen_at(g, g->depth);
+  l.phi = LLVMBuildPhi(g->b, g->i64, "");
+  LLVMAddIncoming(l.phi, &lo, &before, 1);
+  *var = gen_var(g, l.phi, from, to);
+  return l;
+}
+
+/* llvm.loop !{itself, parallel_accesses}: the node that refers to itself is distinct, as LLVM demands. */
+static Val loop_id(Gen *g) {
+  LLVMMetadataRef words[2] = {LLVMMDStringInContext2(g->c, "llvm.loop.parallel_accesses", 27),
+                              g->access};
+  LLVMMetadataRef self = LLVMTemporaryMDNode(g->c, NULL, 0);
+  LLVMMetadataRef node =
+      LLVMMDNodeInContext2(g->c, (LLVMMetadataRef[]){self, LLVMMDNodeInContext2(g->c, words, 2)},
+                           2);
+  LLVMMetadataReplaceAllUsesWith(self, node);
+  return LLVMMetadataAsValue(g->c, node);
+}
+
+static void loop_close(Gen *g, const Loop *l, bool parallel) {
+  gen_at(g, g->depth);
+  LLVMBasicBlockRef latch = LLVMGetInsertBlock(g->b);
+  Val next = LLVMBuildNSWAdd(g->b, l->phi, l->step, "");
+  Val br =
+      LLVMBuildCondBr(g->b, LLVMBuildICmp(g->b, LLVMIntSLT, next, l->hi, ""), l->head, l->exit);
+  if (parallel && g->access) LLVMSetMetadata(br, g->md_loop, loop_id(g));
+  LLVMAddIncoming(l->phi, &next, &latch, 1);
+  memo_drop(g, g->depth);
+  gen_block(g, l->exit, --g->depth);
+}
+
+static Val min_of(Gen *g, Val x, Val y) {
+  return gen_call(g, "llvm.smin", g->i64, 2, (Val[]){x, y});
+}
+static Val max_of(Gen *g, Val x, Val y) {
+  return gen_call(g, "llvm.smax", g->i64, 2, (Val[]){x, y});
+}
+
+/* ---- points ---- */
+
+static void place_axes(Index *ix, int n, const Axis *axes, const Aff *at) {
+  for (int a = 0; a < n; a++) {
+    ix->d[axes[a].first] = at[a];
+    for (int d = axes[a].first + 1; d <= axes[a].last; d++) ix->d[d].n = -1;
+  }
+}
+
+/* The index in the domain, or of its row: summed dimensions at 0 (those of a contraction left out). */
+static Index domain_index(const Work *w, bool row) {
+  const Nest *t = w->t;
+  Index ix = {.rank = t->rank};
+  place_axes(&ix, t->n_out, t->out, w->out);
+  if (!row) place_axes(&ix, t->n_sum, t->sum, w->sum);
+  if (row && t->contract) ix.rank = t->contract->rank;
+  return ix;
+}
+
+static void root_index(Gen *g, const Nest *t, const Root *r, const Index *ix, Index *out) {
+  int64_t dims[KL_LOOPS];
+  bool same = r->n->rank == ix->rank;
+  for (int d = 0; d < ix->rank; d++) {
+    dims[d] = !r->full && t->red >> d & 1 ? 1 : t->ext[d];
+    same = same && dims[d] == r->n->dims[d];
+  }
+  *out = *ix;
+  if (!same) index_reshape(g, ix, dims, r->n->rank, r->n->dims, out);
+}
+
+static void store_root(Work *w, const Root *r, Val v, const Index *ix) {
+  Gen *g = w->g;
+  const int64_t *dims = r->concat_axis < 0 ? r->n->dims : r->into_dims;
+  Index at = *ix;
+  if (r->concat_axis >= 0) {
+    int64_t inside = 1;
+    for (int d = r->concat_axis + 1; d < at.rank && at.d[d].n < 0; d++) inside *= dims[d];
+    Aff skip = aff_k(r->concat_at * inside);
+    at.d[r->concat_axis] = aff_add(g, &at.d[r->concat_axis], &skip);
+  }
+  Aff lin = index_linear(g, &at, dims, 0, at.rank);
+  Val p = emit_address(g, r->buf, r->n->dtype, &lin);
+  gen_at(g, g->depth);
+  val_store(g, r->n->dtype, v, p);
+}
+
+static Val acc_slot(Work *w, Val base, LLVMTypeRef type, const Index *row) {
+  Gen *g = w->g;
+  if (!g->columns) return base;
+  Aff col = index_linear(g, row, w->t->ext, g->col_first, g->col_last + 1),
+      from = aff_mul(g->col_base, -1);
+  col = aff_add(g, &col, &from);
+  Val at = aff_value(g, &col);
+  gen_at(g, g->depth);
+  return LLVMBuildInBoundsGEP2(g->b, type, base, &at, 1, "");
+}
+
+/* Row-major position in the summed loops. */
+static Val sum_place(Work *w, const Node *n) {
+  Aff lin = aff_k(0);
+  int64_t stride = 1;
+  for (int a = w->t->n_sum - 1; a >= 0; a--) {
+    Aff s = aff_mul(w->sum[a], stride);
+    lin = aff_add(w->g, &lin, &s);
+    stride *= w->t->sum[a].ext;
+  }
+  Val v = aff_value(w->g, &lin);
+  gen_at(w->g, w->g->depth);
+  return LLVMBuildIntCast2(w->g->b, v, val_type(w->g, n->dtype), 1, "");
+}
+
+static void accumulate(Work *w, Node *n, Val x, const Index *ix) {
+  Gen *g = w->g;
+  NodeInfo *f = gen_info(g, n);
+  Index row = domain_index(w, true);
+  bool contract = n == w->t->contract;
+  DType t = contract ? n->dtype : n->in[0]->dtype;
+  LLVMTypeRef ty = val_type(g, t);
+  Val p = acc_slot(w, f->acc, ty, &row);
+  gen_at(g, g->depth);
+  Val acc = gen_access(g, LLVMBuildLoad2(g->b, ty, p, ""));
+  Val r;
+  if (contract) {
+    r = emit_product(g, n, ix, acc, !g->columns);
+  } else if (n->prim == P_ARGMAX) {
+    LLVMTypeRef tp = val_type(g, n->dtype);
+    Val pp = acc_slot(w, f->acc_place, tp, &row), place = sum_place(w, n);
+    Val old = gen_access(g, LLVMBuildLoad2(g->b, tp, pp, ""));
+    Val better = argmax_better(g, t, x, acc);
+    gen_access(g, LLVMBuildStore(g->b, LLVMBuildSelect(g->b, better, place, old, ""), pp));
+    r = LLVMBuildSelect(g->b, better, x, acc, "");
+  } else {
+    r = reduce_step(g, n->prim, t, acc, x, !g->columns);
+  }
+  gen_at(g, g->depth);
+  gen_access(g, LLVMBuildStore(g->b, r, p));
+}
+
+/* Everything that the sweep does at n points: all loads, then all stores. */
+static void do_points(Work *w, Aff *slot, const Aff *first, int n) {
+  Gen *g = w->g;
+  const Nest *t = w->t;
+  Val *v = arena_array(g->a, Val, n * (t->roots.n + w->n_acc));
+  Index *ix = arena_array(g->a, Index, n * (1 + t->roots.n));
+  for (int p = 0, k = 0; p < n; p++) {
+    Aff off = aff_k(p);
+    if (slot) *slot = aff_add(g, first, &off);
+    Index *at = &ix[p * (1 + t->roots.n)];
+    at[0] = domain_index(w, false);
+    g->point = &at[0];
+    for (int r = 0; r < t->roots.n; r++, k++) {
+      root_index(g, t, &t->roots.v[r], &at[0], &at[1 + r]);
+      if (t->roots.v[r].full && w->store_sweep[r] == g->sweep)
+        v[k] = emit(g, t->roots.v[r].n, &at[1 + r]);
+    }
+    for (int a = 0; a < w->n_acc; a++, k++)
+      if (w->acc[a].sweep == g->sweep && w->acc[a].n != t->contract)
+        v[k] = emit(g, w->acc[a].n->in[0], &at[0]);
+  }
+  g->point = NULL;
+  for (int p = 0, k = 0; p < n; p++) {
+    Aff off = aff_k(p);
+    if (slot) *slot = aff_add(g, first, &off);
+    Index *at = &ix[p * (1 + t->roots.n)];
+    for (int r = 0; r < t->roots.n; r++, k++)
+      if (v[k]) store_root(w, &t->roots.v[r], v[k], &at[1 + r]);
+    for (int a = 0; a < w->n_acc; a++, k++)
+      if (w->acc[a].sweep == g->sweep) accumulate(w, w->acc[a].n, v[k], &at[0]);
+  }
+}
+
+/* ---- the innermost loop ---- */
+
+/* Explore the index expressions with the inner loop at `slot`: phases wanted, places to cut (in iterations). */
+static int probe(Work *w, Aff *slot, int64_t ext, int phases) {
+  Gen *g = w->g;
+  Nest *t = w->t;
+  g->probe = true;
+  g->want = 1;
+  g->n_cut = 0;
+  g->budget = PROBE_NODES;
+  for (int a = 0; a < t->n_out; a++) w->out[a] = aff_var(gen_var(g, NULL, 0, t->out[a].ext - 1), 1);
+  for (int a = 0; a < t->n_sum; a++) w->sum[a] = aff_var(gen_var(g, NULL, 0, t->sum[a].ext - 1), 1);
+  g->inner = gen_var(g, NULL, 0, ext / phases - 1);
+  for (int p = 0; p < phases; p++) {
+    *slot = aff_var(g->inner, phases);
+    slot->k = p;
+    Index ix = domain_index(w, false), at;
+    for (int r = 0; r < t->roots.n; r++)
+      if (t->roots.v[r].full) {
+        root_index(g, t, &t->roots.v[r], &ix, &at);
+        emit(g, t->roots.v[r].n, &at);
+      }
+    for (int a = 0; a < w->n_acc; a++)
+      if (w->acc[a].n == t->contract)
+        emit_product(g, t->contract, &ix, NULL, false);
+      else
+        emit(g, w->acc[a].n->in[0], &ix);
+  }
+  g->probe = false;
+  memo_drop(g, 0);
+  return PROBE_NODES - g->budget;
+}
+
+static void add_cut(Work *w, int64_t c) {
+  int i = w->n_cut++;
+  for (; i > 0 && w->cut[i - 1] > c; i--) w->cut[i] = w->cut[i - 1];
+  w->cut[i] = c;
+}
+
+/* If there are many cuts only the longest piece stays separate. */
+static void longest_piece(Work *w) {
+  int best = 0;
+  for (int i = 0; i + 1 < w->n_cut; i++)
+    if (w->cut[i + 1] - w->cut[i] > w->cut[best + 1] - w->cut[best]) best = i;
+  int64_t from = w->cut[best], to = w->cut[best + 1], all = w->cut[w->n_cut - 1];
+  w->n_cut = 0;
+  add_cut(w, 0);
+  if (from > 0) add_cut(w, from);
+  if (to < all) add_cut(w, to);
+  add_cut(w, all);
+}
+
+static void plan_inner(Work *w, Aff *slot, int64_t ext) {
+  Gen *g = w->g;
+  const Nest *t = w->t;
+  w->phases = 1;
+  w->n_cut = 0;
+  if (!slot || ext == 0) return;
+  int size = probe(w, slot, ext, 1);
+  int64_t f = g->want;
+  bool aligned =
+      !t->by_row && (slot != &w->out[t->n_out - 1] || t->n_block == 1 || t->block % f == 0);
+  if (f > 1 && f <= MAX_PHASES && ext % f == 0 && aligned && size * f <= CODE_NODES) {
+    w->phases = (int)f;
+    size = probe(w, slot, ext, w->phases);
+  }
+  int64_t n = ext / w->phases;
+  add_cut(w, 0);
+  for (int i = 0; i < g->n_cut; i++) {
+    bool known = g->cut[i] <= 0 || g->cut[i] >= n;
+    for (int j = 0; j < w->n_cut; j++) known |= w->cut[j] == g->cut[i];
+    if (!known) add_cut(w, g->cut[i]);
+  }
+  add_cut(w, n);
+  if (w->n_cut > 4) longest_piece(w);
+  if (size * (w->n_cut - 1) > CODE_NODES) {
+    w->n_cut = 0;
+    add_cut(w, 0);
+    add_cut(w, n);
+  }
+}
+
+static void inner_loop(Work *w, Aff *slot, Val lo, Val hi) {
+  Gen *g = w->g;
+  Val one = gen_i64(g, 1);
+  for (int i = 0; i + 1 < w->n_cut; i++) {
+    int64_t from = w->cut[i], to = w->cut[i + 1];
+    if (!lo && to - from == 1) {
+      Aff at = aff_k(from * w->phases);
+      do_points(w, slot, &at, w->phases);
+      continue;
+    }
+    Val a = gen_i64(g, from), b = gen_i64(g, to), f = gen_i64(g, w->phases);
+    gen_at(g, g->depth);
+    if (lo) {
+      a = max_of(g, a, w->phases == 1 ? lo : LLVMBuildUDiv(g->b, lo, f, ""));
+      b = min_of(g, b, w->phases == 1 ? hi : LLVMBuildUDiv(g->b, hi, f, ""));
+    }
+    int var;
+    Loop l = loop_open(g, a, b, one, from, to - 1, &var);
+    Aff at = aff_var(var, w->phases);
+    do_points(w, slot, &at, w->phases);
+    loop_close(g, &l, true);
+  }
+}
+
+/* ---- rows ---- */
+
+/* Calls fn with the inner result loop at every column of the block. */
+typedef void ColumnFn(Work *w, void *user);
+static void each_column(Work *w, ColumnFn *fn, void *user) {
+  Gen *g = w->g;
+  const Nest *t = w->t;
+  if (!g->columns) {
+    fn(w, user);
+    return;
+  }
+  int var;
+  int64_t ext = t->out[t->n_out - 1].ext;
+  Loop l = loop_open(g, w->lo ? w->lo : gen_i64(g, 0), w->hi ? w->hi : gen_i64(g, ext),
+                     gen_i64(g, 1), 0, ext - 1, &var);
+  w->out[t->n_out - 1] = aff_var(var, 1);
+  fn(w, user);
+  loop_close(g, &l, true);
+}
+
+static void init_accs(Work *w, void *user) {
+  Gen *g = w->g;
+  Index row = domain_index(w, true);
+  (void)user;
+  for (int a = 0; a < w->n_acc; a++) {
+    Node *n = w->acc[a].n;
+    NodeInfo *f = gen_info(g, n);
+    bool contract = n == w->t->contract, arg = n->prim == P_ARGMAX;
+    DType t = contract ? n->dtype : n->in[0]->dtype;
+    Val v = reduce_init(g, contract ? P_RSUM : arg ? P_RMAX : n->prim, t);
+    Val p = acc_slot(w, f->acc, val_type(g, t), &row);
+    gen_at(g, g->depth);
+    gen_access(g, LLVMBuildStore(g->b, v, p));
+    if (!arg) continue;
+    LLVMTypeRef tp = val_type(g, n->dtype);
+    p = acc_slot(w, f->acc_place, tp, &row);
+    gen_access(g, LLVMBuildStore(g->b, LLVMConstNull(tp), p));
+  }
+}
+
+static Val stack_slot(Work *w, LLVMTypeRef t) {
+  Gen *g = w->g;
+  LLVMBasicBlockRef entry = LLVMGetEntryBasicBlock(g->fn);
+  Val first = LLVMGetFirstInstruction(entry);
+  if (first)
+    LLVMPositionBuilderBefore(g->b, first);
+  else
+    LLVMPositionBuilderAtEnd(g->b, entry);
+  if (g->columns) t = LLVMArrayType2(t, (uint64_t)w->t->block);
+  Val p = LLVMBuildAlloca(g->b, t, "");
+  if (g->columns) LLVMSetAlignment(p, 64);
+  return p;
+}
+
+typedef struct Kept {
+  Node *n;
+  Val p;
+} Kept;
+
+static void keep_column(Work *w, void *user) {
+  Kept *k = user;
+  Gen *g = w->g;
+  Index row = domain_index(w, true);
+  Val v = emit(g, k->n, &row);
+  LLVMTypeRef t = val_type(g, k->n->dtype);
+  Val p = acc_slot(w, k->p, t, &row);
+  gen_at(g, g->depth);
+  gen_access(g, LLVMBuildStore(g->b, v, p));
+}
+
+/* In column mode a row value that later sweeps read at every point is computed once, beside the accumulators. */
+static void keep_row_values(Work *w, int sweep) {
+  Gen *g = w->g;
+  Kernel *k = g->k;
+  for (int i = 0; i < k->nodes.n; i++) {
+    Node *view = k->nodes.v[i], *n = view->n_in ? view->in[0] : NULL;
+    if (!n || view->prim != P_VIEW || !prim_is_map(n->prim) || n->rank != w->t->rank) continue;
+    NodeInfo *f = gen_info(g, n);
+    bool row = true;
+    for (int d = 0; d < n->rank; d++) row &= n->dims[d] == (w->t->red >> d & 1 ? 1 : w->t->ext[d]);
+    if (!row || !f->inside || f->acc || f->level != sweep + 1) continue;
+    Kept kept = {n, stack_slot(w, val_type(g, n->dtype))};
+    each_column(w, keep_column, &kept);
+    f->acc = kept.p;
+  }
+}
+
+static void store_rows(Work *w, void *user) {
+  Gen *g = w->g;
+  const Nest *t = w->t;
+  Index ix = domain_index(w, true);
+  Index *at = arena_array(g->a, Index, t->roots.n);
+  Val *v = arena_array(g->a, Val, t->roots.n);
+  (void)user;
+  for (int r = 0; r < t->roots.n; r++)
+    if (!t->roots.v[r].full) {
+      root_index(g, t, &t->roots.v[r], &ix, &at[r]);
+      v[r] = emit(g, t->roots.v[r].n, &at[r]);
+    }
+  for (int r = 0; r < t->roots.n; r++)
+    if (v[r]) store_root(w, &t->roots.v[r], v[r], &at[r]);
+}
+
+/* One sweep: the summed loops, then the inner loop. */
+static void do_sweep(Work *w) {
+  Gen *g = w->g;
+  const Nest *t = w->t;
+  bool last_sum = !t->inner && t->n_sum && !g->gpu; /* the innermost loop is a sum */
+  Loop open[KL_LOOPS];
+  int n = t->n_sum - last_sum;
+  for (int a = 0; a < n; a++) {
+    int var;
+    open[a] = loop_open(g, gen_i64(g, 0), gen_i64(g, t->sum[a].ext), gen_i64(g, 1), 0,
+                        t->sum[a].ext - 1, &var);
+    w->sum[a] = aff_var(var, 1);
+  }
+  if (t->inner)
+    inner_loop(w, &w->out[t->n_out - 1], w->lo, w->hi);
+  else if (last_sum)
+    inner_loop(w, &w->sum[n], NULL, NULL);
+  else
+    do_points(w, NULL, NULL, 1);
+  for (int a = n - 1; a >= 0; a--) loop_close(g, &open[a], false);
+}
+
+static void do_row(Work *w) {
+  Gen *g = w->g;
+  if (w->n_acc) each_column(w, init_accs, NULL);
+  for (int s = 0; s < w->n_sweep && w->t->n_sums; s++) {
+    g->sweep = s;
+    do_sweep(w);
+    if (g->columns) keep_row_values(w, s);
+  }
+  g->sweep = w->n_sweep;
+  bool rows = false;
+  for (int r = 0; r < w->t->roots.n; r++) rows |= !w->t->roots.v[r].full;
+  if (rows) each_column(w, store_rows, NULL);
+}
+
+/* Rows from..to-1 of the nest, with the given step between those of one thread. */
+static void do_rows(Work *w, Val from, Val to, Val step) {
+  Gen *g = w->g;
+  const Nest *t = w->t;
+  int var;
+  Loop l = loop_open(g, from, to, step, 0, t->rows - 1, &var);
+  Aff e = t->rows == 1 ? aff_k(0) : aff_var(var, 1), block = aff_k(0);
+  if (t->n_block > 1) aff_divmod(g, &e, t->n_block, &e, &block);
+  for (int a = t->n_out - t->inner - 1; a >= 0; a--)
+    if (a)
+      aff_divmod(g, &e, t->out[a].ext, &e, &w->out[a]);
+    else
+      w->out[0] = e;
+  g->col_base = aff_mul(block, t->block);
+  w->lo = w->hi = NULL;
+  if (t->n_block > 1) {
+    int64_t ext = t->out[t->n_out - 1].ext;
+    w->lo = aff_value(g, &g->col_base);
+    gen_at(g, g->depth);
+    w->hi = LLVMBuildNSWAdd(g->b, w->lo, gen_i64(g, t->block), "");
+    if (ext % t->block) w->hi = min_of(g, w->hi, gen_i64(g, ext));
+  }
+  do_row(w);
+  loop_close(g, &l, false);
+}
+
+/* Indices begin..end-1 of the first result loop. */
+static void do_by_row(Work *w, Val begin, Val end) {
+  Gen *g = w->g;
+  const Nest *t = w->t;
+  Loop open[KL_LOOPS];
+  int n = 0, var;
+  w->lo = w->hi = NULL;
+  if (t->n_out == 1) {
+    w->lo = begin;
+    w->hi = end;
+    do_row(w);
+    return;
+  }
+  for (int a = 0; a < t->n_out - 1 || a == 0; a++, n++) {
+    int64_t ext = t->n_out ? t->out[a].ext : 1;
+    open[n] = loop_open(g, a ? gen_i64(g, 0) : begin, a ? gen_i64(g, ext) : end, gen_i64(g, 1), 0,
+                        ext - 1, &var);
+    if (t->n_out) w->out[a] = aff_var(var, 1);
+  }
+  do_row(w);
+  while (n--) loop_close(g, &open[n], false);
+}
+
+/* ---- the kernel ---- */
+
+static void add_acc(Work *w, Node *n, int sweep) {
+  Gen *g = w->g;
+  if (w->n_acc == MAX_ACCS) {
+    g->failed = "too many reductions in one kernel";
+    return;
+  }
+  w->acc[w->n_acc++] = (Acc){n, sweep};
+  NodeInfo *f = gen_info(g, n);
+  bool contract = n == w->t->contract;
+  f->acc = stack_slot(w, val_type(g, contract ? n->dtype : n->in[0]->dtype));
+  f->acc_place = n->prim == P_ARGMAX ? stack_slot(w, val_type(g, n->dtype)) : NULL;
+  if (w->n_sweep <= sweep) w->n_sweep = sweep + 1;
+}
+
+/* Accumulators, and the sweep in which each root is stored. An input that may share an output's buffer is read up to the last
+ * sweep, so then nothing is stored before it. */
+static void plan_sweeps(Work *w) {
+  Gen *g = w->g;
+  Nest *t = w->t;
+  Kernel *k = g->k;
+  bool shared = false;
+  w->n_sweep = 0;
+  if (t->contract) add_acc(w, t->contract, 0);
+  for (int i = 0; i < k->nodes.n; i++)
+    if (kernel_sweeps(k, k->nodes.v[i]))
+      add_acc(w, k->nodes.v[i], gen_info(g, k->nodes.v[i])->level);
+  for (int r = 0; r < t->roots.n; r++) {
+    if (!t->roots.v[r].full) continue;
+    w->store_sweep[r] = t->red ? gen_info(g, t->roots.v[r].n)->level : 0;
+    if (w->n_sweep <= w->store_sweep[r]) w->n_sweep = w->store_sweep[r] + 1;
+  }
+  for (int i = 0; i < k->inputs.n; i++) shared |= k->inputs.v[i].aligned;
+  for (int r = 0; r < t->roots.n; r++) {
+    if (!t->roots.v[r].full) continue;
+    if (shared) w->store_sweep[r] = w->n_sweep - 1;
+    if (t->roots.v[r].concat_axis < 0) gen_info(g, t->roots.v[r].n)->stored = w->store_sweep[r];
+  }
+}
+
+static void do_nest(Gen *g, int i, Val begin, Val end, Val step) {
+  Nest t;
+  Work *w = arena_new_of(g->a, Work);
+  nest_plan(g, i, &t);
+  *w = (Work){.g = g, .t = &t};
+  g->columns = t.columns;
+  if (t.columns) g->col_first = t.out[t.n_out - 1].first, g->col_last = t.out[t.n_out - 1].last;
+  plan_sweeps(w);
+  if (t.tasks == 0) return;
+  Aff *slot = t.inner ? &w->out[t.n_out - 1] : t.n_sum && !g->gpu ? &w->sum[t.n_sum - 1] : NULL;
+  plan_inner(w, slot,
+             t.n_sums == 0 ? 0
+             : t.inner     ? t.out[t.n_out - 1].ext
+             : slot        ? t.sum[t.n_sum - 1].ext
+                           : 0);
+  gen_at(g, 0);
+  if (g->gpu) {
+    do_rows(w, begin, gen_i64(g, t.rows), step);
+  } else if (t.by_row) {
+    do_by_row(w, begin, end);
+  } else {
+    Val per = gen_i64(g, t.rows_per_task), rows = gen_i64(g, t.rows);
+    Val from = LLVMBuildNSWMul(g->b, begin, per, "");
+    do_rows(w, from, min_of(g, LLVMBuildNSWMul(g->b, end, per, ""), rows), gen_i64(g, 1));
+  }
+}
+
+/* Each operand of a concatenation is a nest with its own share of the tasks. */
+static void do_nests(Gen *g) {
+  int64_t first = 0;
+  int n = nest_n(g->k, g->part);
+  for (int i = 0; i < n; i++) {
+    Nest t;
+    Val begin = g->begin, end = g->end;
+    nest_plan(g, i, &t);
+    if (n > 1) {
+      gen_at(g, 0);
+      Val zero = gen_i64(g, 0), all = gen_i64(g, t.tasks), skip = gen_i64(g, first);
+      begin = max_of(g, LLVMBuildNSWSub(g->b, begin, skip, ""), zero);
+      end = min_of(g, LLVMBuildNSWSub(g->b, end, skip, ""), all);
+    }
+    do_nest(g, i, begin, end, NULL);
+    first += t.tasks;
+  }
+}
+
+static void attribute(Gen *g, const char *name, const char *value) {
+  LLVMAttributeRef a =
+      LLVMCreateStringAttribute(g->c, name, (unsigned)strlen(name), value, (unsigned)strlen(value));
+  LLVMAddAttributeAtIndex(g->fn, LLVMAttributeFunctionIndex, a);
+}
+
+static void cpu_function(Gen *g, const char *symbol) {
+  LLVMTypeRef args[5] = {g->ptr, g->ptr, g->i64, g->i64, g->ptr},
+              none = LLVMVoidTypeInContext(g->c);
+  g->fn = LLVMAddFunction(g->m, symbol, LLVMFunctionType(none, args, 5, 0));
+  attribute(g, "prefer-vector-width", "512");
+  attribute(g, "no-builtins", "");
+  gen_block(g, LLVMAppendBasicBlockInContext(g->c, g->fn, ""), 0);
+  gen_at(g, 0);
+  for (int i = 0; i < g->n_bufs; i++) {
+    Val at = gen_i64(g, i),
+        p = LLVMBuildInBoundsGEP2(g->b, g->ptr, LLVMGetParam(g->fn, 1), &at, 1, "");
+    g->bufs[i] = LLVMBuildLoad2(g->b, g->ptr, p, "");
+  }
+  g->begin = LLVMGetParam(g->fn, 2);
+  g->end = LLVMGetParam(g->fn, 3);
+  g->ctx = LLVMGetParam(g->fn, 4);
+  Val at = gen_i64(g, offsetof(RunCtx, seed));
+  g->seed =
+      LLVMBuildLoad2(g->b, g->i64, LLVMBuildInBoundsGEP2(g->b, g->i8, g->ctx, &at, 1, ""), "");
+  at = gen_i64(g, offsetof(RunCtx, step));
+  g->step =
+      LLVMBuildLoad2(g->b, g->i64, LLVMBuildInBoundsGEP2(g->b, g->i8, g->ctx, &at, 1, ""), "");
+  do_nests(g);
+}
+
+static Val special_register(Gen *g, const char *name) {
+  Val v = gen_call(g, name, NULL, 0, NULL);
+  return LLVMBuildZExt(g->b, v, g->i64, "");
+}
+
+static void gpu_function(Gen *g, const char *symbol) {
+  LLVMTypeRef *args = arena_array(g->a, LLVMTypeRef, g->n_bufs + 3),
+              none = LLVMVoidTypeInContext(g->c);
+  for (int i = 0; i < g->n_bufs; i++) args[i] = g->ptr;
+  args[g->n_bufs] = args[g->n_bufs + 1] = g->i64;
+  args[g->n_bufs + 2] = g->ptr;
+  g->fn = LLVMAddFunction(g->m, symbol, LLVMFunctionType(none, args, (unsigned)g->n_bufs + 3, 0));
+  LLVMSetFunctionCallConv(g->fn, LLVMPTXKernelCallConv);
+  gen_block(g, LLVMAppendBasicBlockInContext(g->c, g->fn, ""), 0);
+  gen_at(g, 0);
+  for (int i = 0; i < g->n_bufs; i++) g->bufs[i] = LLVMGetParam(g->fn, (unsigned)i);
+  g->seed = LLVMGetParam(g->fn, (unsigned)g->n_bufs);
+  g->step = LLVMGetParam(g->fn, (unsigned)g->n_bufs + 1);
+  g->ctx = LLVMGetParam(g->fn, (unsigned)g->n_bufs + 2);
+  Val size = special_register(g, "llvm.nvvm.read.ptx.sreg.ntid.x");
+  Val at = LLVMBuildMul(g->b, special_register(g, "llvm.nvvm.read.ptx.sreg.ctaid.x"), size, "");
+  at = LLVMBuildAdd(g->b, at, special_register(g, "llvm.nvvm.read.ptx.sreg.tid.x"), "");
+  Val step = LLVMBuildMul(g->b, special_register(g, "llvm.nvvm.read.ptx.sreg.nctaid.x"), size, "");
+  for (int i = 0; i < nest_n(g->k, g->part); i++) do_nest(g, i, at, NULL, step);
+}
+
+bool gen_kernel(Gen *g, Kernel *k, LoopPart part, const char *symbol) {
+  g->k = k;
+  g->part = part;
+  g->info.n = g->vars.n = g->n_blocks = g->depth = g->sweep = 0;
+  g->n_bufs = k->inputs.n + k->outputs.n;
+  memo_drop(g, 0);
+  if (g->n_bufs > (int)(sizeof g->bufs / sizeof *g->bufs)) {
+    g->failed = "too many buffers";
+    return false;
+  }
+  if (part == LOOP_EPILOGUE) { /* the raw result is read where it was left */
+    NodeInfo *f = gen_info(g, k->core);
+    f->input = k->inputs.n + (f->output < 0 ? 0 : f->output - k->inputs.n);
+    f->inside = false;
+  }
+  if (g->gpu)
+    gpu_function(g, symbol);
+  else
+    cpu_function(g, symbol);
+  gen_at(g, 0);
+  LLVMBuildRetVoid(g->b);
+  return !g->failed;
+}

@@ -1,0 +1,145 @@
+/* From a kernel to the shape of its loop nest: which dimensions are traversed as one loop, which loop is innermost, how
+ * the rest is cut into tasks. In: a kernel (and the operand, of a concatenation); out: a Nest. Everything follows
+ * from shapes, so the number of tasks does not depend on the machine.
+ *   map      rows = result loops but the last, times blocks of the last; inner loop = a block of the last
+ *   row      the last axis is summed: rows = all results; sums inside
+ *   columns  it is not: rows as for maps, sums inside, and a block of the last result axis innermost, summed side by side */
+#include "gen.h"
+
+int nest_n(const Kernel *k, LoopPart part) {
+  return part == LOOP_MAIN && k->kind == K_CONCAT ? k->core->n_in : 1;
+}
+
+static bool same_dims(const Node *n, int rank, const int64_t *dims) {
+  if (n->rank != rank) return false;
+  for (int d = 0; d < rank; d++)
+    if (n->dims[d] != dims[d]) return false;
+  return true;
+}
+
+static int64_t product(int rank, const int64_t *dims, uint32_t which) {
+  int64_t p = 1;
+  for (int d = 0; d < rank; d++)
+    if (which >> d & 1) p *= dims[d];
+  return p;
+}
+
+static void concat_root(Gen *g, int i, Nest *t) {
+  Node *core = g->k->core, *x = core->in[i];
+  Root r = {.n = x,
+            .buf = g->k->inputs.n,
+            .full = true,
+            .concat_axis = (int)core->i,
+            .into_dims = core->dims};
+  for (int j = 0; j < i; j++) r.concat_at += core->in[j]->dims[core->i];
+  t->rank = x->rank;
+  t->ext = x->dims;
+  vec_add(g->a, &t->roots, r);
+}
+
+/* The domain and what is stored. */
+static void nest_roots(Gen *g, int i, Nest *t) {
+  Kernel *k = g->k;
+  if (k->kind == K_CONCAT) {
+    concat_root(g, i, t);
+    return;
+  }
+  t->rank = k->rank;
+  t->ext = k->ext;
+  t->red = k->reduce;
+  if (g->part == LOOP_CONTRACT) {
+    Node *c = k->core;
+    uint32_t sums = (((uint32_t)1 << c->n_loops) - 1) & ~(((uint32_t)1 << c->rank) - 1);
+    t->rank = c->rank;
+    t->ext = c->dims;
+    if (product(c->n_loops, c->ext, sums) > KL_SMALL_REDUCE) {
+      t->contract = c;
+      t->rank = c->n_loops;
+      t->ext = c->ext;
+      t->red = sums;
+    }
+  }
+  for (int o = 0; o < k->outputs.n; o++) {
+    Node *n = k->outputs.v[o];
+    if (g->part == LOOP_EPILOGUE && n == k->core) continue; /* it is there */
+    bool full = !t->contract && (!t->red || same_dims(n, t->rank, t->ext));
+    vec_add(g->a, &t->roots,
+            ((Root){.n = n, .buf = k->inputs.n + o, .full = full, .concat_axis = -1}));
+  }
+}
+
+/* Dimensions d and d+1 of the domain. */
+static bool may_merge(Gen *g, const Nest *t, int d) {
+  bool red = t->red >> d & 1;
+  if (t->contract)
+    for (int i = 0; i < 2; i++)
+      if (!can_merge_map(g, t->contract->in[i], t->contract->map[i], t->ext, d)) return false;
+  for (int i = 0; i < t->roots.n; i++) {
+    const Root *r = &t->roots.v[i];
+    if (r->concat_axis == d + 1) return false;
+    if (!r->full && red) continue;
+    if (r->full && !same_dims(r->n, t->rank, t->ext)) return false;
+    if (d + 1 < r->n->rank && !can_merge(g, r->n, d)) return false;
+  }
+  for (int i = 0; i < g->k->nodes.n; i++) {
+    Node *n = g->k->nodes.v[i];
+    if (kernel_sweeps(g->k, n) && !can_merge(g, n->in[0], d)) return false;
+  }
+  return true;
+}
+
+static void nest_axes(Gen *g, Nest *t) {
+  int d = 0;
+  while (d < t->rank) {
+    Axis a = {.first = d, .last = d, .ext = t->ext[d]};
+    bool red = t->red >> d & 1;
+    for (d++; d < t->rank && (t->red >> d & 1) == red && a.ext != 1; d++) {
+      if (t->by_row && t->n_out == 0 && !red) break;
+      if (!may_merge(g, t, d - 1)) break;
+      a.ext *= t->ext[d];
+      a.last = d;
+    }
+    if (a.ext == 1) continue;
+    if (red)
+      t->sum[t->n_sum++] = a;
+    else
+      t->out[t->n_out++] = a;
+  }
+}
+
+static int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+void nest_plan(Gen *g, int i, Nest *t) {
+  *t = (Nest){.by_row = g->part == LOOP_EPILOGUE};
+  nest_roots(g, i, t);
+  nest_axes(g, t);
+  const Axis *last = t->n_out ? &t->out[t->n_out - 1] : NULL;
+  t->n_sums = product(t->rank, t->ext, t->red);
+  t->columns = !g->gpu && t->red && last && (!t->n_sum || last->last > t->sum[t->n_sum - 1].last);
+  t->inner = !g->gpu && last && (!t->red || t->columns);
+  t->block = t->inner ? last->ext : 1;
+  if (t->columns && t->block > 2 * COLUMNS) t->block = COLUMNS;
+  if (!t->columns && t->block > CHUNK && !t->by_row) t->block = CHUNK;
+  t->n_block = t->inner ? blocks(last->ext, t->block ? t->block : 1) : 1;
+  t->rows = t->n_block;
+  for (int a = 0; a < t->n_out - t->inner; a++) t->rows *= t->out[a].ext;
+  int64_t work = t->block * (t->n_sums ? t->n_sums : 1);
+  t->rows_per_task = work >= CHUNK ? 1 : CHUNK / (work ? work : 1);
+  t->tasks = t->by_row ? (t->n_out ? t->out[0].ext : 1) : blocks(t->rows, t->rows_per_task);
+}
+
+int64_t loop_tasks(const Kernel *k, LoopPart part) {
+  Arena *a = arena_scratch();
+  Gen *g = arena_new_of(a, Gen);
+  g->a = a;
+  g->k = (Kernel *)k;
+  g->part = part;
+  int64_t tasks = 0;
+  for (int i = 0; i < nest_n(k, part); i++) {
+    Nest t;
+    nest_plan(g, i, &t);
+    tasks += t.tasks;
+  }
+  arena_free(a);
+  return tasks;
+}

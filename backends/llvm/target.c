@@ -1,0 +1,282 @@
+/* From kernels to optimised modules and their texts. In: a target's name ("cpu", "cpu:NAME", "cuda:sm_NN") and kernels;
+ * out: LLVM IR, assembly, PTX or object bytes. Trouble inside LLVM becomes E-GEN-001. */
+#include "gen.h"
+#include <llvm-c/Analysis.h>
+#include <llvm-c/IRReader.h>
+#include <llvm-c/Target.h>
+#include <llvm-c/TargetMachine.h>
+#include <llvm-c/Transforms/PassBuilder.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct Target {
+  LLVMTargetMachineRef tm;
+  bool gpu, fma;
+};
+
+struct Batch {
+  Target *t;
+  LLVMContextRef c;
+  LLVMModuleRef m;
+  LLVMBuilderRef b;
+  char trouble[300]; /* LLVM's first complaint */
+};
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void init(void) {
+  LLVMInitializeNativeTarget();
+  LLVMInitializeNativeAsmPrinter();
+  LLVMInitializeNativeAsmParser();
+  LLVMInitializeNVPTXTargetInfo();
+  LLVMInitializeNVPTXTarget();
+  LLVMInitializeNVPTXTargetMC();
+  LLVMInitializeNVPTXAsmPrinter();
+}
+
+static LLVMModuleRef parse(LLVMContextRef c, const char *text) {
+  LLVMModuleRef m = NULL;
+  char *why = NULL;
+  LLVMMemoryBufferRef buf = LLVMCreateMemoryBufferWithMemoryRangeCopy(text, strlen(text), "kiln");
+  if (LLVMParseIRInContext(c, buf, &m, &why)) {
+    err_set(E_GEN_001, "LLVM: %s", why ? why : "cannot parse");
+    LLVMDisposeMessage(why);
+    return NULL;
+  }
+  return m;
+}
+
+/* Without the instruction, llvm.fma becomes a call of fmaf. */
+static bool has_fma(LLVMTargetMachineRef tm) {
+  LLVMContextRef c = LLVMContextCreate();
+  LLVMModuleRef m = parse(c, "declare float @llvm.fma.f32(float, float, float)\n"
+                             "define float @f(float %x) {\n"
+                             " %r = call float @llvm.fma.f32(float %x, float %x, float %x)\n"
+                             " ret float %r\n}\n");
+  LLVMMemoryBufferRef buf = NULL;
+  char *why = NULL;
+  bool yes = false;
+  if (m && !LLVMTargetMachineEmitToMemoryBuffer(tm, m, LLVMAssemblyFile, &why, &buf))
+    yes = !strstr(LLVMGetBufferStart(buf), "fmaf");
+  if (why) LLVMDisposeMessage(why);
+  if (buf) LLVMDisposeMemoryBuffer(buf);
+  if (m) LLVMDisposeModule(m);
+  LLVMContextDispose(c);
+  return yes;
+}
+
+static LLVMTargetMachineRef machine(const char *triple, const char *cpu, const char *features) {
+  LLVMTargetRef target;
+  char *why = NULL;
+  if (LLVMGetTargetFromTriple(triple, &target, &why)) {
+    err_set(E_GEN_001, "LLVM: %s", why ? why : triple);
+    LLVMDisposeMessage(why);
+    return NULL;
+  }
+  return LLVMCreateTargetMachine(target, triple, cpu, features, LLVMCodeGenLevelDefault,
+                                 LLVMRelocPIC, LLVMCodeModelDefault);
+}
+
+static LLVMTargetMachineRef cuda_machine(const char *name) {
+  /* the newest generation that this LLVM knows also runs on later ones */
+  static const struct {
+    int sm;
+    const char *ptx;
+  } known[] = {{90, "+ptx78"}, {89, "+ptx78"}, {87, "+ptx74"}, {86, "+ptx71"},
+               {80, "+ptx70"}, {75, "+ptx63"}, {70, "+ptx60"}};
+  char cpu[16], *end;
+  long sm = strncmp(name, "sm_", 3) ? 0 : strtol(name + 3, &end, 10);
+  for (size_t i = 0; sm && !*end && i < sizeof known / sizeof *known; i++)
+    if (sm >= known[i].sm) {
+      snprintf(cpu, sizeof cpu, "sm_%d", known[i].sm);
+      return machine("nvptx64-nvidia-cuda", cpu, known[i].ptx);
+    }
+  err_set(E_GEN_002, "target %s: not a CUDA architecture from sm_70 on", quoted(name));
+  err_help("Write it like \"cuda:sm_80\".");
+  return NULL;
+}
+
+static LLVMTargetMachineRef cpu_machine(const char *name) {
+  char *triple = LLVMGetDefaultTargetTriple(), *cpu = LLVMGetHostCPUName(),
+       *features = LLVMGetHostCPUFeatures();
+  LLVMTargetMachineRef tm = machine(triple, name ? name : cpu, name ? "" : features);
+  LLVMDisposeMessage(triple);
+  LLVMDisposeMessage(cpu);
+  LLVMDisposeMessage(features);
+  return tm;
+}
+
+Target *target_open(const char *name) {
+  pthread_once(&once, init);
+  Target t = {.gpu = name && !strncmp(name, "cuda:", 5)};
+  if (t.gpu)
+    t.tm = cuda_machine(name + 5);
+  else if (!name || !strcmp(name, "cpu") || !strncmp(name, "cpu:", 4))
+    t.tm = cpu_machine(name && name[3] ? name + 4 : NULL);
+  else {
+    err_set(E_GEN_002, "unknown target %s", quoted(name));
+    err_help("Targets are \"cpu\", \"cpu:NAME\" and \"cuda:sm_NN\".");
+  }
+  if (!t.tm) return NULL;
+  t.fma = t.gpu || has_fma(t.tm);
+  Target *r = mem_alloc(sizeof *r);
+  *r = t;
+  return r;
+}
+
+void target_close(Target *t) {
+  if (!t) return;
+  LLVMDisposeTargetMachine(t->tm);
+  mem_free(t);
+}
+
+/* ---- batches ---- */
+
+static void complain(LLVMDiagnosticInfoRef info, void *user) {
+  Batch *b = user;
+  if (LLVMGetDiagInfoSeverity(info) != LLVMDSError || b->trouble[0]) return;
+  char *text = LLVMGetDiagInfoDescription(info);
+  snprintf(b->trouble, sizeof b->trouble, "%s", text);
+  LLVMDisposeMessage(text);
+}
+
+static bool fine(Batch *b, const char *doing) {
+  if (!b->trouble[0]) return true;
+  return err_set(E_GEN_001, "LLVM, %s: %s", doing, b->trouble);
+}
+
+bool loop_is_empty(const Kernel *k, LoopPart part) {
+  return part == LOOP_EPILOGUE && k->outputs.n == 1 && k->outputs.v[0] == k->core;
+}
+
+static bool generate(Batch *b, Gen *g, int n, Kernel *const *k, const LoopPart *part,
+                     const char *const *symbol) {
+  LLVMValueRef ag;
+  LLVMGetNamedMetadataOperands(b->m, "kiln.access", &ag);
+  g->m = b->m;
+  g->b = b->b;
+  g->gpu = b->t->gpu;
+  g->fma = b->t->fma;
+  gen_types(g, b->c);
+  if (!g->gpu) g->access = LLVMValueAsMetadata(ag);
+  for (int i = 0; i < n; i++)
+    if (!loop_is_empty(k[i], part ? part[i] : LOOP_MAIN) &&
+        !gen_kernel(g, k[i], part ? part[i] : LOOP_MAIN, symbol[i]))
+      return err_set(E_GEN_001, "kernel %s: no code for `%s`", quoted(k[i]->name), g->failed);
+  char *why = NULL;
+  bool bad = LLVMVerifyModule(b->m, LLVMReturnStatusAction, &why);
+  if (bad) err_set(E_GEN_001, "generated code is malformed: %.400s", why);
+  LLVMDisposeMessage(why);
+  return !bad;
+}
+
+Batch *batch_new(Target *t, Arena *a, int n, Kernel *const *k, const LoopPart *part,
+                 const char *const *symbol) {
+  Batch *b = arena_new_of(a, Batch);
+  Gen *g = arena_new_of(a, Gen);
+  g->a = a;
+  b->t = t;
+  b->c = LLVMContextCreate();
+  LLVMContextSetDiagnosticHandler(b->c, complain, b);
+  b->m = parse(b->c, "!kiln.access = !{!0}\n!0 = distinct !{}\n");
+  b->b = LLVMCreateBuilderInContext(b->c);
+  if (b->m) {
+    LLVMTargetDataRef layout = LLVMCreateTargetDataLayout(t->tm);
+    char *triple = LLVMGetTargetMachineTriple(t->tm);
+    LLVMSetModuleDataLayout(b->m, layout);
+    LLVMSetTarget(b->m, triple);
+    LLVMDisposeTargetData(layout);
+    LLVMDisposeMessage(triple);
+    if (generate(b, g, n, k, part, symbol) && fine(b, "generating")) return b;
+  }
+  batch_free(b);
+  return NULL;
+}
+
+bool batch_optimise(Batch *b) {
+  LLVMPassBuilderOptionsRef o = LLVMCreatePassBuilderOptions();
+  LLVMPassBuilderOptionsSetLoopVectorization(o, !b->t->gpu);
+  LLVMPassBuilderOptionsSetLoopInterleaving(o, !b->t->gpu);
+  LLVMPassBuilderOptionsSetLoopUnrolling(o, 1);
+  LLVMErrorRef e = LLVMRunPasses(b->m, "default<O2>", b->t->tm, o);
+  LLVMDisposePassBuilderOptions(o);
+  if (e) {
+    char *why = LLVMGetErrorMessage(e);
+    err_set(E_GEN_001, "LLVM's optimiser: %s", why);
+    LLVMDisposeErrorMessage(why);
+    return false;
+  }
+  return fine(b, "optimising");
+}
+
+bool batch_text(Batch *b, Str *out) {
+  char *text = LLVMPrintModuleToString(b->m);
+  str_add(out, text);
+  LLVMDisposeMessage(text);
+  return true;
+}
+
+bool batch_emit(Batch *b, bool object, Str *out) {
+  LLVMMemoryBufferRef buf = NULL;
+  char *why = NULL;
+  if (LLVMTargetMachineEmitToMemoryBuffer(b->t->tm, b->m,
+                                          object ? LLVMObjectFile : LLVMAssemblyFile, &why, &buf)) {
+    err_set(E_GEN_001, "LLVM: %s", why ? why : "cannot emit");
+    LLVMDisposeMessage(why);
+    return false;
+  }
+  str_addn(out, LLVMGetBufferStart(buf), LLVMGetBufferSize(buf));
+  LLVMDisposeMemoryBuffer(buf);
+  return fine(b, "emitting");
+}
+
+void batch_free(Batch *b) {
+  if (!b) return;
+  if (b->b) LLVMDisposeBuilder(b->b);
+  if (b->m) LLVMDisposeModule(b->m);
+  LLVMContextDispose(b->c);
+}
+
+/* ---- texts ---- */
+
+bool loops_emit(const Graph *g, int n, Kernel *const *k, const LoopPart *part,
+                const CompileOptions *o, const char *what, Str *out) {
+  (void)g;
+  Target *t = target_open(o ? o->target : NULL);
+  if (!t) return false;
+  bool llvm = !strcmp(what, "llvm"), object = !strcmp(what, "object");
+  bool text = !strcmp(what, t->gpu ? "ptx" : "asm");
+  if (!llvm && !text && !(object && !t->gpu)) {
+    err_set(E_GEN_002, "target %s has no %s text", quoted(o && o->target ? o->target : "cpu"),
+            quoted(what));
+    target_close(t);
+    return false;
+  }
+  Arena *a = arena_scratch();
+  const char **symbol = arena_array(a, const char *, n);
+  for (int i = 0; i < n; i++) symbol[i] = k[i]->name;
+  Batch *b = batch_new(t, a, n, k, part, symbol);
+  bool ok = b && batch_optimise(b) && (llvm ? batch_text(b, out) : batch_emit(b, object, out));
+  batch_free(b);
+  arena_free(a);
+  target_close(t);
+  return ok;
+}
+
+void loops_describe(Str *out) {
+  static const char *const shown[] = {"avx2",     "fma",      "avx512f", "avx512bf16", "avx512fp16",
+                                      "amx-bf16", "amx-int8", "neon",    "sve"};
+  char *cpu = LLVMGetHostCPUName(), *features = LLVMGetHostCPUFeatures(), word[32];
+  str_fmt(out, "cpu: %s\nfeatures:", cpu);
+  for (size_t i = 0; i < sizeof shown / sizeof *shown; i++) {
+    snprintf(word, sizeof word, "+%s", shown[i]);
+    const char *at = strstr(features, word);
+    if (at && (at[strlen(word)] == ',' || !at[strlen(word)])) str_fmt(out, " %s", shown[i]);
+  }
+  unsigned major, minor, patch;
+  LLVMGetVersion(&major, &minor, &patch);
+  str_fmt(out, "\nllvm: %u.%u.%u\n", major, minor, patch);
+  LLVMDisposeMessage(cpu);
+  LLVMDisposeMessage(features);
+}
