@@ -758,6 +758,8 @@ Program *prog_decode(const uint8_t *bytes, size_t n,
                      const char *file); /* decoded and verified structurally */
 /* load.c: any program file, recognised by content (ProgramDesc or text), verified. */
 Program *prog_load(const char *path);
+Program *prog_load_any(
+    const char *path); /* lets unknown operators through: to print or convert, not to run */
 bool prog_save(const Program *p,
                const char *path); /* by extension: .kl text, otherwise ProgramDesc */
 /* params.c: tensors in the .pdiparams layout. */

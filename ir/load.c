@@ -76,7 +76,15 @@ static Program *load(Arena *a, const char *path) {
   return text ? prog_parse((const char *)bytes, n, path) : prog_decode(bytes, n, path);
 }
 
-Program *prog_load(const char *path) {
+/* Unknown operators are the last thing that the verifier finds. */
+static bool verified(const Program *p, bool any) {
+  if (prog_verify(p)) return true;
+  if (!any || err_get()->code != E_OPR_001) return false;
+  err_clear();
+  return true;
+}
+
+static Program *load_verified(const char *path, bool any) {
   Arena *a = arena_new();
   Program *volatile p = NULL;
   MemGuard g;
@@ -87,7 +95,7 @@ Program *prog_load(const char *path) {
   }
   err_clear();
   p = load(a, path);
-  if (p && !prog_verify(p)) {
+  if (p && !verified(p, any)) {
     prog_free(p);
     p = NULL;
   }
@@ -95,6 +103,9 @@ Program *prog_load(const char *path) {
   arena_free(a);
   return p;
 }
+
+Program *prog_load(const char *path) { return load_verified(path, false); }
+Program *prog_load_any(const char *path) { return load_verified(path, true); }
 
 static bool save(Arena *a, const Program *p, const char *path) {
   if (ends_with(path, ".kl")) {

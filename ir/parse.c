@@ -18,7 +18,9 @@
  * statement, except inside brackets. One token of lookahead decides everything but `a = b`, where what follows b tells
  * whether a is a slot or a variable. */
 #include "ir.h"
+#include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct Text {
@@ -120,13 +122,13 @@ static bool name(Text *k, const char **out, const char *expected) {
 
 static bool integer(Text *k, int64_t lo, int64_t hi, int64_t *out, const char *expected) {
   skip(k);
-  Attr a;
-  const char *s = k->s, *end;
-  if ((*s != '-' && !(*s >= '0' && *s <= '9')) || !attr_parse(k->tmp, s, &end, &a) ||
-      a.type != AT_INT || a.i < lo || a.i > hi)
-    return fail(k, expected);
+  char *end;
+  errno = 0;
+  *out = strtoll(k->s, &end, 10);
+  bool starts = *k->s == '-' || (*k->s >= '0' && *k->s <= '9');
+  bool whole = starts && end > k->s && !strspn(end, TEXT_NAME_CHARS);
+  if (!whole || errno || *out < lo || *out > hi) return fail(k, expected);
   k->s = end;
-  *out = a.i;
   return true;
 }
 
@@ -463,14 +465,15 @@ static bool parse(Text *k, const char *text, size_t n, const char *file) {
 
 Program *prog_parse(const char *text, size_t n, const char *file) {
   Arena *tmp = arena_new();
-  Text *k = arena_new_of(tmp, Text);
-  k->tmp = tmp;
+  Text *volatile held = NULL;
   MemGuard g;
   if (MEM_GUARD(g)) {
-    if (k->p) prog_free(k->p);
+    if (held) prog_free(held->p);
     arena_free(tmp);
     return NULL;
   }
+  Text *k = held = arena_new_of(tmp, Text);
+  k->tmp = tmp;
   err_clear();
   bool ok = parse(k, text, n, file);
   mem_unguard(&g);

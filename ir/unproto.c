@@ -432,15 +432,15 @@ static bool take_program(Decoder *d, Wire w) {
 
 Program *prog_decode(const uint8_t *bytes, size_t n, const char *file) {
   Arena *tmp = arena_new();
-  Decoder *d = arena_new_of(tmp, Decoder);
-  bool ok = false;
+  Decoder *volatile held = NULL;
   MemGuard g;
   if (MEM_GUARD(g)) {
-    arena_free(d->scratch.more);
-    if (d->p) prog_free(d->p);
+    if (held) arena_free(held->scratch.more);
+    if (held) prog_free(held->p);
     arena_free(tmp);
     return NULL;
   }
+  Decoder *d = held = arena_new_of(tmp, Decoder);
   d->tmp = tmp;
   d->names = map_new(tmp);
   d->limit = ((size_t)48 << 20) + 2 * n;
@@ -450,8 +450,8 @@ Program *prog_decode(const uint8_t *bytes, size_t n, const char *file) {
   d->p = prog_new();
   d->p->file = file ? arena_str(d->p->arena, file) : NULL;
   err_clear();
-  ok = n ? take_program(d, (Wire){bytes, bytes, bytes + n})
-         : err_set(E_PRO_001, "not a program: the file is empty");
+  bool ok = n ? take_program(d, (Wire){bytes, bytes, bytes + n})
+              : err_set(E_PRO_001, "not a program: the file is empty");
   if (!ok) {
     const char *kind = content_kind(bytes, n);
     if (err_get()->code == E_PRO_001 && kind) err_note("The file looks like %s.", kind);
