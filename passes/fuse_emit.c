@@ -109,7 +109,10 @@ static Timing timing_of(const Fuse *f, const Kernel *k) {
 
 /* May an output take the input's buffer? Only if nothing is read from it after the first store. */
 static bool aligned(const Kernel *k, const Use *u, const Timing *t) {
-  if (k->kind == K_SCATTER) return u->node == k->core->in[0];
+  if (k->kind == K_SCATTER) {
+    Node **in = k->core->in, *base = node_base(in[0]);
+    return u->node == in[0] && node_base(in[1]) != base && node_base(in[2]) != base;
+  }
   if (k->kind != K_LOOP) return false;
   if (u->at == AT_POINT)
     return full_shape(k, u->node) && (!k->reduce || t->full_min >= t->last_sweep);
