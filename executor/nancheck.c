@@ -50,20 +50,19 @@ static const char *output_name(const Op *op) {
 }
 
 /* Operators use infinities inside (the identity of a maximum, for one): only results count. */
-static const Node *first_bad(const Graph *g, Tensor *values) {
+static const Node *first_bad(const Graph *g, Tensor **values) {
   for (int i = 0; i < g->nodes.n; i++) {
     const Node *n = g->nodes.v[i];
-    if (!n->op || !values[i].data || result_of(g, n) != n || tensor_finite(&values[i], NULL))
-      continue;
+    if (!n->op || !values[i] || result_of(g, n) != n || tensor_finite(values[i], NULL)) continue;
     return n;
   }
   return NULL;
 }
 
-static void report(const Graph *g, const Node *bad, Tensor *values, uint64_t step) {
+static void report(const Graph *g, const Node *bad, Tensor **values, uint64_t step) {
   int64_t at = 0;
-  tensor_finite(&values[bad->id], &at);
-  double v = tensor_get(&values[bad->id], at);
+  tensor_finite(values[bad->id], &at);
+  double v = tensor_get(values[bad->id], at);
   err_set(E_NUM_001, "%s of operator `%s` became %s at step %llu", quoted(output_name(bad->op)),
           bad->op->type, isnan(v) ? "NaN" : "infinite", (unsigned long long)step);
   err_note("the first is element %lld", (long long)at);
@@ -71,8 +70,8 @@ static void report(const Graph *g, const Node *bad, Tensor *values, uint64_t ste
     const Node *n = g->nodes.v[i];
     if (n->op != bad->op) continue;
     for (int j = 0; j < n->n_in; j++)
-      if (n->in[j]->op != bad->op && values[n->in[j]->id].data)
-        note_range(n->in[j]->s ? n->in[j]->s : "input", &values[n->in[j]->id]);
+      if (n->in[j]->op != bad->op && values[n->in[j]->id])
+        note_range(n->in[j]->s ? n->in[j]->s : "input", values[n->in[j]->id]);
   }
   err_help("lower the learning rate, clip gradients, or look at this operator's inputs");
   err_where("%s", op_text(bad->op));
@@ -83,8 +82,8 @@ bool find_not_finite(const CompileRequest *r, const EvalEnv *env, const char *se
   if (!expand_request(r, &g)) return false;
   graph_number(g);
   Arena *a = arena_new();
-  Tensor *values;
-  bool ok = graph_eval(g, env, a, &values);
+  Tensor **values = arena_array(a, Tensor *, g->nodes.n);
+  bool ok = graph_eval(g, env, a, values);
   const Node *bad = ok ? first_bad(g, values) : NULL;
   if (bad)
     report(g, bad, values, env->step);

@@ -367,13 +367,13 @@ static bool run_interpreted(Run *u, Tensor *out) {
   Graph *g;
   if (!expand_request(u->req, &g)) return false;
   EvalEnv env = {.lookup = env_lookup, .user = u, .seed = u->seed, .step = u->step};
-  Tensor *values;
+  Tensor **values = arena_array(u->e->tmp, Tensor *, g->nodes.n);
   bool ok = true;
   if (u->e->opt.check_nan) ok = find_not_finite(u->req, &env, NULL);
-  ok = ok && graph_eval(g, &env, u->e->tmp, &values);
-  for (int i = 0; ok && i < g->fetches.n; i++) copy_out(&values[g->fetches.v[i].node->id], &out[i]);
+  ok = ok && graph_eval(g, &env, u->e->tmp, values);
+  for (int i = 0; ok && i < g->fetches.n; i++) copy_out(values[g->fetches.v[i].node->id], &out[i]);
   for (int i = 0; ok && i < g->writes.n; i++) {
-    const Tensor *t = &values[g->writes.v[i].node->id];
+    const Tensor *t = values[g->writes.v[i].node->id];
     ok = scope_set(u->scope, g->writes.v[i].name, t->dtype, t->rank, t->dims, t->data) != NULL;
   }
   graph_free(g);

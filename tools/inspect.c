@@ -86,10 +86,77 @@ static void print_op_json(const OpDef *d, bool first) {
   arena_free(a);
 }
 
+/* A table cell: bars would end it. */
+static void add_cell(Str *s, const char *text) {
+  for (; *text; text++) str_fmt(s, "%s%c", *text == '|' ? "\\" : "", *text);
+}
+
+static void add_gradient(Str *s, const OpDef *d) {
+  if (!d->grad) {
+    str_add(s, "none");
+    return;
+  }
+  const OpDef *own = opdef_find(d->grad->type);
+  bool derived = own && own->forward == d && !own->expand && !own->formula;
+  str_fmt(s, "`%s`%s", d->grad->type, derived ? ", derived" : "");
+}
+
+static void add_op_row(Str *s, const OpDef *d) {
+  str_fmt(s, "| <a id=\"%s\"></a>`%s` | ", d->name, d->name);
+  add_slots(s, d->n_ins, d->ins);
+  str_add(s, d->n_ins ? " → " : "→ ");
+  add_slots(s, d->n_outs, d->outs);
+  str_add(s, " | ");
+  const char *sep = "";
+  for (int i = 0; i < d->n_attrs; i++) {
+    const AttrDef *x = &d->attrs[i];
+    if (x->extra) continue;
+    str_fmt(s, "%s`%s%s", sep, x->dflt.name, x->required ? "`!" : "=");
+    if (!x->required) {
+      attr_print(&x->dflt, s);
+      str_add(s, "`");
+    }
+    sep = " ";
+  }
+  str_add(s, " | ");
+  add_cell(s, d->meaning);
+  str_add(s, " | ");
+  add_gradient(s, d);
+  str_add(s, " |\n");
+}
+
+/* docs/operators.md: a row for each operator that is not the gradient of another. */
+static int print_ops_markdown(void) {
+  Arena *a = arena_new();
+  Str s;
+  str_init(&s, a);
+  int n = 0;
+  for (int i = 0; i < opdef_n(); i++) n += !opdef_at(i)->forward;
+  str_fmt(&s,
+          "# Operators\n\nWritten by `make docs` from ir/ops.def: %d operators, in order of their "
+          "names; %d more are gradients.\n\n"
+          "Slots: `*` takes a list of variables, `?` is optional, `~` is an output that only the "
+          "gradient reads.\nAttributes are written with their default, which fixes the type (`1` "
+          "INT, `1L` LONG, `1.0` FLOAT, `1.0D` FLOAT64,\n`true` BOOLEAN, `'text'` STRING, lists in "
+          "brackets); `!` marks required ones. Attributes that only old files carry are left "
+          "out;\n`kiln ops NAME` lists them, with examples. A gradient that is \"derived\" comes "
+          "from the operator's own expansion.\n\n"
+          "| operator | inputs → outputs | attributes | meaning | gradient |\n"
+          "|---|---|---|---|---|\n",
+          n, opdef_n() - n);
+  for (int i = 0; i < opdef_n(); i++)
+    if (!opdef_at(i)->forward) add_op_row(&s, opdef_at(i));
+  fputs(s.s, stdout);
+  arena_free(a);
+  return 0;
+}
+
 int verb_ops(int argc, char **argv) {
-  bool json = false;
-  Flag flags[] = {{"--json", FLAG_BOOL, &json, NULL, "as JSON"}, {0}};
-  Usage u = {"[NAME] [--json]",
+  bool json = false, markdown = false;
+  Flag flags[] = {{"--json", FLAG_BOOL, &json, NULL, "as JSON"},
+                  {"--markdown", FLAG_BOOL, &markdown, NULL, "the whole reference as a page"},
+                  {0}};
+  Usage u = {"[NAME] [--json|--markdown]",
              "The operator reference, from the operator table. Slots: * a list, ? optional, ~ only "
              "for the gradient.",
              0, 1, flags};
@@ -104,6 +171,7 @@ int verb_ops(int argc, char **argv) {
     if (near) err_help("did you mean %s?", near);
     return report();
   }
+  if (markdown) return print_ops_markdown();
   if (json) printf("[");
   bool first = true;
   for (int i = 0; i < opdef_n(); i++) {
@@ -118,14 +186,27 @@ int verb_ops(int argc, char **argv) {
   return 0;
 }
 
+/* docs/errors.md */
+static int print_errors_markdown(void) {
+  printf(
+      "# Error codes\n\nWritten by `make docs` from ir/errors.def. `kiln explain CODE` prints one "
+      "entry. The layout of a message: [cli.md](cli.md#errors).\n");
+  for (int c = E_NONE + 1; c < E_N; c++)
+    printf("\n## %s: %s\n\n%s\n", err_name((ErrCode)c), err_summary((ErrCode)c),
+           err_text((ErrCode)c));
+  return 0;
+}
+
 int verb_explain(int argc, char **argv) {
-  Flag flags[] = {{0}};
-  Usage u = {"[CODE]",
+  bool markdown = false;
+  Flag flags[] = {{"--markdown", FLAG_BOOL, &markdown, NULL, "all codes as a page"}, {0}};
+  Usage u = {"[CODE|--markdown]",
              "What an error code means, its usual cause, and what to do. Without CODE: all codes.",
              0, 1, flags};
   List args;
   int rc = parse_args(argc, argv, &u, &args);
   if (rc >= 0) return rc;
+  if (markdown) return print_errors_markdown();
   if (!args.n) {
     for (int c = E_NONE + 1; c < E_N; c++)
       printf("%-10s %s\n", err_name((ErrCode)c), err_summary((ErrCode)c));
