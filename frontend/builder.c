@@ -40,6 +40,24 @@ kl_net *net_of(const kl_var *v) {
   return NULL;
 }
 
+kl_var *kl_named_at(const char *at, kl_var *v, const char *name) {
+  if (!net_of(v)) return err_where("%s", at), NULL;
+  Block *b = v->block;
+  if (!strcmp(v->name, name)) return v;
+  if (v->persistable)
+    err_set(E_ARG_002, "%s is a parameter: name it with kl_param.name", quoted(v->name));
+  else if (block_var(b, name))
+    err_set(E_PRO_002, "%s cannot be renamed to %s: that name is taken", quoted(v->name),
+            quoted(name));
+  if (err_any()) return err_where("%s", at), NULL;
+  for (int i = 0; i < b->ops.n; i++) op_rename(b->ops.v[i], v->name, name);
+  map_put(b->by_name, v->name, NULL);
+  v->name = arena_str(b->prog->arena, name);
+  map_put(b->by_name, name, v);
+  b->prog->edits++;
+  return v;
+}
+
 /* ---- operators ---- */
 
 static void keep_place(Op *op, const char *at) {

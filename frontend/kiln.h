@@ -38,16 +38,27 @@ extern "C" {
 #define KL_API __attribute__((visibility("default")))
 #define KL_STR_(x) #x
 #define KL_STR(x) KL_STR_(x)
-#define KL_HERE __FILE__ ":" KL_STR(__LINE__) /* kept in op_callstack; errors and profiles name it */
+/* kept in op_callstack; errors and profiles name it */
+#define KL_HERE __FILE__ ":" KL_STR(__LINE__)
 
 typedef struct kl_net kl_net;         /* a network being built */
 typedef struct kl_program kl_program; /* blocks of operators and variables */
 typedef struct kl_var kl_var;         /* a variable of a program */
-typedef struct kl_scope kl_scope;     /* named tensors that outlive a run: parameters and optimiser state */
-typedef struct kl_exec kl_exec;       /* compiles and runs programs */
+typedef struct kl_scope
+    kl_scope; /* named tensors that outlive a run: parameters and optimiser state */
+typedef struct kl_exec kl_exec; /* compiles and runs programs */
 
 typedef enum kl_dtype {
-  KL_BOOL, KL_UINT8, KL_INT8, KL_INT16, KL_INT32, KL_INT64, KL_FLOAT16, KL_BFLOAT16, KL_FLOAT32, KL_FLOAT64
+  KL_BOOL,
+  KL_UINT8,
+  KL_INT8,
+  KL_INT16,
+  KL_INT32,
+  KL_INT64,
+  KL_FLOAT16,
+  KL_BFLOAT16,
+  KL_FLOAT32,
+  KL_FLOAT64
 } kl_dtype;
 
 /* A dense array in row-major order. Rank at most 9. */
@@ -59,8 +70,8 @@ typedef struct kl_tensor {
 } kl_tensor;
 
 /* kl_array(KL_FLOAT32, pointer, 64, 784): a tensor of these dims over the caller's memory. */
-#define kl_array(dtype, pointer, ...)                                                                        \
-  kl_tensor_over((dtype), (pointer), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)),              \
+#define kl_array(dtype, pointer, ...)                                                              \
+  kl_tensor_over((dtype), (pointer), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)),    \
                  (const int64_t[]){__VA_ARGS__})
 #define kl_scalar(dtype, pointer) kl_tensor_over((dtype), (pointer), 0, NULL)
 KL_API kl_tensor kl_tensor_over(kl_dtype dtype, void *data, int rank, const int64_t *dims);
@@ -69,26 +80,33 @@ KL_API void kl_tensor_free(kl_tensor *t); /* frees data that kl_run or kl_read_a
 
 /* ---- errors ---- */
 
-KL_API bool kl_failed(void);             /* has a call of this thread failed? */
-KL_API const char *kl_error(void);       /* the whole message with place and help; "" if none; valid until the next call */
-KL_API const char *kl_error_code(void);  /* "E-SHP-012", or "" */
+KL_API bool kl_failed(void); /* has a call of this thread failed? */
+/* the whole message with place and help; "" if none; valid until the next call */
+KL_API const char *kl_error(void);
+KL_API const char *kl_error_code(void); /* "E-SHP-012", or "" */
 KL_API void kl_clear_error(void);
 KL_API const char *kl_version(void);
 
 /* ---- building ---- */
 
 KL_API kl_net *kl_net_new(void);
-KL_API void kl_net_free(kl_net *net);        /* frees both programs */
+KL_API void kl_net_free(kl_net *net); /* frees both programs */
 KL_API kl_program *kl_main(kl_net *net);
 KL_API kl_program *kl_startup(kl_net *net);
-KL_API void kl_seed(kl_net *net, int64_t seed); /* of initialisers and dropout; call before building. 0: the executor's */
+/* of initialisers and dropout; call before building. 0: the executor's */
+KL_API void kl_seed(kl_net *net, int64_t seed);
 KL_API const char *kl_name(const kl_var *v); /* valid as long as the variable */
-KL_API kl_var *kl_find(kl_net *net, const char *name); /* in the main program; NULL if absent (no error) */
+/* Renames a variable of the main program, such as a loss to be fetched by name; not a parameter. Returns v. */
+#define kl_named(v, name) kl_named_at(KL_HERE, (v), (name))
+KL_API kl_var *kl_named_at(const char *at, kl_var *v, const char *name);
+/* in the main program; NULL if absent (no error) */
+KL_API kl_var *kl_find(kl_net *net, const char *name);
 KL_API void kl_stop_gradient(kl_var *v, bool stop);
 
 /* An input that is fed: kl_data(net, "x", KL_FLOAT32, -1, 784). -1 may have any size at run time. */
-#define kl_data(net, name, dtype, ...)                                                                       \
-  kl_data_at(KL_HERE, (net), (name), (dtype), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)),     \
+#define kl_data(net, name, dtype, ...)                                                             \
+  kl_data_at(KL_HERE, (net), (name), (dtype),                                                      \
+             (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)),                            \
              (const int64_t[]){__VA_ARGS__})
 KL_API kl_var *kl_data_at(const char *at, kl_net *net, const char *name, kl_dtype dtype, int rank,
                           const int64_t *dims);
@@ -102,14 +120,19 @@ typedef struct kl_init {
 KL_API kl_init kl_constant(double value);
 KL_API kl_init kl_uniform(double low, double high);
 KL_API kl_init kl_normal(double mean, double std);
-KL_API kl_init kl_truncated_normal(double mean, double std);  /* cut at two standard deviations */
-KL_API kl_init kl_xavier_uniform(void);                       /* Glorot & Bengio 2010; the default of weights */
+KL_API kl_init kl_truncated_normal(double mean, double std); /* cut at two standard deviations */
+/* Glorot & Bengio 2010; the default of weights */
+KL_API kl_init kl_xavier_uniform(void);
 KL_API kl_init kl_xavier_normal(void);
-KL_API kl_init kl_kaiming_uniform(void);                      /* He et al. 2015 */
+KL_API kl_init kl_kaiming_uniform(void); /* He et al. 2015 */
 KL_API kl_init kl_kaiming_normal(void);
-KL_API kl_init kl_values(const kl_tensor *value);             /* these numbers; copied when the layer is built */
+/* these numbers; copied when the layer is built */
+KL_API kl_init kl_values(const kl_tensor *value);
 
-typedef struct kl_decay { int kind; double coeff; } kl_decay; /* weight decay added to the gradient */
+typedef struct kl_decay {
+  int kind;
+  double coeff;
+} kl_decay; /* weight decay added to the gradient */
 KL_API kl_decay kl_l1(double coeff);
 KL_API kl_decay kl_l2(double coeff);
 
@@ -117,29 +140,88 @@ KL_API kl_decay kl_l2(double coeff);
 typedef struct kl_param {
   const char *name;
   kl_init init;
-  double lr;        /* factor on the learning rate; 0 = 1 */
-  kl_decay decay;   /* instead of the optimiser's */
-  bool frozen;      /* not trained */
-  bool no_clip;     /* left out of gradient clipping */
+  double lr;      /* factor on the learning rate; 0 = 1 */
+  kl_decay decay; /* instead of the optimiser's */
+  bool frozen;    /* not trained */
+  bool no_clip;   /* left out of gradient clipping */
 } kl_param;
 
 /* Layers. x [N, ...]; `act` names any operator with one input and one output. */
-typedef struct kl_fc_args { kl_var *x; int64_t size; const char *act; int flatten; bool no_bias; kl_param weight, bias; const char *at_; } kl_fc_args;
-typedef struct kl_conv2d_args { kl_var *x; int64_t filters, kernel; int64_t kernel_w, stride, stride_w, pad, pad_w, dilation, dilation_w, groups; const char *padding; const char *act; bool no_bias, nhwc; kl_param weight, bias; const char *at_; } kl_conv2d_args;
-typedef struct kl_pool2d_args { kl_var *x; const char *type; int64_t kernel, stride, pad, kernel_w, stride_w, pad_w; bool global, adaptive, ceil_mode, inclusive; const char *at_; } kl_pool2d_args;
-typedef struct kl_batch_norm_args { kl_var *x; double momentum, epsilon; const char *act; bool is_test, use_global_stats, nhwc; kl_param weight, bias; const char *mean_name, *variance_name; const char *at_; } kl_batch_norm_args;
-typedef struct kl_layer_norm_args { kl_var *x; int begin_axis; double epsilon; bool no_weight, no_bias; kl_param weight, bias; const char *at_; } kl_layer_norm_args;
-typedef struct kl_dropout_args { kl_var *x; double prob; bool upscale, is_test; int64_t seed; const char *at_; } kl_dropout_args;
-typedef struct kl_embedding_args { kl_var *ids; int64_t rows, columns; bool has_padding; int64_t padding; kl_param weight; kl_dtype dtype; const char *at_; } kl_embedding_args;
+typedef struct kl_fc_args {
+  kl_var *x;
+  int64_t size;
+  const char *act;
+  int flatten;
+  bool no_bias;
+  kl_param weight, bias;
+  const char *at_;
+} kl_fc_args;
+typedef struct kl_conv2d_args {
+  kl_var *x;
+  int64_t filters, kernel;
+  int64_t kernel_w, stride, stride_w, pad, pad_w, dilation, dilation_w, groups;
+  const char *padding;
+  const char *act;
+  bool no_bias, nhwc;
+  kl_param weight, bias;
+  const char *at_;
+} kl_conv2d_args;
+typedef struct kl_pool2d_args {
+  kl_var *x;
+  const char *type;
+  int64_t kernel, stride, pad, kernel_w, stride_w, pad_w;
+  bool global, adaptive, ceil_mode, inclusive;
+  const char *at_;
+} kl_pool2d_args;
+typedef struct kl_batch_norm_args {
+  kl_var *x;
+  double momentum, epsilon;
+  const char *act;
+  bool is_test, use_global_stats, nhwc;
+  kl_param weight, bias;
+  const char *mean_name, *variance_name;
+  const char *at_;
+} kl_batch_norm_args;
+typedef struct kl_layer_norm_args {
+  kl_var *x;
+  int begin_axis;
+  double epsilon;
+  bool no_weight, no_bias;
+  kl_param weight, bias;
+  const char *at_;
+} kl_layer_norm_args;
+typedef struct kl_dropout_args {
+  kl_var *x;
+  double prob;
+  bool upscale, is_test;
+  int64_t seed;
+  const char *at_;
+} kl_dropout_args;
+typedef struct kl_embedding_args {
+  kl_var *ids;
+  int64_t rows, columns;
+  bool has_padding;
+  int64_t padding;
+  kl_param weight;
+  kl_dtype dtype;
+  const char *at_;
+} kl_embedding_args;
 
 #define KL_ARGS_(type, ...) ((type){__VA_ARGS__, .at_ = KL_HERE})
-#define kl_fc(...) kl_fc_at(KL_ARGS_(kl_fc_args, __VA_ARGS__))                 /* x, size: act(x * W + b); x is flattened to [N, in] at `flatten` (1) */
-#define kl_conv2d(...) kl_conv2d_at(KL_ARGS_(kl_conv2d_args, __VA_ARGS__))     /* x [N, C, H, W], filters, kernel; padding "SAME" or "VALID" instead of pad */
-#define kl_pool2d(...) kl_pool2d_at(KL_ARGS_(kl_pool2d_args, __VA_ARGS__))     /* x, "max" or "avg", kernel, stride (kernel), pad; inclusive: padding counts */
-#define kl_batch_norm(...) kl_batch_norm_at(KL_ARGS_(kl_batch_norm_args, __VA_ARGS__)) /* x [N, C, ...]; momentum 0.9 of the running statistics */
-#define kl_layer_norm(...) kl_layer_norm_at(KL_ARGS_(kl_layer_norm_args, __VA_ARGS__)) /* x, begin_axis (1) */
-#define kl_dropout(...) kl_dropout_at(KL_ARGS_(kl_dropout_args, __VA_ARGS__))  /* x, prob; upscale: divides by 1-prob in training */
-#define kl_embedding(...) kl_embedding_at(KL_ARGS_(kl_embedding_args, __VA_ARGS__)) /* ids (int64), rows, columns -> ids' shape + [columns] */
+/* x, size: act(x * W + b); x is flattened to [N, in] at `flatten` (1) */
+#define kl_fc(...) kl_fc_at(KL_ARGS_(kl_fc_args, __VA_ARGS__))
+/* x [N, C, H, W], filters, kernel; padding "SAME" or "VALID" instead of pad */
+#define kl_conv2d(...) kl_conv2d_at(KL_ARGS_(kl_conv2d_args, __VA_ARGS__))
+/* x, "max" or "avg", kernel, stride (kernel), pad; inclusive: padding counts */
+#define kl_pool2d(...) kl_pool2d_at(KL_ARGS_(kl_pool2d_args, __VA_ARGS__))
+/* x [N, C, ...]; momentum 0.9 of the running statistics */
+#define kl_batch_norm(...) kl_batch_norm_at(KL_ARGS_(kl_batch_norm_args, __VA_ARGS__))
+/* x, begin_axis (1) */
+#define kl_layer_norm(...) kl_layer_norm_at(KL_ARGS_(kl_layer_norm_args, __VA_ARGS__))
+/* x, prob; upscale: divides by 1-prob in training */
+#define kl_dropout(...) kl_dropout_at(KL_ARGS_(kl_dropout_args, __VA_ARGS__))
+/* ids (int64), rows, columns -> ids' shape + [columns] */
+#define kl_embedding(...) kl_embedding_at(KL_ARGS_(kl_embedding_args, __VA_ARGS__))
 KL_API kl_var *kl_fc_at(kl_fc_args a);
 KL_API kl_var *kl_conv2d_at(kl_conv2d_args a);
 KL_API kl_var *kl_pool2d_at(kl_pool2d_args a);
@@ -153,14 +235,17 @@ KL_API kl_var *kl_embedding_at(kl_embedding_args a);
  *   kl_var *y = kl_op(net, "leaky_relu", "alpha=0.1", "X", x); */
 #define kl_op(net, type, ...) kl_op_at(KL_HERE, (net), (type), __VA_ARGS__, (const char *)0)
 KL_API kl_var *kl_op_at(const char *at, kl_net *net, const char *type, const char *attrs, ...);
-KL_API kl_var *kl_output(kl_var *of, const char *slot); /* another output of the operator that made `of` */
-KL_API kl_var *kl_parameter(kl_net *net, const char *key, kl_dtype dtype, int rank, const int64_t *dims, kl_param p, bool is_bias);
+/* another output of the operator that made `of` */
+KL_API kl_var *kl_output(kl_var *of, const char *slot);
+KL_API kl_var *kl_parameter(kl_net *net, const char *key, kl_dtype dtype, int rank,
+                            const int64_t *dims, kl_param p, bool is_bias);
 
 /* Operators with one or two operands: the generic call with a short name. */
 #define kl_unary(type, attrs, x) kl_unary_at(KL_HERE, (type), (attrs), (x))
 #define kl_binary(type, attrs, x, y) kl_binary_at(KL_HERE, (type), (attrs), (x), (y))
 KL_API kl_var *kl_unary_at(const char *at, const char *type, const char *attrs, kl_var *x);
-KL_API kl_var *kl_binary_at(const char *at, const char *type, const char *attrs, kl_var *x, kl_var *y);
+KL_API kl_var *kl_binary_at(const char *at, const char *type, const char *attrs, kl_var *x,
+                            kl_var *y);
 #define kl_relu(x) kl_unary("relu", "", x)
 #define kl_sigmoid(x) kl_unary("sigmoid", "", x)
 #define kl_tanh(x) kl_unary("tanh", "", x)
@@ -172,19 +257,29 @@ KL_API kl_var *kl_binary_at(const char *at, const char *type, const char *attrs,
 #define kl_mul(x, y) kl_binary("elementwise_mul", "axis=-1", x, y)
 #define kl_div(x, y) kl_binary("elementwise_div", "axis=-1", x, y)
 #define kl_matmul(x, y) kl_binary("matmul_v2", "", x, y)
-#define kl_reshape(x, ...) kl_reshape_at(KL_HERE, (x), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]){__VA_ARGS__})
-#define kl_concat(axis, ...) kl_concat_at(KL_HERE, (axis), (int)(sizeof((kl_var *[]){__VA_ARGS__}) / sizeof(kl_var *)), (kl_var *[]){__VA_ARGS__})
-KL_API kl_var *kl_reshape_at(const char *at, kl_var *x, int rank, const int64_t *dims); /* 0 keeps a dim, one -1 is inferred */
+#define kl_reshape(x, ...)                                                                         \
+  kl_reshape_at(KL_HERE, (x), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)),           \
+                (const int64_t[]){__VA_ARGS__})
+#define kl_concat(axis, ...)                                                                       \
+  kl_concat_at(KL_HERE, (axis), (int)(sizeof((kl_var *[]){__VA_ARGS__}) / sizeof(kl_var *)),       \
+               (kl_var *[]){__VA_ARGS__})
+/* 0 keeps a dim, one -1 is inferred */
+KL_API kl_var *kl_reshape_at(const char *at, kl_var *x, int rank, const int64_t *dims);
 KL_API kl_var *kl_concat_at(const char *at, int axis, int n, kl_var *const *x);
 
 /* Losses per row [N, 1] unless said otherwise; take kl_mean before minimising. Labels int64 [N, 1]. */
-#define kl_softmax_with_cross_entropy(logits, label) kl_softmax_ce_at(KL_HERE, (logits), (label), false)
-#define kl_soft_label_cross_entropy(logits, probabilities) kl_softmax_ce_at(KL_HERE, (logits), (probabilities), true)
-#define kl_cross_entropy(probabilities, label) kl_cross_entropy_at(KL_HERE, (probabilities), (label))
+#define kl_softmax_with_cross_entropy(logits, label)                                               \
+  kl_softmax_ce_at(KL_HERE, (logits), (label), false)
+#define kl_soft_label_cross_entropy(logits, probabilities)                                         \
+  kl_softmax_ce_at(KL_HERE, (logits), (probabilities), true)
+#define kl_cross_entropy(probabilities, label)                                                     \
+  kl_cross_entropy_at(KL_HERE, (probabilities), (label))
 #define kl_bce_with_logits(x, label) kl_bce_at(KL_HERE, (x), (label))
 #define kl_huber(x, y, delta) kl_huber_at(KL_HERE, (x), (y), (delta))
-#define kl_mse(x, y) kl_mse_at(KL_HERE, (x), (y))                    /* already the mean: one number */
-#define kl_accuracy(scores, label, k) kl_accuracy_at(KL_HERE, (scores), (label), (k)) /* fraction with the label among the k best */
+/* already the mean: one number */
+#define kl_mse(x, y) kl_mse_at(KL_HERE, (x), (y))
+/* fraction with the label among the k best */
+#define kl_accuracy(scores, label, k) kl_accuracy_at(KL_HERE, (scores), (label), (k))
 KL_API kl_var *kl_softmax_ce_at(const char *at, kl_var *logits, kl_var *label, bool soft);
 KL_API kl_var *kl_cross_entropy_at(const char *at, kl_var *p, kl_var *label);
 KL_API kl_var *kl_bce_at(const char *at, kl_var *x, kl_var *label);
@@ -194,27 +289,34 @@ KL_API kl_var *kl_accuracy_at(const char *at, kl_var *scores, kl_var *label, int
 
 /* ---- optimisers ---- */
 
-typedef struct kl_clip { int kind; double low, high; } kl_clip;
+typedef struct kl_clip {
+  int kind;
+  double low, high;
+} kl_clip;
 KL_API kl_clip kl_clip_value(double low, double high);
 KL_API kl_clip kl_clip_norm(double norm);        /* each gradient by itself */
 KL_API kl_clip kl_clip_global_norm(double norm); /* all gradients together */
 
 typedef struct kl_optim_args {
   double lr;
-  double momentum;                 /* momentum (0.9), rmsprop (0) */
+  double momentum; /* momentum (0.9), rmsprop (0) */
   bool nesterov, centered;
   double beta1, beta2, epsilon, rho; /* 0.9, 0.999, as in the operator's row, 0.95 */
-  double weight_decay;             /* adamw's decoupled decay (0.01) */
-  kl_decay decay;                  /* added to every gradient */
+  double weight_decay;               /* adamw's decoupled decay (0.01) */
+  kl_decay decay;                    /* added to every gradient */
   kl_clip clip;
   int end_;
 } kl_optim_args;
-typedef struct kl_optimizer { const char *type; kl_optim_args a; } kl_optimizer;
+typedef struct kl_optimizer {
+  const char *type;
+  kl_optim_args a;
+} kl_optimizer;
 #define KL_OPTIM_(name, ...) ((kl_optimizer){(name), {__VA_ARGS__, .end_ = 0}})
-#define kl_sgd(...) KL_OPTIM_("sgd", __VA_ARGS__)           /* kl_sgd(0.01) */
-#define kl_momentum(...) KL_OPTIM_("momentum", __VA_ARGS__) /* kl_momentum(0.1, 0.9, .nesterov = true) */
-#define kl_adam(...) KL_OPTIM_("adam", __VA_ARGS__)         /* Kingma & Ba 2015 */
-#define kl_adamw(...) KL_OPTIM_("adamw", __VA_ARGS__)       /* Loshchilov & Hutter 2019 */
+#define kl_sgd(...) KL_OPTIM_("sgd", __VA_ARGS__) /* kl_sgd(0.01) */
+/* kl_momentum(0.1, 0.9, .nesterov = true) */
+#define kl_momentum(...) KL_OPTIM_("momentum", __VA_ARGS__)
+#define kl_adam(...) KL_OPTIM_("adam", __VA_ARGS__)   /* Kingma & Ba 2015 */
+#define kl_adamw(...) KL_OPTIM_("adamw", __VA_ARGS__) /* Loshchilov & Hutter 2019 */
 #define kl_rmsprop(...) KL_OPTIM_("rmsprop", __VA_ARGS__)
 #define kl_adagrad(...) KL_OPTIM_("adagrad", __VA_ARGS__)
 
@@ -237,62 +339,79 @@ typedef struct kl_schedule {
 } kl_schedule;
 KL_API kl_schedule kl_rate_constant(double base);
 KL_API kl_schedule kl_rate_step(double base, int64_t every, double factor);
-KL_API kl_schedule kl_rate_multi_step(double base, int n, const int64_t *milestones, double factor); /* keeps the pointer */
-KL_API kl_schedule kl_rate_exponential(double base, double factor);              /* base * factor^step */
-KL_API kl_schedule kl_rate_cosine(double base, double low, int64_t steps);       /* Loshchilov & Hutter 2017 */
-KL_API kl_schedule kl_rate_plateau(double base, double factor, int64_t patience); /* with kl_rate_observe */
+/* keeps the pointer */
+KL_API kl_schedule kl_rate_multi_step(double base, int n, const int64_t *milestones, double factor);
+/* base * factor^step */
+KL_API kl_schedule kl_rate_exponential(double base, double factor);
+/* Loshchilov & Hutter 2017 */
+KL_API kl_schedule kl_rate_cosine(double base, double low, int64_t steps);
+/* with kl_rate_observe */
+KL_API kl_schedule kl_rate_plateau(double base, double factor, int64_t patience);
 KL_API kl_schedule kl_rate_callback(double (*fn)(int64_t step, void *user), void *user);
-KL_API kl_schedule kl_rate_warm_up(kl_schedule after, double from, int64_t steps); /* linear from..base, then `after` */
+/* linear from..base, then `after` */
+KL_API kl_schedule kl_rate_warm_up(kl_schedule after, double from, int64_t steps);
 KL_API double kl_rate(kl_schedule *s, int64_t step);
-KL_API void kl_rate_observe(kl_schedule *s, double metric);                      /* lower is better */
+/* lower is better */
+KL_API void kl_rate_observe(kl_schedule *s, double metric);
 KL_API bool kl_set_rate(kl_exec *exe, const kl_var *rate, double value);
 
 /* ---- programs and files ---- */
 
 /* Kiln text if the path ends in .kl, else PaddlePaddle's ProgramDesc; recognised by content when loaded. */
 KL_API bool kl_save(const kl_program *p, const char *path);
-KL_API kl_program *kl_load(const char *path);               /* new */
-KL_API void kl_program_free(kl_program *p);                 /* not for programs of a net */
-KL_API char *kl_text(const kl_program *p);                  /* Kiln text; free with kl_free */
+KL_API kl_program *kl_load(const char *path); /* new */
+KL_API void kl_program_free(kl_program *p);   /* not for programs of a net */
+KL_API char *kl_text(const kl_program *p);    /* Kiln text; free with kl_free */
 KL_API void kl_free(void *p);
-KL_API kl_program *kl_clone(const kl_program *p);           /* new */
-KL_API kl_program *kl_clone_for_test(const kl_program *p);  /* new: no backward, no updates, is_test set */
-KL_API bool kl_prune(kl_program *p, const char *const *feeds, const char *const *targets); /* NULL-ended lists */
-KL_API bool kl_save_params(kl_exec *exe, const kl_program *p, const char *path); /* .pdiparams layout */
+KL_API kl_program *kl_clone(const kl_program *p); /* new */
+/* new: no backward, no updates, is_test set */
+KL_API kl_program *kl_clone_for_test(const kl_program *p);
+/* NULL-ended lists */
+KL_API bool kl_prune(kl_program *p, const char *const *feeds, const char *const *targets);
+/* .pdiparams layout */
+KL_API bool kl_save_params(kl_exec *exe, const kl_program *p, const char *path);
 KL_API bool kl_load_params(kl_exec *exe, const kl_program *p, const char *path);
 /* PREFIX.pdmodel and PREFIX.pdiparams, pruned to the fetches; loading sets the parameters in the executor's scope. */
-KL_API bool kl_save_inference(kl_exec *exe, const kl_program *p, const char *prefix, const char *const *feeds,
-                              const char *const *fetches);
+KL_API bool kl_save_inference(kl_exec *exe, const kl_program *p, const char *prefix,
+                              const char *const *feeds, const char *const *fetches);
 KL_API kl_program *kl_load_inference(kl_exec *exe, const char *prefix); /* new */
-KL_API int kl_feed_names(const kl_program *p, const char **names, int max);  /* how many feed operators; in column order */
+/* how many feed operators; in column order */
+KL_API int kl_feed_names(const kl_program *p, const char **names, int max);
 KL_API int kl_fetch_names(const kl_program *p, const char **names, int max);
 
 /* ---- running ---- */
 
 typedef struct kl_exec_options {
-  int threads;        /* 0: all cores. Results do not depend on it */
-  bool interpret;     /* the plain interpreter instead of generated code */
-  bool check_nan;     /* stop at the first operator that makes a NaN or infinity */
-  bool profile;       /* see kl_print_profile */
-  const char *trace;  /* a file for a Chrome trace, written by kl_exec_free */
-  uint64_t seed;      /* of random operators without a seed of their own */
-  kl_scope *scope;    /* shared with others; NULL: one of its own */
+  int threads;       /* 0: all cores. Results do not depend on it */
+  bool interpret;    /* the plain interpreter instead of generated code */
+  bool check_nan;    /* stop at the first operator that makes a NaN or infinity */
+  bool profile;      /* see kl_print_profile */
+  const char *trace; /* a file for a Chrome trace, written by kl_exec_free */
+  uint64_t seed;     /* of random operators without a seed of their own */
+  kl_scope *scope;   /* shared with others; NULL: one of its own */
 } kl_exec_options;
 #define kl_exec_defaults ((kl_exec_options){.threads = 0})
 KL_API kl_exec *kl_exec_new(kl_exec_options o);
 KL_API void kl_exec_free(kl_exec *exe);
 KL_API kl_scope *kl_exec_scope(kl_exec *exe);
-KL_API void kl_print_profile(kl_exec *exe);       /* to stdout: times per operator and kernel */
+KL_API void kl_print_profile(kl_exec *exe); /* to stdout: times per operator and kernel */
 KL_API kl_scope *kl_scope_new(void);
 KL_API void kl_scope_free(kl_scope *s);
 
-typedef struct kl_feed { const char *name; const kl_tensor *value; } kl_feed;
-typedef struct kl_fetch { const char *name; kl_tensor *to; } kl_fetch;
+typedef struct kl_feed {
+  const char *name;
+  const kl_tensor *value;
+} kl_feed;
+typedef struct kl_fetch {
+  const char *name;
+  kl_tensor *to;
+} kl_fetch;
 #define kl_feeds(...) ((const kl_feed[]){__VA_ARGS__, {NULL, NULL}})
 #define kl_fetches(...) ((const kl_fetch[]){__VA_ARGS__, {NULL, NULL}})
 /* Runs a program once. `to` receives the value: into its data if that has the right type and size, otherwise into new
  * memory (kl_tensor_free). A program is compiled when it meets new shapes and kept. */
-KL_API bool kl_run(kl_exec *exe, const kl_program *p, const kl_feed *feeds, const kl_fetch *fetches);
+KL_API bool kl_run(kl_exec *exe, const kl_program *p, const kl_feed *feeds,
+                   const kl_fetch *fetches);
 /* The value of a persistable variable; it belongs to the scope. NULL if it has none (no error). */
 KL_API const kl_tensor *kl_get(kl_exec *exe, const char *name);
 KL_API bool kl_set(kl_exec *exe, const char *name, const kl_tensor *value); /* copied */
@@ -309,13 +428,17 @@ KL_API bool kl_read_array(const char *path, kl_tensor *to);
 typedef struct kl_custom_op {
   const char *name;
   const char *signature; /* "X -> Out" */
-  bool (*infer)(const struct kl_custom_op *op, int n_in, const kl_tensor *in, int n_out, kl_tensor *out); /* dims may be -1 */
-  bool (*forward)(const struct kl_custom_op *op, int n_in, const kl_tensor *in, int n_out, kl_tensor *out);
-  bool (*backward)(const struct kl_custom_op *op, int n_in, const kl_tensor *in, int n_out, kl_tensor *out);
+  bool (*infer)(const struct kl_custom_op *op, int n_in, const kl_tensor *in, int n_out,
+                kl_tensor *out); /* dims may be -1 */
+  bool (*forward)(const struct kl_custom_op *op, int n_in, const kl_tensor *in, int n_out,
+                  kl_tensor *out);
+  bool (*backward)(const struct kl_custom_op *op, int n_in, const kl_tensor *in, int n_out,
+                   kl_tensor *out);
   void *user;
 } kl_custom_op;
-KL_API bool kl_register(const kl_custom_op *op);   /* for the whole process */
-KL_API bool kl_load_plugin(const char *path);      /* opens the library and calls its `bool kiln_plugin(void)` */
+KL_API bool kl_register(const kl_custom_op *op); /* for the whole process */
+/* opens the library and calls its `bool kiln_plugin(void)` */
+KL_API bool kl_load_plugin(const char *path);
 
 #ifdef __cplusplus
 }

@@ -672,7 +672,7 @@ typedef struct EvalEnv {
   void *user;
   uint64_t seed, step;
 } EvalEnv;
-/* Values of all nodes the writes and fetches need, in the arena, indexed by node id. E-DAT-002 from CHECK. */
+/* Values of all nodes the writes and fetches need, in the arena: values[node id], NULL for the others. E-DAT-002 from CHECK. */
 bool graph_eval(Graph *g, const EvalEnv *env, Arena *a, Tensor **values);
 /* Philox4x32-10: four 32-bit words for a counter and key. RANDOM's element e is word e%4 of the block e/4, with
  * counter {e/4 low, e/4 high, stream low, step low} and key {seed low ^ stream high, seed high ^ step high};
