@@ -65,10 +65,10 @@ Node *fold_const_map(Graph *g, Node *n) {
   Node *r = g_node(one, n->prim, n->dtype, 0, n->dims, n->n_in, in);
   r->i = n->i;
   vec_add(one->arena, &one->fetches, ((NamedNode){"", r}));
-  Tensor *values = NULL;
+  Tensor **values = arena_array(one->arena, Tensor *, one->nodes.n);
   EvalEnv env = {0};
   Node *to = NULL;
-  if (graph_eval(one, &env, one->arena, &values)) to = stored(g, n, &values[r->id]);
+  if (graph_eval(one, &env, one->arena, values)) to = stored(g, n, values[r->id]);
   graph_free(one);
   return to;
 }
@@ -103,12 +103,12 @@ void pass_constfold(Graph *g) {
   for (int i = 0; i < g->nodes.n; i++)
     if (g->nodes.v[i]->mark == 3)
       vec_add(sub->arena, &sub->fetches, ((NamedNode){"", g->nodes.v[i]->repl}));
-  Tensor *values = NULL;
+  Tensor **values = arena_array(sub->arena, Tensor *, sub->nodes.n);
   EvalEnv env = {0};
-  if (sub->fetches.n && graph_eval(sub, &env, sub->arena, &values)) {
+  if (sub->fetches.n && graph_eval(sub, &env, sub->arena, values)) {
     for (int i = 0; i < g->nodes.n; i++) {
       Node *n = g->nodes.v[i];
-      if (n->mark == 3) n->data = &values[n->repl->id];
+      if (n->mark == 3) n->data = values[n->repl->id];
     }
     graph_rewrite(g, fold_one);
   }
