@@ -62,7 +62,10 @@ static void nest_roots(Gen *g, int i, Nest *t) {
   for (int o = 0; o < k->outputs.n; o++) {
     Node *n = k->outputs.v[o];
     if (g->part == LOOP_EPILOGUE && n == k->core) continue; /* it is there */
-    bool full = !t->contract && (!t->red || same_dims(n, t->rank, t->ext));
+    /* where rows are single points, everything counts as row values */
+    bool full =
+        !t->contract &&
+        (!t->red || (product(t->rank, t->ext, t->red) != 1 && same_dims(n, t->rank, t->ext)));
     vec_add(g->a, &t->roots,
             ((Root){.n = n, .buf = k->inputs.n + o, .full = full, .concat_axis = -1}));
   }

@@ -139,21 +139,28 @@ static Val map_div(Gen *g, DType t, Val *x) {
   return q;
 }
 
-/* float32 in double, where x - y*q is exact; float64 with one correction step. */
-static Val float_mod(Gen *g, DType t, Val x, Val y) {
+/* x - y trunc(x/y). On the CPU fmod, which is exact; on the GPU in double, where it is exact for quotients below 2^53. */
+static Val float_rem(Gen *g, LLVMTypeRef t, Val x, Val y) {
   LLVMBuilderRef b = g->b;
-  LLVMTypeRef ty = val_type(g, t), f = g->f64;
-  if (ty == g->f32) x = LLVMBuildFPExt(b, x, f, ""), y = LLVMBuildFPExt(b, y, f, "");
-  Val zero = LLVMConstReal(f, 0), q = LLVMBuildFDiv(b, x, y, "");
-  q = gen_call(g, "llvm.floor", f, 1, &q);
-  Val r = math_fma(g, f, LLVMBuildFNeg(b, q, ""), y, x);
+  LLVMTypeRef d = g->f64;
+  if (!g->gpu) return LLVMBuildFRem(b, x, y, "");
+  if (t != d) x = LLVMBuildFPExt(b, x, d, ""), y = LLVMBuildFPExt(b, y, d, "");
+  Val zero = LLVMConstReal(d, 0), q = LLVMBuildFDiv(b, x, y, "");
+  q = gen_call(g, "llvm.trunc", d, 1, &q);
+  Val r = math_fma(g, d, LLVMBuildFNeg(b, q, ""), y, x);
   r = LLVMBuildSelect(b, LLVMBuildFCmp(b, LLVMRealOEQ, q, zero, ""), x, r, "");
-  Val r_neg = LLVMBuildFCmp(b, LLVMRealOLT, r, zero, ""),
-      y_neg = LLVMBuildFCmp(b, LLVMRealOLT, y, zero, "");
+  return t != d ? LLVMBuildFPTrunc(b, r, t, "") : r;
+}
+
+static Val float_mod(Gen *g, DType dt, Val x, Val y) {
+  LLVMBuilderRef b = g->b;
+  LLVMTypeRef t = val_type(g, dt);
+  Val zero = LLVMConstReal(t, 0), r = float_rem(g, t, x, y);
+  Val r_neg = LLVMBuildFCmp(b, LLVMRealOLT, r, zero, "");
+  Val y_neg = LLVMBuildFCmp(b, LLVMRealOLT, y, zero, "");
   Val off = LLVMBuildAnd(b, LLVMBuildFCmp(b, LLVMRealONE, r, zero, ""),
                          LLVMBuildXor(b, r_neg, y_neg, ""), "");
-  r = LLVMBuildSelect(b, off, LLVMBuildFAdd(b, r, y, ""), r, "");
-  return ty == g->f32 ? LLVMBuildFPTrunc(b, r, ty, "") : r;
+  return LLVMBuildSelect(b, off, LLVMBuildFAdd(b, r, y, ""), r, "");
 }
 
 static Val map_mod(Gen *g, DType t, Val *x) {
