@@ -118,8 +118,63 @@ static PlanKind check_contract(Arena *a, Node *node, Tensor *const *values, bool
   return p->kind;
 }
 
-/* Every contraction of the graph. kinds: those expected, in graph order (ANY: not looked at; NULL: none). */
-static void check_graph(Graph *g, Feeds *f, const int *kinds) {
+/* The same with a real epilogue through the whole backend, by BLAS and by generated loops alone: y = relu(core + row bias)
+ * where the bias runs along the last axis. */
+static void check_backend(Graph *g, Feeds *f, Node *node) {
+  if (!node->rank || node_numel(node) == 0) return;
+  int64_t last = node->dims[node->rank - 1];
+  const char *name = arena_fmt(f->a, "bias_%d", map_n(f->map));
+  Node *bias = random_feed(g, f, name, node->dtype, 1, &last);
+  Node *wide = g_expand(g, bias, node->rank, node->dims), *sum = g_map2(g, P_ADD, node, wide);
+  Node *y = g_map2c(g, P_MAX, sum, 0), *zero = y->in[1], *all[5] = {node, wide, sum, zero, y};
+  graph_number(g);
+  NamedNode out = {"y", y};
+  vec_add(g->arena, &g->fetches, out);
+  EvalEnv env = {.lookup = feed, .user = f};
+  Tensor **values = arena_array(f->a, Tensor *, g->nodes.n);
+  assert_true(graph_eval(g, &env, f->a, values));
+  Kernel k = {.kind = K_CONTRACT, .name = "k_contract", .rank = node->rank, .core = node}, *ks = &k;
+  memcpy(k.ext, node->dims, sizeof k.ext);
+  for (int i = 0; i < 5; i++) {
+    if (i == 3 && zero->prim == P_VIEW) vec_add(f->a, &k.nodes, zero->in[0]);
+    vec_add(f->a, &k.nodes, all[i]);
+  }
+  Node *ins[3] = {node->in[0], node->in[1], bias};
+  for (int i = 0; i < 3; i++) vec_add(f->a, &k.inputs, ((KernelInput){ins[i], false}));
+  vec_add(f->a, &k.outputs, y);
+  double terms = 1, eps = node->dtype == DT_FLOAT32 ? 6e-8 : 1.2e-16;
+  for (int l = node->rank; l < node->n_loops; l++) terms *= (double)node->ext[l];
+  int64_t n = node_numel(node), size = dtype_info[node->dtype].size;
+  for (int no_blas = 0; no_blas < 2; no_blas++) {
+    CompileOptions o = {.no_blas = no_blas};
+    KernelCode code;
+    assert_true(backend_cpu.schedule(&k));
+    Module *m = backend_cpu.compile(g, 1, &ks, &o, &code);
+    if (!m) err_print(stderr, false);
+    assert_non_null(m);
+    Tensor got = {.dtype = node->dtype, .rank = 1, .dims = {n}};
+    for (int split = ALL_AT_ONCE; split <= IN_THREES; split++) {
+      got.data = arena_alloc(f->a, (size_t)(n * size));
+      memset(got.data, 0xff, (size_t)(n * size));
+      void *ws = mem_alloc((size_t)k.workspace + 64);
+      void *bufs[5] = {NULL, NULL, NULL, got.data, ws};
+      for (int i = 0; i < 3; i++) bufs[i] = values[ins[i]->id]->data;
+      run_code(&code, bufs, split);
+      mem_free(ws);
+      for (int64_t i = 0; i < n; i++) {
+        double w = tensor_get(values[y->id], i), v = tensor_get(&got, i);
+        if (!(fabs(w - v) <= eps * 8 * (terms + 8)))
+          fail_msg("element %lld is %.9g, not %.9g: %d loops, no_blas %d, split %d", (long long)i,
+                   v, w, node->n_loops, no_blas, split);
+      }
+    }
+    backend_cpu.module_free(m);
+  }
+}
+
+/* Every contraction of the graph. kinds: those expected, in graph order (ANY: not looked at; NULL: none). backend: also by
+ * check_backend. */
+static void check_graph(Graph *g, Feeds *f, const int *kinds, bool backend) {
   assert_false(err_any());
   graph_number(g);
   EvalEnv env = {.lookup = feed, .user = f};
@@ -143,6 +198,8 @@ static void check_graph(Graph *g, Feeds *f, const int *kinds) {
     }
     c++;
   }
+  for (int i = 0, n = g->nodes.n; i < n && backend; i++)
+    if (g->nodes.v[i]->prim == P_CONTRACT) check_backend(g, f, g->nodes.v[i]);
 }
 
 static Feeds feeds_new(void) {
@@ -171,7 +228,7 @@ static void check_product(const Product *p, DType t, bool ta, bool tb) {
   db[r + !tb] = p->n;
   Node *a = random_feed(g, &f, "a", t, r + 2, da), *b = random_feed(g, &f, "b", t, r + 2, db);
   assert_non_null(g_matmul(g, a, b, ta, tb));
-  check_graph(g, &f, (int[]){p->kind});
+  check_graph(g, &f, (int[]){p->kind}, t == DT_FLOAT32 && ta == tb && p->k < 100);
   graph_free(g);
   arena_free(f.a);
 }
@@ -216,7 +273,7 @@ static void check_conv(const Conv *p, DType t, const int *kinds) {
   assert_non_null(y);
   Node *gy = random_feed(g, &f, "gy", t, y->rank, y->dims), *xs[2] = {x, w}, *gxs[2];
   assert_true(derive(g, 1, &y, &gy, 2, xs, gxs));
-  check_graph(g, &f, kinds);
+  check_graph(g, &f, kinds, t == DT_FLOAT32 && p->n < 10 && p->in[0] < 50);
   graph_free(g);
   arena_free(f.a);
 }
@@ -317,7 +374,7 @@ static void test_channels_last(void **state) {
        *w = random_feed(g, &f, "w", DT_FLOAT32, 4, dw);
   assert_non_null(g_contract(g, x, w, 4, 7, ext, mx, mw));
   assert_non_null(g_contract(g, w, x, 4, 7, ext, mw, mx)); /* operands swapped */
-  check_graph(g, &f, NULL);
+  check_graph(g, &f, NULL, true);
   graph_free(g);
   arena_free(f.a);
 }
@@ -355,7 +412,7 @@ static void test_awkward(void **state) {
   AffDim a5[3] = {aff_loop(0), loop2(1, 1, -1, 0, 3), aff_loop(3)},
          b5[3] = {aff_loop(0), loop2(3, 1, -1, 0, 2), aff_loop(2)};
   assert_non_null(g_contract(g, a, b, 3, 4, e5, a5, b5));
-  check_graph(g, &f, NULL);
+  check_graph(g, &f, NULL, true);
   graph_free(g);
   arena_free(f.a);
 }
