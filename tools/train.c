@@ -234,15 +234,22 @@ static bool open_all(Train *t) {
   return ok;
 }
 
+/* What a model needs to be used: the variables of the test program, without the optimiser's state. */
+static bool save_params(Train *t) {
+  Program *p = t->t ? t->t : prog_clone_for_test(t->p);
+  bool ok =
+      p && scope_save_params(t->scope, p, arena_fmt(t->arena, "%s/params.pdiparams", t->save));
+  if (p != t->t) prog_free(p);
+  return ok;
+}
+
 static bool train(Train *t) {
   t->arena = arena_new();
   t->scope = scope_new();
   progress_start(&t->progress);
   bool ok = open_all(t) && run_epochs(t);
   progress_clear(&t->progress);
-  if (ok && t->save)
-    ok = save_checkpoint(t) &&
-         scope_save_params(t->scope, t->p, arena_fmt(t->arena, "%s/params.pdiparams", t->save));
+  if (ok && t->save) ok = save_checkpoint(t) && save_params(t);
   if (ok && t->exec.profile) exec_profile_print(t->run, stdout, false);
   exec_free(t->run);
   events_close(t->events);
