@@ -41,7 +41,7 @@ kl_net *net_of(const kl_var *v) {
 }
 
 kl_var *kl_named_at(const char *at, kl_var *v, const char *name) {
-  if (!net_of(v)) return err_where("%s", at), NULL;
+  if (!net_of(v)) return at_where(at), NULL;
   Block *b = v->block;
   if (!strcmp(v->name, name)) return v;
   if (v->persistable)
@@ -49,13 +49,18 @@ kl_var *kl_named_at(const char *at, kl_var *v, const char *name) {
   else if (block_var(b, name))
     err_set(E_PRO_002, "%s cannot be renamed to %s: that name is taken", quoted(v->name),
             quoted(name));
-  if (err_any()) return err_where("%s", at), NULL;
+  if (err_any()) return at_where(at), NULL;
   for (int i = 0; i < b->ops.n; i++) op_rename(b->ops.v[i], v->name, name);
   map_put(b->by_name, v->name, NULL);
   v->name = arena_str(b->prog->arena, name);
   map_put(b->by_name, name, v);
   b->prog->edits++;
   return v;
+}
+
+void at_where(const char *at) {
+  const Diag *d = err_get();
+  if (d && !strstr(d->where, at)) err_where("%s", at);
 }
 
 /* ---- operators ---- */
@@ -71,7 +76,7 @@ Op *begin_op(const char *at, kl_net *net, const char *type) {
     err_set(E_OPR_001, "unknown operator %s", quoted(type));
     const char *near = opdef_nearest(type);
     if (near) err_help("did you mean %s? `kiln ops` lists all", near);
-    err_where("%s", at);
+    at_where(at);
     return NULL;
   }
   Op *op = block_add_op(net->main->blocks.v[0], type);
@@ -123,19 +128,30 @@ static int list_outputs(const Op *op) {
   return n > 0 && n < 4096 ? n : 1;
 }
 
+/* LAYER.tmp_K within a layer, TYPE_N.tmp_K elsewhere. */
+static const char *temporary(kl_net *net, const Op *op, bool first) {
+  Program *p = net->main;
+  if (first && !net->layer) net->n_tmp = 0;
+  if (first && !net->layer) net->prefix = prog_unique(p, op->type);
+  for (;;) {
+    const char *name =
+        arena_fmt(p->arena, "%s.tmp_%d", net->layer ? net->layer : net->prefix, net->n_tmp++);
+    if (!block_var(op->block, name)) return name;
+  }
+}
+
 static void declare_outputs(Op *op) {
   Block *b = op->block;
-  Program *p = b->prog;
-  const char *prefix = NULL;
-  int k = 0;
+  kl_net *net = b->prog->net;
+  bool first = true;
   for (int i = 0; i < op->def->n_outs; i++) {
     const SlotDef *d = &op->def->outs[i];
     const Slot *have = op_outs(op, d->name);
     if (d->optional || (have && have->n)) continue;
-    if (!prefix) prefix = prog_unique(p, op->type);
     int n = d->list ? list_outputs(op) : 1;
     for (int j = 0; j < n; j++) {
-      const char *name = arena_fmt(p->arena, "%s.tmp_%d", prefix, k++);
+      const char *name = temporary(net, op, first);
+      first = false;
       op_add_out(op, d->name, name);
       Var *v = block_add_var(b, name, VK_TENSOR, DT_NONE, 0, NULL);
       if (v) v->stop_gradient = d->intermediate;
@@ -190,7 +206,7 @@ kl_var *kl_op_at(const char *at, kl_net *net, const char *type, const char *attr
   va_end(ap);
   if (!err_any()) op_set_attrs(op, attrs);
   kl_var *out = end_op(op);
-  if (!out && err_any()) err_where("%s", at);
+  if (!out && err_any()) at_where(at);
   return out;
 }
 
@@ -221,8 +237,16 @@ kl_var *kl_binary_at(const char *at, const char *type, const char *attrs, kl_var
   return kl_op_at(at, net, type, attrs, "X", x, "Y", y, (const char *)0);
 }
 
-kl_var *activate(const char *at, kl_var *x, const char *act) {
-  return act && x ? kl_unary_at(at, act, "", x) : x;
+const char *begin_layer(kl_net *net, const char *key) {
+  net->n_tmp = 0;
+  return net->layer = prog_unique(net->main, key);
+}
+
+kl_var *end_layer(kl_net *net, const char *at, kl_var *y, const char *act) {
+  if (!y) at_where(at);
+  if (y && act) y = kl_unary_at(at, act, "", y);
+  net->layer = NULL;
+  return y;
 }
 
 /* ---- data and parameters ---- */
@@ -236,7 +260,7 @@ kl_var *kl_data_at(const char *at, kl_net *net, const char *name, kl_dtype dtype
   }
   Var *v = block_add_var(net->main->blocks.v[0], name, VK_TENSOR, (DType)dtype, rank, dims);
   if (!v) {
-    err_where("%s", at);
+    at_where(at);
     return NULL;
   }
   v->need_check_feed = v->stop_gradient = true;

@@ -7,6 +7,9 @@
 
 struct kl_net {
   Program *main, *startup;
+  const char *layer;  /* being built: outputs of its operators are LAYER.tmp_K; NULL: none */
+  const char *prefix; /* of an operator outside of layers */
+  int n_tmp;
 };
 
 struct kl_exec {
@@ -32,8 +35,11 @@ static inline Tensor *as_tensor(const kl_tensor *t) { return (Tensor *)(uintptr_
 Op *begin_op(const char *at, kl_net *net, const char *type);
 kl_var *end_op(Op *op);
 bool op_set_attrs(Op *op, const char *text); /* "alpha=0.1 axis=1" */
+void at_where(const char *at);               /* the user's file:line, unless it is told already */
 kl_net *net_of(const kl_var *v);             /* NULL (and an error) for NULL */
-kl_var *activate(const char *at, kl_var *x, const char *act);
+/* A layer's name, KEY_N, which its operators' outputs carry until end_layer. */
+const char *begin_layer(kl_net *net, const char *key);
+kl_var *end_layer(kl_net *net, const char *at, kl_var *y, const char *act); /* act may be NULL */
 
 /* init.c: the startup operator that gives parameter v its first value. */
 bool init_param(kl_net *net, const Var *v, kl_init init, bool is_bias);

@@ -16,7 +16,7 @@ static bool need_rank(const kl_var *x, int rank, const char *layer, const char *
   if (x->rank >= rank) return true;
   err_set(E_SHP_002, "%s needs an input of at least %d dimensions, %s is %s", layer, rank,
           quoted(x->name), shape_text(x->dtype, x->rank, x->dims));
-  return err_where("%s", at), false;
+  return at_where(at), false;
 }
 
 static bool need_known(int64_t d, const kl_var *x, const char *layer, const char *at) {
@@ -25,13 +25,13 @@ static bool need_known(int64_t d, const kl_var *x, const char *layer, const char
           quoted(x->name), shape_text(x->dtype, x->rank, x->dims));
   err_help(
       "only the batch dimension, or dimensions the layer does not size its weights by, may be -1");
-  return err_where("%s", at), false;
+  return at_where(at), false;
 }
 
 static bool need_positive(int64_t v, const char *what, const char *at) {
   if (v > 0) return true;
   err_set(E_ARG_002, "%s is %lld; it must be positive", what, (long long)v);
-  return err_where("%s", at), false;
+  return at_where(at), false;
 }
 
 static kl_var *add_bias(const char *at, kl_net *net, kl_var *y, kl_var *b, int axis) {
@@ -48,7 +48,7 @@ kl_var *kl_fc_at(kl_fc_args a) {
   int64_t in = 1;
   for (int i = flat; i < a.x->rank; i++)
     if (!need_known(a.x->dims[i], a.x, "fc", a.at_) || !mul_ok(in, a.x->dims[i], &in)) return NULL;
-  const char *layer = prog_unique(net->main, "fc");
+  const char *layer = begin_layer(net, "fc");
   kl_dtype t = (kl_dtype)a.x->dtype;
   kl_var *w = layer_param(net, layer, "w_0", t, 2, (int64_t[]){in, a.size}, a.weight, false);
   if (!w) return NULL;
@@ -57,7 +57,7 @@ kl_var *kl_fc_at(kl_fc_args a) {
   if (!a.no_bias && y)
     y = add_bias(a.at_, net, y,
                  layer_param(net, layer, "b_0", t, 1, (int64_t[]){a.size}, a.bias, true), flat);
-  return activate(a.at_, y, a.act);
+  return end_layer(net, a.at_, y, a.act);
 }
 
 static int64_t or_else(int64_t v, int64_t dflt) { return v ? v : dflt; }
@@ -73,10 +73,10 @@ kl_var *kl_conv2d_at(kl_conv2d_args a) {
   if (groups < 1 || channels % groups || a.filters % groups) {
     err_set(E_SHP_006, "conv2d: %lld groups do not divide %lld channels and %lld filters",
             (long long)groups, (long long)channels, (long long)a.filters);
-    err_where("%s", a.at_);
+    at_where(a.at_);
     return NULL;
   }
-  const char *layer = prog_unique(net->main, "conv2d");
+  const char *layer = begin_layer(net, "conv2d");
   int64_t kw = or_else(a.kernel_w, a.kernel);
   int64_t dims[4] = {a.filters, channels / groups, a.kernel, kw};
   kl_dtype t = (kl_dtype)a.x->dtype;
@@ -93,12 +93,11 @@ kl_var *kl_conv2d_at(kl_conv2d_args a) {
   op_set_str(op, "padding_algorithm", a.padding ? a.padding : "EXPLICIT");
   op_set_str(op, "data_format", a.nhwc ? "NHWC" : "NCHW");
   kl_var *y = end_op(op);
-  if (!y) err_where("%s", a.at_);
   if (!a.no_bias && y)
     y = add_bias(a.at_, net, y,
                  layer_param(net, layer, "b_0", t, 1, (int64_t[]){a.filters}, a.bias, true),
                  a.nhwc ? 3 : 1);
-  return activate(a.at_, y, a.act);
+  return end_layer(net, a.at_, y, a.act);
 }
 
 kl_var *kl_pool2d_at(kl_pool2d_args a) {
@@ -118,7 +117,7 @@ kl_var *kl_pool2d_at(kl_pool2d_args a) {
   op_set_bool(op, "ceil_mode", a.ceil_mode);
   op_set_bool(op, "exclusive", !a.inclusive);
   kl_var *y = end_op(op);
-  if (!y) err_where("%s", a.at_);
+  if (!y) at_where(a.at_);
   return y;
 }
 
@@ -136,7 +135,7 @@ kl_var *kl_batch_norm_at(kl_batch_norm_args a) {
   if (!net || !need_rank(a.x, 2, "batch_norm", a.at_)) return NULL;
   int64_t c = a.x->dims[a.nhwc ? a.x->rank - 1 : 1];
   if (!need_known(c, a.x, "batch_norm", a.at_)) return NULL;
-  const char *layer = prog_unique(net->main, "batch_norm");
+  const char *layer = begin_layer(net, "batch_norm");
   kl_dtype t = (kl_dtype)a.x->dtype;
   if (!a.weight.init.kind) a.weight.init = kl_constant(1);
   kl_var *w = layer_param(net, layer, "w_0", t, 1, &c, a.weight, false);
@@ -157,9 +156,7 @@ kl_var *kl_batch_norm_at(kl_batch_norm_args a) {
   op_set_bool(op, "is_test", a.is_test);
   op_set_bool(op, "use_global_stats", a.use_global_stats);
   op_set_str(op, "data_layout", a.nhwc ? "NHWC" : "NCHW");
-  kl_var *y = end_op(op);
-  if (!y) err_where("%s", a.at_);
-  return activate(a.at_, y, a.act);
+  return end_layer(net, a.at_, end_op(op), a.act);
 }
 
 kl_var *kl_layer_norm_at(kl_layer_norm_args a) {
@@ -170,7 +167,7 @@ kl_var *kl_layer_norm_at(kl_layer_norm_args a) {
   for (int i = axis; i < a.x->rank; i++)
     if (!need_known(a.x->dims[i], a.x, "layer_norm", a.at_) || !mul_ok(n, a.x->dims[i], &n))
       return NULL;
-  const char *layer = prog_unique(net->main, "layer_norm");
+  const char *layer = begin_layer(net, "layer_norm");
   kl_dtype t = (kl_dtype)a.x->dtype;
   if (!a.weight.init.kind) a.weight.init = kl_constant(1);
   kl_var *w = a.no_weight ? NULL : layer_param(net, layer, "w_0", t, 1, &n, a.weight, false);
@@ -182,9 +179,7 @@ kl_var *kl_layer_norm_at(kl_layer_norm_args a) {
   if (b) op_add_in(op, "Bias", b->name);
   op_set_int(op, "begin_norm_axis", axis);
   op_set_float(op, "epsilon", a.epsilon != 0 ? a.epsilon : 1e-5);
-  kl_var *y = end_op(op);
-  if (!y) err_where("%s", a.at_);
-  return y;
+  return end_layer(net, a.at_, end_op(op), NULL);
 }
 
 kl_var *kl_dropout_at(kl_dropout_args a) {
@@ -198,7 +193,7 @@ kl_var *kl_dropout_at(kl_dropout_args a) {
   op_set_bool(op, "fix_seed", a.seed != 0);
   op_set_int(op, "seed", a.seed);
   kl_var *y = end_op(op);
-  if (!y) err_where("%s", a.at_);
+  if (!y) at_where(a.at_);
   return y;
 }
 
@@ -207,7 +202,7 @@ kl_var *kl_embedding_at(kl_embedding_args a) {
   if (!net || !need_positive(a.rows, "embedding: rows", a.at_) ||
       !need_positive(a.columns, "embedding: columns", a.at_))
     return NULL;
-  const char *layer = prog_unique(net->main, "embedding");
+  const char *layer = begin_layer(net, "embedding");
   kl_dtype t = a.dtype ? a.dtype : KL_FLOAT32;
   kl_var *w = layer_param(net, layer, "w_0", t, 2, (int64_t[]){a.rows, a.columns}, a.weight, false);
   Op *op = w ? begin_op(a.at_, net, "lookup_table_v2") : NULL;
@@ -215,9 +210,7 @@ kl_var *kl_embedding_at(kl_embedding_args a) {
   op_add_in(op, "W", w->name);
   op_add_in(op, "Ids", a.ids->name);
   op_set_int(op, "padding_idx", a.has_padding ? a.padding : -1);
-  kl_var *y = end_op(op);
-  if (!y) err_where("%s", a.at_);
-  return y;
+  return end_layer(net, a.at_, end_op(op), NULL);
 }
 
 kl_var *kl_reshape_at(const char *at, kl_var *x, int rank, const int64_t *dims) {
@@ -226,7 +219,7 @@ kl_var *kl_reshape_at(const char *at, kl_var *x, int rank, const int64_t *dims) 
   op_add_in(op, "X", x->name);
   op_set_ints(op, "shape", rank, dims);
   kl_var *y = end_op(op);
-  if (!y) err_where("%s", at);
+  if (!y) at_where(at);
   return y;
 }
 
@@ -238,6 +231,6 @@ kl_var *kl_concat_at(const char *at, int axis, int n, kl_var *const *x) {
   }
   if (op) op_set_int(op, "axis", axis);
   kl_var *y = end_op(op);
-  if (!y && op) err_where("%s", at);
+  if (!y && op) at_where(at);
   return y;
 }

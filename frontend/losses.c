@@ -29,7 +29,7 @@ kl_var *kl_huber_at(const char *at, kl_var *x, kl_var *y, double delta) {
   op_add_in(op, "X", x->name);
   op_add_in(op, "Y", y->name);
   op_set_float(op, "delta", delta);
-  if (!end_op(op)) return err_where("%s", at), NULL;
+  if (!end_op(op)) return at_where(at), NULL;
   return block_find_var(op->block, op_out(op, "Out", 0));
 }
 
@@ -46,7 +46,7 @@ kl_var *kl_accuracy_at(const char *at, kl_var *scores, kl_var *label, int k) {
   op_add_in(top, "X", scores->name);
   op_set_int(top, "k", k);
   kl_var *best = end_op(top);
-  if (!best) return err_where("%s", at), NULL;
+  if (!best) return at_where(at), NULL;
   kl_var *indices = kl_output(best, "Indices");
   return kl_op_at(at, net, "accuracy", "", "Out", best, "Indices", indices, "Label", label,
                   (const char *)0);
