@@ -24,7 +24,9 @@ PB       := $(B)/gen/kiln.pb-c.c
 LIB_OBJ  := $(LIB_SRC:%.c=$(B)/%.o) $(PB:.c=.o)
 TESTS    := $(TEST_SRC:tests/%.c=$(B)/tests/%)
 BENCHES  := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
-EXAMPLES := $(EX_SRC:frontend/examples/%.c=$(B)/examples/%)
+PLUGINS  := $(filter frontend/examples/custom_%,$(EX_SRC))
+EXAMPLES := $(patsubst frontend/examples/%.c,$(B)/examples/%,$(filter-out $(PLUGINS),$(EX_SRC))) \
+            $(PLUGINS:frontend/examples/%.c=$(B)/examples/%.so)
 
 .PHONY: all help demo test check bless bench peers loc install deps-build deps-test clean
 .SECONDARY:
@@ -95,9 +97,14 @@ $(B)/tests/%: $(B)/tests/%.o $(HELP_SRC:%.c=$(B)/%.o) $(B)/libkiln.a
 $(B)/bench/%: $(B)/tests/bench/%.o $(B)/libkiln.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
-$(B)/examples/%: frontend/examples/%.c $(B)/libkiln.so
+# The plug-in's source is also part of the example that uses its operator.
+$(B)/examples/seed: frontend/examples/custom_relu.c
+$(B)/examples/%.so: frontend/examples/%.c frontend/kiln.h
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -Ifrontend -o $@ $< -L$(B) -lkiln -Wl,-rpath,'$$ORIGIN/..'
+	$(CC) $(CFLAGS) -Ifrontend -shared -o $@ $<
+$(B)/examples/%: frontend/examples/%.c $(B)/libkiln.so frontend/kiln.h
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -Ifrontend -o $@ $(filter %.c,$^) -L$(B) -lkiln -Wl,-rpath,'$$ORIGIN/..'
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/share/man/man1

@@ -60,7 +60,7 @@ static void save(kl_exec *exe, kl_net *net, const kl_program *test, const char *
     kl_save(parts[i], path);
   }
   snprintf(path, sizeof path, "%s/initial.pdiparams", folder);
-  kl_save_params(exe, kl_main(net), path);
+  kl_save_params(exe, test, path);
 }
 
 int main(int argc, char **argv) {
