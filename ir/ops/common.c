@@ -126,15 +126,21 @@ static Tensor *no_value(void *user, const char *name, bool state) {
 bool ops_value(Graph *g, Node *n, Tensor *value) {
   if (!n || n->rank > KL_VAR_RANK || !is_constant(g, n)) return false;
   NamedNode fetch = {"value", n};
-  Graph part = *g; /* the same nodes, with another root */
-  memset(&part.writes, 0, sizeof part.writes);
+  Graph part = {.arena = g->arena}; /* the nodes that n needs */
+  for (int i = 0; i < g->nodes.n; i++) g->nodes.v[i]->mark = g->nodes.v[i] == n;
+  for (int i = g->nodes.n - 1; i >= 0; i--)
+    for (int k = 0; g->nodes.v[i]->mark && k < g->nodes.v[i]->n_in; k++)
+      g->nodes.v[i]->in[k]->mark = 1;
+  for (int i = 0; i < g->nodes.n; i++)
+    if (g->nodes.v[i]->mark) vec_add(g->arena, &part.nodes, g->nodes.v[i]);
   part.fetches.v = &fetch;
   part.fetches.n = part.fetches.cap = 1;
   EvalEnv env = {.lookup = no_value};
-  Tensor **values = arena_array(g->arena, Tensor *, g->nodes.n);
-  if (!graph_eval(&part, &env, g->arena, values)) return false;
-  *value = *values[n->id];
-  return true;
+  Tensor **values = arena_array(g->arena, Tensor *, part.nodes.n);
+  bool ok = graph_eval(&part, &env, g->arena, values);
+  if (ok) *value = *values[n->id];
+  graph_number(g);
+  return ok;
 }
 
 bool ops_constant(Graph *g, Node *n, int64_t *v, int max, int *count) {
@@ -317,4 +323,21 @@ bool ops_window_out(const Window *w, int i, int64_t in, bool ceil_mode, int64_t 
           (long long)w->hi[i], i);
   err_help("Use a smaller kernel or dilation, more padding, or a larger input.");
   return false;
+}
+
+int ops_axis_of(Expand *x, const char *slot, int rank, int *axis) {
+  int64_t a;
+  int n = ops_list(x, NULL, slot, "axis", &a, 1);
+  if (n < 0) return 0;
+  if (n == 0) return err_set(E_OPR_003, "no axis is given"), 0;
+  if (a == OPS_UNKNOWN) return -1;
+  return ops_axis("axis", a, rank, axis);
+}
+
+bool ops_out_unknown(Expand *x, const char *slot, DType t, int rank) {
+  int64_t dims[KL_RANK];
+  for (int i = 0; i < KL_RANK; i++) dims[i] = -1;
+  for (int i = 0; i < x_n_out(x, slot); i++)
+    if (!x_out_at(x, slot, i, ops_blank(x->g, t, rank, dims))) return false;
+  return true;
 }

@@ -23,18 +23,13 @@ static Node *index_vector(Expand *x, const char *slot, int64_t n) {
 
 /* ---- gather, index_select, index_sample, take_along_axis ---- */
 
-static bool gather_axis(Expand *x, const Node *in, int *axis) {
-  int64_t a;
-  int n = ops_list(x, NULL, "Axis", "axis", &a, 1);
-  if (n < 0) return false;
-  if (n == 0 || a == OPS_UNKNOWN) return err_set(E_OPR_004, "the axis is not known before the run");
-  return ops_axis("axis", a, in->rank, axis);
-}
-
 bool x_gather(Expand *x) {
   Node *in = x_in(x, "X"), *given = x_in(x, "Index");
   int axis;
-  if (!ops_rank(in, "X", 1, KL_RANK) || !given || !gather_axis(x, in, &axis)) return false;
+  if (!ops_rank(in, "X", 1, KL_RANK) || !given) return false;
+  int found = ops_axis_of(x, "Axis", in->rank, &axis);
+  if (found < 0) return ops_out_unknown(x, "Out", in->dtype, in->rank - (given->rank == 0));
+  if (!found) return false;
   Node *out = ops_take(x->g, in, index_vector(x, "Index", in->dims[axis]), axis);
   if (!out || given->rank != 0) return x_out(x, "Out", out);
   int64_t dims[KL_RANK];

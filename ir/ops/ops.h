@@ -37,6 +37,11 @@ bool ops_value(Graph *g, Node *n, Tensor *value);
 /* The integers of a node that depends on constants only: false (without error) if it does not. */
 bool ops_constant(Graph *g, Node *n, int64_t *v, int max, int *count);
 
+/* The attribute `axis`, or the tensor that overrides it: 1 = found, -1 = unknown in inference, 0 = error. */
+int ops_axis_of(Expand *x, const char *slot, int rank, int *axis);
+/* All outputs of the slot with a known rank and unknown dimensions. */
+bool ops_out_unknown(Expand *x, const char *slot, DType t, int rank);
+
 /* A node of that shape whose value is never looked at: the result in shape inference where dims are unknown. */
 Node *ops_blank(Graph *g, DType t, int rank, const int64_t *dims);
 Node *ops_blank_like(Graph *g, const Node *n);

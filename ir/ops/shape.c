@@ -153,8 +153,7 @@ bool x_unsqueeze(Expand *x) {
   if (n < 0) return false;
   memcpy(dims, in->dims, sizeof in->dims);
   for (int i = 0; i < n; i++) {
-    if (axes[i] == OPS_UNKNOWN)
-      return err_set(E_OPR_004, "the axes of unsqueeze are not known before the run");
+    if (axes[i] == OPS_UNKNOWN) return ops_out_unknown(x, "Out", in->dtype, in->rank + n);
     if (!ops_axis("axes", axes[i], rank + 1, &a)) return false;
     memmove(dims + a + 1, dims + a, sizeof *dims * (size_t)(rank - a));
     dims[a] = 1;
@@ -212,20 +211,12 @@ static Node **all_in(Expand *x, const char *slot, int *n) {
   return NULL;
 }
 
-/* The attribute axis, or the tensor that overrides it. */
-static bool axis_of(Expand *x, const char *slot, int rank, int *axis) {
-  int64_t a;
-  int n = ops_list(x, NULL, slot, "axis", &a, 1);
-  if (n < 0) return false;
-  if (n == 0 || a == OPS_UNKNOWN) return err_set(E_OPR_004, "the axis is not known before the run");
-  return ops_axis("axis", a, rank, axis);
-}
-
 bool x_concat(Expand *x) {
   int n, axis;
   Node **v = all_in(x, "X", &n);
-  return v && axis_of(x, "AxisTensor", v[0]->rank, &axis) &&
-         x_out(x, "Out", g_concat(x->g, n, v, axis));
+  int found = v ? ops_axis_of(x, "AxisTensor", v[0]->rank, &axis) : 0;
+  if (found < 0) return ops_out_unknown(x, "Out", v[0]->dtype, v[0]->rank);
+  return found && x_out(x, "Out", g_concat(x->g, n, v, axis));
 }
 
 static bool split_sizes(Expand *x, int64_t all, int n_out, int64_t *size) {
@@ -263,7 +254,9 @@ static bool split_sizes(Expand *x, int64_t all, int n_out, int64_t *size) {
 bool x_split(Expand *x) {
   Node *in = x_in(x, "X");
   int axis, n = x_n_out(x, "Out");
-  if (!in || !axis_of(x, "AxisTensor", in->rank, &axis)) return false;
+  int found = in ? ops_axis_of(x, "AxisTensor", in->rank, &axis) : 0;
+  if (found < 0) return ops_out_unknown(x, "Out", in->dtype, in->rank);
+  if (!found) return false;
   int64_t *size = arena_array(x->g->arena, int64_t, n + 1), at = 0;
   if (!split_sizes(x, in->dims[axis], n, size)) return false;
   for (int i = 0; i < n; i++) {
@@ -508,7 +501,8 @@ bool x_meshgrid(Expand *x) {
     dims[i] = ops_prod(v[i]->dims, 0, v[i]->rank);
   }
   for (int i = 0; i < n; i++)
-    if (!x_out_at(x, "Out", i, g_expand_to(x->g, ops_along(x->g, v[i], n, i), n, dims))) return false;
+    if (!x_out_at(x, "Out", i, g_expand_to(x->g, ops_along(x->g, v[i], n, i), n, dims)))
+      return false;
   return true;
 }
 
