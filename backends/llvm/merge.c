@@ -54,6 +54,10 @@ static bool merge_in(Gen *g, Node *n, int d) {
   case P_VIEW: return can_merge_map(g, n->in[0], n->map[0], n->dims, d);
   case P_RESHAPE: return merge_reshape(g, n, d);
   case P_CHECK: return can_merge(g, n->in[0], d);
+  case P_CONTRACT:
+    for (int i = 0; i < 2; i++)
+      if (!can_merge_map(g, n->in[i], n->map[i], n->ext, d)) return false;
+    return true;
   case P_GATHER: return !at_axis && can_merge(g, n->in[0], d) && can_merge(g, n->in[1], d);
   default: return false;
   }
@@ -61,7 +65,8 @@ static bool merge_in(Gen *g, Node *n, int d) {
 
 bool can_merge(Gen *g, Node *n, int d) {
   NodeInfo *f = gen_info(g, n);
-  if (f->input >= 0 || kernel_sweeps(g->k, n) || n == g->k->core) return true;
+  if (f->input >= 0 || kernel_sweeps(g->k, n)) return true;
+  if (n == g->k->core && g->part == LOOP_EPILOGUE) return true;
   if (!(f->merge_known >> d & 1)) {
     f->merge_yes |= (uint32_t)merge_in(g, n, d) << d;
     f->merge_known |= (uint32_t)1 << d;

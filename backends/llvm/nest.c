@@ -2,7 +2,8 @@
  * the rest is cut into tasks. In: a kernel (and the operand, of a concatenation); out: a Nest. Everything follows
  * from shapes, so the number of tasks does not depend on the machine.
  *   map      rows = result loops but the last, times blocks of the last; inner loop = a block of the last
- *   row      the last axis is summed: rows = all results; sums inside
+ *   row      the last axis (of a contraction: the loop that steps through memory one by one) is summed: rows = all
+ *            results; sums inside
  *   columns  it is not: rows as for maps, sums inside, and a block of the last result axis innermost, summed side by side */
 #include "gen.h"
 
@@ -110,6 +111,26 @@ static void nest_axes(Gen *g, Nest *t) {
   }
 }
 
+/* Does the innermost run of loops `last` make the operands step through memory one by one (or not at all)? */
+static int jumps(const Node *c, int last) {
+  int n = 0;
+  for (int i = 0; i < 2; i++)
+    for (int p = 0; p < c->in[i]->rank; p++) {
+      const AffDim *m = &c->map[i][p];
+      int64_t step = (m->l0 == last ? m->c0 : 0) + (m->l1 == last ? m->c1 : 0);
+      n += step && (p != c->in[i]->rank - 1 || step != 1 || m->div != 1);
+    }
+  return n;
+}
+
+/* Is the inner loop over results rather than over sums? */
+static bool column_mode(const Nest *t) {
+  if (!t->red || !t->n_out) return false;
+  if (!t->n_sum) return true;
+  int out = t->out[t->n_out - 1].last, sum = t->sum[t->n_sum - 1].last;
+  return t->contract ? jumps(t->contract, out) <= jumps(t->contract, sum) : out > sum;
+}
+
 static int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 void nest_plan(Gen *g, int i, Nest *t) {
@@ -118,7 +139,7 @@ void nest_plan(Gen *g, int i, Nest *t) {
   nest_axes(g, t);
   const Axis *last = t->n_out ? &t->out[t->n_out - 1] : NULL;
   t->n_sums = product(t->rank, t->ext, t->red);
-  t->columns = !g->gpu && t->red && last && (!t->n_sum || last->last > t->sum[t->n_sum - 1].last);
+  t->columns = !g->gpu && column_mode(t);
   t->inner = !g->gpu && last && (!t->red || t->columns);
   t->block = t->inner ? last->ext : 1;
   if (t->columns && t->block > 2 * COLUMNS) t->block = COLUMNS;
