@@ -390,6 +390,52 @@ static bool fetch_nodes(Expand *x, int n, const char *const *fetches) {
   return true;
 }
 
+/* ---- operators that want a feed which is absent ---- */
+
+static bool lacks_input(const Op *op, const Map *given, const Map *made) {
+  for (int s = 0; s < op->ins.n; s++)
+    for (int i = 0; i < op->ins.v[s].n; i++) {
+      const char *name = op_in(op, op->ins.v[s].name, i);
+      const Var *v = name ? block_find_var(op->block, name) : NULL;
+      if (v && !v->persistable && !map_get(given, name) && !map_get(made, name)) return true;
+    }
+  return false;
+}
+
+static bool is_needed(const Op *op, const Map *needed) {
+  if (op->def && (op->def->flags & OF_EFFECT)) return true;
+  for (int s = 0; s < op->outs.n; s++)
+    for (int i = 0; i < op->outs.v[s].n; i++) {
+      const char *name = op_out(op, op->outs.v[s].name, i);
+      const Var *v = name ? block_find_var(op->block, name) : NULL;
+      if (name && ((v && v->persistable) || map_get(needed, name))) return true;
+    }
+  return false;
+}
+
+/* Which operators of the block depend on an absent feed while no fetch, state or effect depends on them. */
+static bool *left_out(const Block *b, Arena *a, int n_feeds, const char *const *feeds, int n_fetch,
+                      const char *const *fetches) {
+  bool *out = arena_array(a, bool, b->ops.n + 1);
+  Map *given = map_new(a), *made = map_new(a), *needed = map_new(a);
+  for (int i = 0; i < n_feeds; i++) map_put(given, feeds[i], given);
+  for (int i = 0; i < n_fetch; i++) map_put(needed, fetches[i], needed);
+  for (int i = 0; i < b->ops.n; i++) {
+    const Op *op = b->ops.v[i];
+    out[i] = (op->def && (op->def->flags & OF_IO)) || lacks_input(op, given, made);
+    for (int s = 0; s < op->outs.n && !out[i]; s++)
+      for (int k = 0; k < op->outs.v[s].n; k++) map_put(made, op->outs.v[s].args[k], made);
+  }
+  for (int i = b->ops.n - 1; i >= 0; i--) {
+    const Op *op = b->ops.v[i];
+    if ((op->def && (op->def->flags & OF_IO)) || !is_needed(op, needed)) continue;
+    out[i] = false;
+    for (int s = 0; s < op->ins.n; s++)
+      for (int k = 0; k < op->ins.v[s].n; k++) map_put(needed, op->ins.v[s].args[k], needed);
+  }
+  return out;
+}
+
 Graph *expand_program(const Program *p, int n_feeds, const char *const *feeds, int n_fetch,
                       const char *const *fetches, DimsOf *dims_of, void *user) {
   Graph *g = graph_new(p, false);
@@ -398,11 +444,10 @@ Graph *expand_program(const Program *p, int n_feeds, const char *const *feeds, i
   Expand x = {g, NULL, map_new(g->arena), source_node, &s};
   for (int i = 0; i < n_feeds; i++) map_put(s.fed, feeds[i], &s);
   for (int i = 0; i < b->ops.n; i++) each_output(b->ops.v[i], note_written, &s);
+  const bool *skip = left_out(b, g->arena, n_feeds, feeds, n_fetch, fetches);
   bool ok = true;
-  for (int i = 0; i < b->ops.n && ok; i++) {
-    const Op *op = b->ops.v[i];
-    if (!op->def || !(op->def->flags & OF_IO)) ok = expand_op(&x, op);
-  }
+  for (int i = 0; i < b->ops.n && ok; i++)
+    if (!skip[i]) ok = expand_op(&x, b->ops.v[i]);
   graph_set_op(g, NULL);
   ok = ok && fetch_nodes(&x, n_fetch, fetches);
   if (!ok) {

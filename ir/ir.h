@@ -706,7 +706,8 @@ int64_t x_stream(Expand *x,
 /* Expand one operator: reads and extends env. Adds the place to any error. */
 bool expand_op(Expand *x, const Op *op);
 /* A Program's block 0 (minus feed and fetch operators) as a Graph with STATE/FEED sources.
- * dims_of gives the actual shape of a fed or persistable variable (false = it has none: error set). */
+ * dims_of gives the actual shape of a fed or persistable variable (false = it has none: error set).
+ * Operators that depend on a feed which is absent are left out where no fetch, persistable variable or effect needs them. */
 typedef bool DimsOf(void *user, const Var *v, bool fed, DType *t, int *rank, int64_t *dims);
 Graph *expand_program(const Program *p, int n_feeds, const char *const *feeds, int n_fetch,
                       const char *const *fetches, DimsOf *dims_of, void *user);
