@@ -133,7 +133,11 @@ static void *unpack(Decoder *d, const ProtobufCMessageDescriptor *desc, const Fi
     void *m = protobuf_c_message_unpack(desc, &d->allocator, (size_t)(f->body.end - f->body.p),
                                         f->body.p);
     if (m) return m;
-    if (d->scratch.refused) too_much(d);
+    if (d->scratch.refused) {
+      too_much(d);
+      err_where("byte %zu", f->at);
+      return NULL;
+    }
   }
   err_set(E_PRO_001,
           "not a program: this is not a %s (a field is cut off, of a wrong type, or missing)",
@@ -329,15 +333,15 @@ static bool add_var(Decoder *d, const Pb__VarDesc *m, Block *b, const char *name
     return err_set(E_SHP_002, "%zu dimensions; Kiln takes at most %d", desc->n_dims, KL_VAR_RANK);
   int rank = desc ? (int)desc->n_dims : 0;
   if (desc && !check_var_dims(rank, desc->dims)) return false;
+  int number = desc ? (int)desc->data_type : -1;
+  if (desc && (number < 0 || number > PB__VAR_TYPE__TYPE__SPARSE_CSR))
+    return err_set(E_PRO_002, "%d is not an element type", number);
   if (lod < 0) return err_set(E_PRO_002, "the LoD level is %d", lod);
   if (!charge(d, sizeof(Var) + 160)) return false;
-  DType t = desc ? dtype_from_paddle((int)desc->data_type) : DT_NONE;
+  DType t = desc ? dtype_from_paddle(number) : DT_NONE;
   Var *v = block_add_var(b, name, (VarKind)kind->kind, t, rank, desc ? desc->dims : NULL);
   if (!v) return false;
-  v->paddle_dtype = desc && t == DT_NONE ? (int)desc->data_type : -1;
-  if (v->paddle_dtype != -1 &&
-      (v->paddle_dtype < 0 || v->paddle_dtype > PB__VAR_TYPE__TYPE__SPARSE_CSR))
-    return err_set(E_PRO_002, "%d is not an element type", v->paddle_dtype);
+  v->paddle_dtype = t == DT_NONE ? number : -1;
   v->lod_level = lod;
   v->persistable = m->persistable;
   v->need_check_feed = m->need_check_feed;
