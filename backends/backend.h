@@ -68,6 +68,8 @@ void pool_free(Pool *p);
 int pool_threads(const Pool *p);
 /* fn(user, thread, begin, end) on each thread's static share of n tasks; returns when all are done. */
 typedef void PoolFn(void *user, int thread, int64_t begin, int64_t end);
+/* The same on the calling thread alone. Both run fn with denormal numbers flushed to zero. */
+void pool_run_here(int64_t n, PoolFn *fn, void *user);
 void pool_run(Pool *p, int64_t n, PoolFn *fn, void *user);
 
 #endif

@@ -243,7 +243,7 @@ static void run_kernel(Run *u, int i) {
   for (int j = 0; j < c->n_phases; j++) {
     Phase p = {c->phase[j].fn, c->phase[j].self, bufs, u};
     if (c->cost < INLINE_COST_NS)
-      phase_share(&p, 0, 0, c->phase[j].n_tasks);
+      pool_run_here(c->phase[j].n_tasks, phase_share, &p);
     else
       pool_run(u->e->pool, c->phase[j].n_tasks, phase_share, &p);
   }

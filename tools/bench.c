@@ -33,7 +33,7 @@ static bool fill_state(const Model *m, const Options *o, Executor *e, Scope *s) 
   for (int i = 0; i < n; i++) {
     Tensor *t = scope_set(s, vars[i]->name, vars[i]->dtype, vars[i]->rank, vars[i]->dims, NULL);
     if (!t) return false;
-    fill_random(t, vars[i], (uint64_t)i + 1);
+    fill_random(t, (uint64_t)i + 1);
     for (int64_t k = 0; k < tensor_numel(t); k++) /* small, and positive for variances */
       tensor_set(t, k, 0.05 * tensor_get(t, k) + (vars[i]->rank == 1 ? 0.1 : 0));
   }
@@ -81,7 +81,7 @@ static bool measure(const Options *o, const Model *m, Executor *e, Scope *s, Res
   for (int i = 0; i < n; i++) {
     Tensor *t = (Tensor *)feeds[i].value;
     t->data = arena_alloc(m->arena, tensor_bytes(t) + 1);
-    fill_random(t, NULL, (uint64_t)i + 77);
+    fill_random(t, (uint64_t)i + 77);
   }
   if (o->fetch && !split_names(m->arena, o->fetch, &n_fetch, &fetch)) return false;
   if (!o->fetch && kl_fetch_names(m->prog, (const char *[1]){0}, 0))

@@ -155,14 +155,13 @@ bool model_feed_shapes(const Model *m, const List *shapes, int *n, Feed **feeds)
   return true;
 }
 
-void fill_random(Tensor *t, const Var *v, uint64_t seed) {
-  (void)v;
-  if (!dtype_is_float(t->dtype)) return;
+void fill_random(Tensor *t, uint64_t seed) {
   int64_t n = tensor_numel(t);
   for (int64_t i = 0; i < n; i += 4) {
     uint32_t out[4];
     philox((uint32_t[4]){(uint32_t)(i / 4), (uint32_t)((i / 4) >> 32), 0, 0},
            (uint32_t[2]){(uint32_t)seed, (uint32_t)(seed >> 32)}, out);
-    for (int64_t j = i; j < i + 4 && j < n; j++) tensor_set(t, j, out[j - i] * 0x1p-31 - 1);
+    for (int64_t j = i; j < i + 4 && j < n; j++)
+      tensor_set(t, j, dtype_is_float(t->dtype) ? out[j - i] * 0x1p-31 - 1 : out[j - i] >> 31);
   }
 }

@@ -60,7 +60,7 @@ int model_fetches(const Model *m, const char ***names);
 /* "x=8x3x224x224" items; unnamed dims of other feeds become 1. Tensors without data, in the arena. */
 bool model_feed_shapes(const Model *m, const List *shapes, int *n, Feed **feeds);
 bool split_names(Arena *a, const char *text, int *n, const char ***names); /* "a,b" */
-void fill_random(Tensor *t, const Var *v, uint64_t seed); /* floats in -1..1, integers 0 */
+void fill_random(Tensor *t, uint64_t seed); /* floats in -1..1, integers 0 and 1 */
 
 /* dataset.c: feeds read from files. */
 typedef struct Column {

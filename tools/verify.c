@@ -241,7 +241,7 @@ static bool verify(Verify *v, const char *path, const char *startup, const char 
   for (int i = 0; ok && i < v->n_feeds; i++) {
     Tensor *t = (Tensor *)v->feeds[i].value;
     t->data = arena_alloc(v->m.arena, tensor_bytes(t) + 1);
-    fill_random(t, NULL, (uint64_t)i + 5);
+    fill_random(t, (uint64_t)i + 5);
   }
   if (ok) {
     int n = outputs(v, &all);

@@ -5,7 +5,6 @@ usage: train_step.py BUILD OUT_DIR [ROUNDS]
 For each network: ROUNDS times, in turn, Kiln and torch with 1 and 2 threads (each measurement is the median step of one
 process), then the median over the rounds. Writes OUT_DIR/train_step.md and .json; "best torch" is the faster of torch
 with 1 and 2 threads.
-
 """
 import json, os, statistics, subprocess, sys, tempfile, time
 
@@ -21,7 +20,7 @@ nets = {
 }
 net = nets[name]()
 x = torch.rand(batch, 1, 28, 28) * 2 - 1
-y = torch.zeros(batch, dtype=torch.long)
+y = torch.randint(0, 2, (batch,))
 opt = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
 loss_fn = nn.CrossEntropyLoss()
 ms = []
