@@ -102,13 +102,15 @@ bool x_assign_value(Expand *x) {
   const int64_t *dims = op_intlist(x->op, "shape", &rank);
   const Attr *a = op_attr(x->op, lists[k].attr);
   if (rank > KL_VAR_RANK) return err_set(E_SHP_002, "shape has %d dimensions", rank);
-  if (!tensor_make(&v, x->g->arena, t, rank, dims)) return false;
-  if (!a || a->n != tensor_numel(&v)) {
+  int64_t numel;
+  if (!dims_numel(t, rank, dims, &numel)) return false;
+  if (!a || a->n != numel) {
     err_set(E_OPR_003, "shape %s needs %lld values, %s has %d", dims_text(rank, dims),
-            (long long)tensor_numel(&v), lists[k].attr, a ? a->n : 0);
+            (long long)numel, lists[k].attr, a ? a->n : 0);
     err_help("Values of %s stand in the attribute %s.", dtype_info[t].name, lists[k].attr);
     return false;
   }
+  if (!tensor_make(&v, x->g->arena, t, rank, dims)) return false;
   for (int i = 0; i < a->n; i++) {
     if (t == DT_INT64)
       ((int64_t *)v.data)[i] = a->is[i];
