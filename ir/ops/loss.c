@@ -176,6 +176,7 @@ bool x_nll_loss(Expand *x) {
   uint32_t all = (1u << l->rank) - 1;
   Node *total = g_reduce(g, P_RSUM, w, all, false), *out = NULL;
   if (how == 2) {
+    total = zero(g, w);
     dims[0] = l->dims[0];
     memcpy(dims + 1, l->dims + 2, sizeof *dims * (size_t)(l->rank - 2));
     out = ops_reshape(g, l, l->rank - 1, dims);

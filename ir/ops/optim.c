@@ -18,7 +18,8 @@ static bool lars(Expand *x, int i, double decay) {
   Node *ratio = g_map2(g, P_DIV, g_map2c(g, P_MUL, pn, op_float(x->op, "lars_coeff")),
                        g_map2c(g, P_ADD, sum, op_float(x->op, "epsilon")));
   Node *both = g_map2(g, P_MIN, g_map2(g, P_LT, zero, pn), g_map2(g, P_LT, zero, gn));
-  Node *local = g_map2(g, P_MUL, lr, g_select(g, both, ratio, g_const(g, p->dtype, 1)));
+  Node *local =
+      decay > 0 ? g_map2(g, P_MUL, lr, g_select(g, both, ratio, g_const(g, p->dtype, 1))) : lr;
   Node *step = g_map2(g, P_MUL, local, g_map2(g, P_ADD, d, g_map2c(g, P_MUL, p, decay)));
   Node *velocity = g_map2(g, P_ADD, g_map2c(g, P_MUL, v, op_float(x->op, "mu")), step);
   return x_out_at(x, "VelocityOut", i, velocity) &&
