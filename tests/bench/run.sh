@@ -12,3 +12,4 @@ if ! "$python" -c 'import torch' 2>/dev/null; then
   python=.venv/bin/python
 fi
 "$python" tests/bench/train_step.py "$build" "$build/bench" "${KILN_BENCH_ROUNDS:-5}"
+"$python" tests/bench/seed_peer.py "$build"
