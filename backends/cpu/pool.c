@@ -12,9 +12,6 @@
 #include <stdatomic.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#if defined(__SSE2__)
-#include <xmmintrin.h>
-#endif
 
 enum { POOL_MAX = 256, SPINS = 2000, LINE = 64 };
 
@@ -50,7 +47,8 @@ static inline void spin_pause(void) {
 #endif
 }
 
-/* The floating-point mode of tasks; returns what it was. MXCSR bits 15 (flush results) and 6 (take operands as zero);
+/* The floating-point mode of tasks, as in PaddlePaddle's executor: vanishing gradients would make arithmetic a hundred times
+ * slower. Returns what it was. MXCSR bits 15 (flush results) and 6 (take operands as zero);
  * FPCR bit 24 does both. */
 static uint64_t flush_denormals(void) {
   uint64_t old = 0;
@@ -74,31 +72,10 @@ static void restore_mode(uint64_t old) {
 #endif
 }
 
-/* Numbers too small to be normal count as 0 while tasks run, as in PaddlePaddle's executor: vanishing gradients would make
- * arithmetic a hundred times slower. */
-#if defined(__SSE2__)
-enum { FLUSH_DENORMALS = 0x8040 };
-static unsigned flush_begin(void) {
-  unsigned mode = _mm_getcsr();
-  _mm_setcsr(mode | FLUSH_DENORMALS);
-  return mode;
-}
-static void flush_end(unsigned mode) { _mm_setcsr(mode); }
-#else
-static unsigned flush_begin(void) { return 0; }
-static void flush_end(unsigned mode) { (void)mode; }
-#endif
-
-static void run_tasks(PoolFn *fn, void *user, int t, int64_t begin, int64_t end) {
-  unsigned mode = flush_begin();
-  fn(user, t, begin, end);
-  flush_end(mode);
-}
-
 static void run_share(const Pool *p, int t) {
   int64_t q = p->n / p->threads, r = p->n % p->threads; /* the first r shares hold one more */
   int64_t begin = q * t + (t < r ? t : r), end = begin + q + (t < r);
-  if (begin < end) run_tasks(p->fn, p->user, t, begin, end);
+  if (begin < end) p->fn(p->user, t, begin, end);
 }
 
 static unsigned next_epoch(Pool *p, unsigned seen) {
