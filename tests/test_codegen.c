@@ -566,6 +566,150 @@ static void test_epilogue(void **state) {
   }
 }
 
+/* ---- PTX ---- */
+
+static bool ptxas_accepts(const char *ptx, size_t n, const char *arch) {
+  char path[] = "/tmp/kiln-ptx-XXXXXX", command[256];
+  int fd = mkstemp(path);
+  assert_true(fd >= 0 && write(fd, ptx, n) == (ssize_t)n);
+  close(fd);
+  snprintf(command, sizeof command, "/usr/local/cuda/bin/ptxas -arch=%s -o /dev/null %s", arch,
+           path);
+  bool ok = system(command) == 0;
+  unlink(path);
+  return ok;
+}
+
+static Kernel *ptx_kernel(Case *c, int which) {
+  Graph *g = c->g;
+  Node *x = feed(c, DT_FLOAT32, 4, I64(4, 6, 16, 18), -1, 1), *y[2] = {NULL}, *half, *l;
+  switch (which) {
+  case 0: /* maps with every function, in both widths */
+    y[0] = x;
+    y[1] = g_cast(g, x, DT_FLOAT64);
+    for (Prim p = 0; p < P_N; p++)
+      for (int i = 0; i < 2; i++)
+        if (prim_is_map(p) && p != P_CAST && p != P_SELECT && p != P_LT && p != P_LE && p != P_EQ)
+          y[i] = prim_info[p].n_in == 1 ? g_map1(g, p, y[i])
+                                        : g_map2(g, p, y[i], i ? g_cast(g, x, DT_FLOAT64) : x);
+    return kernel_of(c, K_LOOP, NULL, 2, y, 0);
+  case 1: /* two sweeps and a row result */
+    y[0] = g_map1(g, P_EXP, g_map2(g, P_SUB, x, g_reduce(g, P_RMAX, x, 13, true)));
+    y[1] = g_reduce(g, P_RSUM, y[0], 13, true);
+    return kernel_of(c, K_LOOP, NULL, 2, y, 13);
+  case 2: /* windows, integers, halves */
+    half = g_cast(g, x, DT_BFLOAT16);
+    y[0] = g_reduce(g, P_RMAX,
+                    g_window(g, g_cast(g, half, DT_FLOAT16), 2, 2, I64(3, 3), I64(2, 2), I64(1, 1),
+                             I64(1, 1), I64(1, 1), -9),
+                    48, false);
+    y[1] = g_map2(g, P_POW, g_cast(g, y[0], DT_INT32), g_cast(g, y[0], DT_INT32));
+    return kernel_of(c, K_LOOP, NULL, 2, y, 0);
+  default: /* labels, gather, random numbers */
+    l = g_check(g, feed(c, DT_INT64, 4, I64(4, 1, 16, 18), 0, 5), 0, 6, false, 0, E_DAT_002);
+    y[0] = g_gather(g, x, l, 1);
+    y[1] = g_random(g, DT_FLOAT32, 4, y[0]->dims, 0, 7, false);
+    return kernel_of(c, K_LOOP, NULL, 2, y, 0);
+  }
+}
+
+static void test_ptx(void **state) {
+  (void)state;
+  static const char *const archs[] = {"sm_75", "sm_80", "sm_90"};
+  bool have = access("/usr/local/cuda/bin/ptxas", X_OK) == 0;
+  if (!have) print_message("ptxas: skipped, no CUDA Toolkit\n");
+  for (int i = 0; i < 4; i++)
+    for (size_t s = 0; s < sizeof archs / sizeof *archs; s++) {
+      Case *c = case_new();
+      Kernel *k = ptx_kernel(c, i);
+      CompileOptions o = {.target = arena_fmt(c->a, "cuda:%s", archs[s])};
+      Str out;
+      str_init(&out, c->a);
+      if (!backend_cuda.emit(c->g, 1, &k, &o, "ptx", &out)) fail_error("ptx");
+      assert_non_null(strstr(out.s, ".entry kernel("));
+      if (have && !ptxas_accepts(out.s, out.n, archs[s]))
+        fail_msg("ptxas refuses kernel %d for %s", i, archs[s]);
+      assert_null(backend_cuda.compile(c->g, 1, &k, &o, NULL));
+      assert_int_equal(err_get()->code, E_GEN_002);
+      err_clear();
+      case_free(c);
+    }
+}
+
+/* Unknown targets and texts are errors, not crashes. */
+static void test_emit_errors(void **state) {
+  (void)state;
+  static const struct {
+    const char *target, *what;
+  } bad[] = {{"cuda:sm_30", "ptx"}, {"cuda:80", "ptx"},       {"tpu", "llvm"},
+             {NULL, "ptx"},         {"cuda:sm_80", "object"}, {"cuda:", "ptx"}};
+  Case *c = case_new();
+  Kernel *k = ptx_kernel(c, 1);
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    CompileOptions o = {.target = bad[i].target};
+    Str out;
+    str_init(&out, c->a);
+    assert_false(loops_emit(c->g, 1, &k, NULL, &o, bad[i].what, &out));
+    assert_int_equal(err_get()->code, E_GEN_002);
+    err_clear();
+  }
+  static const char *const texts[] = {"llvm", "asm", "object"};
+  for (int i = 0; i < 6; i++) {
+    CompileOptions o = {.target = i < 3 ? NULL : "cpu:x86-64"};
+    Str out;
+    str_init(&out, c->a);
+    if (!loops_emit(c->g, 1, &k, NULL, &o, texts[i % 3], &out)) fail_error(texts[i % 3]);
+    assert_true(out.n > 100);
+  }
+  case_free(c);
+}
+
+/* ---- the cache of compiled kernels ---- */
+
+static void test_cache(void **state) {
+  (void)state;
+  Case *c = case_new(), *d = case_new();
+  Kernel *k = ptx_kernel(c, 1), *l = ptx_kernel(d, 1), *other = ptx_kernel(case_new(), 2);
+  Kernel *all[3] = {k, other, l};
+  KernelFn *fn[3], *again, *last;
+  LoopModule *m = loops_compile(c->g, 3, all, NULL, NULL, fn), *m2;
+  assert_non_null(m);
+  assert_true(fn[0] == fn[2] && fn[0] != fn[1]);
+  m2 = loops_compile(d->g, 1, &l, NULL, NULL, &again);
+  assert_true(again == fn[0]);
+  loops_free(m);
+  l->inputs.v[0].aligned = true;
+  m = loops_compile(d->g, 1, &l, NULL, NULL, &last);
+  assert_true(last != again);
+  loops_free(m);
+  loops_free(m2);
+  case_free(c);
+  case_free(d);
+}
+
+/* ---- accuracy ---- */
+
+static void test_accuracy(void **state) {
+  (void)state;
+  static const struct {
+    Prim p;
+    double lo, hi, scale;
+  } range[] = {{P_EXP, -104, 89, 0}, {P_EXP, -1, 1, 0},     {P_LOG, 1e-44, 1e-37, 0},
+               {P_LOG, 0.5, 2, 0},   {P_LOG, 0, 1e6, 0},    {P_TANH, -1, 1, 0},
+               {P_TANH, -12, 12, 0}, {P_ERF, -1.1, 1.1, 0}, {P_ERF, -6, 6, 0},
+               {P_SIN, -4, 4, 0.01}, {P_SIN, -1e5, 1e5, 1}, {P_EXP, -745, 709, 0}};
+  for (size_t i = 0; i < sizeof range / sizeof *range; i++)
+    for (int w = 0; w < 2; w++) {
+      Case *c = case_new();
+      Node *x = feed(c, w ? DT_FLOAT64 : DT_FLOAT32, 1, I64(200000), range[i].lo, range[i].hi);
+      check_map(c, g_map1(c->g, range[i].p, x), w ? 8 : 2, range[i].scale,
+                prim_info[range[i].p].name);
+      print_message("%-5s %s %10g..%-8g max %.2f ulp\n", prim_info[range[i].p].name,
+                    w ? "float64" : "float32", range[i].lo, range[i].hi, c->ulp);
+      case_free(c);
+    }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_maps),
                                      cmocka_unit_test(test_casts),
@@ -579,6 +723,10 @@ int main(void) {
                                      cmocka_unit_test(test_check),
                                      cmocka_unit_test(test_concat),
                                      cmocka_unit_test(test_contractions),
-                                     cmocka_unit_test(test_epilogue)};
+                                     cmocka_unit_test(test_epilogue),
+                                     cmocka_unit_test(test_ptx),
+                                     cmocka_unit_test(test_emit_errors),
+                                     cmocka_unit_test(test_cache),
+                                     cmocka_unit_test(test_accuracy)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
