@@ -43,7 +43,7 @@ typedef struct Fuse {
   bool *target;        /* its storage is written or fetched */
   bool *state_write;   /* ... written */
   double *cost;        /* operations per element when inlined */
-  int *loads;          /* tensors read per element when inlined */
+  int *loads;          /* tensors of about its size read per element when inlined */
   Group **owner;       /* of roots */
   unsigned char *seen; /* AT_ bits, during scan() */
   VEC(Group *) groups;

@@ -72,7 +72,6 @@ static double prim_cost(const Node *n) {
   case P_MOD:
   case P_SQRT: return 4;
   case P_GATHER: return 2;
-  case P_CHECK: return 3;
   case P_VIEW:
   case P_RESHAPE: return 0;
   default: return 1;
@@ -87,8 +86,14 @@ static int use_loads(const Fuse *f, const Node *n) {
   return node_is_source(n) || f->root[node_base((Node *)(uintptr_t)n)->id] ? 1 : f->loads[n->id];
 }
 
+/* Does it spread a much smaller operand? Then what that costs is paid seldom. */
+static bool spreads(const Node *n) {
+  return n->prim == P_VIEW && node_numel(n->in[0]) <= node_numel(n) / 4;
+}
+
 /* Operations per element, as far as they are computed in place. */
 double map_cost(const Fuse *f, const Node *n) {
+  if (spreads(n)) return use_cost(f, n->in[0]) > 0;
   double c = prim_cost(n), each = 1;
   if (prim_is_reduce(n->prim) && node_numel(n) > 0)
     each = (double)node_numel(n->in[0]) / (double)node_numel(n);
@@ -99,6 +104,18 @@ double map_cost(const Fuse *f, const Node *n) {
 static void make_root(Fuse *f, Node *n) {
   n = node_base(n);
   if (!node_is_source(n)) f->root[n->id] = true;
+}
+
+/* The maps of its shape that follow a contraction and that alone: their end is stored, so that they become the epilogue
+ * rather than part of what comes next. */
+static void end_epilogue(Fuse *f, Node *c) {
+  Node *x = c;
+  while (!f->target[x->id] && x->n_uses == 1 && f->users[x->id].n == 1) {
+    Node *u = f->users[x->id].v[0];
+    if (!prim_is_map(u->prim) || !node_same_shape(u, c)) break;
+    x = u;
+  }
+  f->root[x->id] = true;
 }
 
 static void forced(Fuse *f) {
@@ -119,6 +136,7 @@ static void forced(Fuse *f) {
     if (n->prim == P_OUT) f->root[i] = true;
     if (!node_is_core(n)) continue;
     f->root[i] = true;
+    if (n->prim == P_CONTRACT) end_epilogue(f, n);
     for (int k = 0; k < n->n_in; k++) make_root(f, n->in[k]);
   }
 }
@@ -151,7 +169,7 @@ void choose_roots(Fuse *f) {
     f->cost[i] = map_cost(f, n);
     for (int k = 0; k < n->n_in; k++) {
       const Node *x = n->in[k];
-      f->loads[i] += use_loads(f, x);
+      f->loads[i] += spreads(n) ? 0 : use_loads(f, x);
       bool stored = node_is_source(x) || f->root[node_base(n->in[k])->id];
       if (!stored && depth[x->id] >= depth[i]) depth[i] = depth[x->id] + 1;
     }

@@ -60,15 +60,13 @@ Node *rule_cast_cast(Graph *g, Node *n) {
 
 /* Does the value end in a contraction or reduction, with maps behind it? */
 static bool ends_in_core(const Node *n) {
-  for (int depth = 0; depth < 16; depth++) {
-    if (n->prim == P_CONTRACT || prim_is_reduce(n->prim)) return true;
-    const Node *next = NULL;
-    for (int k = 0; k < n->n_in && prim_is_map(n->prim); k++)
-      if (n->in[k]->prim == P_CONTRACT || prim_is_reduce(n->in[k]->prim) ||
-          (prim_is_map(n->in[k]->prim) && !next))
-        next = n->in[k];
-    if (!next) return false;
-    n = next;
+  const Node *stack[32];
+  int top = 0;
+  stack[top++] = n;
+  for (int steps = 0; top > 0 && steps < 64; steps++) {
+    const Node *x = stack[--top];
+    if (x->prim == P_CONTRACT || prim_is_reduce(x->prim)) return true;
+    for (int k = 0; k < x->n_in && prim_is_map(x->prim) && top < 32; k++) stack[top++] = x->in[k];
   }
   return false;
 }
@@ -76,9 +74,15 @@ static bool ends_in_core(const Node *n) {
 Node *rule_map_reshape(Graph *g, Node *n) {
   Node *c = NULL, *in[3];
   if (!prim_is_map(n->prim)) return NULL;
-  for (int k = 0; k < n->n_in && !c; k++)
-    if (n->in[k]->prim == P_RESHAPE && n->in[k]->n_uses == 1 && ends_in_core(n->in[k]->in[0]))
-      c = n->in[k]->in[0];
+  for (int k = 0; k < n->n_in && !c; k++) {
+    const Node *r = n->in[k];
+    if (r->prim != P_RESHAPE) continue;
+    /* what has other uses is stored in its own shape, and reshaping it costs nothing */
+    bool only = r->n_uses == 1 && r->in[0]->n_uses == 1;
+    if (only ? prim_is_map(r->in[0]->prim) || ends_in_core(r->in[0])
+             : unit_reshape(r) && ends_in_core(r->in[0]))
+      c = r->in[0];
+  }
   if (!c) return NULL;
   for (int k = 0; k < n->n_in; k++) {
     in[k] = reshape_into(g, n->in[k], c->rank, c->dims, true);

@@ -37,7 +37,7 @@ static bool known(const char *what, const char *list, bool all_ok) {
     char word[64];
     size_t n = strcspn(list, ", ");
     snprintf(word, sizeof word, "%.*s", (int)(n < 63 ? n : 63), list);
-    bool ok = !n || (all_ok && !strcmp(word, "all"));
+    bool ok = !n || (all_ok && (!strcmp(word, "all") || !strcmp(word, "expand")));
     for (int i = 0; i < pass_n && !ok; i++) ok = !strcmp(word, names[i]);
     if (!ok) {
       err_set(E_ARG_001, "%s: there is no pass %s", what, quoted(word));

@@ -62,7 +62,7 @@ static const Rule rules[] = {
     {"reduce-ones", NULL, NULL, ANY, rule_reduce_ones},
     /* rsum(rsum(x, A), B) = rsum(x, A | B); likewise rmax and rprod */
     {"reduce-reduce", NULL, NULL, ANY, rule_reduce_reduce},
-    /* f(reshape(c), y) = reshape(f(c, reshape(y))) where c ends in a contraction or reduction: f can then join it */
+    /* f(reshape(c), y) = reshape(f(c, reshape(y))) where c is a contraction, a reduction or a map: f can then join it */
     {"map-reshape", NULL, NULL, ANY, rule_map_reshape},
     /* f(view(x), view(y), constants) = view(f(x, y, constants)), the view being the same and repeating elements */
     {"map-expand", NULL, NULL, ANY, rule_map_expand},
