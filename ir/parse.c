@@ -433,13 +433,19 @@ static bool program(Text *k) {
     skip_lines(k);
   }
   if (k->s != k->end || !blocks) return fail(k, blocks ? "\"block\" or the end" : "\"block 0 {\"");
-  return prog_check_blocks(k->p);
+  if (prog_check_blocks(k->p)) return true;
+  k->s = NULL; /* the error names the operator; it is not where reading ended */
+  return false;
 }
 
 /* Adds line and column of the place where parsing stopped. */
 static void add_place(const Text *k, const char *file) {
   long line = 1;
   const char *start = k->start;
+  if (!k->s) {
+    err_where("%s", file ? file : "text");
+    return;
+  }
   for (const char *s = k->start; s < k->s; s++)
     if (*s == '\n') line++, start = s + 1;
   err_where("%s, line %ld, column %ld", file ? file : "text", line, (long)(k->s - start) + 1);

@@ -44,9 +44,10 @@ static bool check_block_attr(const Program *p, const Op *op, const Attr *a) {
   for (int i = 0; i < (list ? a->n : 1); i++) {
     int64_t v = list ? a->is[i] : a->i;
     if (v > op->block->idx && v < p->blocks.n) continue;
-    err_set(E_PRO_002,
-            "attribute %s names block %" PRId64 "; it must be after block %d and at most %d",
-            quoted(a->name), v, op->block->idx, p->blocks.n - 1);
+    err_set(E_PRO_002, "attribute %s names block %" PRId64 " of %d", quoted(a->name), v,
+            p->blocks.n);
+    err_help("A sub-block comes after the block of its operator, which is block %d.",
+             op->block->idx);
     err_where("block %d, %s", op->block->idx, op_text(op));
     return false;
   }
