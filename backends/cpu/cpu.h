@@ -108,7 +108,7 @@ bool mat_of(int64_t rows, int64_t sr, int64_t cols, int64_t sc, Mat *m);
 /* c (m x n) = beta*c + a (m x k) b (k x n). Single-threaded. */
 void gemm(DType t, int64_t m, int64_t n, int64_t k, const void *a, Mat ma, const void *b, Mat mb,
           double beta, void *c, Mat mc);
-/* The rows of the epilogue's axis that outer item i belongs to, if items run over it first: rows per item etc. */
+/* Is this loop the result's outermost one of extent > 1, whose indices are the epilogue's rows? */
 bool is_row_axis(const Facts *f, int id, int64_t rows);
 
 /* ---- gemm.c, im2col.c, col2im.c: three ways ---- */

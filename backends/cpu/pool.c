@@ -13,7 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { POOL_MAX = 256, SPINS = 2000, LINE = 64 };
+enum { POOL_MAX = 256, SPINS = 800, LINE = 64 };
 
 typedef struct Worker {
   Pool *pool;
