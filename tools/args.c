@@ -68,6 +68,14 @@ static bool store(const Flag *f, const char *value) {
   return end != value && !*end && errno == 0;
 }
 
+/* --error-format=text|json, understood by every verb. */
+bool error_format(const char *arg) {
+  bool json = !strcmp(arg, "--error-format=json");
+  if (!json && strcmp(arg, "--error-format=text")) return false;
+  error_json = json;
+  return true;
+}
+
 int parse_args(int argc, char **argv, const Usage *u, List *args) {
   const char *verb = argv[0];
   args->n = 0;
@@ -79,6 +87,7 @@ int parse_args(int argc, char **argv, const Usage *u, List *args) {
       args->v[args->n++] = arg;
       continue;
     }
+    if (error_format(arg)) continue;
     const char *eq = strchr(arg, '=');
     const Flag *f = find_flag(u, arg, eq ? (size_t)(eq - arg) : strlen(arg));
     if (!f) return unknown_flag(verb, u, arg);

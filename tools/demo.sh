@@ -21,10 +21,9 @@ rm -rf "$out/run"
 
 echo
 echo "== the 10,000 test images: a row per true class, a column per predicted class"
-"$kiln" run "$out/lenet_test.pdmodel" --params "$out/run/params.pdiparams" \
-  --feed image=$data/t10k-images-idx3-ubyte.gz:scale=1/255 --feed label=$data/t10k-labels-idx1-ubyte.gz \
-  --fetch scores="$out/scores.npy"
-"$kiln" confusion "$out/scores.npy" $data/t10k-labels-idx1-ubyte.gz
+"$build/examples/predict" "$out/lenet_test.pdmodel" "$out/run/params.pdiparams" \
+  $data/t10k-images-idx3-ubyte.gz $data/t10k-labels-idx1-ubyte.gz
+echo
 "$kiln" eval --main "$out/lenet_test.pdmodel" --params "$out/run" \
   --feed image=$data/t10k-images-idx3-ubyte.gz:scale=1/255 --feed label=$data/t10k-labels-idx1-ubyte.gz \
   --batch 100 --fetch loss,acc | sed 's/^acc /test accuracy /; s/^loss /test loss     /'

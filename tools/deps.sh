@@ -18,9 +18,8 @@ command -v dpkg-query >/dev/null || {
 
 missing=
 for p in $want; do
-  case "$(dpkg-query -W -f '${db:Status-Status} ' "$p" 2>/dev/null)" in
-  *installed\ *) case "$(dpkg-query -W -f '${db:Status-Status} ' "$p")" in
-    not-installed*) missing="$missing $p" ;; esac ;;
+  case "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" in
+  installed*) ;;
   *) missing="$missing $p" ;;
   esac
 done

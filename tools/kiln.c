@@ -30,8 +30,7 @@ static int unknown_verb(const char *name) {
 
 /* Handles one flag before the verb; returns how many arguments it took, 0 if it is none. */
 static int global_flag(int argc, char **argv, int i) {
-  if (!strcmp(argv[i], "--error-format=json")) return error_json = true, 1;
-  if (!strcmp(argv[i], "--error-format=text")) return 1;
+  if (error_format(argv[i])) return 1;
   if (!strncmp(argv[i], "--plugin=", 9)) return kl_load_plugin(argv[i] + 9), 1;
   if (!strcmp(argv[i], "--plugin") && i + 1 < argc) return kl_load_plugin(argv[i + 1]), 2;
   return 0;
