@@ -103,7 +103,7 @@ static void draw_block(Dot *d, const Block *b) {
 }
 
 void prog_dot(const Program *p, Str *out) {
-  Dot d = {.out = out, .t = arena_new()};
+  Dot d = {.out = out, .t = arena_scratch()};
   str_add(out, "digraph program {\n  rankdir=TB;\n  node [fontname=\"Helvetica\", fontsize=10];\n");
   for (int i = 0; i < p->blocks.n; i++) draw_block(&d, p->blocks.v[i]);
   str_add(out, "}\n");

@@ -171,7 +171,7 @@ static bool same_program(Compare *c, const Program *a, const Program *b) {
 }
 
 bool prog_equal(const Program *a, const Program *b, Str *why) {
-  Compare c = {arena_new(), why};
+  Compare c = {arena_scratch(), why};
   bool same = same_program(&c, a, b);
   arena_free(c.t);
   return same;

@@ -142,7 +142,7 @@ static void json_block(Arena *t, const Block *b, Str *out) {
 }
 
 void prog_json(const Program *p, Str *out) {
-  Arena *t = arena_new();
+  Arena *t = arena_scratch();
   str_fmt(out, "{\"version\": %" PRId64 ", \"op_versions\": {", p->version);
   for (int i = 0; i < p->op_versions.n; i++) {
     if (i) str_add(out, ", ");

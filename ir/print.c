@@ -158,7 +158,7 @@ static void print_versions(Arena *t, const Program *p, Str *out) {
 }
 
 void prog_print(const Program *p, Str *out) {
-  Arena *t = arena_new();
+  Arena *t = arena_scratch();
   str_fmt(out, "program version %" PRId64, p->version);
   if (p->seed) str_fmt(out, " seed %" PRId64, p->seed);
   str_add(out, "\n");
