@@ -1,4 +1,4 @@
-/* Hostile files, made from recipes by class (shared/hostile-inputs.md: A wire format, B tensor payloads, C names and paths,
+/* Hostile files, made from recipes by class (A wire format, B tensor payloads, C names and paths,
  * D program structure, E shapes and attributes). Whatever is read, verified and inferred must end in success or in one
  * coded error, within a second, within 64 MiB + 3 times the file, and without a byte left allocated. */
 #include "util.h"
@@ -649,93 +649,94 @@ static void test_size(void **state) {
   }
 }
 
-/* Attributes of real operators, replaced by hostile values. */
+/* Attributes of real operators; every @ becomes a hostile value. */
+static const struct {
+  const char *op, *attrs;
+} hostile_attrs[] = {
+    {"Output=y = conv2d(Input=x, Filter=w)", "strides=[@, 1]"},
+    {"Output=y = conv2d(Input=x, Filter=w)", "dilations=[1, @]"},
+    {"Output=y = conv2d(Input=x, Filter=w)", "paddings=[@, @]"},
+    {"Output=y = conv2d(Input=x, Filter=w)", "groups=@"},
+    {"Output=y = conv2d(Input=x, Filter=w)", "strides=[@]"},
+    {"Output=y = conv2d(Input=x, Filter=w)", "paddings=[0, 0, @, 0]"},
+    {"y = pool2d(X=x)", "pooling_type='max', ksize=[@, 2]"},
+    {"y = pool2d(X=x)", "pooling_type='avg', ksize=[2, 2], strides=[1, @]"},
+    {"y = pool2d(X=x)", "pooling_type='avg', ksize=[@, @], adaptive=true"},
+    {"y = pool2d(X=x)", "pooling_type='max', ksize=[2, 2], paddings=[@, 0]"},
+    {"y = softmax(X=x)", "axis=@"},
+    {"y = log_softmax(X=x)", "axis=@"},
+    {"y = concat(X=[x, x])", "axis=@"},
+    {"[y, z] = split(X=x)", "num=@"},
+    {"[y, z] = split(X=x)", "sections=[@, 1], axis=1"},
+    {"[y, z] = split(X=x)", "num=2, axis=@"},
+    {"y = slice(Input=x)", "axes=[@], starts=[0], ends=[1]"},
+    {"y = slice(Input=x)", "axes=[1], starts=[@], ends=[@]"},
+    {"y = slice(Input=x)", "axes=[1, 1], starts=[0, 0], ends=[@, 1]"},
+    {"Out=y, XShape=z = transpose2(X=x)", "axis=[0, 1, 2, @]"},
+    {"Out=y, XShape=z = transpose2(X=x)", "axis=[@]"},
+    {"Out=y, XShape=z = reshape2(X=x)", "shape=[@, -1]"},
+    {"Out=y, XShape=z = reshape2(X=x)", "shape=[@, @, 0]"},
+    {"Out=y, XShape=z = reshape2(X=x)", "shape=[0, 0, 0, 0, 0, @]"},
+    {"Out=y, XShape=z = squeeze2(X=x)", "axes=[@]"},
+    {"Out=y, XShape=z = unsqueeze2(X=x)", "axes=[@]"},
+    {"Out=y, XShape=z = unsqueeze2(X=x)", "axes=[0, 0, 0, 0, 0, 0, 0, 0, 0, @]"},
+    {"Out=y, XShape=z = flatten_contiguous_range(X=x)", "start_axis=@"},
+    {"Out=y, XShape=z = flatten_contiguous_range(X=x)", "start_axis=1, stop_axis=@"},
+    {"y = stack(X=[x, x])", "axis=@"},
+    {"y = tile(X=x)", "repeat_times=[@]"},
+    {"y = tile(X=x)", "repeat_times=[@, @, @, @]"},
+    {"y = expand_v2(X=x)", "shape=[@, 3, 8, 8]"},
+    {"y = expand_v2(X=x)", "shape=[@]"},
+    {"y = pad(X=x)", "paddings=[@, 0, 0, 0, 0, 0, 0, 0]"},
+    {"y = pad(X=x)", "paddings=[@]"},
+    {"y = fill_constant()", "shape=[@, @]L, dtype=5, value=1.0"},
+    {"y = fill_constant()", "shape=[1]L, dtype=@"},
+    {"y = uniform_random()", "shape=[@]L, dtype=5"},
+    {"y = gaussian_random()", "shape=[2]L, dtype=@"},
+    {"y = one_hot_v2(X=i)", "depth=@"},
+    {"y = reduce_sum(X=x)", "dim=[@]"},
+    {"y = reduce_mean(X=x)", "dim=[0, @]"},
+    {"y = reduce_max(X=x)", "dim=[@, @]"},
+    {"y = arg_max(X=x)", "axis=@L, dtype=3"},
+    {"y = arg_max(X=x)", "axis=1L, dtype=@"},
+    {"Out=y, Indices=z = top_k_v2(X=x)", "k=@"},
+    {"Out=y, Indices=z = top_k_v2(X=x)", "k=1, axis=@"},
+    {"y = mul(X=x, Y=v)", "x_num_col_dims=@"},
+    {"y = mul(X=m, Y=v)", "y_num_col_dims=@"},
+    {"y = matmul_v2(X=m, Y=w)", "trans_x=true"},
+    {"y = matmul_v2(X=x, Y=i)", ""},
+    {"y = elementwise_add(X=x, Y=m)", "axis=@"},
+    {"y = elementwise_add(X=x, Y=i)", ""},
+    {"Y=y = layer_norm(X=x)", "begin_norm_axis=@"},
+    {"Y=y = layer_norm(X=x)", "epsilon=@.0"},
+    {"Out=y, Mask=z = dropout(X=x)", "dropout_prob=@.0"},
+    {"Out=y, Mask=z = dropout(X=x)", "dropout_prob=nan"},
+    {"y = cast(X=x)", "in_dtype=5, out_dtype=@"},
+    {"y = gather(X=m, Index=i)", "axis=@"},
+    {"y = lookup_table_v2(W=v, Ids=x)", ""},
+    {"Y=y = unfold(X=x)",
+     "kernel_sizes=[@, 2], strides=[1, 1], paddings=[0, 0, 0, 0], dilations=[1, 1]"},
+    {"Y=y = unfold(X=x)",
+     "kernel_sizes=[2, 2], strides=[@, 1], paddings=[0, 0, 0, 0], dilations=[1, @]"},
+    {"y = clip(X=x)", "min=nan, max=@.0"},
+    {"y = scale(X=x)", "scale='x'"},
+    {"y = scale(X=x)", "scale=[1.0]"},
+    {"y = assign_value()", "shape=[@], dtype=5, fp32_values=[1.0]"},
+};
+
 static void test_attributes(void **state) {
   (void)state;
-  static const struct {
-    const char *op, *attrs; /* "attr:value|value..." or fixed text */
-  } rows[] = {
-      {"Output=y = conv2d(Input=x, Filter=w)", "strides=[@, 1]"},
-      {"Output=y = conv2d(Input=x, Filter=w)", "dilations=[1, @]"},
-      {"Output=y = conv2d(Input=x, Filter=w)", "paddings=[@, @]"},
-      {"Output=y = conv2d(Input=x, Filter=w)", "groups=@"},
-      {"Output=y = conv2d(Input=x, Filter=w)", "strides=[@]"},
-      {"Output=y = conv2d(Input=x, Filter=w)", "paddings=[0, 0, @, 0]"},
-      {"y = pool2d(X=x)", "pooling_type='max', ksize=[@, 2]"},
-      {"y = pool2d(X=x)", "pooling_type='avg', ksize=[2, 2], strides=[1, @]"},
-      {"y = pool2d(X=x)", "pooling_type='avg', ksize=[@, @], adaptive=true"},
-      {"y = pool2d(X=x)", "pooling_type='max', ksize=[2, 2], paddings=[@, 0]"},
-      {"y = softmax(X=x)", "axis=@"},
-      {"y = log_softmax(X=x)", "axis=@"},
-      {"y = concat(X=[x, x])", "axis=@"},
-      {"[y, z] = split(X=x)", "num=@"},
-      {"[y, z] = split(X=x)", "sections=[@, 1], axis=1"},
-      {"[y, z] = split(X=x)", "num=2, axis=@"},
-      {"y = slice(Input=x)", "axes=[@], starts=[0], ends=[1]"},
-      {"y = slice(Input=x)", "axes=[1], starts=[@], ends=[@]"},
-      {"y = slice(Input=x)", "axes=[1, 1], starts=[0, 0], ends=[@, 1]"},
-      {"Out=y, XShape=z = transpose2(X=x)", "axis=[0, 1, 2, @]"},
-      {"Out=y, XShape=z = transpose2(X=x)", "axis=[@]"},
-      {"Out=y, XShape=z = reshape2(X=x)", "shape=[@, -1]"},
-      {"Out=y, XShape=z = reshape2(X=x)", "shape=[@, @, 0]"},
-      {"Out=y, XShape=z = reshape2(X=x)", "shape=[0, 0, 0, 0, 0, @]"},
-      {"Out=y, XShape=z = squeeze2(X=x)", "axes=[@]"},
-      {"Out=y, XShape=z = unsqueeze2(X=x)", "axes=[@]"},
-      {"Out=y, XShape=z = unsqueeze2(X=x)", "axes=[0, 0, 0, 0, 0, 0, 0, 0, 0, @]"},
-      {"Out=y, XShape=z = flatten_contiguous_range(X=x)", "start_axis=@"},
-      {"Out=y, XShape=z = flatten_contiguous_range(X=x)", "start_axis=1, stop_axis=@"},
-      {"y = stack(X=[x, x])", "axis=@"},
-      {"y = tile(X=x)", "repeat_times=[@]"},
-      {"y = tile(X=x)", "repeat_times=[@, @, @, @]"},
-      {"y = expand_v2(X=x)", "shape=[@, 3, 8, 8]"},
-      {"y = expand_v2(X=x)", "shape=[@]"},
-      {"y = pad(X=x)", "paddings=[@, 0, 0, 0, 0, 0, 0, 0]"},
-      {"y = pad(X=x)", "paddings=[@]"},
-      {"y = fill_constant()", "shape=[@, @]L, dtype=5, value=1.0"},
-      {"y = fill_constant()", "shape=[1]L, dtype=@"},
-      {"y = uniform_random()", "shape=[@]L, dtype=5"},
-      {"y = gaussian_random()", "shape=[2]L, dtype=@"},
-      {"y = one_hot_v2(X=i)", "depth=@"},
-      {"y = reduce_sum(X=x)", "dim=[@]"},
-      {"y = reduce_mean(X=x)", "dim=[0, @]"},
-      {"y = reduce_max(X=x)", "dim=[@, @]"},
-      {"y = arg_max(X=x)", "axis=@L, dtype=3"},
-      {"y = arg_max(X=x)", "axis=1L, dtype=@"},
-      {"Out=y, Indices=z = top_k_v2(X=x)", "k=@"},
-      {"Out=y, Indices=z = top_k_v2(X=x)", "k=1, axis=@"},
-      {"y = mul(X=x, Y=v)", "x_num_col_dims=@"},
-      {"y = mul(X=m, Y=v)", "y_num_col_dims=@"},
-      {"y = matmul_v2(X=m, Y=w)", "trans_x=true"},
-      {"y = matmul_v2(X=x, Y=i)", ""},
-      {"y = elementwise_add(X=x, Y=m)", "axis=@"},
-      {"y = elementwise_add(X=x, Y=i)", ""},
-      {"Y=y = layer_norm(X=x)", "begin_norm_axis=@"},
-      {"Y=y = layer_norm(X=x)", "epsilon=@.0"},
-      {"Out=y, Mask=z = dropout(X=x)", "dropout_prob=@.0"},
-      {"Out=y, Mask=z = dropout(X=x)", "dropout_prob=nan"},
-      {"y = cast(X=x)", "in_dtype=5, out_dtype=@"},
-      {"y = gather(X=m, Index=i)", "axis=@"},
-      {"y = lookup_table_v2(W=v, Ids=x)", ""},
-      {"Y=y = unfold(X=x)",
-       "kernel_sizes=[@, 2], strides=[1, 1], paddings=[0, 0, 0, 0], dilations=[1, 1]"},
-      {"Y=y = unfold(X=x)",
-       "kernel_sizes=[2, 2], strides=[@, 1], paddings=[0, 0, 0, 0], dilations=[1, @]"},
-      {"y = clip(X=x)", "min=nan, max=@.0"},
-      {"y = scale(X=x)", "scale='x'"},
-      {"y = scale(X=x)", "scale=[1.0]"},
-      {"y = assign_value()", "shape=[@], dtype=5, fp32_values=[1.0]"},
-  };
   static const char *const values[] = {"0",       "-1",         "-2",          "7",
                                        "1000000", "2147483647", "-2147483648", "-5"};
-  for (int i = 0; i < (int)(sizeof rows / sizeof *rows); i++)
+  for (int i = 0; i < (int)(sizeof hostile_attrs / sizeof *hostile_attrs); i++)
     for (int v = 0; v < 8; v++) {
       Str *s = raw("program\nblock 0 {\n" VARS "  ", sizeof("program\nblock 0 {\n" VARS "  ") - 1);
-      str_fmt(s, "%s {", rows[i].op);
-      for (const char *c = rows[i].attrs; *c; c++)
+      str_fmt(s, "%s {", hostile_attrs[i].op);
+      for (const char *c = hostile_attrs[i].attrs; *c; c++)
         str_add(s, *c == '@' ? values[v] : (char[]){*c, 0});
       str_add(s, "}\n}\n");
       check_text("E1", 10 * i + v, s->s);
-      if (!strchr(rows[i].attrs, '@')) break;
+      if (!strchr(hostile_attrs[i].attrs, '@')) break;
     }
 }
 
