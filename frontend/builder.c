@@ -65,7 +65,8 @@ void at_where(const char *at) {
 
 /* ---- operators ---- */
 
-static void keep_place(Op *op, const char *at) {
+void keep_place(Op *op, const char *at) {
+  if (!at) return;
   const char *lines[1] = {at};
   op_set_attr(op, &(Attr){.name = "op_callstack", .type = AT_STRINGS, .n = 1, .ss = lines});
 }
@@ -237,15 +238,16 @@ kl_var *kl_binary_at(const char *at, const char *type, const char *attrs, kl_var
   return kl_op_at(at, net, type, attrs, "X", x, "Y", y, (const char *)0);
 }
 
-const char *begin_layer(kl_net *net, const char *key) {
+const char *begin_layer(kl_net *net, const char *key, const char *at) {
   net->n_tmp = 0;
+  net->at = at;
   return net->layer = prog_unique(net->main, key);
 }
 
 kl_var *end_layer(kl_net *net, const char *at, kl_var *y, const char *act) {
   if (!y) at_where(at);
   if (y && act) y = kl_unary_at(at, act, "", y);
-  net->layer = NULL;
+  net->layer = net->at = NULL;
   return y;
 }
 

@@ -113,6 +113,7 @@ bool init_param(kl_net *net, const Var *v, kl_init init, bool is_bias) {
   for (size_t i = 0; i < sizeof init_ops / sizeof *init_ops; i++) {
     if ((int)init_ops[i].kind != init.kind) continue;
     Op *op = block_add_op(net->startup->blocks.v[0], init_ops[i].op);
+    keep_place(op, net->at);
     op_add_out(op, "Out", v->name);
     op_set_ints(op, "shape", v->rank, v->dims);
     op_set_int(op, "dtype", dtype_info[v->dtype].paddle);

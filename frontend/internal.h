@@ -8,6 +8,7 @@
 struct kl_net {
   Program *main, *startup;
   const char *layer;  /* being built: outputs of its operators are LAYER.tmp_K; NULL: none */
+  const char *at;     /* the user's file:line that the layer was called from */
   const char *prefix; /* of an operator outside of layers */
   int n_tmp;
 };
@@ -34,11 +35,12 @@ static inline Tensor *as_tensor(const kl_tensor *t) { return (Tensor *)(uintptr_
  * returns the first output's variable. */
 Op *begin_op(const char *at, kl_net *net, const char *type);
 kl_var *end_op(Op *op);
+void keep_place(Op *op, const char *at);     /* in op_callstack; NULL: nothing is kept */
 bool op_set_attrs(Op *op, const char *text); /* "alpha=0.1 axis=1" */
 void at_where(const char *at);               /* the user's file:line, unless it is told already */
 kl_net *net_of(const kl_var *v);             /* NULL (and an error) for NULL */
 /* A layer's name, KEY_N, which its operators' outputs carry until end_layer. */
-const char *begin_layer(kl_net *net, const char *key);
+const char *begin_layer(kl_net *net, const char *key, const char *at);
 kl_var *end_layer(kl_net *net, const char *at, kl_var *y, const char *act); /* act may be NULL */
 
 /* init.c: the startup operator that gives parameter v its first value. */

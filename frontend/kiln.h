@@ -321,7 +321,8 @@ typedef struct kl_optimizer {
 #define kl_adagrad(...) KL_OPTIM_("adagrad", __VA_ARGS__)
 
 /* Appends gradients and updates for all trainable parameters. Returns the learning-rate variable (a scalar). */
-KL_API kl_var *kl_minimize(kl_var *loss, kl_optimizer o);
+#define kl_minimize(loss, optimizer) kl_minimize_at(KL_HERE, (loss), (optimizer))
+KL_API kl_var *kl_minimize_at(const char *at, kl_var *loss, kl_optimizer o);
 /* Appends gradients only. The gradient of v is then the variable "<name of v>@GRAD". */
 KL_API bool kl_backward(kl_var *loss);
 

@@ -48,7 +48,7 @@ kl_var *kl_fc_at(kl_fc_args a) {
   int64_t in = 1;
   for (int i = flat; i < a.x->rank; i++)
     if (!need_known(a.x->dims[i], a.x, "fc", a.at_) || !mul_ok(in, a.x->dims[i], &in)) return NULL;
-  const char *layer = begin_layer(net, "fc");
+  const char *layer = begin_layer(net, "fc", a.at_);
   kl_dtype t = (kl_dtype)a.x->dtype;
   kl_var *w = layer_param(net, layer, "w_0", t, 2, (int64_t[]){in, a.size}, a.weight, false);
   if (!w) return NULL;
@@ -76,7 +76,7 @@ kl_var *kl_conv2d_at(kl_conv2d_args a) {
     at_where(a.at_);
     return NULL;
   }
-  const char *layer = begin_layer(net, "conv2d");
+  const char *layer = begin_layer(net, "conv2d", a.at_);
   int64_t kw = or_else(a.kernel_w, a.kernel);
   int64_t dims[4] = {a.filters, channels / groups, a.kernel, kw};
   kl_dtype t = (kl_dtype)a.x->dtype;
@@ -135,7 +135,7 @@ kl_var *kl_batch_norm_at(kl_batch_norm_args a) {
   if (!net || !need_rank(a.x, 2, "batch_norm", a.at_)) return NULL;
   int64_t c = a.x->dims[a.nhwc ? a.x->rank - 1 : 1];
   if (!need_known(c, a.x, "batch_norm", a.at_)) return NULL;
-  const char *layer = begin_layer(net, "batch_norm");
+  const char *layer = begin_layer(net, "batch_norm", a.at_);
   kl_dtype t = (kl_dtype)a.x->dtype;
   if (!a.weight.init.kind) a.weight.init = kl_constant(1);
   kl_var *w = layer_param(net, layer, "w_0", t, 1, &c, a.weight, false);
@@ -167,7 +167,7 @@ kl_var *kl_layer_norm_at(kl_layer_norm_args a) {
   for (int i = axis; i < a.x->rank; i++)
     if (!need_known(a.x->dims[i], a.x, "layer_norm", a.at_) || !mul_ok(n, a.x->dims[i], &n))
       return NULL;
-  const char *layer = begin_layer(net, "layer_norm");
+  const char *layer = begin_layer(net, "layer_norm", a.at_);
   kl_dtype t = (kl_dtype)a.x->dtype;
   if (!a.weight.init.kind) a.weight.init = kl_constant(1);
   kl_var *w = a.no_weight ? NULL : layer_param(net, layer, "w_0", t, 1, &n, a.weight, false);
@@ -202,7 +202,7 @@ kl_var *kl_embedding_at(kl_embedding_args a) {
   if (!net || !need_positive(a.rows, "embedding: rows", a.at_) ||
       !need_positive(a.columns, "embedding: columns", a.at_))
     return NULL;
-  const char *layer = begin_layer(net, "embedding");
+  const char *layer = begin_layer(net, "embedding", a.at_);
   kl_dtype t = a.dtype ? a.dtype : KL_FLOAT32;
   kl_var *w = layer_param(net, layer, "w_0", t, 2, (int64_t[]){a.rows, a.columns}, a.weight, false);
   Op *op = w ? begin_op(a.at_, net, "lookup_table_v2") : NULL;

@@ -118,12 +118,22 @@ bool kl_backward(kl_var *loss) {
   return net && append_backward(net->main, loss->name, 0, NULL, &n, &pg);
 }
 
-kl_var *kl_minimize(kl_var *loss, kl_optimizer o) {
+/* The operators that minimize() appended know who called it. */
+static void keep_places(Program *p, int from, const char *at) {
+  Block *b = p->blocks.v[0];
+  for (int i = from; i < b->ops.n; i++)
+    if (!op_attr(b->ops.v[i], "op_callstack") || !op_attr(b->ops.v[i], "op_callstack")->n)
+      keep_place(b->ops.v[i], at);
+}
+
+kl_var *kl_minimize_at(const char *at, kl_var *loss, kl_optimizer o) {
   kl_net *net = net_of(loss);
+  int n_main = net ? net->main->blocks.v[0]->ops.n : 0;
+  int n_startup = net ? net->startup->blocks.v[0]->ops.n : 0;
   const OptimRow *r = net ? find_row(o.type) : NULL;
   int n;
   ParamGrad *pg;
-  if (!r || !append_backward(net->main, loss->name, 0, NULL, &n, &pg)) return NULL;
+  if (!r || !append_backward(net->main, loss->name, 0, NULL, &n, &pg)) return at_where(at), NULL;
   Attr attrs[N_ATTRS];
   OptimState states[N_STATES];
   OptimSpec spec = {.type = r->type,
@@ -138,5 +148,7 @@ kl_var *kl_minimize(kl_var *loss, kl_optimizer o) {
   spec.n_attrs = make_attrs(r, &o.a, opdef_find(r->type), attrs);
   spec.n_states = make_states(r, &o.a, states);
   const char *lr = append_optimizer(net->main, net->startup, &spec, n, pg);
+  keep_places(net->main, n_main, at);
+  keep_places(net->startup, n_startup, at);
   return lr ? block_var(net->main->blocks.v[0], lr) : NULL;
 }

@@ -1,0 +1,46 @@
+#!/bin/bash
+# run.sh BUILD...: every test binary of each build folder and the shell tests, a line each; sums up the test functions.
+# KEEP=1 shows the output of passing tests too. Logs: BUILD/tests/NAME.log.
+cd "$(dirname "$0")/.." || exit 1
+[ $# -gt 0 ] || set -- build
+passed=0 failed=0
+# Third-party libraries keep memory of their own; see the file for what and why.
+export LSAN_OPTIONS="suppressions=$PWD/tests/lsan.supp:print_suppressions=0"
+export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1
+export KILN_DEBUG=
+
+# one LABEL LOG COMMAND...: counts cmocka's test functions, or the "ok"/"FAILED" lines of a shell test.
+one() {
+  local label=$1 log=$2 ok bad rc start=$SECONDS
+  shift 2
+  printf '%-44s' "$label"
+  "$@" >"$log" 2>&1
+  rc=$?
+  ok=$(grep -cE '^(\[       OK \]|ok )' "$log")
+  bad=$(grep -cE '^(\[  FAILED  \] [a-zA-Z_0-9]+$|FAILED )' "$log")
+  if [ $rc -ne 0 ] && [ "$bad" -eq 0 ]; then bad=1; fi
+  if [ $rc -eq 0 ]; then bad=0; fi
+  passed=$((passed + ok)) failed=$((failed + bad))
+  if [ $rc -eq 0 ]; then
+    printf '%4d passed %4ds\n' "$ok" $((SECONDS - start))
+    [ -n "${KEEP-}" ] && cat "$log"
+  else
+    printf '%4d passed %d FAILED (exit %d) %4ds\n' "$ok" "$bad" "$rc" $((SECONDS - start))
+    grep -vE '^\[ (RUN|      OK)' "$log" | tail -n 60 | sed 's/^/    /'
+  fi
+  return 0
+}
+
+for build in "$@"; do
+  for test in "$build"/tests/test_*; do
+    [ -x "$test" ] && [ -f "$test" ] && one "$test" "$test.log" "$test"
+  done
+  for script in tests/*.sh; do
+    case "$script" in
+    tests/run.sh | tests/check.sh) ;;
+    *) one "$script $build" "$build/tests/$(basename "$script").log" "$script" "$build" ;;
+    esac
+  done
+done
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
