@@ -23,6 +23,15 @@ static int64_t weight(Prim p) {
   return prim_is_map(p) || prim_is_reduce(p) || p == P_ARGMAX;
 }
 
+/* Without the terms that division leaves out. */
+static int64_t contract_flops(const Node *n) {
+  int64_t flops = 2 * node_numel(n);
+  for (int l = n->rank; l < n->n_loops; l++) flops *= n->ext[l];
+  for (int x = 0; x < 2; x++)
+    for (int d = 0; d < n->in[x]->rank; d++) flops /= n->map[x][d].div;
+  return flops;
+}
+
 static int64_t operations(const Kernel *k) {
   int64_t sum = 0;
   for (int i = 0; i < k->nodes.n; i++) {
@@ -30,11 +39,7 @@ static int64_t operations(const Kernel *k) {
     bool reduces = prim_is_reduce(n->prim);
     if (n->prim != P_CONTRACT)
       sum += weight(n->prim) * node_numel(reduces ? n->in[0] : n);
-    else {
-      int64_t terms = 2 * node_numel(n);
-      for (int l = n->rank; l < n->n_loops; l++) terms *= n->ext[l];
-      sum += terms;
-    }
+    else { sum += contract_flops(n); }
   }
   return sum;
 }
