@@ -1,0 +1,524 @@
+/* Operators against known answers: results of torch 1.13 in float64 (of hand calculation where torch has no such mode), on
+ * small inputs made by a rule; the inferred shapes with unknown dimensions; the refusal of nonsense; dropout's statistics.
+ * An input is "NAME dims rule": the rule m gives element k the value ((5k + 3) mod m - m/2) / 4, "=v,v,.." lists values. */
+#include "util.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+typedef struct Expect {
+  const char *name;
+  int n;
+  const double *v;
+} Expect;
+
+typedef struct Case {
+  const char *op; /* in the text form; inputs and outputs are single variables */
+  const char *in; /* "A 2x3 11; I 2:int64 =0,1" */
+  Expect out[5];
+} Case;
+
+#define V(...)                                                                                     \
+  (int)(sizeof((const double[]){__VA_ARGS__}) / sizeof(double)), (const double[]) { __VA_ARGS__ }
+
+/* ---- running one operator ---- */
+
+typedef struct Run {
+  Arena *a;
+  Program *p;
+  Map *fed; /* name -> Tensor */
+  uint64_t seed, step;
+} Run;
+
+static void read_values(Tensor *t, const char *rule) {
+  bool list = *rule == '=';
+  int64_t m = list ? 0 : strtoll(rule, NULL, 10);
+  for (int64_t k = 0; k < tensor_numel(t); k++)
+    if (list) {
+      char *end;
+      tensor_set(t, k, strtod(rule + 1, &end));
+      rule = *end == ',' ? end : rule;
+    } else {
+      tensor_set(t, k, (double)((5 * k + 3) % m - m / 2) / 4);
+    }
+}
+
+/* One "NAME dims[:type] rule": declares the variable in `text` and keeps its value. A dimension may be -1. */
+static void read_input(Run *r, const char *spec, Str *text) {
+  char name[32], dims[64], rule[256] = "";
+  assert_true(sscanf(spec, " %31s %63[^; ] %255[^;]", name, dims, rule) >= 2);
+  Tensor *t = arena_new_of(r->a, Tensor);
+  DType type = DT_FLOAT64;
+  char *colon = strchr(dims, ':');
+  if (colon) {
+    type = dtype_find(colon + 1);
+    *colon = 0;
+  }
+  int rank = 0;
+  int64_t d[KL_VAR_RANK];
+  for (char *p = dims; *p && strcmp(dims, "scalar"); p += *p == 'x') d[rank++] = strtoll(p, &p, 10);
+  str_fmt(text, "  var %s %s %s\n", name, dtype_info[type].name, dims_text(rank, d));
+  if (!*rule) return;
+  assert_true(tensor_make(t, r->a, type, rank, d));
+  read_values(t, rule);
+  map_put(r->fed, name, t);
+}
+
+/* The program of one operator; its outputs are declared without shape. */
+static void run_start(Run *r, const char *op, const char *in) {
+  *r = (Run){.a = arena_new(), .seed = 5, .step = 1};
+  r->fed = map_new(r->a);
+  Str text;
+  str_init(&text, r->a);
+  str_add(&text, "program version 0\nblock 0 {\n");
+  for (const char *p = in; p; p = strchr(p, ';'), p += p != NULL) read_input(r, p, &text);
+  const char *eq = strstr(op, " = ");
+  for (const char *p = op; p < eq;) { /* "Slot=name, Slot=name" or "name" */
+    size_t n = strcspn(p, ", ");
+    const char *at = memchr(p, '=', n), *name = at ? at + 1 : p;
+    str_fmt(&text, "  var %.*s none\n", (int)(n - (size_t)(name - p)), name);
+    p += n + strspn(p + n, ", ");
+  }
+  str_fmt(&text, "  %s\n}\n", op);
+  r->p = prog_parse(text.s, text.n, "case");
+  if (!r->p) {
+    err_print(stderr, false);
+    fail_msg("%s", text.s);
+  }
+}
+
+static void run_end(Run *r) {
+  prog_free(r->p);
+  arena_free(r->a);
+}
+
+static Tensor *look_up(void *user, const char *name, bool state) {
+  (void)state;
+  return map_get(((Run *)user)->fed, name);
+}
+
+/* The output's value, NULL with an error. */
+static Tensor *run_fetch(Run *r, const char *name) {
+  const char *feeds[8];
+  void *v;
+  int n = map_n(r->fed);
+  for (int i = 0; i < n; i++) feeds[i] = map_at(r->fed, i, &v);
+  if (!infer_program(r->p, true)) return NULL;
+  Graph *g = expand_program(r->p, n, feeds, 1, &name, NULL, NULL);
+  if (!g) return NULL;
+  EvalEnv env = {look_up, r, r->seed, r->step};
+  Tensor **values = arena_array(r->a, Tensor *, g->nodes.n), *t = NULL;
+  if (graph_eval(g, &env, r->a, values)) {
+    t = values[g->fetches.v[0].node->id];
+    t->data = arena_dup(r->a, t->data, tensor_bytes(t));
+  }
+  graph_free(g);
+  return t;
+}
+
+static void check_case(const Case *c) {
+  for (int o = 0; o < 5 && c->out[o].name; o++) {
+    const Expect *e = &c->out[o];
+    Run r;
+    run_start(&r, c->op, c->in);
+    Tensor *t = run_fetch(&r, e->name);
+    if (!t) err_print(stderr, false);
+    if (!t) fail_msg("%s", c->op);
+    if (tensor_numel(t) != e->n)
+      fail_msg("%s: %s has %d elements", c->op, e->name, (int)tensor_numel(t));
+    for (int k = 0; k < e->n; k++)
+      if (!(fabs(tensor_get(t, k) - e->v[k]) <= 1e-7 * (1 + fabs(e->v[k]))))
+        fail_msg("%s: %s[%d] is %.9g, not %.9g", c->op, e->name, k, tensor_get(t, k), e->v[k]);
+    run_end(&r);
+  }
+}
+
+/* ---- contractions, convolution, pooling ---- */
+
+static const Case products[] = {
+    {"Out=Y = matmul_v2(X=A, Y=B)", "A 2x3 11; B 3x2 13", {{"Y", V(-1.5, 0.3125, 1.375, 0.25)}}},
+    {"Out=Y = matmul_v2(X=A, Y=B)", "A 2x3 11; B 3 7", {{"Y", V(-0.9375, 0.6875)}}},
+    {"Out=Y = matmul_v2(X=A, Y=B) {trans_x=true}",
+     "A 3x2 =1,2,3,4,5,6; B 3 =1,10,100",
+     {{"Y", V(531, 642)}}},
+    {"Out=Y = matmul_v2(X=A, Y=B) {trans_y=true}",
+     "A 2 =1,10; B 3x2 =1,2,3,4,5,6",
+     {{"Y", V(21, 43, 65)}}},
+    {"Out=Y = matmul_v2(X=A, Y=B)", "A 3 =1,2,3; B 3 =1,10,100", {{"Y", V(321)}}},
+    {"Out=Y = matmul_v2(X=A, Y=B)",
+     "A 2x1x2x3 11; B 2x3x2 13",
+     {{"Y", V(-1.5, 0.3125, 1.375, 0.25, 0.4375, -0.1875, 0.3125, 0, 2.1875, -1.875, -1.8125, 0.125,
+              -1.875, -1.875, 0.0625, 0.375)}}},
+    {"Output=Y = conv2d(Input=A, Filter=B)",
+     "A 1x2x4x5 11; B 2x2x3x3 13",
+     {{"Y", V(-1.0625, -2.3125, 1.9375, 2.3125, -3.75, 2.5625, 0.125, -1.375, 1.9375, 0.1875,
+              2.8125, -1.4375)}}},
+    {"Output=Y = conv2d(Input=A, Filter=B) {strides=[2,2], paddings=[1,1]}",
+     "A 1x2x4x5 11; B 2x2x3x3 13",
+     {{"Y", V(-0.6875, -0.1875, 2.1875, 0.875, -3.75, -0.6875, -0.5625, -3.375, -1.6875, -2.9375,
+              2.8125, 0.125)}}},
+    {"Output=Y = conv2d(Input=A, Filter=B) {groups=2, dilations=[2,1], paddings=[0,1,1,0]}",
+     "A 1x4x3x3 11; B 2x2x2x2 13",
+     {{"Y",
+       V(-1.1875, 1.5, -1.5625, -0.5, 0.625, -0.375, 0.5625, 1.75, -1.5, -0.1875, 0.875, -0.25)}}},
+    {"Output=Y = conv2d(Input=A, Filter=B) {strides=[2,2], padding_algorithm='SAME'}",
+     "A 1x1x5x4 11; B 1x1x3x3 13",
+     {{"Y", V(2.375, 0.375, 0, -1.1875, -3, 0.375)}}},
+    {"Output=Y = conv2d_transpose(Input=A, Filter=B) {strides=[2,2], paddings=[1,1], "
+     "output_padding=[1,1]}",
+     "A 1x2x2x2 11; B 2x1x3x3 13",
+     {{"Y", V(0.25, 0.125, 0.5625, -0.625, 0.6875, -0.1875, 1.3125, -0.875, 0.1875, 0, 0.5, -0.5,
+              -0.8125, -0.75, 0.75, -0.25)}}},
+    {"Y=Y = unfold(X=A) {kernel_sizes=[2,2]}",
+     "A 1x1x3x3 11",
+     {{"Y", V(-0.5, 0.75, 0.5, -1, 0.75, -0.75, -1, 0.25, 0.5, -1, -1.25, 0, -1, 0.25, 0, 1.25)}}},
+};
+
+static const Case pools[] = {
+    {"Out=Y = pool2d(X=A) {ksize=[3,3], strides=[2,2], paddings=[1,1]}",
+     "A 1x1x5x5 11",
+     {{"Y", V(0.75, 1.25, 1.25, 1, 1.25, 1.25, 1, 1, 1.25)}}},
+    {"Out=Y = pool2d(X=A) {ksize=[2,2], strides=[2,2], ceil_mode=true}",
+     "A 1x1x5x5 11",
+     {{"Y", V(0.75, 1.25, -0.25, 1, 0.75, 1.25, 1, 0.75, -0.75)}}},
+    {"Out=Y = pool2d(X=A) {ksize=[3,3], strides=[2,2], paddings=[1,1], pooling_type='avg'}",
+     "A 1x1x5x5 11",
+     {{"Y", V(-0.1875, 0.0833333333, 0.125, -0.208333333, -0.166666667, 0.333333333, 0,
+              0.0416666667, 0.3125)}}},
+    {"Out=Y = pool2d(X=A) {ksize=[3,3], strides=[2,2], paddings=[1,1], pooling_type='avg', "
+     "exclusive=false}",
+     "A 1x1x5x5 11",
+     {{"Y", V(-0.0833333333, 0.0555555556, 0.0555555556, -0.138888889, -0.166666667, 0.222222222, 0,
+              0.0277777778, 0.138888889)}}},
+    {"Out=Y = pool2d(X=A) {ksize=[2,2], strides=[2,2], pooling_type='avg', exclusive=false, "
+     "ceil_mode=true}",
+     "A 1x1x5x5 11",
+     {{"Y", V(-0.1875, 0.25, -0.625, -0.0625, -0.3125, 0.875, 0.375, 0.125, -0.75)}}},
+    {"Out=Y = pool2d(X=A) {ksize=[3,2], adaptive=true, pooling_type='avg'}",
+     "A 1x1x5x5 11",
+     {{"Y", V(-0.25, -0.0416666667, -0.194444444, 0.166666667, -0.291666667, -0.0833333333)}}},
+    {"Out=Y = pool2d(X=A) {ksize=[3,2], adaptive=true}",
+     "A 1x1x5x5 11",
+     {{"Y", V(0.75, 1.25, 1, 1.25, 1, 1.25)}}},
+    {"Out=Y = pool2d(X=A) {ksize=[7,7], global_pooling=true, pooling_type='avg'}",
+     "A 1x2x1x3 =1,2,6,-1,0,4",
+     {{"Y", V(3, 1)}}},
+    {"Out=Y, Mask=M = max_pool2d_with_index(X=A) {ksize=[3,3], strides=[2,2], paddings=[1,1]}",
+     "A 1x1x5x5 11",
+     {{"Y", V(0.75, 1.25, 1.25, 1, 1.25, 1.25, 1, 1, 1.25)},
+      {"M", V(1, 8, 8, 10, 8, 8, 21, 21, 19)}}},
+    {"X@GRAD=D = pool2d_grad(X=A, Out=O, Out@GRAD=G) {ksize=[3,3], strides=[2,2], paddings=[1,1]}",
+     "A 1x1x5x5 11; O 1x1x3x3 =0; G 1x1x3x3 =1",
+     {{"D", V(0, 1, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2, 0, 0, 0)}}},
+    {"X@GRAD=D = pool2d_grad(X=A, Out=O, Out@GRAD=G) {ksize=[2,2], strides=[2,2]}",
+     "A 1x1x2x4 =5,5,1,2,5,5,2,2; O 1x1x1x2 =5,2; G 1x1x1x2 =3,7", /* ties: the first */
+     {{"D", V(3, 0, 0, 7, 0, 0, 0, 0)}}},
+};
+
+/* ---- normalisation, losses ---- */
+
+#define BN_IN "A 2x2x2x1 11; S 2 =1.5,-0.5; B 2 =0.25,1; M 2 =0.5,-0.5; N 2 =2,0.5"
+#define BN_OUT "Y=Y, MeanOut=MO, VarianceOut=VO, SavedMean=SM, SavedVariance=SV"
+
+static const Case norms[] = {
+    {BN_OUT " = batch_norm(X=A, Scale=S, Bias=B, Mean=M, Variance=N)",
+     BN_IN,
+     {{"Y", V(-0.585619801, 2.19977954, 1.27853993, 0.350073488, -1.69977954, 1.0856198, 1.64992651,
+              0.721460066)},
+      {"MO", V(0.4375, -0.4875)}, /* 0.9 * old + 0.1 * batch, the variance biased */
+      {"VO", V(1.8453125, 0.4953125)},
+      {"SM", V(-0.125, -0.375)},
+      {"SV", V(1.48554631, 1.48554631)}}},
+    {BN_OUT " = batch_norm(X=A, Scale=S, Bias=B, Mean=M, Variance=N) {is_test=true}",
+     BN_IN,
+     {{"Y", V(-0.81065752, 0.51516438, 1.17677493, 0.29290029, -1.34098628, -0.01516438, 1.53032478,
+              0.646450145)},
+      {"MO", V(0.5, -0.5)},
+      {"VO", V(2, 0.5)}}},
+    {BN_OUT " = batch_norm(X=A, Scale=S, Bias=B, Mean=M, Variance=N)", /* one element each: Y = X */
+     "A 1x2 =3,-4; S 2 =1.5,-0.5; B 2 =0.25,1; M 2 =0.5,-0.5; N 2 =2,0.5",
+     {{"Y", V(3, -4)}, {"MO", V(0.5, -0.5)}, {"VO", V(2, 0.5)}}},
+    {"X@GRAD=DX, Scale@GRAD=DS, Bias@GRAD=DB = batch_norm_grad(X=A, Y@GRAD=G, Scale=S, "
+     "SavedMean=M, SavedVariance=I)",
+     "A 2x2x2x1 11; S 2 =1.5,-0.5; M 2 =-0.125,-0.375; I 2 =1.4855463145,1.4855463145; "
+     "G 2x2x2x1 =0.5625,0.25,1,0.5625,0,1,2.25,1.8125",
+     {{"DX", V(0.420207212, -0.864425189, 0.481838095, 0.206513017, -0.597909463, 1.04212744,
+               -0.206513017, -0.481838095)},
+      {"DS", V(0.568685698, -1.74087459)},
+      {"DB", V(1.8125, 5.625)}}},
+    {"Y=Y, Mean=M, Variance=N = layer_norm(X=A, Scale=S, Bias=B)",
+     "A 2x3 11; S 3 =1,2,-1; B 3 =0.5,0,1",
+     {{"Y", V(-0.00799460874, 2.79397035, 1.88899057, 1.38899057, -2.79397035, 0.492005391)},
+      {"M", V(-0.166666667, -0.0833333333)},
+      {"N", V(0.430555556, 0.430555556)}}},
+    {"Y=Y, Mean=M, Variance=N = group_norm(X=A) {groups=2}",
+     "A 1x4x2x1 11",
+     {{"Y", V(-0.784454886, 1.17668233, -1.17668233, 0.784454886, -0.784454886, 1.17668233,
+              -1.17668233, 0.784454886)}}},
+    {"Out=Y, MidOut=M = lrn(X=A) {n=3, k=2.0, alpha=0.1, beta=0.75}",
+     "A 1x3x1x2 11",
+     {{"Y", V(-0.288553812, 0.432830718, -0.417861328, 0.287905619, -0.561986219, 0.146932367)},
+      {"M", V(2.08125, 2.08125, 2.18125, 2.0875, 2.15625, 2.03125)}}},
+    {"Softmax=P, Loss=L = softmax_with_cross_entropy(Logits=A, Label=I)",
+     "A 2x3 =-1,1.5,-1.5,1,-2,0.5; I 2x1:int64 =2,0",
+     {{"P", V(0.0725214457, 0.883492074, 0.0439864803, 0.603748896, 0.0300588876, 0.366192216)},
+      {"L", V(3.12387296, 0.504596902)}}},
+    {"Softmax=P, Loss=L = softmax_with_cross_entropy(Logits=A, Label=I) {soft_label=true}",
+     "A 2x3 =-1,1.5,-1.5,1,-2,0.5; I 2x3 =0.2,0.3,0.5,1,0,0",
+     {{"L", V(2.12387296, 0.504596902)}}},
+    {"Softmax=P, Loss=L = softmax_with_cross_entropy(Logits=A, Label=I) {ignore_index=2}",
+     "A 2x3 =-1,1.5,-1.5,1,-2,0.5; I 2x1:int64 =2,0",
+     {{"L", V(0, 0.504596902)}}},
+    {"Logits@GRAD=D = softmax_with_cross_entropy_grad(Label=I, Softmax=P, Loss@GRAD=G)",
+     "P 2x3 =0.0725214457,0.883492074,0.0439864803,0.603748896,0.0300588876,0.366192216; "
+     "I 2x1:int64 =2,0; G 2x1 =1,2",
+     {{"D", V(0.0725214457, 0.883492074, -0.95601352, -0.792502208, 0.0601177751, 0.732384433)}}},
+};
+
+/* ---- shape, indexing, resizing ---- */
+
+static const Case shapes[] = {
+    {"Out=Y = slice(Input=A) {axes=[0,1], starts=[-2,1], ends=[100,-1]}",
+     "A 3x4 =0,1,2,3,10,11,12,13,20,21,22,23",
+     {{"Y", V(11, 12, 21, 22)}}},
+    {"Out=Y = slice(Input=A) {axes=[0], starts=[1], ends=[2], decrease_axis=[0]}",
+     "A 3x2 =0,1,10,11,20,21",
+     {{"Y", V(10, 11)}}},
+    {"Out=Y = strided_slice(Input=A) {axes=[0], starts=[4], ends=[-1], strides=[-2]}",
+     "A 5 =0,1,2,3,4",
+     {{"Y", V(4, 2, 0)}}},
+    {"Out=Y = strided_slice(Input=A) {axes=[0], starts=[-1], ends=[0], strides=[-1]}",
+     "A 4 =0,1,2,3",
+     {{"Y", V(3, 2, 1)}}},
+    {"Out=Y, XShape=S = transpose2(X=A) {axis=[1,0]}",
+     "A 2x3 =1,2,3,4,5,6",
+     {{"Y", V(1, 4, 2, 5, 3, 6)}}},
+    {"Out=Y = gather(X=A, Index=I) {axis=1}",
+     "A 2x3 =1,2,3,4,5,6; I 2:int64 =2,0",
+     {{"Y", V(3, 1, 6, 4)}}},
+    {"Out=Y = gather_nd(X=A, Index=I)",
+     "A 2x3 =1,2,3,4,5,6; I 2x2:int32 =1,2,0,1",
+     {{"Y", V(6, 2)}}},
+    {"Out=Y = scatter(X=A, Ids=I, Updates=U)", /* the last one wins */
+     "A 3x1 =1,2,3; I 2:int64 =1,1; U 2x1 =7,8",
+     {{"Y", V(1, 8, 3)}}},
+    {"Out=Y = scatter(X=A, Ids=I, Updates=U) {overwrite=false}",
+     "A 3x1 =1,2,3; I 2:int64 =1,1; U 2x1 =7,8",
+     {{"Y", V(1, 15, 3)}}},
+    {"Out=Y = lookup_table_v2(W=A, Ids=I) {padding_idx=1L}",
+     "A 3x2 =1,2,3,4,5,6; I 3:int64 =2,1,0",
+     {{"Y", V(5, 6, 0, 0, 1, 2)}}},
+    {"W@GRAD=D = lookup_table_v2_grad(W=A, Ids=I, Out@GRAD=G) {padding_idx=1L}",
+     "A 3x2 =0; I 3:int64 =2,1,2; G 3x2 =1,2,3,4,5,6",
+     {{"D", V(0, 0, 0, 0, 6, 8)}}},
+    {"Out=Y = tile(X=A) {repeat_times=[2,2]}", "A 1x2 =1,2", {{"Y", V(1, 2, 1, 2, 1, 2, 1, 2)}}},
+    {"Out=Y = roll(X=A) {shifts=[1]L, axis=[1]L}", "A 1x3 =1,2,3", {{"Y", V(3, 1, 2)}}},
+    {"Out=Y = diag_v2(X=A) {offset=1, padding_value=9.0}",
+     "A 2 =1,2",
+     {{"Y", V(9, 1, 9, 9, 9, 2, 9, 9, 9)}}},
+    {"Out=Y = pad3d(X=A) {paddings=[2,1,1,0,0,0], mode='reflect'}",
+     "A 1x1x1x2x3 11",
+     {{"Y", V(0.25, -1, 0.5, -1, 0.25, -1, -0.75, 0.75, -0.5, 0.75, -0.75, 0.75, 0.25, -1, 0.5, -1,
+              0.25, -1)}}},
+    {"Out=Y = pixel_shuffle(X=A) {upscale_factor=2}",
+     "A 1x4x1x2 11",
+     {{"Y", V(-0.5, -0.75, 0.75, 0.5, -1, -1.25, 0.25, 0)}}},
+    {"Out=Y = bilinear_interp_v2(X=A) {out_h=3, out_w=4}",
+     "A 1x1x2x3 11",
+     {{"Y", V(-0.5, 0.333333333, 0.25, -0.75, 0, -0.0833333333, -0.166666667, -0.25, 0.5, -0.5,
+              -0.583333333, 0.25)}}},
+    {"Out=Y = bilinear_interp_v2(X=A) {out_h=3, out_w=4, align_corners=false, align_mode=0}",
+     "A 1x1x2x3 11",
+     {{"Y", V(-0.5, 0.28125, 0.1875, -0.75, 0, -0.078125, -0.171875, -0.25, 0.5, -0.4375, -0.53125,
+              0.25)}}},
+    {"Out=Y = nearest_interp_v2(X=A) {scale=[2.0], align_corners=false}",
+     "A 1x1x1x2 =1,2",
+     {{"Y", V(1, 1, 2, 2, 1, 1, 2, 2)}}},
+};
+
+#define CHECK_ALL(cases)                                                                           \
+  for (size_t i = 0; i < sizeof(cases) / sizeof *(cases); i++) check_case(&(cases)[i])
+
+static void test_products(void **state) {
+  (void)state;
+  CHECK_ALL(products);
+}
+static void test_pools(void **state) {
+  (void)state;
+  CHECK_ALL(pools);
+}
+static void test_norms(void **state) {
+  (void)state;
+  CHECK_ALL(norms);
+}
+static void test_shapes(void **state) {
+  (void)state;
+  CHECK_ALL(shapes);
+}
+
+/* ---- inference with unknown dimensions ---- */
+
+static void test_unknown_dims(void **state) {
+  static const struct {
+    const char *op, *in, *dims; /* dims of the variable Y */
+  } rows[] = {
+      {"Output=Y = conv2d(Input=A, Filter=B) {paddings=[1,1]}", "A -1x3x8x-1; B 4x3x3x3",
+       "[-1, 4, 8, -1]"},
+      {"Output=Y = conv2d(Input=A, Filter=B) {padding_algorithm='SAME', strides=[2,2]}",
+       "A -1x3x7x-1; B 4x3x3x3", "[-1, 4, 4, -1]"},
+      {"Out=Y = pool2d(X=A) {ksize=[2,2], adaptive=true}", "A -1x3x-1x-1", "[-1, 3, 2, 2]"},
+      {"Out=Y = pool2d(X=A) {ksize=[2,2], strides=[2,2]}", "A -1x3x-1x9", "[-1, 3, -1, 4]"},
+      {"Out=Y = matmul_v2(X=A, Y=B)", "A -1x-1x5; B 5x7", "[-1, -1, 7]"},
+      {"Out=Y = mul(X=A, Y=B)", "A -1x4x4; B 16x10", "[-1, 10]"},
+      {"Out=Y, XShape=S = reshape2(X=A) {shape=[0,-1]}", "A -1x4x4", "[-1, 16]"},
+      {"Out=Y, XShape=S = reshape2(X=A) {shape=[-1,8]}", "A -1x4x4", "[-1, 8]"},
+      {"Out=Y, XShape=S = flatten_contiguous_range(X=A) {stop_axis=-1}", "A -1x4x4", "[-1, 16]"},
+      {"Out=Y, XShape=S = squeeze2(X=A) {axes=[1]}", "A -1x1x4", "[-1, 4]"},
+      {"Out=Y = slice(Input=A) {axes=[0,1], starts=[0,1], ends=[2,3], decrease_axis=[]}", "A -1x4",
+       "[-1, 2]"},
+      {"Out=Y = gather(X=A, Index=I)", "A -1x4; I -1:int64", "[-1, 4]"},
+      {"Out=Y = lookup_table_v2(W=A, Ids=I)", "A 10x4; I -1x3:int64", "[-1, 3, 4]"},
+      {"Out=Y = expand_v2(X=A) {shape=[-1,5]}", "A -1x1", "[-1, 5]"},
+  };
+  (void)state;
+  for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    Run r;
+    run_start(&r, rows[i].op, rows[i].in);
+    if (!infer_program(r.p, true)) {
+      err_print(stderr, false);
+      fail_msg("%s", rows[i].op);
+    }
+    const Var *y = block_var(r.p->blocks.v[0], "Y");
+    if (strcmp(dims_text(y->rank, y->dims), rows[i].dims))
+      fail_msg("%s: %s, not %s", rows[i].op, dims_text(y->rank, y->dims), rows[i].dims);
+    run_end(&r);
+  }
+}
+
+/* ---- refusals ---- */
+
+static void test_refusals(void **state) {
+  static const struct {
+    ErrCode code;
+    const char *op, *in, *part;
+  } rows[] = {
+      {E_SHP_012, "Out=Y = matmul_v2(X=A, Y=B)", "A 2x3; B 4x2", "3 vs 4"},
+      {E_OPR_003, "Out=Y = mul(X=A, Y=B) {x_num_col_dims=2}", "A 2x3; B 3x2", "x_num_col_dims"},
+      {E_OPR_003, "Output=Y = conv2d(Input=A, Filter=B) {strides=[0,1]}", "A 1x1x4x4; B 1x1x2x2",
+       "strides"},
+      {E_OPR_003, "Output=Y = conv2d(Input=A, Filter=B) {groups=0}", "A 1x1x4x4; B 1x1x2x2",
+       "groups is 0"},
+      {E_SHP_006, "Output=Y = conv2d(Input=A, Filter=B)", "A 1x3x4x4; B 1x2x2x2", "3 channels"},
+      {E_SHP_005, "Output=Y = conv2d(Input=A, Filter=B)", "A 1x1x4x4; B 1x1x5x2", "does not fit"},
+      {E_OPR_003, "Output=Y = conv2d(Input=A, Filter=B) {paddings=[1,2,3]}", "A 1x1x4x4; B 1x1x2x2",
+       "3 values"},
+      {E_OPR_003, "Output=Y = conv2d(Input=A, Filter=B) {data_format='CHWN'}",
+       "A 1x1x4x4; B 1x1x2x2", "CHWN"},
+      {E_OPR_003, "Out=Y = pool2d(X=A) {ksize=[2,2,2]}", "A 1x1x4x4", "ksize"},
+      {E_OPR_003, "Out=Y = pool2d(X=A) {ksize=[2,2], pooling_type='min'}", "A 1x1x4x4", "min"},
+      {E_SHP_003, "Out=Y, XShape=S = transpose2(X=A) {axis=[0,0]}", "A 2x3", "no permutation"},
+      {E_SHP_004, "Out=Y, XShape=S = reshape2(X=A) {shape=[4,-1]}", "A 2x3", "6 elements"},
+      {E_SHP_003, "Out=Y, XShape=S = squeeze2(X=A) {axes=[2]}", "A 2x3", "outside"},
+      {E_OPR_003, "Out=P = split(X=A) {sections=[1]}", "A 3x2", "sections"},
+      {E_OPR_003, "Out=Y = strided_slice(Input=A) {axes=[0], starts=[0], ends=[2], strides=[0]}",
+       "A 3", "strides"},
+      {E_SHP_006, "Out=Y = slice(Input=A) {axes=[0], starts=[0], ends=[2], decrease_axis=[0]}",
+       "A 3x2", "decrease_axis"},
+      {E_OPR_003, "Out=Y, Mask=M = dropout(X=A) {dropout_prob=1.5}", "A 3", "1.5"},
+      {E_TYP_002, "Out=Y = gather(X=A, Index=I)", "A 3; I 2", "int32 or int64"},
+  };
+  (void)state;
+  for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    Run r;
+    run_start(&r, rows[i].op, rows[i].in);
+    if (infer_program(r.p, true)) fail_msg("accepted: %s", rows[i].op);
+    expect_error(rows[i].code, rows[i].part);
+    run_end(&r);
+  }
+}
+
+static void test_indices_out_of_range(void **state) {
+  static const struct {
+    const char *op, *in;
+  } rows[] = {
+      {"Out=Y = gather(X=A, Index=I)", "A 3x2 7; I 2:int64 =0,3"},
+      {"Out=Y = gather(X=A, Index=I)", "A 3x2 7; I 2:int64 =0,-1"},
+      {"Out=Y = gather_nd(X=A, Index=I)", "A 3x2 7; I 1x2:int64 =0,2"},
+      {"Out=Y = index_select(X=A, Index=I)", "A 3x2 7; I 1:int32 =3"},
+      {"Out=Y = lookup_table_v2(W=A, Ids=I)", "A 3x2 7; I 1:int64 =3"},
+      {"Out=Y = scatter(X=A, Ids=I, Updates=U)", "A 3x2 7; I 1:int64 =3; U 1x2 7"},
+  };
+  (void)state;
+  for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    Run r;
+    run_start(&r, rows[i].op, rows[i].in);
+    if (run_fetch(&r, "Y")) fail_msg("accepted: %s", rows[i].op);
+    expect_error(E_DAT_002, "");
+    run_end(&r);
+  }
+}
+
+/* ---- dropout ---- */
+
+/* The sum of an output of dropout over 10000 ones; *first keeps the first 64 values as bits. */
+static double dropped_sum(const char *attrs, const char *out, uint64_t seed, uint64_t step,
+                          uint64_t *first) {
+  Run r;
+  char op[256];
+  snprintf(op, sizeof op, "Out=Y, Mask=M = dropout(X=A) {%s}", attrs);
+  run_start(&r, op, "A 10000 =1");
+  r.seed = seed, r.step = step;
+  Tensor *t = run_fetch(&r, out);
+  assert_non_null(t);
+  double sum = 0;
+  *first = 0;
+  for (int64_t k = 0; k < tensor_numel(t); k++) {
+    double v = tensor_get(t, k);
+    sum += v;
+    if (k < 64) *first |= (uint64_t)(v != 0) << k;
+  }
+  run_end(&r);
+  return sum;
+}
+
+static void test_dropout(void **state) {
+  static const char down[] = "dropout_prob=0.3",
+                    up[] = "dropout_prob=0.3, dropout_implementation='upscale_in_train'",
+                    fixed[] = "dropout_prob=0.3, fix_seed=true, seed=9";
+  uint64_t a, b;
+  (void)state;
+  /* 10000 draws: the standard deviation of the kept ones is 46 */
+  assert_true(fabs(dropped_sum(down, "M", 1, 1, &a) - 7000) < 250);
+  assert_true(fabs(dropped_sum(down, "Y", 1, 1, &b) - 7000) < 250);
+  assert_int_equal(a, b);
+  assert_true(fabs(dropped_sum(up, "Y", 1, 1, &b) - 10000) < 360);
+  dropped_sum(down, "M", 1, 2, &b);
+  assert_int_not_equal(a, b);
+  dropped_sum(down, "M", 2, 1, &b);
+  assert_int_not_equal(a, b);
+  dropped_sum(fixed, "M", 1, 1, &a);
+  dropped_sum(fixed, "M", 2, 7, &b);
+  assert_int_equal(a, b);
+  assert_true(fabs(dropped_sum("dropout_prob=0.3, is_test=true", "Y", 1, 1, &b) - 7000) < 1e-3);
+  assert_true(dropped_sum("dropout_prob=1.0", "Y", 1, 1, &b) == 0);
+  assert_true(dropped_sum("dropout_prob=0.0", "Y", 1, 1, &b) == 10000);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_products),
+      cmocka_unit_test(test_pools),
+      cmocka_unit_test(test_norms),
+      cmocka_unit_test(test_shapes),
+      cmocka_unit_test(test_unknown_dims),
+      cmocka_unit_test(test_refusals),
+      cmocka_unit_test(test_indices_out_of_range),
+      cmocka_unit_test(test_dropout),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
