@@ -1,8 +1,10 @@
 /* The sweep over the operator table: every row x every example x {float32, float64}. The operator is built, inferred
  * (also with an unknown first dimension), verified, expanded and evaluated by the plain interpreter; results must have
  * the inferred shapes, and float32 must agree with float64. Gradient operators are built as the row says and compared
- * with central differences of the interpreter in float64. */
+ * with central differences of the interpreter in float64. A second sweep runs operators and gradients through the
+ * executor, compiled and interpreted, and compares the two. */
 #include "opcase.h"
+#include "../executor/executor.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -256,6 +258,75 @@ done:
   opcase_free(&c);
 }
 
+/* ---- compiled against interpreted ---- */
+
+static void close_enough(const OpCase *c, const char *name, const Tensor *a, const Tensor *b) {
+  double scale = 1, tolerance = a->dtype == DT_FLOAT64   ? 1e-10
+                                : a->dtype == DT_FLOAT32 ? 1e-5
+                                                         : 2e-3;
+  if (a->dtype != b->dtype || a->rank != b->rank ||
+      memcmp(a->dims, b->dims, sizeof *a->dims * (size_t)a->rank) != 0) {
+    complain(c, "%s is compiled to %s, interpreted as %s", name,
+             shape_text(a->dtype, a->rank, a->dims), shape_text(b->dtype, b->rank, b->dims));
+    return;
+  }
+  for (int64_t i = 0; i < tensor_numel(b); i++)
+    if (isfinite(tensor_get(b, i))) scale = fmax(scale, fabs(tensor_get(b, i)));
+  for (int64_t i = 0; i < tensor_numel(a); i++) {
+    double x = tensor_get(a, i), y = tensor_get(b, i);
+    if (x == y || (isnan(x) && isnan(y)) || fabs(x - y) <= tolerance * scale) continue;
+    complain(c, "%s[%lld] is compiled to %.17g, interpreted as %.17g", name, (long long)i, x, y);
+    return;
+  }
+}
+
+/* Fed values: those of the example, and numbers for the gradients it reads. */
+static Feed *feeds_of(OpCase *c, const OpGrads *g, int *n) {
+  Arena *a = c->prog->arena;
+  Feed *f = arena_array(a, Feed, c->n_fed + g->n_in);
+  uint64_t seed = 99;
+  *n = 0;
+  for (int i = 0; i < c->n_fed; i++) f[(*n)++] = (Feed){c->fed[i], &c->value[i]};
+  for (int i = 0; i < g->n_in; i++) {
+    const Var *v = block_var(c->prog->blocks.v[0], g->in[i]);
+    Tensor *t = arena_new_of(a, Tensor);
+    tensor_make(t, a, v->dtype, v->rank, v->dims);
+    for (int64_t e = 0; e < tensor_numel(t); e++) tensor_set(t, e, test_random(&seed, -1, 1));
+    f[(*n)++] = (Feed){g->in[i], t};
+  }
+  return f;
+}
+
+static void sweep_executor(const OpDef *def, int k, DType real, Executor *exec[2]) {
+  OpCase c;
+  OpGrads g = {0};
+  const char *names[64];
+  Tensor out[2][64];
+  bool ok[2] = {false, false};
+  memset(out, 0, sizeof out);
+  if (!opcase_make(&c, def, k, real) || !infer_program(c.prog, true)) {
+    complain(&c, "cannot be built");
+    opcase_free(&c);
+    return;
+  }
+  int n = computed(&c, names, 32), n_feeds;
+  if (def->grad && !c.nograd && (!opcase_grads(&c, &g) || !infer_program(c.prog, true)))
+    complain(&c, "the gradient operator");
+  for (int i = 0; i < g.n_out && n < 64; i++) names[n++] = g.out[i];
+  Feed *feeds = feeds_of(&c, &g, &n_feeds);
+  for (int t = 0; t < 2; t++) {
+    Scope *scope = scope_new();
+    ok[t] = exec_run(exec[t], scope, c.prog, n_feeds, feeds, n, names, out[t]);
+    if (!ok[t]) complain(&c, t ? "interpreted run" : "compiled run");
+    scope_free(scope);
+  }
+  for (int i = 0; i < n && ok[0] && ok[1]; i++) close_enough(&c, names[i], &out[0][i], &out[1][i]);
+  n_cases++;
+  for (int t = 0; t < 2; t++)
+    for (int i = 0; i < n; i++) mem_free(out[t][i].data);
+  opcase_free(&c);
+}
+
 /* ---- the sweep ---- */
 
 /* KILN_TEST_OP: only that operator. */
@@ -289,7 +360,23 @@ static void test_rows(void **state) {
   assert_int_equal(n_bad, 0);
 }
 
+static void test_executor(void **state) {
+  (void)state;
+  n_cases = n_bad = 0;
+  Executor *exec[2] = {exec_new(&(ExecOptions){.seed = 5}),
+                       exec_new(&(ExecOptions){.seed = 5, .interpret = true})};
+  for (int i = 0; i < opdef_n(); i++) {
+    const OpDef *def = opdef_at(i);
+    if (!chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM))) continue;
+    for (int k = 0; k < example_count(def); k++)
+      for (int t = 0; t < 2; t++) sweep_executor(def, k, t ? DT_FLOAT64 : DT_FLOAT32, exec);
+  }
+  for (int t = 0; t < 2; t++) exec_free(exec[t]);
+  printf("%d examples compiled and interpreted alike\n", n_cases - n_bad);
+  assert_int_equal(n_bad, 0);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows), cmocka_unit_test(test_executor)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
