@@ -239,9 +239,9 @@ int verb_dump(int argc, char **argv) {
   while (f < n_formats && strcmp(formats[f].name, format)) f++;
   if (f == n_formats)
     return usage_error("dump: --format %s is not text, dot or json", quoted(format));
-  Model m;
+  Model m = {.arena = arena_new(), .path = args.v[0], .prog = prog_load_any(args.v[0])};
   Str s;
-  bool ok = model_open(&m, args.v[0], NULL);
+  bool ok = m.prog;
   if (ok) {
     str_init(&s, m.arena);
     formats[f].print(m.prog, &s);
@@ -264,8 +264,8 @@ int verb_convert(int argc, char **argv) {
   const char *dot = strrchr(out, '.');
   if (!dot || (strcmp(dot, ".kl") && strcmp(dot, ".pdmodel") && strcmp(out, "__model__")))
     return usage_error("convert: %s ends in neither .kl nor .pdmodel", quoted(out));
-  Model m;
-  bool ok = model_open(&m, args.v[0], NULL) && prog_save(m.prog, out);
+  Model m = {.arena = arena_new(), .path = args.v[0], .prog = prog_load_any(args.v[0])};
+  bool ok = m.prog && prog_save(m.prog, out);
   model_close(&m);
   return ok ? 0 : report();
 }
