@@ -1,8 +1,7 @@
-/* What `kiln info` says about this machine: processor, cores, libraries. */
+/* What `kiln info` says about this machine: processor and libraries. */
 #include "cpu.h"
 #include <cblas.h>
 #include <pthread.h>
-#include <sched.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -35,9 +34,7 @@ static void processor(char name[64]) {
 
 void cpu_describe(Str *out) {
   char name[64];
-  cpu_set_t set;
   processor(name);
   str_fmt(out, "processor: %s\n", name);
-  if (sched_getaffinity(0, sizeof set, &set) == 0) str_fmt(out, "cores: %d\n", CPU_COUNT(&set));
   str_fmt(out, "blas: %s (kernels: %s)\n", openblas_get_config(), openblas_get_corename());
 }
