@@ -12,6 +12,7 @@ enum {
   GEN_BUCKETS = 64,
   GEN_CUTS = 8, /* most places where the innermost loop is cut */
   COLUMNS = 64, /* columns summed side by side when the last axis is not reduced */
+  UNROLL = 16,  /* sums of at most so many points have no loops */
   CHUNK = 16384 /* points of one task, about */
 };
 
@@ -188,9 +189,10 @@ typedef struct Nest {
   Node *contract; /* summed by this nest, or NULL */
   int n_out, n_sum;
   Axis out[KL_LOOPS], sum[KL_LOOPS];
-  bool columns;           /* sums, and the inner loop runs over results */
-  bool inner;             /* out[n_out-1] is the inner loop, not part of the rows */
-  bool by_row;            /* one task is one index of out[0] */
+  bool columns; /* sums, and the inner loop runs over results */
+  bool inner;   /* out[n_out-1] is the inner loop, not part of the rows */
+  bool by_row;  /* one task is one index of out[0] */
+  bool unroll;  /* sums are so short that all their points are done at once, without accumulators */
   int64_t block, n_block; /* of the inner loop */
   int64_t n_sums;         /* points of one result */
   int64_t rows, rows_per_task, tasks;

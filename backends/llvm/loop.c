@@ -184,22 +184,35 @@ static void accumulate(Work *w, Node *n, Val x, const Index *ix) {
   gen_access(g, LLVMBuildStore(g->b, r, p));
 }
 
-/* Everything that the sweep does at n points: all loads, then all stores. */
-static void do_points(Work *w, Aff *slot, const Aff *first, int n) {
+/* Puts the loops at point p of those done together: the phases of the inner loop, or the points of unrolled sums. */
+static void set_point(Work *w, Aff *slot, const Aff *first, int p) {
+  const Nest *t = w->t;
+  int64_t rest = t->unroll ? p % t->n_sums : 0;
+  Aff off = aff_k(t->unroll ? p / t->n_sums : p);
+  if (slot) *slot = aff_add(w->g, first, &off);
+  for (int a = t->n_sum - 1; a >= 0 && t->unroll; a--) {
+    w->sum[a] = aff_k(rest % t->sum[a].ext);
+    rest /= t->sum[a].ext;
+  }
+}
+
+/* Everything that the sweep does at `phases` points of the inner loop: all loads, then all stores. */
+static void do_points(Work *w, Aff *slot, const Aff *first, int phases) {
   Gen *g = w->g;
   const Nest *t = w->t;
+  int n = t->unroll ? phases * (int)t->n_sums : phases;
   Val *v = arena_array(g->a, Val, n * (t->roots.n + w->n_acc));
   Index *ix = arena_array(g->a, Index, n * (1 + t->roots.n));
   for (int p = 0, k = 0; p < n; p++) {
-    Aff off = aff_k(p);
-    if (slot) *slot = aff_add(g, first, &off);
-    Index *at = &ix[p * (1 + t->roots.n)];
+    set_point(w, slot, first, p);
+    Index *at = &ix[p * (1 + t->roots.n)], row = domain_index(w, true);
     at[0] = domain_index(w, false);
     g->point = &at[0];
     for (int r = 0; r < t->roots.n; r++, k++) {
-      root_index(g, t, &t->roots.v[r], &at[0], &at[1 + r]);
-      if (t->roots.v[r].full && w->store_sweep[r] == g->sweep)
-        v[k] = emit(g, t->roots.v[r].n, &at[1 + r]);
+      const Root *root = &t->roots.v[r];
+      bool once = t->unroll && p % t->n_sums == 0;
+      root_index(g, t, root, root->full ? &at[0] : &row, &at[1 + r]);
+      if (root->full ? w->store_sweep[r] == g->sweep : once) v[k] = emit(g, root->n, &at[1 + r]);
     }
     for (int a = 0; a < w->n_acc; a++, k++)
       if (w->acc[a].sweep == g->sweep && w->acc[a].n != t->contract)
@@ -207,8 +220,7 @@ static void do_points(Work *w, Aff *slot, const Aff *first, int n) {
   }
   g->point = NULL;
   for (int p = 0, k = 0; p < n; p++) {
-    Aff off = aff_k(p);
-    if (slot) *slot = aff_add(g, first, &off);
+    set_point(w, slot, first, p);
     Index *at = &ix[p * (1 + t->roots.n)];
     for (int r = 0; r < t->roots.n; r++, k++)
       if (v[k]) store_root(w, &t->roots.v[r], v[k], &at[1 + r]);
@@ -234,9 +246,10 @@ static int probe(Work *w, Aff *slot, int64_t ext, int phases) {
     *slot = aff_var(g->inner, phases);
     slot->k = p;
     Index ix = domain_index(w, false), at;
+    Index row = domain_index(w, true);
     for (int r = 0; r < t->roots.n; r++)
-      if (t->roots.v[r].full) {
-        root_index(g, t, &t->roots.v[r], &ix, &at);
+      if (t->roots.v[r].full || t->unroll) {
+        root_index(g, t, &t->roots.v[r], t->roots.v[r].full ? &ix : &row, &at);
         emit(g, t->roots.v[r].n, &at);
       }
     for (int a = 0; a < w->n_acc; a++)
@@ -247,7 +260,7 @@ static int probe(Work *w, Aff *slot, int64_t ext, int phases) {
   }
   g->probe = false;
   memo_drop(g, 0);
-  return PROBE_NODES - g->budget;
+  return (PROBE_NODES - g->budget) * (t->unroll ? (int)t->n_sums : 1);
 }
 
 static void add_cut(Work *w, int64_t c) {
@@ -430,9 +443,10 @@ static void store_rows(Work *w, void *user) {
 static void do_sweep(Work *w) {
   Gen *g = w->g;
   const Nest *t = w->t;
-  bool last_sum = !t->inner && t->n_sum && !g->gpu; /* the innermost loop is a sum */
+  int n_sum = t->unroll ? 0 : t->n_sum;
+  bool last_sum = !t->inner && n_sum && !g->gpu; /* the innermost loop is a sum */
   Loop open[KL_LOOPS];
-  int n = t->n_sum - last_sum;
+  int n = n_sum - last_sum;
   for (int a = 0; a < n; a++) {
     int var;
     open[a] = loop_open(g, gen_i64(g, 0), gen_i64(g, t->sum[a].ext), gen_i64(g, 1), 0,
@@ -457,6 +471,7 @@ static void do_row(Work *w) {
     if (g->columns) keep_row_values(w, s);
   }
   g->sweep = w->n_sweep;
+  if (w->t->unroll) return;
   bool rows = false;
   for (int r = 0; r < w->t->roots.n; r++) rows |= !w->t->roots.v[r].full;
   if (rows) each_column(w, store_rows, NULL);
@@ -536,12 +551,13 @@ static void plan_sweeps(Work *w) {
   bool shared = false;
   w->n_sweep = 0;
   if (t->contract) add_acc(w, t->contract, 0);
-  for (int i = 0; i < k->nodes.n; i++)
+  if (t->unroll) w->n_sweep = 1;
+  for (int i = 0; i < k->nodes.n && !t->unroll; i++)
     if (kernel_sweeps(k, k->nodes.v[i]))
       add_acc(w, k->nodes.v[i], gen_info(g, k->nodes.v[i])->level);
   for (int r = 0; r < t->roots.n; r++) {
     if (!t->roots.v[r].full) continue;
-    w->store_sweep[r] = t->red ? gen_info(g, t->roots.v[r].n)->level : 0;
+    w->store_sweep[r] = t->red && !t->unroll ? gen_info(g, t->roots.v[r].n)->level : 0;
     if (w->n_sweep <= w->store_sweep[r]) w->n_sweep = w->store_sweep[r] + 1;
   }
   for (int i = 0; i < k->inputs.n; i++) shared |= k->inputs.v[i].aligned;
@@ -561,7 +577,9 @@ static void do_nest(Gen *g, int i, Val begin, Val end, Val step) {
   if (t.columns) g->col_first = t.out[t.n_out - 1].first, g->col_last = t.out[t.n_out - 1].last;
   plan_sweeps(w);
   if (t.tasks == 0) return;
-  Aff *slot = t.inner ? &w->out[t.n_out - 1] : t.n_sum && !g->gpu ? &w->sum[t.n_sum - 1] : NULL;
+  Aff *slot = t.inner                           ? &w->out[t.n_out - 1]
+              : t.n_sum && !g->gpu && !t.unroll ? &w->sum[t.n_sum - 1]
+                                                : NULL;
   plan_inner(w, slot,
              t.n_sums == 0 ? 0
              : t.inner     ? t.out[t.n_out - 1].ext

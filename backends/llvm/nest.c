@@ -4,6 +4,7 @@
  *   map      rows = result loops but the last, times blocks of the last; inner loop = a block of the last
  *   row      the last axis (of a contraction: the loop that steps through memory one by one) is summed: rows = all
  *            results; sums inside
+ *   unrolled sums of a few points are done at one point of the results, as maps are
  *   columns  it is not: rows as for maps, sums inside, and a block of the last result axis innermost, summed side by side */
 #include "gen.h"
 
@@ -99,7 +100,7 @@ static void nest_axes(Gen *g, Nest *t) {
     bool red = t->red >> d & 1;
     for (d++; d < t->rank && (t->red >> d & 1) == red && a.ext != 1; d++) {
       if (t->by_row && t->n_out == 0 && !red) break;
-      if (!may_merge(g, t, d - 1)) break;
+      if ((red && t->unroll) || !may_merge(g, t, d - 1)) break;
       a.ext *= t->ext[d];
       a.last = d;
     }
@@ -136,11 +137,12 @@ static int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 void nest_plan(Gen *g, int i, Nest *t) {
   *t = (Nest){.by_row = g->part == LOOP_EPILOGUE};
   nest_roots(g, i, t);
+  t->n_sums = product(t->rank, t->ext, t->red);
+  t->unroll = t->red && !t->contract && t->n_sums > 0 && t->n_sums <= UNROLL;
   nest_axes(g, t);
   const Axis *last = t->n_out ? &t->out[t->n_out - 1] : NULL;
-  t->n_sums = product(t->rank, t->ext, t->red);
-  t->columns = !g->gpu && column_mode(t);
-  t->inner = !g->gpu && last && (!t->red || t->columns);
+  t->columns = !g->gpu && !t->unroll && column_mode(t);
+  t->inner = !g->gpu && last && (!t->red || t->unroll || t->columns);
   t->block = t->inner ? last->ext : 1;
   if (t->columns && t->block > 2 * COLUMNS) t->block = COLUMNS;
   if (!t->columns && t->block > CHUNK && !t->by_row) t->block = CHUNK;
