@@ -270,6 +270,7 @@ static bool run_kernels(Run *u) {
     run_kernel(u, i);
     if (e->profile) profile_add(e->profile, x, i, t0, now_seconds());
     if (u->check.failed) return check_error(u);
+    if (err_any()) return false; /* a custom operator failed */
   }
   return true;
 }
