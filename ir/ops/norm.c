@@ -205,6 +205,28 @@ static bool batch_grad_single(Expand *x, const Batch *b, Node *gy) {
          (!x_wants(x, "Bias@GRAD") || x_out(x, "Bias@GRAD", zero));
 }
 
+/* scale is constant over the normalised axes, so two sums serve all three gradients. */
+static bool batch_grads(Expand *x, const Batch *b, Node *gy) {
+  Graph *g = x->g;
+  const Norm *n = &b->norm;
+  Node *d = g_map2(g, P_SUB, n->x, n->mean);
+  Node *sum = g_reduce(g, P_RSUM, gy, n->axes, true);
+  Node *dot = g_reduce(g, P_RSUM, g_map2(g, P_MUL, gy, d), n->axes, true);
+  if (x_wants(x, "X@GRAD")) {
+    Node *dx = gy, *slope = g_map2(g, P_MUL, g_map2(g, P_MUL, n->inv, n->inv), dot);
+    if (!b->global) {
+      dx = g_map2(g, P_SUB, gy, g_map2c(g, P_MUL, sum, 1 / n->n));
+      dx = g_map2(g, P_SUB, dx, g_map2(g, P_MUL, d, g_map2c(g, P_MUL, slope, 1 / n->n)));
+    }
+    dx = g_map2(g, P_MUL, dx, b->scale ? g_map2(g, P_MUL, n->inv, b->scale) : n->inv);
+    if (!dx || !x_out(x, "X@GRAD", g_cast(g, dx, x_in(x, "X")->dtype))) return false;
+  }
+  if (x_wants(x, "Scale@GRAD") &&
+      !norm_param(x, "Scale", g_map2(g, P_MUL, dot, n->inv), b->channels))
+    return false;
+  return !x_wants(x, "Bias@GRAD") || norm_param(x, "Bias", sum, b->channels);
+}
+
 bool x_batch_norm_grad(Expand *x) {
   Graph *g = x->g;
   Batch b;
@@ -224,12 +246,7 @@ bool x_batch_norm_grad(Expand *x) {
     return false;
   }
   if (!b.norm.mean || !b.norm.inv) return false;
-  if (x_wants(x, "X@GRAD")) {
-    Node *gs = b.scale ? g_map2(g, P_MUL, gy, b.scale) : gy;
-    Node *dx = b.global ? g_map2(g, P_MUL, gs, b.norm.inv) : norm_dx(g, &b.norm, gs);
-    if (!dx || !x_out(x, "X@GRAD", g_cast(g, dx, x_in(x, "X")->dtype))) return false;
-  }
-  return norm_params(x, &b.norm, gy, b.norm.axes, b.channels);
+  return batch_grads(x, &b, gy);
 }
 
 /* ---- layer_norm ---- */

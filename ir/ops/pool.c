@@ -201,23 +201,28 @@ static Node *pool_forward(Expand *x, const Pool *p) {
   return g_reduce(x->g, P_RMAX, pool_view(x->g, p), kernel_axes(p), false);
 }
 
-/* The incoming gradient [N, C, out..] as an element of each window in which it belongs to one position. */
+/* The position in the window, row-major: int32, of size 1 but along the kernel axes. */
+static Node *window_position(Graph *g, const Pool *p, const Node *view) {
+  int64_t dims[KL_RANK], scale = 1;
+  Node *pos = NULL;
+  for (int d = 0; d < view->rank; d++) dims[d] = kernel_axes(p) >> d & 1 ? view->dims[d] : 1;
+  for (int i = p->win.n_sp - 1; i >= 0; i--) {
+    Node *at = g_iota(g, DT_INT32, view->rank, dims, p->kernel_axis[i]);
+    at = g_map2c(g, P_MUL, at, (double)scale);
+    pos = pos ? g_map2(g, P_ADD, pos, at) : at;
+    scale *= p->win.k[i];
+  }
+  return pos;
+}
+
+/* The incoming gradient [N, C, out..] in the view: at the first maximum of each window, else 0. */
 static Node *max_in_view(Graph *g, const Pool *p, Node *view, Node *gy) {
   if (!view || !gy) return NULL;
   int64_t keep[KL_RANK];
-  Node *pos = NULL;
-  int64_t scale = 1;
-  memcpy(keep, view->dims, sizeof keep);
-  for (int i = p->win.n_sp - 1; i >= 0; i--) {
-    Node *at = g_map2c(g, P_MUL, g_iota(g, DT_INT32, view->rank, view->dims, p->kernel_axis[i]),
-                       (double)scale);
-    pos = pos ? g_map2(g, P_ADD, pos, at) : at;
-    keep[p->kernel_axis[i]] = 1;
-    scale *= p->win.k[i];
-  }
+  for (int d = 0; d < view->rank; d++) keep[d] = kernel_axes(p) >> d & 1 ? 1 : view->dims[d];
   Node *first = g_argmax(g, view, kernel_axes(p), true, DT_INT32);
-  return g_select(g, g_map2(g, P_EQ, first, pos), g_reshape(g, gy, view->rank, keep),
-                  g_const(g, gy->dtype, 0));
+  Node *hit = g_map2(g, P_EQ, first, window_position(g, p, view));
+  return g_select(g, hit, g_reshape(g, gy, view->rank, keep), g_const(g, gy->dtype, 0));
 }
 
 static bool pool_backward(Expand *x, const Pool *p, Node *gy) {
