@@ -1,0 +1,737 @@
+/* The Graph passes: each rule and pass on a small graph whose results stay the same, what fusion makes of typical groups of
+ * operators, whole training programs, the memory plan, and the runner's options. */
+#include "passcheck.h"
+#include "../passes/rewrite.h"
+#include "../frontend/kiln.h"
+#include <math.h>
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+/* The text form wants nodes numbered in order; here any number may name a node. */
+static char *renumbered(Arena *a, const char *text) {
+  int to[32] = {0}, n = 0;
+  Str out;
+  str_init(&out, a);
+  for (const char *p = text; *p; p++) {
+    if (*p != '%') {
+      str_addn(&out, p, 1);
+      continue;
+    }
+    char *end;
+    long k = strtol(p + 1, &end, 10);
+    if (p == text || p[-1] == '\n') to[k] = n++;
+    str_fmt(&out, "%%%d", to[k]);
+    p = end - 1;
+  }
+  return out.s;
+}
+
+static Graph *parsed(const char *text) {
+  Arena *a = arena_new();
+  char *s = renumbered(a, text);
+  Graph *g = graph_parse(s, strlen(s), "test");
+  arena_free(a);
+  if (!g) {
+    err_print(stderr, false);
+    err_clear();
+    fail_msg("the graph does not parse: %s", text);
+  }
+  return g;
+}
+
+static int clear_error(void **state) {
+  (void)state;
+  err_clear();
+  return 0;
+}
+
+static int count(const Graph *g, Prim p) {
+  int n = 0;
+  for (int i = 0; i < g->nodes.n; i++) n += g->nodes.v[i]->prim == p;
+  return n;
+}
+
+/* ---- simplify ---- */
+
+typedef struct RuleCase {
+  const char *rule, *graph;
+  bool fires;
+} RuleCase;
+
+#define X23 "%0 float32 [2, 3] = feed \"x\"\n"
+#define C(v) "%1 float32 [2, 3] = const " v "\n"
+#define USE "fetch \"y\" %2\n"
+
+static const RuleCase rule_cases[] = {
+    {"add-zero",
+     "graph\n%0 int32 [3] = feed \"x\"\n%1 int32 [3] = const 0\n"
+     "%2 int32 [3] = add %1 %0\n" USE,
+     true},
+    {"add-negative-zero", "graph\n" X23 C("-0.0") "%2 float32 [2, 3] = add %0 %1\n" USE, true},
+    {"add-negative-zero", "graph\n" X23 C("0") "%2 float32 [2, 3] = add %0 %1\n" USE, false},
+    {"add-zero-float", "graph\n" X23 C("0") "%2 float32 [2, 3] = add %0 %1\n" USE, false},
+    {"add-zero-float",
+     "graph\n" X23 C("0") "%3 float32 [2, 3] = exp %0\n"
+                          "%2 float32 [2, 3] = add %3 %1\n" USE,
+     true},
+    {"sub-zero", "graph\n" X23 C("0") "%2 float32 [2, 3] = sub %0 %1\n" USE, true},
+    {"sub-zero", "graph\n" X23 C("0") "%2 float32 [2, 3] = sub %1 %0\n" USE, false},
+    {"mul-one", "graph\n" X23 C("1") "%2 float32 [2, 3] = mul %1 %0\n" USE, true},
+    {"div-one", "graph\n" X23 C("1") "%2 float32 [2, 3] = div %0 %1\n" USE, true},
+    {"div-one", "graph\n" X23 C("1") "%2 float32 [2, 3] = div %1 %0\n" USE, false},
+    {"mul-minus-twice",
+     "graph\n" X23 C("-1") "%3 float32 [2, 3] = mul %1 %0\n"
+                           "%2 float32 [2, 3] = mul %3 %1\n" USE,
+     true},
+    {"pow-one", "graph\n" X23 C("1") "%2 float32 [2, 3] = pow %0 %1\n" USE, true},
+    {"pow-two", "graph\n" X23 C("2") "%2 float32 [2, 3] = pow %0 %1\n" USE, true},
+    {"max-self", "graph\n" X23 "%2 float32 [2, 3] = max %0 %0\n" USE, true},
+    {"min-self", "graph\n" X23 "%2 float32 [2, 3] = min %0 %0\n" USE, true},
+    {"select-same",
+     "graph\n" X23 "%1 bool [2, 3] = lt %0 %0\n"
+     "%2 float32 [2, 3] = select %1 %0 %0\n" USE,
+     true},
+    {"select-true",
+     "graph\n" X23 C("5") "%3 bool [2, 3] = const 1\n"
+                          "%2 float32 [2, 3] = select %3 %0 %1\n" USE,
+     true},
+    {"select-false",
+     "graph\n" X23 C("5") "%3 bool [2, 3] = const 0\n"
+                          "%2 float32 [2, 3] = select %3 %1 %0\n" USE,
+     true},
+    {"const-map",
+     "graph\n" X23 C("5") "%3 float32 [2, 3] = mul %1 %1\n"
+                          "%2 float32 [2, 3] = add %3 %0\n" USE,
+     true},
+    {"cast-same", "graph\n" X23 "%2 float32 [2, 3] = cast %0\n" USE, true},
+    {"cast-cast", "graph\n" X23 "%1 float64 [2, 3] = cast %0\n%2 int32 [2, 3] = cast %1\n" USE,
+     true},
+    {"cast-cast", "graph\n" X23 "%1 int32 [2, 3] = cast %0\n%2 float32 [2, 3] = cast %1\n" USE,
+     false},
+    {"cast-cast",
+     "graph\n%0 int32 [3] = feed \"x\"\n%1 float64 [3] = cast %0\n"
+     "%2 int8 [3] = cast %1\n" USE,
+     false},
+    {"view-identity", "graph\n" X23 "%2 float32 [2, 3] = view %0 [i0, i1] pad 0\n" USE, true},
+    {"view-identity", "graph\n" X23 "%2 float32 [2, 3] = view %0 [i0, -i1+2] pad 0\n" USE, false},
+    {"view-const",
+     "graph\n" X23 "%1 float32 [] = const 3\n%3 float32 [2, 3] = view %1 [] pad 0\n"
+     "%2 float32 [2, 3] = add %0 %3\n" USE,
+     true},
+    {"view-const",
+     "graph\n" X23 "%1 float32 [1] = const 3\n"
+     "%3 float32 [2, 3] = view %1 [i1-1] pad 7\n"
+     "%2 float32 [2, 3] = add %0 %3\n" USE,
+     false},
+    {"view-view",
+     "graph\n" X23 "%1 float32 [3, 2] = view %0 [i1, i0] pad 0\n"
+     "%2 float32 [2, 2] = view %1 [i1+1, i0] pad 0\n" USE,
+     true},
+    /* pad of slice: the padding must not show what the slice cut off */
+    {"view-view",
+     "graph\n" X23 "%1 float32 [2, 2] = view %0 [i0, i1+1] pad 0\n"
+     "%2 float32 [2, 4] = view %1 [i0, i1-1] pad 9\n" USE,
+     false},
+    {"view-view",
+     "graph\n" X23 "%1 float32 [3, 2] = view %0 [i1, i0] pad 0\n"
+     "%2 float32 [5, 2] = view %1 [i0-1, i1] pad 9\n" USE,
+     true},
+    {"view-view",
+     "graph\n" X23 "%1 float32 [2, 5] = view %0 [i0, i1-1] pad 9\n"
+     "%2 float32 [2, 7] = view %1 [i0, i1-1] pad 9\n" USE,
+     true},
+    {"view-view",
+     "graph\n" X23 "%1 float32 [2, 5] = view %0 [i0, i1-1] pad 9\n"
+     "%2 float32 [2, 7] = view %1 [i0, i1-1] pad 8\n" USE,
+     false},
+    {"view-view",
+     "graph\n" X23 "%1 float32 [3, 2] = view %0 [i1, i0] pad 0\n"
+     "%2 float32 [2, 5] = view %1 [(i1)/2, i0] pad 0\n" USE,
+     true},
+    {"view-reshape",
+     "graph\n" X23 "%1 float32 [1, 2, 1, 3] = reshape %0\n"
+     "%2 float32 [3, 4, 2] = view %1 [0, i2, 0, i0] pad 0\n" USE,
+     true},
+    {"reshape-view",
+     "graph\n" X23 "%1 float32 [4, 2, 5, 3] = view %0 [i1, i3] pad 0\n"
+     "%2 float32 [4, 2, 15] = reshape %1\n" USE,
+     false},
+    {"reshape-view",
+     "graph\n%0 float32 [6] = feed \"x\"\n%1 float32 [4, 5, 6] = view %0 [i2] pad 0\n"
+     "%2 float32 [20, 2, 3] = reshape %1\n" USE,
+     true},
+    {"reshape-reshape",
+     "graph\n" X23 "%1 float32 [6] = reshape %0\n"
+     "%2 float32 [3, 2] = reshape %1\n" USE,
+     true},
+    {"reshape-same", "graph\n" X23 "%2 float32 [2, 3] = reshape %0\n" USE, true},
+    {"reshape-const",
+     "graph\n" X23 "%1 float32 [6] = const 2\n%3 float32 [2, 3] = reshape %1\n"
+     "%2 float32 [2, 3] = mul %0 %3\n" USE,
+     true},
+    {"reduce-ones",
+     "graph\n%0 float32 [2, 1] = feed \"x\"\n%2 float32 [2, 1] = rmax %0 {axes=[1]}\n" USE, true},
+    {"reduce-ones",
+     "graph\n%0 float32 [2, 1] = feed \"x\"\n"
+     "%2 float32 [1, 1] = rsum %0 {axes=[0, 1]}\n" USE,
+     true},
+    {"reduce-ones",
+     "graph\n%0 float32 [2, 1] = feed \"x\"\n%2 int64 [2, 1] = argmax %0 {axes=[1]}\n" USE, true},
+    {"reduce-reduce",
+     "graph\n" X23 "%1 float32 [2, 1] = rsum %0 {axes=[1]}\n"
+     "%2 float32 [1, 1] = rsum %1 {axes=[0]}\n" USE,
+     true},
+    {"reduce-reduce",
+     "graph\n" X23 "%1 float32 [2, 1] = rmax %0 {axes=[1]}\n"
+     "%2 float32 [1, 1] = rsum %1 {axes=[0]}\n" USE,
+     false},
+    {"map-reshape",
+     "graph\n" X23 "%1 float32 [1, 3] = rsum %0 {axes=[0]}\n"
+     "%3 float32 [3] = reshape %1\n%4 float32 [3] = state \"w\"\n"
+     "%2 float32 [3] = sub %4 %3\n" USE,
+     true},
+    {"map-expand",
+     "graph\n%0 float32 [3] = feed \"x\"\n%1 float32 [5, 3] = view %0 [i1] pad 0\n"
+     "%2 float32 [5, 3] = exp %1\n" USE,
+     true},
+    {"contract-view",
+     "graph\n" X23 "%1 float32 [3, 2] = view %0 [i1, i0] pad 0\n"
+     "%2 float32 [3, 3] = contract %1 %0 [i0, i2] [i2, i1] sum [2]\n" USE,
+     true},
+    {"contract-view",
+     "graph\n%0 float32 [3] = feed \"x\"\n%1 float32 [2, 3] = view %0 [i1] pad 0\n"
+     "%2 float32 [3, 3] = contract %1 %1 [i2, i0] [i2, i1] sum [2]\n" USE,
+     false},
+};
+
+static void test_rules(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof rule_cases / sizeof *rule_cases; i++) {
+    const RuleCase *c = &rule_cases[i];
+    Arena *a = arena_new();
+    Graph *g = parsed(c->graph);
+    Outcome before = outcome_by_interpreter(g, a);
+    long fired = simplify_fired(c->rule);
+    assert_true(fired >= 0);
+    pass_simplify(g);
+    assert_true(graph_verify(g));
+    if ((simplify_fired(c->rule) > fired) != c->fires)
+      fail_msg("case %d: rule %s %s", (int)i, c->rule, c->fires ? "does not fire" : "fires");
+    Outcome after = outcome_by_interpreter(g, a);
+    bool reordered = !strncmp(c->rule, "reduce-", 7) || !strncmp(c->rule, "pow", 3);
+    outcome_compare(&before, &after, reordered ? 1e-6 : 0);
+    graph_free(g);
+    g = parsed(c->graph);
+    check_passes(g, 1e-5);
+    graph_free(g);
+    arena_free(a);
+  }
+}
+
+static void test_every_rule_has_a_case(void **state) {
+  (void)state;
+  for (int i = 0; simplify_rule(i); i++) {
+    bool found = false;
+    for (size_t j = 0; j < sizeof rule_cases / sizeof *rule_cases; j++)
+      found |= rule_cases[j].fires && !strcmp(rule_cases[j].rule, simplify_rule(i));
+    if (!found) fail_msg("no case shows rule %s", simplify_rule(i));
+  }
+}
+
+/* A view composed with itself at random, and with padding: same values whether or not rules fire. */
+static void test_random_views(void **state) {
+  (void)state;
+  srand(7);
+  for (int round = 0; round < 400; round++) {
+    Graph *g = graph_new(NULL, false);
+    Node *x = g_feed(g, "x", DT_FLOAT32, 2, (int64_t[]){2 + rand() % 3, 1 + rand() % 4});
+    for (int depth = 0; depth < 3; depth++) {
+      AffDim map[2];
+      int64_t dims[3] = {1 + rand() % 4, 1 + rand() % 4, 1 + rand() % 3};
+      int rank = 2 + rand() % 2;
+      for (int d = 0; d < x->rank && d < 2; d++) {
+        map[d] = aff_loop(rand() % rank);
+        map[d].c0 = rand() % 4 ? 1 + rand() % 2 : -1;
+        map[d].off = rand() % 4 - 1;
+        map[d].div = 1 + (rand() % 4 == 0);
+        if (rand() % 3 == 0)
+          map[d].l1 = (int8_t)((map[d].l0 + 1) % rank), map[d].c1 = rand() % 2 ? 1 : -2;
+      }
+      if (x->rank == 3) x = g_reshape(g, x, 2, (int64_t[]){x->dims[0] * x->dims[1], x->dims[2]});
+      x = g_view(g, x, rank, dims, map, rand() % 2 ? 0 : 9);
+      if (rand() % 5 == 0) x = g_map1(g, P_EXP, x);
+    }
+    vec_add(g->arena, &g->fetches, ((NamedNode){"y", x}));
+    check_passes(g, 1e-6);
+    graph_free(g);
+  }
+}
+
+/* ---- the other passes ---- */
+
+static void test_constfold(void **state) {
+  (void)state;
+  Graph *g =
+      parsed("graph\n%0 int64 [4, 4] = iota {axis=0}\n%1 int64 [4, 4] = iota {axis=1}\n"
+             "%2 bool [4, 4] = lt %0 %1\n%3 float32 [4, 4] = cast %2\n"
+             "%4 float32 [4, 4] = feed \"x\"\n%5 float32 [4, 4] = mul %3 %4\n"
+             "%6 float32 [4] = data \"d\" [1, 2, 3, 4]\n%7 float32 [1] = rsum %6 {axes=[0]}\n"
+             "%8 float32 [4, 4] = view %7 [0] pad 0\n%9 float32 [4, 4] = add %5 %8\n"
+             "fetch \"y\" %9\n");
+  pass_constfold(g);
+  assert_int_equal(count(g, P_DATA), 1);
+  assert_int_equal(count(g, P_RSUM), 0);
+  assert_int_equal(count(g, P_CAST), 0);
+  check_passes(g, 0);
+  graph_free(g);
+  g = parsed("graph\n%0 int64 [100000] = iota {axis=0}\n%1 int64 [100000] = mul %0 %0\n"
+             "%2 float32 [2] = random {seed=1, stream=2, fixed=1}\n%3 float32 [2] = exp %2\n"
+             "fetch \"a\" %1\nfetch \"b\" %3\n");
+  pass_constfold(g);
+  assert_int_equal(count(g, P_DATA), 0);
+  graph_free(g);
+}
+
+static void test_cse_and_dce(void **state) {
+  (void)state;
+  Graph *g = parsed("graph\n" X23 "%1 float32 [2, 3] = exp %0\n%2 float32 [2, 3] = feed \"x\"\n"
+                    "%3 float32 [2, 3] = exp %2\n%4 float32 [2, 3] = tanh %0\n"
+                    "%5 float32 [2, 3] = mul %1 %3\n%6 float32 [2, 3] = view %0 [i0, i1-1] pad 0\n"
+                    "%7 float32 [2, 3] = view %2 [i0, i1-1] pad 1\n"
+                    "%8 float32 [2, 3] = add %6 %7\n%9 float32 [2, 3] = add %8 %5\n"
+                    "fetch \"y\" %9\n");
+  pass_cse(g);
+  assert_int_equal(count(g, P_EXP), 1);
+  assert_int_equal(count(g, P_FEED), 1);
+  assert_int_equal(count(g, P_VIEW), 2);
+  assert_int_equal(count(g, P_TANH), 1);
+  pass_dce(g);
+  assert_int_equal(count(g, P_TANH), 0);
+  check_passes(g, 0);
+  graph_free(g);
+}
+
+static void test_split(void **state) {
+  (void)state;
+  static const char *const texts[] = {
+      "graph\n%0 float32 [20000] = feed \"x\"\n%1 float32 [1] = rsum %0 {axes=[0]}\nfetch \"y\" "
+      "%1\n",
+      "graph\n%0 float32 [20011] = feed \"x\"\n%1 float32 [1] = rsum %0 {axes=[0]}\nfetch \"y\" "
+      "%1\n",
+      "graph\n%0 float32 [20011] = feed \"x\"\n%1 float32 [1] = rmax %0 {axes=[0]}\nfetch \"y\" "
+      "%1\n",
+      "graph\n%0 float32 [64, 3, 20, 20] = feed \"x\"\n%1 float32 [64, 3, 20, 20] = mul %0 %0\n"
+      "%2 float32 [1, 3, 1, 1] = rsum %1 {axes=[0, 2, 3]}\nfetch \"y\" %2\n",
+      "graph\n%0 float32 [2, 30000] = feed \"x\"\n%1 float32 [2, 30000] = exp %0\n"
+      "%2 float32 [2, 1] = rsum %1 {axes=[1]}\nfetch \"y\" %2\n"};
+  for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+    Graph *g = parsed(texts[i]);
+    int before = count(g, P_RSUM) + count(g, P_RMAX);
+    check_passes(g, 1e-4);
+    assert_int_equal(count(g, P_RSUM) + count(g, P_RMAX), before + 1);
+    assert_int_equal(g->kernels.n, 2);
+    graph_free(g);
+  }
+  Graph *g = parsed("graph\n%0 float32 [64, 1000] = feed \"x\"\n"
+                    "%1 float32 [64, 1] = rsum %0 {axes=[1]}\nfetch \"y\" %1\n");
+  pass_split(g);
+  assert_int_equal(count(g, P_RSUM), 1);
+  graph_free(g);
+}
+
+/* ---- fusion ---- */
+
+typedef struct FuseCase {
+  const char *what, *graph;
+  int kernels;
+} FuseCase;
+
+static const FuseCase fuse_cases[] = {
+    {"maps join",
+     "graph\n" X23 "%1 float32 [2, 3] = exp %0\n%2 float32 [2, 3] = tanh %1\n"
+     "%3 float32 [2, 3] = mul %1 %2\nfetch \"y\" %3\n",
+     1},
+    {"softmax over many",
+     "graph\n%0 float32 [4, 50] = feed \"x\"\n%1 float32 [4, 1] = rmax %0 {axes=[1]}\n"
+     "%2 float32 [4, 50] = view %1 [i0, 0] pad 0\n%3 float32 [4, 50] = sub %0 %2\n"
+     "%4 float32 [4, 50] = exp %3\n%5 float32 [4, 1] = rsum %4 {axes=[1]}\n"
+     "%6 float32 [4, 50] = view %5 [i0, 0] pad 0\n%7 float32 [4, 50] = div %4 %6\nfetch \"y\" %7\n",
+     1},
+    {"softmax over few",
+     "graph\n%0 float32 [4, 5] = feed \"x\"\n%1 float32 [4, 1] = rmax %0 {axes=[1]}\n"
+     "%2 float32 [4, 5] = view %1 [i0, 0] pad 0\n%3 float32 [4, 5] = sub %0 %2\n"
+     "%4 float32 [4, 5] = exp %3\n%5 float32 [4, 1] = rsum %4 {axes=[1]}\n"
+     "%6 float32 [4, 5] = view %5 [i0, 0] pad 0\n%7 float32 [4, 5] = div %4 %6\nfetch \"y\" %7\n",
+     1},
+    {"small reductions are maps",
+     "graph\n%0 float32 [4, 6] = feed \"x\"\n%1 float32 [4, 3, 2] = reshape %0\n"
+     "%2 float32 [4, 3, 1] = rmax %1 {axes=[2]}\n%3 float32 [4, 3, 1] = exp %2\nfetch \"y\" %3\n",
+     1},
+    {"reductions over different axes",
+     "graph\n%0 float32 [50, 40] = feed \"x\"\n"
+     "%1 float32 [50, 1] = rsum %0 {axes=[1]}\n%2 float32 [1, 40] = rsum %0 {axes=[0]}\n"
+     "fetch \"a\" %1\nfetch \"b\" %2\n",
+     2},
+    {"two reductions of one tensor",
+     "graph\n%0 float32 [50, 40] = feed \"x\"\n"
+     "%1 float32 [50, 1] = rsum %0 {axes=[1]}\n%2 float32 [50, 1] = rmax %0 {axes=[1]}\n"
+     "fetch \"a\" %1\nfetch \"b\" %2\n",
+     1},
+    {"a dear value under a window is stored",
+     "graph\n%0 float32 [40] = feed \"x\"\n"
+     "%1 float32 [40] = tanh %0\n%2 float32 [38, 3] = view %1 [i0+i1] pad 0\n"
+     "%3 float32 [38, 1] = rsum %2 {axes=[1]}\nfetch \"y\" %3\n",
+     2},
+    {"a cheap value under a window is not",
+     "graph\n%0 float32 [40] = feed \"x\"\n"
+     "%1 float32 [40] = add %0 %0\n%2 float32 [38, 3] = view %1 [i0+i1] pad 0\n"
+     "%3 float32 [38, 1] = rsum %2 {axes=[1]}\nfetch \"y\" %3\n",
+     1},
+    {"matmul, bias, activation",
+     "graph\n%0 float32 [4, 8] = feed \"x\"\n%1 float32 [8, 6] = state \"w\"\n"
+     "%2 float32 [6] = state \"b\"\n%3 float32 [4, 6] = contract %0 %1 [i0, i2] [i2, i1] sum [8]\n"
+     "%4 float32 [4, 6] = view %2 [i1] pad 0\n%5 float32 [4, 6] = add %3 %4\n"
+     "%6 float32 [4, 6] = tanh %5\nfetch \"y\" %6\n",
+     1},
+    {"bias behind a reshape",
+     "graph\n%0 float32 [4, 8] = feed \"x\"\n%1 float32 [8, 6] = state \"w\"\n"
+     "%2 float32 [6] = state \"b\"\n%3 float32 [4, 6] = contract %0 %1 [i0, i2] [i2, i1] sum [8]\n"
+     "%7 float32 [2, 2, 6] = reshape %3\n%4 float32 [2, 2, 6] = view %2 [i2] pad 0\n"
+     "%5 float32 [2, 2, 6] = add %7 %4\n%6 float32 [2, 2, 6] = tanh %5\nfetch \"y\" %6\n",
+     1},
+    {"a sum of products",
+     "graph\n%0 float32 [4, 4] = feed \"x\"\n%1 float32 [4, 4] = state \"w\"\n"
+     "%2 float32 [4, 4] = contract %0 %1 [i0, i2] [i2, i1] sum [4]\n"
+     "%3 float32 [4, 4] = contract %0 %1 [i0, i2] [i1, i2] sum [4]\n"
+     "%4 float32 [4, 4] = add %2 %3\nfetch \"y\" %4\n",
+     2},
+    {"a product used twice",
+     "graph\n%0 float32 [4, 4] = feed \"x\"\n%1 float32 [4, 4] = state \"w\"\n"
+     "%2 float32 [4, 4] = contract %0 %1 [i0, i2] [i2, i1] sum [4]\n%3 float32 [4, 4] = exp %2\n"
+     "%4 float32 [4, 4] = contract %2 %3 [i0, i2] [i2, i1] sum [4]\nfetch \"y\" %4\n",
+     2},
+    {"sgd is not part of the product",
+     "graph\n%0 float32 [4, 4] = feed \"x\"\n%1 float32 [4, 4] = state \"w\"\n"
+     "%2 float32 [4, 4] = contract %0 %0 [i2, i0] [i2, i1] sum [4]\n%3 float32 [4, 4] = sub %1 %2\n"
+     "write \"w\" %3\n",
+     2},
+    {"no cycle through a product",
+     "graph\n%0 float32 [4, 4] = feed \"x\"\n%1 float32 [4, 4] = exp %0\n"
+     "%2 float32 [4, 4] = contract %1 %0 [i0, i2] [i2, i1] sum [4]\n%3 float32 [4, 4] = mul %1 %2\n"
+     "fetch \"y\" %3\n",
+     2},
+    {"a gather is inlined",
+     "graph\n%0 float32 [9, 4] = state \"w\"\n%1 int64 [5, 1] = feed \"x\"\n"
+     "%2 int64 [5, 1] = check %1 {lo=0, hi=9, has_ignore=0, ignore=0, code=E-DAT-002}\n"
+     "%3 int64 [5, 4] = view %2 [i0, 0] pad 0\n%4 float32 [5, 4] = gather %0 %3 {axis=0}\n"
+     "%5 float32 [5, 4] = exp %4\nfetch \"y\" %5\n",
+     1},
+    {"scatter, concat, sort",
+     "graph\n%0 float32 [9, 4] = state \"w\"\n%1 int64 [5, 4] = feed \"i\"\n"
+     "%2 float32 [5, 4] = feed \"u\"\n%3 float32 [9, 4] = scatter %0 %1 %2 {axis=0, assign=0}\n"
+     "%4 float32 [14, 4] = concat %3 %2 {axis=0}\n%5 int64 [14, 4] = argsort %4 {descending=1}\n"
+     "fetch \"y\" %5\n",
+     3},
+    {"swapped states",
+     "graph\n%0 float32 [4] = state \"a\"\n%1 float32 [4] = state \"b\"\n"
+     "write \"a\" %1\nwrite \"b\" %0\nfetch \"y\" %0\n",
+     1},
+    {"tiny updates join",
+     "graph\n%0 float32 [1] = state \"a\"\n%1 float32 [1] = state \"b\"\n"
+     "%2 float32 [1] = const 0.9\n%3 float32 [1] = mul %0 %2\n%4 float32 [1] = mul %1 %2\n"
+     "write \"a\" %3\nwrite \"b\" %4\n",
+     1},
+    {"constants and sources as results",
+     "graph\n" X23 C("4") "%2 int32 [3] = iota {axis=0}\n"
+                          "fetch \"x\" %0\nfetch \"c\" %1\nfetch \"i\" %2\n",
+     2},
+};
+
+static void test_fusion(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof fuse_cases / sizeof *fuse_cases; i++) {
+    Graph *g = parsed(fuse_cases[i].graph);
+    check_passes(g, 1e-5);
+    if (g->kernels.n != fuse_cases[i].kernels)
+      fail_msg("%s: %d kernels, not %d", fuse_cases[i].what, g->kernels.n, fuse_cases[i].kernels);
+    graph_free(g);
+  }
+}
+
+/* (a a') a: of a's shape, scaled down. */
+static Node *contract_square(Graph *g, Node *a) {
+  Node *s = g_matmul(g, a, a, false, true);
+  return g_map2c(g, P_MUL, g_matmul(g, s, a, false, false), 0.01);
+}
+
+/* Random graphs of maps, views, reductions and products: fusion's contract and the plan hold whatever it decides. */
+static void test_random_graphs(void **state) {
+  (void)state;
+  srand(11);
+  for (int round = 0; round < 300; round++) {
+    Graph *g = graph_new(NULL, false);
+    int64_t full[2] = {6, 40};
+    Node *pool[40];
+    int n = 0;
+    pool[n++] = g_feed(g, "x", DT_FLOAT32, 2, full);
+    pool[n++] = g_state(g, "w", DT_FLOAT32, 2, full);
+    while (n < 24) {
+      Node *a = pool[rand() % n], *b = pool[rand() % n];
+      switch (rand() % 9) {
+      case 0: a = g_map1(g, rand() % 2 ? P_TANH : P_ERF, a); break;
+      case 1:
+      case 2: a = g_map2(g, rand() % 2 ? P_ADD : P_MAX, a, b); break;
+      case 3: {
+        uint32_t axes = 1u + (uint32_t)(rand() % 3);
+        a = g_map2(g, P_SUB, a, g_expand(g, g_reduce(g, P_RMAX, a, axes, true), 2, full));
+        break;
+      }
+      case 4:
+        a = g_map2(g, P_MUL, b,
+                   g_expand(g, g_map1(g, P_TANH, g_reduce(g, P_RSUM, a, 2, true)), 2, full));
+        break;
+      case 5: a = g_map1(g, P_SIN, contract_square(g, a)); break;
+      case 6:
+        a = g_map2(g, P_ADD, b,
+                   g_reshape(g, g_map1(g, P_SIN, g_reshape(g, a, 1, (int64_t[]){-1})), 2, full));
+        break;
+      case 7: a = g_pad(g, a, (int64_t[]){0, 1}, (int64_t[]){0, -1}, 0.5); break;
+      default: a = g_map2(g, P_MIN, a, g_random(g, DT_FLOAT32, 2, full, 0, rand() % 3, false));
+      }
+      assert_non_null(a);
+      pool[n++] = a;
+    }
+    vec_add(g->arena, &g->writes, ((NamedNode){"w", pool[n - 1 - rand() % 3]}));
+    vec_add(g->arena, &g->fetches, ((NamedNode){"y", pool[n - 1]}));
+    vec_add(g->arena, &g->fetches, ((NamedNode){"z", pool[n - 1 - rand() % 12]}));
+    check_passes(g, 1e-4);
+    graph_free(g);
+  }
+}
+
+/* ---- whole programs ---- */
+
+static bool batch_dims(void *user, const Var *v, bool fed, DType *t, int *rank, int64_t *dims) {
+  (void)fed;
+  *t = v->dtype;
+  *rank = v->rank;
+  for (int d = 0; d < v->rank; d++) dims[d] = v->dims[d] < 0 ? *(int64_t *)user : v->dims[d];
+  return true;
+}
+
+static Graph *graph_of(kl_net *net, kl_var *loss, int64_t batch) {
+  if (kl_failed()) fail_msg("%s", kl_error());
+  const char *feeds[] = {"x", "label"}, *fetch[] = {kl_name(loss)};
+  Graph *g = expand_program(kl_main(net), 2, feeds, 1, fetch, batch_dims, &batch);
+  if (!g) {
+    err_print(stderr, false);
+    fail_msg("the program does not expand");
+  }
+  return g;
+}
+
+static kl_var *loss_of(kl_var *logits, kl_var *label) {
+  return kl_mean(kl_softmax_with_cross_entropy(logits, label));
+}
+
+static kl_var *mlp(kl_net *net) {
+  kl_var *x = kl_data(net, "x", KL_FLOAT32, -1, 784), *y = kl_data(net, "label", KL_INT64, -1, 1);
+  kl_var *h = kl_fc(kl_fc(x, 256, "relu"), 128, "relu");
+  return loss_of(kl_fc(h, 10), y);
+}
+
+static kl_var *lenet(kl_net *net) {
+  kl_var *x = kl_data(net, "x", KL_FLOAT32, -1, 1, 28, 28);
+  kl_var *y = kl_data(net, "label", KL_INT64, -1, 1);
+  kl_var *h = kl_pool2d(kl_conv2d(x, 20, 5, .act = "relu"), "max", 2, 2);
+  h = kl_pool2d(kl_conv2d(h, 50, 5, .act = "relu"), "max", 2, 2);
+  return loss_of(kl_fc(kl_fc(h, 500, "relu"), 10), y);
+}
+
+static kl_var *residual(kl_net *net) {
+  kl_var *x = kl_data(net, "x", KL_FLOAT32, -1, 3, 12, 12);
+  kl_var *y = kl_data(net, "label", KL_INT64, -1, 1);
+  kl_var *h = kl_conv2d(x, 8, 3, .pad = 1, .no_bias = true);
+  h = kl_batch_norm(h, .act = "relu");
+  kl_var *r = kl_batch_norm(kl_conv2d(h, 8, 3, .pad = 1, .groups = 2));
+  h = kl_relu(kl_add(r, h));
+  h = kl_dropout(kl_pool2d(h, "avg", .global = true), 0.5, true);
+  return loss_of(kl_fc(h, 10), y);
+}
+
+static kl_var *attention(kl_net *net) {
+  kl_var *x = kl_data(net, "x", KL_FLOAT32, -1, 6, 16);
+  kl_var *y = kl_data(net, "label", KL_INT64, -1, 1);
+  kl_var *h = kl_layer_norm(x, 2);
+  kl_var *q = kl_fc(h, 16, .flatten = 2), *k = kl_fc(h, 16, .flatten = 2);
+  kl_var *s = kl_softmax(kl_binary("matmul_v2", "trans_y=true", q, k));
+  h = kl_add(x, kl_matmul(s, kl_fc(h, 16, .flatten = 2)));
+  kl_var *f = kl_fc(kl_layer_norm(h, 2), 64, "gelu", 2);
+  h = kl_add(h, kl_fc(f, 16, .flatten = 2));
+  return loss_of(kl_fc(h, 10), y);
+}
+
+typedef struct NetCase {
+  const char *name;
+  kl_var *(*build)(kl_net *net);
+  int kernels[3]; /* with sgd, momentum, adam; 0: any number */
+} NetCase;
+
+static const NetCase nets[] = {
+    {"mlp", mlp, {16, 16, 18}},
+    {"lenet", lenet, {25, 25, 27}},
+    {"residual", residual, {0}},
+    {"attention", attention, {0}},
+};
+
+static void test_programs(void **state) {
+  (void)state;
+  const kl_optimizer optim[3] = {kl_sgd(0.01), kl_momentum(0.01, 0.9), kl_adam(0.01)};
+  for (size_t i = 0; i < sizeof nets / sizeof *nets; i++)
+    for (int o = 0; o < 3; o++) {
+      kl_net *net = kl_net_new();
+      kl_var *loss = nets[i].build(net);
+      kl_minimize(loss, optim[o]);
+      Graph *g = graph_of(net, loss, 3);
+      check_passes(g, 2e-4);
+      int want = nets[i].kernels[o];
+      print_message("%-10s %-8s %3d nodes %3d kernels, arena %lld, lower bound %lld, ratio %.3f\n",
+                    nets[i].name, optim[o].type, g->nodes.n, g->kernels.n,
+                    (long long)g->arena_bytes, (long long)g->lower_bound,
+                    (double)g->arena_bytes / (double)g->lower_bound);
+      if (want) assert_int_equal(g->kernels.n, want);
+      assert_true((double)g->arena_bytes <= 1.05 * (double)g->lower_bound);
+      graph_free(g);
+      kl_net_free(net);
+    }
+}
+
+/* What the groups of LeNet's training program must be. */
+static void test_lenet_groups(void **state) {
+  (void)state;
+  kl_net *net = kl_net_new();
+  kl_var *loss = lenet(net);
+  kl_minimize(loss, kl_adam(0.001));
+  Graph *g = graph_of(net, loss, 64);
+  assert_true(passes_run(g, NULL, NULL));
+  assert_int_equal(kernels_with(g, "conv2d_elementwise_add_relu"), 2);
+  assert_int_equal(kernels_with(g, "mul_elementwise_add_relu"), 1);
+  assert_int_equal(kernel_with(g, "conv2d_elementwise_add_relu")->kind, K_CONTRACT);
+  assert_int_equal(kernels_with(g, "pool2d_grad_relu_grad"), 2);
+  /* one for each of 8 parameters, and two for the scalars of all */
+  assert_int_equal(kernels_with(g, "adam"), 8 + 2);
+  int updated = 0;
+  for (int i = 0; i < g->kernels.n; i++)
+    for (int j = 0; j < g->kernels.v[i]->outputs.n; j++)
+      updated += g->kernels.v[i]->outputs.v[j]->buf->kind == B_STATE;
+  assert_int_equal(updated, g->writes.n); /* all in place */
+  assert_int_equal(g->copies.n, 0);
+  graph_free(g);
+  kl_net_free(net);
+}
+
+/* ---- the plan ---- */
+
+static void test_plan_check(void **state) {
+  (void)state;
+  Graph *g =
+      parsed("graph\n%0 float32 [64] = feed \"x\"\n%1 float32 [64, 64] = view %0 [i1] pad 0\n"
+             "%2 float32 [64, 64] = contract %1 %1 [i0, i2] [i2, i1] sum [64]\n"
+             "%3 float32 [64, 64] = contract %2 %1 [i0, i2] [i2, i1] sum [64]\n"
+             "fetch \"y\" %3\n");
+  assert_true(passes_run(g, NULL, NULL));
+  assert_true(memplan_check(g, NULL));
+  Buffer *moved = NULL;
+  for (int i = 0; i < g->buffers.n; i++)
+    if (g->buffers.v[i]->kind == B_ARENA && g->buffers.v[i]->offset > 0) moved = g->buffers.v[i];
+  assert_non_null(moved);
+  moved->offset = 0;
+  Str why;
+  str_init(&why, g->arena);
+  assert_false(memplan_check(g, &why));
+  assert_non_null(strstr(why.s, "overlap"));
+  graph_free(g);
+}
+
+static void test_failing_checks_leave_state(void **state) {
+  (void)state;
+  /* the state's kernel needs the checked value, so it cannot be ordered behind: the update is copied at the exit */
+  Graph *g = parsed("graph\n%0 int64 [4] = feed \"i\"\n%3 float32 [4] = state \"w\"\n"
+                    "%1 int64 [4] = check %0 {lo=0, hi=9, has_ignore=0, ignore=0, code=E-DAT-002}\n"
+                    "%2 float32 [4] = cast %1\n%4 float32 [4] = sub %3 %2\nwrite \"w\" %4\n");
+  check_passes(g, 0);
+  assert_int_equal(g->copies.n, 1);
+  graph_free(g);
+}
+
+static bool ask_for_workspace(Kernel *k) {
+  k->workspace = 1000 * (k->id + 1);
+  return true;
+}
+
+static void test_workspace(void **state) {
+  (void)state;
+  Graph *g = parsed(fuse_cases[8].graph);
+  PassOptions o = {.schedule = ask_for_workspace};
+  assert_true(passes_run(g, &o, NULL));
+  assert_true(memplan_check(g, NULL));
+  const Kernel *k = g->kernels.v[0];
+  assert_non_null(k->ws);
+  assert_int_equal(k->ws->bytes, 1000);
+  assert_true(g->arena_bytes >= 1000 + 96);
+  graph_free(g);
+}
+
+/* ---- the runner ---- */
+
+static void test_runner(void **state) {
+  (void)state;
+  PassOptions o = {0};
+  assert_true(pass_options_parse(&o, "stop-after=cse,disable=constfold disable=split,time-passes"));
+  assert_string_equal(o.stop_after, "cse");
+  assert_string_equal(o.disable, "constfold,split");
+  assert_true(o.time_passes);
+  assert_false(pass_options_parse(&o, "stop-aftr=cse"));
+  assert_int_equal(err_get()->code, E_ARG_001);
+  err_clear();
+  Graph *g = parsed(fuse_cases[0].graph);
+  char *text = NULL;
+  size_t size = 0;
+  o.log = open_memstream(&text, &size);
+  o.print_after = "all";
+  bool stopped = false;
+  assert_true(passes_run(g, &o, &stopped));
+  assert_true(stopped);
+  assert_int_equal(g->kernels.n, 0);
+  fclose(o.log);
+  assert_non_null(strstr(text, "# after cse (unchanged)"));
+  assert_null(strstr(text, "# after constfold"));
+  free(text);
+  o = (PassOptions){.stop_after = "cs"};
+  assert_false(passes_run(g, &o, NULL));
+  assert_int_equal(err_get()->code, E_ARG_001);
+  err_clear();
+  graph_free(g);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_teardown(test_rules, clear_error),
+      cmocka_unit_test_teardown(test_every_rule_has_a_case, clear_error),
+      cmocka_unit_test_teardown(test_random_views, clear_error),
+      cmocka_unit_test_teardown(test_constfold, clear_error),
+      cmocka_unit_test_teardown(test_cse_and_dce, clear_error),
+      cmocka_unit_test_teardown(test_split, clear_error),
+      cmocka_unit_test_teardown(test_fusion, clear_error),
+      cmocka_unit_test_teardown(test_random_graphs, clear_error),
+      cmocka_unit_test_teardown(test_programs, clear_error),
+      cmocka_unit_test_teardown(test_lenet_groups, clear_error),
+      cmocka_unit_test_teardown(test_plan_check, clear_error),
+      cmocka_unit_test_teardown(test_failing_checks_leave_state, clear_error),
+      cmocka_unit_test_teardown(test_workspace, clear_error),
+      cmocka_unit_test_teardown(test_runner, clear_error),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
