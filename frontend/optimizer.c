@@ -127,6 +127,7 @@ static void keep_places(Program *p, int from, const char *at) {
 }
 
 kl_var *kl_minimize_at(const char *at, kl_var *loss, kl_optimizer o) {
+  if (err_any()) return NULL;
   kl_net *net = net_of(loss);
   int n_main = net ? net->main->blocks.v[0]->ops.n : 0;
   int n_startup = net ? net->startup->blocks.v[0]->ops.n : 0;
