@@ -14,6 +14,7 @@ enum { MAX_PHASES = 8, MAX_ACCS = 64, PROBE_NODES = 4000, CODE_NODES = 8000 };
 typedef struct Loop {
   LLVMBasicBlockRef head, exit;
   Val phi, hi, step;
+  int64_t trip; /* iterations; 0: not known here */
 } Loop;
 
 typedef struct Acc {
@@ -38,6 +39,8 @@ typedef struct Work {
 
 static Loop loop_open(Gen *g, Val lo, Val hi, Val step, int64_t from, int64_t to, int *var) {
   Loop l = {.hi = hi, .step = step};
+  if (LLVMIsAConstantInt(lo) && LLVMIsAConstantInt(hi) && LLVMIsAConstantInt(step))
+    l.trip = LLVMConstIntGetSExtValue(hi) - LLVMConstIntGetSExtValue(lo);
   l.head = LLVMAppendBasicBlockInContext(g->c, g->fn, "");
   l.exit = LLVMAppendBasicBlockInContext(g->c, g->fn, "");
   gen_at(g, g->depth);
@@ -55,14 +58,37 @@ static Loop loop_open(Gen *g, Val lo, Val hi, Val step, int64_t from, int64_t to
   return l;
 }
 
-/* llvm.loop !{itself, parallel_accesses}: the node that refers to itself is distinct, as LLVM demands. */
-static Val loop_id(Gen *g) {
+/* The vector width for a short loop of n iterations that leaves the fewest vector and scalar steps; 0: LLVM's choice, which
+ * for short loops would be masks and gathers. */
+static int short_width(int64_t n) {
+  int64_t best = n;
+  int width = 0;
+  for (int w = 4; w <= 16 && n <= 64; w *= 2)
+    if (n / w + n % w < best) {
+      best = n / w + n % w;
+      width = w;
+    }
+  return width;
+}
+
+static LLVMMetadataRef loop_word(Gen *g, const char *name, Val v) {
+  LLVMMetadataRef words[2] = {LLVMMDStringInContext2(g->c, name, strlen(name)),
+                              LLVMValueAsMetadata(v)};
+  return LLVMMDNodeInContext2(g->c, words, 2);
+}
+
+/* llvm.loop !{itself, parallel_accesses, ...}: the node that refers to itself is distinct, as LLVM demands. */
+static Val loop_id(Gen *g, int64_t trip) {
   LLVMMetadataRef words[2] = {LLVMMDStringInContext2(g->c, "llvm.loop.parallel_accesses", 27),
                               g->access};
-  LLVMMetadataRef self = LLVMTemporaryMDNode(g->c, NULL, 0);
-  LLVMMetadataRef node =
-      LLVMMDNodeInContext2(g->c, (LLVMMetadataRef[]){self, LLVMMDNodeInContext2(g->c, words, 2)},
-                           2);
+  LLVMMetadataRef self = LLVMTemporaryMDNode(g->c, NULL, 0), ops[4] = {self};
+  int n = 1, width = trip > 0 ? short_width(trip) : 0;
+  ops[n++] = LLVMMDNodeInContext2(g->c, words, 2);
+  if (width) {
+    ops[n++] = loop_word(g, "llvm.loop.vectorize.width", LLVMConstInt(g->i32, (uint64_t)width, 0));
+    ops[n++] = loop_word(g, "llvm.loop.vectorize.enable", LLVMConstInt(g->i1, 1, 0));
+  }
+  LLVMMetadataRef node = LLVMMDNodeInContext2(g->c, ops, (size_t)n);
   LLVMMetadataReplaceAllUsesWith(self, node);
   return LLVMMetadataAsValue(g->c, node);
 }
@@ -73,7 +99,7 @@ static void loop_close(Gen *g, const Loop *l, bool parallel) {
   Val next = LLVMBuildNSWAdd(g->b, l->phi, l->step, "");
   Val br =
       LLVMBuildCondBr(g->b, LLVMBuildICmp(g->b, LLVMIntSLT, next, l->hi, ""), l->head, l->exit);
-  if (parallel && g->access) LLVMSetMetadata(br, g->md_loop, loop_id(g));
+  if (parallel && g->access) LLVMSetMetadata(br, g->md_loop, loop_id(g, l->trip));
   LLVMAddIncoming(l->phi, &next, &latch, 1);
   memo_drop(g, g->depth);
   gen_block(g, l->exit, --g->depth);
