@@ -680,7 +680,7 @@ bool graph_eval(Graph *g, const EvalEnv *env, Arena *a, Tensor **values);
  * float64 (word + 0.5) * 2^-32. */
 void philox(const uint32_t ctr[4], const uint32_t key[2], uint32_t out[4]);
 
-/* ---- expand.c: operators -> primitives; also the shape inference ---- */
+/* ---- expand.c, infer.c: operators -> primitives; also the shape inference ---- */
 
 struct Expand {
   Graph *g;
@@ -718,7 +718,7 @@ bool infer_program(
     Program *p,
     bool check); /* all operators of all blocks; check: E-VER-003 where a declaration contradicts */
 
-/* formula.c: the expansion of a row written as a formula. Grammar and functions are described at its head. */
+/* formula.c, builtin.c: the expansion of a row written as a formula. Grammar and functions are described at its head. */
 bool formula_expand(Expand *x, const char *formula);
 
 /* ---- verify.c ---- */

@@ -1,5 +1,6 @@
-/* Examples of ops.def as Programs. In: the text of an example ("X=2x3 Y=3 axis=1"); out: a Program with that one operator,
- * values for what it reads, and on request the gradient operators as PaddlePaddle's append_backward makes them. */
+/* Examples of ops.def as Programs. In: the text of an example ("X=2x3 Y=3 axis=1"); out: a Program
+ * with that one operator, values for what it reads, and on request the gradient operators as
+ * PaddlePaddle's append_backward makes them. */
 #include "opcase.h"
 
 #include <math.h>

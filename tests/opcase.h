@@ -17,12 +17,13 @@ typedef struct OpCase {
 } OpCase;
 
 int example_count(const OpDef *def);
-/* The k-th example; fed values are the same for both floating types (exact in float32). False: error set. */
+/* The k-th example; fed values are the same for both floating types (exact in float32). False:
+ * error set. */
 bool opcase_make(OpCase *c, const OpDef *def, int k, DType real);
 void opcase_free(OpCase *c);
 Tensor *opcase_value(const OpCase *c, const char *name); /* NULL if it is not fed */
-/* Appends the gradient operators of c->op; "NAME@GRAD" of the outputs they read are declared and returned, as are the
- * gradients that they write. Arrays in the program's arena. */
+/* Appends the gradient operators of c->op; "NAME@GRAD" of the outputs they read are declared and
+ * returned, as are the gradients that they write. Arrays in the program's arena. */
 typedef struct OpGrads {
   int n_in, n_out;
   const char **in, **out; /* in: gradients to feed; out: gradients computed */

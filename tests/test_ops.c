@@ -1,8 +1,9 @@
-/* The sweep over the operator table: every row x every example x {float32, float64}. The operator is built, inferred
- * (also with an unknown first dimension), verified, expanded and evaluated by the plain interpreter; results must have
- * the inferred shapes, and float32 must agree with float64. Gradient operators are built as the row says and compared
- * with central differences of the interpreter in float64. A second sweep runs operators and gradients through the
- * executor, compiled and interpreted, and compares the two. */
+/* The sweep over the operator table: every row x every example x {float32, float64}. The operator
+ * is built, inferred (also with an unknown first dimension), verified, expanded and evaluated by
+ * the plain interpreter; results must have the inferred shapes, and float32 must agree with
+ * float64. Gradient operators are built as the row says and compared with central differences of
+ * the interpreter in float64. A second sweep runs operators and gradients through the executor,
+ * compiled and interpreted, and compares the two. */
 #include "opcase.h"
 #include "../executor/executor.h"
 
@@ -87,7 +88,8 @@ static bool shape_fits(const Var *v, int rank, const int64_t *dims) {
   return true;
 }
 
-/* The same program with the first dimension of every fed tensor unknown infers compatible shapes. */
+/* The same program with the first dimension of every fed tensor unknown infers compatible shapes.
+ * */
 static void check_unknown(const OpCase *c) {
   Program *p = prog_clone(c->prog);
   Block *b = p->blocks.v[0];
@@ -376,7 +378,88 @@ static void test_executor(void **state) {
   assert_int_equal(n_bad, 0);
 }
 
+/* ---- formulas ---- */
+
+static Node *formula_input(Expand *x, const char *name) {
+  int64_t dims[2] = {2, 3};
+  return g_feed(x->g, name, DT_FLOAT32, 2, dims);
+}
+
+/* The result of a formula on an operator with input X and output Out; NULL after an error. */
+static Node *formula_result(Graph *g, const char *text) {
+  Op op = {.type = "scale", .def = opdef_find("scale")};
+  Expand x = {g, &op, map_new(g->arena), formula_input, NULL};
+  const char *in = "x", *out = "y";
+  Slot ins = {"X", 1, &in}, outs = {"Out", 1, &out};
+  vec_add(g->arena, &op.ins, ins);
+  vec_add(g->arena, &op.outs, outs);
+  return formula_expand(&x, text) ? map_get(x.env, "y") : NULL;
+}
+
+static void test_formulas(void **state) {
+  (void)state;
+  static const char *const good[] = {"Out = X",
+                                     "a = 2; Out = a * X + bias",
+                                     "Out = bias_after_scale ? X : Missing + 1",
+                                     "Out = has(ScaleTensor) && ScaleTensor > 0 ? X : -X",
+                                     "Out = 1 < 2 || Missing ? X : X * 2;",
+                                     "Out = softplus(X, beta=2.0)",
+                                     "Out = X > 0 && X < 1 ? X : 0",
+                                     "Out = X % 2 - (1 - X) / 3"};
+  static const char *const bad[] = {"Out",
+                                    "Out =",
+                                    "Out = ",
+                                    "= X",
+                                    "Out = X +",
+                                    "Out = (X",
+                                    "Out = X)",
+                                    "Out = X ? X",
+                                    "Out = X ? 1 : 2",
+                                    "Out = Missing",
+                                    "Out = missing(X)",
+                                    "Out = rsum()",
+                                    "Out = rsum(X, 7)",
+                                    "Out = 'text",
+                                    "Out = 'text' + X",
+                                    "Out = [1, X]",
+                                    "Out = ScaleTensor",
+                                    "Out = X X",
+                                    "Out = exp(X, X)",
+                                    "Out = relu(X, X, X)",
+                                    "Out = 1 + 2",
+                                    "Out = cast(X, 'nonsense')",
+                                    "Out = reshape(X, [4])",
+                                    "Out = scalar(X)",
+                                    "Out = relu(X, beta)",
+                                    "Out = $",
+                                    "Out = .."};
+  for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+    Graph *g = graph_new(NULL, false);
+    if (!formula_result(g, good[i])) fail_msg("%s", good[i]);
+    graph_free(g);
+  }
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    Graph *g = graph_new(NULL, false);
+    if (formula_result(g, bad[i]) || !err_any()) fail_msg("%s", bad[i]);
+    err_clear();
+    graph_free(g);
+  }
+  static const char *const deep[] = {"(", "-", "!", "exp(", "[", "X ? ", "X + (", "relu(x="};
+  for (size_t i = 0; i < sizeof deep / sizeof *deep; i++) {
+    Graph *g = graph_new(NULL, false);
+    Str s;
+    str_init(&s, g->arena);
+    str_add(&s, "Out = ");
+    for (int k = 0; k < 100000; k++) str_add(&s, deep[i]);
+    assert_null(formula_result(g, s.s));
+    assert_true(err_any());
+    err_clear();
+    graph_free(g);
+  }
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows), cmocka_unit_test(test_executor)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_formulas), cmocka_unit_test(test_rows),
+                                     cmocka_unit_test(test_executor)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,8 @@
 /* Creation: constants, sequences, random numbers, and the shape of a tensor as a tensor.
  *
- * Random numbers are maps of uniform ones (RANDOM): the normal distribution by the transform of Box and Muller (1958), the
- * truncated one by the inverse of the error function (M. Giles, "Approximating the erfinv function", 2010, central part). */
+ * Random numbers are maps of uniform ones (RANDOM): the normal distribution by the transform of Box
+ * and Muller (1958), the truncated one by the inverse of the error function (M. Giles,
+ * "Approximating the erfinv function", 2010, central part). */
 #include "ops.h"
 
 #include <math.h>
@@ -18,7 +19,8 @@ static bool dtype_of(Expand *x, const char *attr, DType *t) {
   return false;
 }
 
-/* The result's dims from ShapeTensor, ShapeTensorList or shape; -1: unknown during shape inference. */
+/* The result's dims from ShapeTensor, ShapeTensorList or shape; -1: unknown during shape inference.
+ * */
 static bool shape_of(Expand *x, int *rank, int64_t *dims) {
   bool tensor = x_n_in(x, "ShapeTensor") > 0;
   *rank = ops_list(x, tensor ? NULL : "ShapeTensorList", "ShapeTensor", "shape", dims, KL_VAR_RANK);
@@ -240,7 +242,8 @@ bool x_one_hot_v2(Expand *x) {
 
 /* ---- random numbers ---- */
 
-/* Uniform in (0,1), the k-th stream of the operator; an own seed gives the same numbers in every run. */
+/* Uniform in (0,1), the k-th stream of the operator; an own seed gives the same numbers in every
+ * run. */
 static Node *uniform(Expand *x, DType t, int rank, const int64_t *dims, int k) {
   int64_t seed = op_int(x->op, "seed");
   return g_random(x->g, t, rank, dims, seed, x_stream(x, k), seed != 0);

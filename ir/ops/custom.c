@@ -1,7 +1,8 @@
 /* Custom operators: one CALL of the registered C function, and an OUT for each further output.
  *
- * In: the operator's inputs; for the gradient the forward inputs, forward outputs and gradients of the outputs, in the
- * order of the signature. Shapes come from the registered shape function; a gradient has its input's shape. */
+ * In: the operator's inputs; for the gradient the forward inputs, forward outputs and gradients of
+ * the outputs, in the order of the signature. Shapes come from the registered shape function; a
+ * gradient has its input's shape. */
 #include "../ir.h"
 
 #include <string.h>
@@ -35,7 +36,8 @@ static bool call_ins(Expand *x, Call *c, int n_slots, const SlotDef *slots, cons
   return true;
 }
 
-/* One CALL node and the OUT nodes; `slots`+suffix are the outputs in order, with the shapes of c->out_t. */
+/* One CALL node and the OUT nodes; `slots`+suffix are the outputs in order, with the shapes of
+ * c->out_t. */
 static bool call_outs(Expand *x, Call *c, const CustomOp *op, bool backward, int n_slots,
                       const SlotDef *slots, const char *suffix) {
   const Tensor *t = c->out_t.v;

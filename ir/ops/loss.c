@@ -1,7 +1,8 @@
 /* Losses that pick by a label, and accuracy.
  *
- * A hard label is an integer tensor of the logits' shape with size 1 at the class axis (or without that axis). It is
- * checked against the number of classes (E-DAT-002); where it equals ignore_index, loss and gradient are 0. */
+ * A hard label is an integer tensor of the logits' shape with size 1 at the class axis (or without
+ * that axis). It is checked against the number of classes (E-DAT-002); where it equals
+ * ignore_index, loss and gradient are 0. */
 #include "ops.h"
 
 #include <string.h>

@@ -1,4 +1,5 @@
-/* Optimisers with lists of parameters. LARS: You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", 2017. */
+/* Optimisers with lists of parameters. LARS: You, Gitman, Ginsburg, "Large Batch Training of
+ * Convolutional Networks", 2017. */
 #include "ops.h"
 
 static Node *norm2(Graph *g, Node *n) {

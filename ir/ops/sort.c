@@ -1,7 +1,8 @@
 /* Sums of lists, running sums, groups of channels, sorting and the largest elements.
  *
- * Sorting is ARGSORT along the last axis and a GATHER; its gradient is a SCATTER with the same indices. A running sum is a
- * window that ends at each element: the work is quadratic in the length of the axis, in one sweep. */
+ * Sorting is ARGSORT along the last axis and a GATHER; its gradient is a SCATTER with the same
+ * indices. A running sum is a window that ends at each element: the work is quadratic in the length
+ * of the axis, in one sweep. */
 #include "ops.h"
 
 #include <string.h>
