@@ -59,7 +59,7 @@ static bool same(const Node *a, const Node *b) {
 void pass_cse(Graph *g) {
   int size = 64, kept = 0;
   while (size < 2 * g->nodes.n) size *= 2;
-  Arena *scratch = arena_new();
+  Arena *scratch = arena_scratch();
   Node **table = arena_array(scratch, Node *, size);
   for (int i = 0; i < g->nodes.n; i++) {
     Node *n = g->nodes.v[i];

@@ -38,7 +38,6 @@ static void copy_sources(Graph *g) {
 
 static void start(Fuse *f, Graph *g) {
   f->g = g;
-  f->a = arena_new();
   f->n = g->nodes.n;
   f->users = arena_array(f->a, NodeVec, f->n);
   f->root = arena_array(f->a, bool, f->n);
@@ -79,7 +78,7 @@ static void make_groups(Fuse *f) {
 }
 
 void pass_fuse(Graph *g) {
-  Fuse f = {0};
+  Fuse f = {.a = arena_scratch()};
   copy_sources(g);
   graph_sweep(g);
   start(&f, g);

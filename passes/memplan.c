@@ -251,7 +251,7 @@ static void assign_offsets(Plan *p) {
 }
 
 void pass_memplan(Graph *g) {
-  Plan p = {.g = g, .a = arena_new(), .n_kernels = g->kernels.n};
+  Plan p = {.g = g, .a = arena_scratch(), .n_kernels = g->kernels.n};
   g->buffers.n = g->copies.n = 0;
   for (int i = 0; i < g->nodes.n; i++) g->nodes.v[i]->buf = NULL;
   for (int i = 0; i < g->kernels.n; i++) g->kernels.v[i]->ws = NULL;

@@ -126,7 +126,7 @@ bool passes_run(Graph *g, const PassOptions *o, bool *stopped) {
       !known("disable", o->disable, false))
     return false;
   if (o->dump_dir && !vfs_mkdirs(o->dump_dir)) return false;
-  Dump d = {o, arena_new(), NULL};
+  Dump d = {o, arena_scratch(), NULL};
   bool ok = run_all(g, &d, &stop);
   arena_free(d.arena);
   if (stopped) *stopped = stop;
