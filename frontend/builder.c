@@ -32,16 +32,17 @@ void kl_stop_gradient(kl_var *v, bool stop) {
 }
 kl_var *kl_find(kl_net *net, const char *name) { return block_var(net->main->blocks.v[0], name); }
 
-kl_net *net_of(const kl_var *v) {
+kl_net *net_of(const char *at, const kl_var *v) {
   if (err_any()) return NULL;
   if (v && v->block->prog->net) return v->block->prog->net;
   err_set(E_ARG_002, v ? "%s is not a variable of a net" : "a layer's input is NULL%s",
           v ? quoted(v->name) : "");
-  return NULL;
+  return at ? at_where(at) : (void)0, NULL;
 }
 
 kl_var *kl_named_at(const char *at, kl_var *v, const char *name) {
-  if (!net_of(v)) return at_where(at), NULL;
+  if (err_any()) return NULL;
+  if (!net_of(at, v)) return NULL;
   Block *b = v->block;
   if (!strcmp(v->name, name)) return v;
   if (v->persistable)
@@ -230,11 +231,11 @@ kl_var *kl_output(kl_var *of, const char *slot) {
 }
 
 kl_var *kl_unary_at(const char *at, const char *type, const char *attrs, kl_var *x) {
-  return kl_op_at(at, net_of(x), type, attrs, "X", x, (const char *)0);
+  return kl_op_at(at, net_of(at, x), type, attrs, "X", x, (const char *)0);
 }
 
 kl_var *kl_binary_at(const char *at, const char *type, const char *attrs, kl_var *x, kl_var *y) {
-  kl_net *net = net_of(y) ? net_of(x) : NULL;
+  kl_net *net = net_of(at, y) ? net_of(at, x) : NULL;
   return kl_op_at(at, net, type, attrs, "X", x, "Y", y, (const char *)0);
 }
 
@@ -284,7 +285,9 @@ kl_var *kl_parameter(kl_net *net, const char *key, kl_dtype dtype, int rank, con
   const char *name = p.name ? p.name : prog_unique(net->main, key);
   Block *mb = net->main->blocks.v[0], *sb = net->startup->blocks.v[0];
   Var *old = block_var(mb, name);
-  if (old) return share_fits(old, dtype, rank, dims) ? old : NULL;
+  if (old && share_fits(old, dtype, rank, dims)) return old;
+  if (err_any() && net->at) at_where(net->at);
+  if (old) return NULL;
   Var *v = block_add_var(mb, name, VK_TENSOR, (DType)dtype, rank, dims);
   Var *s = v ? block_add_var(sb, name, VK_TENSOR, (DType)dtype, rank, dims) : NULL;
   if (!s) return NULL;

@@ -38,7 +38,7 @@ kl_var *end_op(Op *op);
 void keep_place(Op *op, const char *at);     /* in op_callstack; NULL: nothing is kept */
 bool op_set_attrs(Op *op, const char *text); /* "alpha=0.1 axis=1" */
 void at_where(const char *at);               /* the user's file:line, unless it is told already */
-kl_net *net_of(const kl_var *v);             /* NULL (and an error) for NULL */
+kl_net *net_of(const char *at, const kl_var *v); /* NULL (and an error) for NULL */
 /* A layer's name, KEY_N, which its operators' outputs carry until end_layer. */
 const char *begin_layer(kl_net *net, const char *key, const char *at);
 kl_var *end_layer(kl_net *net, const char *at, kl_var *y, const char *act); /* act may be NULL */

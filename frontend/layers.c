@@ -41,7 +41,7 @@ static kl_var *add_bias(const char *at, kl_net *net, kl_var *y, kl_var *b, int a
 }
 
 kl_var *kl_fc_at(kl_fc_args a) {
-  kl_net *net = net_of(a.x);
+  kl_net *net = net_of(a.at_, a.x);
   int flat = a.flatten ? a.flatten : 1;
   if (!net || !need_positive(a.size, "fc: size", a.at_) || !need_rank(a.x, flat + 1, "fc", a.at_))
     return NULL;
@@ -63,7 +63,7 @@ kl_var *kl_fc_at(kl_fc_args a) {
 static int64_t or_else(int64_t v, int64_t dflt) { return v ? v : dflt; }
 
 kl_var *kl_conv2d_at(kl_conv2d_args a) {
-  kl_net *net = net_of(a.x);
+  kl_net *net = net_of(a.at_, a.x);
   if (!net || !need_rank(a.x, 4, "conv2d", a.at_) ||
       !need_positive(a.filters, "conv2d: filters", a.at_) ||
       !need_positive(a.kernel, "conv2d: kernel", a.at_))
@@ -101,7 +101,7 @@ kl_var *kl_conv2d_at(kl_conv2d_args a) {
 }
 
 kl_var *kl_pool2d_at(kl_pool2d_args a) {
-  kl_net *net = net_of(a.x);
+  kl_net *net = net_of(a.at_, a.x);
   Op *op = net ? begin_op(a.at_, net, "pool2d") : NULL;
   if (!op) return NULL;
   int64_t stride = or_else(a.stride, a.adaptive ? 1 : or_else(a.kernel, 1));
@@ -131,7 +131,7 @@ static kl_var *statistic(kl_net *net, const char *layer, const char *suffix, con
 }
 
 kl_var *kl_batch_norm_at(kl_batch_norm_args a) {
-  kl_net *net = net_of(a.x);
+  kl_net *net = net_of(a.at_, a.x);
   if (!net || !need_rank(a.x, 2, "batch_norm", a.at_)) return NULL;
   int64_t c = a.x->dims[a.nhwc ? a.x->rank - 1 : 1];
   if (!need_known(c, a.x, "batch_norm", a.at_)) return NULL;
@@ -160,7 +160,7 @@ kl_var *kl_batch_norm_at(kl_batch_norm_args a) {
 }
 
 kl_var *kl_layer_norm_at(kl_layer_norm_args a) {
-  kl_net *net = net_of(a.x);
+  kl_net *net = net_of(a.at_, a.x);
   int axis = a.begin_axis ? a.begin_axis : 1;
   if (!net || !need_rank(a.x, axis + 1, "layer_norm", a.at_)) return NULL;
   int64_t n = 1;
@@ -183,7 +183,7 @@ kl_var *kl_layer_norm_at(kl_layer_norm_args a) {
 }
 
 kl_var *kl_dropout_at(kl_dropout_args a) {
-  kl_net *net = net_of(a.x);
+  kl_net *net = net_of(a.at_, a.x);
   Op *op = net ? begin_op(a.at_, net, "dropout") : NULL;
   if (!op) return NULL;
   op_add_in(op, "X", a.x->name);
@@ -198,7 +198,7 @@ kl_var *kl_dropout_at(kl_dropout_args a) {
 }
 
 kl_var *kl_embedding_at(kl_embedding_args a) {
-  kl_net *net = net_of(a.ids);
+  kl_net *net = net_of(a.at_, a.ids);
   if (!net || !need_positive(a.rows, "embedding: rows", a.at_) ||
       !need_positive(a.columns, "embedding: columns", a.at_))
     return NULL;
@@ -214,7 +214,7 @@ kl_var *kl_embedding_at(kl_embedding_args a) {
 }
 
 kl_var *kl_reshape_at(const char *at, kl_var *x, int rank, const int64_t *dims) {
-  Op *op = begin_op(at, net_of(x), "reshape2");
+  Op *op = begin_op(at, net_of(at, x), "reshape2");
   if (!op) return NULL;
   op_add_in(op, "X", x->name);
   op_set_ints(op, "shape", rank, dims);
@@ -224,9 +224,9 @@ kl_var *kl_reshape_at(const char *at, kl_var *x, int rank, const int64_t *dims) 
 }
 
 kl_var *kl_concat_at(const char *at, int axis, int n, kl_var *const *x) {
-  Op *op = begin_op(at, net_of(n ? x[0] : NULL), "concat");
+  Op *op = begin_op(at, net_of(at, n ? x[0] : NULL), "concat");
   for (int i = 0; op && i < n; i++) {
-    if (!net_of(x[i])) return NULL;
+    if (!net_of(at, x[i])) return NULL;
     op_add_in(op, "X", x[i]->name);
   }
   if (op) op_set_int(op, "axis", axis);

@@ -4,7 +4,7 @@
 #include "internal.h"
 
 kl_var *kl_softmax_ce_at(const char *at, kl_var *logits, kl_var *label, bool soft) {
-  kl_net *net = net_of(label) ? net_of(logits) : NULL;
+  kl_net *net = net_of(at, label) ? net_of(at, logits) : NULL;
   kl_var *softmax =
       kl_op_at(at, net, "softmax_with_cross_entropy", soft ? "soft_label=true" : "soft_label=false",
                "Logits", logits, "Label", label, (const char *)0);
@@ -12,18 +12,18 @@ kl_var *kl_softmax_ce_at(const char *at, kl_var *logits, kl_var *label, bool sof
 }
 
 kl_var *kl_cross_entropy_at(const char *at, kl_var *p, kl_var *label) {
-  kl_net *net = net_of(label) ? net_of(p) : NULL;
+  kl_net *net = net_of(at, label) ? net_of(at, p) : NULL;
   return kl_op_at(at, net, "cross_entropy2", "", "X", p, "Label", label, (const char *)0);
 }
 
 kl_var *kl_bce_at(const char *at, kl_var *x, kl_var *label) {
-  kl_net *net = net_of(label) ? net_of(x) : NULL;
+  kl_net *net = net_of(at, label) ? net_of(at, x) : NULL;
   return kl_op_at(at, net, "sigmoid_cross_entropy_with_logits", "", "X", x, "Label", label,
                   (const char *)0);
 }
 
 kl_var *kl_huber_at(const char *at, kl_var *x, kl_var *y, double delta) {
-  kl_net *net = net_of(y) ? net_of(x) : NULL;
+  kl_net *net = net_of(at, y) ? net_of(at, x) : NULL;
   Op *op = begin_op(at, net, "huber_loss");
   if (!op) return NULL;
   op_add_in(op, "X", x->name);
@@ -40,7 +40,7 @@ kl_var *kl_mse_at(const char *at, kl_var *x, kl_var *y) {
 }
 
 kl_var *kl_accuracy_at(const char *at, kl_var *scores, kl_var *label, int k) {
-  kl_net *net = net_of(label) ? net_of(scores) : NULL;
+  kl_net *net = net_of(at, label) ? net_of(at, scores) : NULL;
   Op *top = begin_op(at, net, "top_k_v2");
   if (!top) return NULL;
   op_add_in(top, "X", scores->name);

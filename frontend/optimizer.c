@@ -112,7 +112,7 @@ static const OptimRow *find_row(const char *type) {
 }
 
 bool kl_backward(kl_var *loss) {
-  kl_net *net = net_of(loss);
+  kl_net *net = net_of(NULL, loss);
   int n;
   ParamGrad *pg;
   return net && append_backward(net->main, loss->name, 0, NULL, &n, &pg);
@@ -128,7 +128,7 @@ static void keep_places(Program *p, int from, const char *at) {
 
 kl_var *kl_minimize_at(const char *at, kl_var *loss, kl_optimizer o) {
   if (err_any()) return NULL;
-  kl_net *net = net_of(loss);
+  kl_net *net = net_of(at, loss);
   int n_main = net ? net->main->blocks.v[0]->ops.n : 0;
   int n_startup = net ? net->startup->blocks.v[0]->ops.n : 0;
   const OptimRow *r = net ? find_row(o.type) : NULL;
