@@ -1,6 +1,4 @@
-/* The loop nests around emit(). In: a kernel's Nest; out: one function of the module,
- *   CPU   void f(self, bufs, begin, end, ctx)                          tasks begin..end-1 (KernelFn)
- *   GPU   void f(buf0, buf1, ..., seed, step, errors)                  a grid-stride loop over the results
+/* The loop nests around emit(). In: a kernel's Nest; out: its loops, appended to the function that is being generated.
  * A kernel with reductions makes several sweeps over the summed loops; accumulators are stack slots (arrays over the columns
  * of a block), which LLVM turns into registers. The innermost loop is cut where padding begins and ends, so that inside
  * no guard is left, and unrolled where divisions (strided windows backwards, random numbers) come out even only every
@@ -103,13 +101,6 @@ static void loop_close(Gen *g, const Loop *l, bool parallel) {
   LLVMAddIncoming(l->phi, &next, &latch, 1);
   memo_drop(g, g->depth);
   gen_block(g, l->exit, --g->depth);
-}
-
-static Val min_of(Gen *g, Val x, Val y) {
-  return gen_call(g, "llvm.smin", g->i64, 2, (Val[]){x, y});
-}
-static Val max_of(Gen *g, Val x, Val y) {
-  return gen_call(g, "llvm.smax", g->i64, 2, (Val[]){x, y});
 }
 
 /* ---- points ---- */
@@ -316,8 +307,8 @@ static void plan_inner(Work *w, Aff *slot, int64_t ext) {
   if (!slot || ext == 0) return;
   int size = probe(w, slot, ext, 1);
   int64_t f = g->want;
-  bool aligned =
-      !t->by_row && (slot != &w->out[t->n_out - 1] || t->n_block == 1 || t->block % f == 0);
+  bool aligned = !t->by_row && (t->n_out == 0 || slot != &w->out[t->n_out - 1] || t->n_block == 1 ||
+                                t->block % f == 0);
   if (f > 1 && f <= MAX_PHASES && ext % f == 0 && aligned && size * f <= CODE_NODES) {
     w->phases = (int)f;
     size = probe(w, slot, ext, w->phases);
@@ -351,8 +342,8 @@ static void inner_loop(Work *w, Aff *slot, Val lo, Val hi) {
     Val a = gen_i64(g, from), b = gen_i64(g, to), f = gen_i64(g, w->phases);
     gen_at(g, g->depth);
     if (lo) {
-      a = max_of(g, a, w->phases == 1 ? lo : LLVMBuildUDiv(g->b, lo, f, ""));
-      b = min_of(g, b, w->phases == 1 ? hi : LLVMBuildUDiv(g->b, hi, f, ""));
+      a = gen_max(g, a, w->phases == 1 ? lo : LLVMBuildUDiv(g->b, lo, f, ""));
+      b = gen_min(g, b, w->phases == 1 ? hi : LLVMBuildUDiv(g->b, hi, f, ""));
     }
     int var;
     Loop l = loop_open(g, a, b, one, from, to - 1, &var);
@@ -523,7 +514,7 @@ static void do_rows(Work *w, Val from, Val to, Val step) {
     w->lo = aff_value(g, &g->col_base);
     gen_at(g, g->depth);
     w->hi = LLVMBuildNSWAdd(g->b, w->lo, gen_i64(g, t->block), "");
-    if (ext % t->block) w->hi = min_of(g, w->hi, gen_i64(g, ext));
+    if (ext % t->block) w->hi = gen_min(g, w->hi, gen_i64(g, ext));
   }
   do_row(w);
   loop_close(g, &l, false);
@@ -552,7 +543,7 @@ static void do_by_row(Work *w, Val begin, Val end) {
   while (n--) loop_close(g, &open[n], false);
 }
 
-/* ---- the kernel ---- */
+/* ---- the nest ---- */
 
 static void add_acc(Work *w, Node *n, int sweep) {
   Gen *g = w->g;
@@ -594,7 +585,7 @@ static void plan_sweeps(Work *w) {
   }
 }
 
-static void do_nest(Gen *g, int i, Val begin, Val end, Val step) {
+void gen_nest(Gen *g, int i, Val begin, Val end, Val step) {
   Nest t;
   Work *w = arena_new_of(g->a, Work);
   nest_plan(g, i, &t);
@@ -619,106 +610,6 @@ static void do_nest(Gen *g, int i, Val begin, Val end, Val step) {
   } else {
     Val per = gen_i64(g, t.rows_per_task), rows = gen_i64(g, t.rows);
     Val from = LLVMBuildNSWMul(g->b, begin, per, "");
-    do_rows(w, from, min_of(g, LLVMBuildNSWMul(g->b, end, per, ""), rows), gen_i64(g, 1));
+    do_rows(w, from, gen_min(g, LLVMBuildNSWMul(g->b, end, per, ""), rows), gen_i64(g, 1));
   }
-}
-
-/* Each operand of a concatenation is a nest with its own share of the tasks. */
-static void do_nests(Gen *g) {
-  int64_t first = 0;
-  int n = nest_n(g->k, g->part);
-  for (int i = 0; i < n; i++) {
-    Nest t;
-    Val begin = g->begin, end = g->end;
-    nest_plan(g, i, &t);
-    if (n > 1) {
-      gen_at(g, 0);
-      Val zero = gen_i64(g, 0), all = gen_i64(g, t.tasks), skip = gen_i64(g, first);
-      begin = max_of(g, LLVMBuildNSWSub(g->b, begin, skip, ""), zero);
-      end = min_of(g, LLVMBuildNSWSub(g->b, end, skip, ""), all);
-    }
-    do_nest(g, i, begin, end, NULL);
-    first += t.tasks;
-  }
-}
-
-static void attribute(Gen *g, const char *name, const char *value) {
-  LLVMAttributeRef a =
-      LLVMCreateStringAttribute(g->c, name, (unsigned)strlen(name), value, (unsigned)strlen(value));
-  LLVMAddAttributeAtIndex(g->fn, LLVMAttributeFunctionIndex, a);
-}
-
-static void cpu_function(Gen *g, const char *symbol) {
-  LLVMTypeRef args[5] = {g->ptr, g->ptr, g->i64, g->i64, g->ptr},
-              none = LLVMVoidTypeInContext(g->c);
-  g->fn = LLVMAddFunction(g->m, symbol, LLVMFunctionType(none, args, 5, 0));
-  attribute(g, "prefer-vector-width", "512");
-  attribute(g, "no-builtins", "");
-  gen_block(g, LLVMAppendBasicBlockInContext(g->c, g->fn, ""), 0);
-  gen_at(g, 0);
-  for (int i = 0; i < g->n_bufs; i++) {
-    Val at = gen_i64(g, i),
-        p = LLVMBuildInBoundsGEP2(g->b, g->ptr, LLVMGetParam(g->fn, 1), &at, 1, "");
-    g->bufs[i] = LLVMBuildLoad2(g->b, g->ptr, p, "");
-  }
-  g->begin = LLVMGetParam(g->fn, 2);
-  g->end = LLVMGetParam(g->fn, 3);
-  g->ctx = LLVMGetParam(g->fn, 4);
-  Val at = gen_i64(g, offsetof(RunCtx, seed));
-  g->seed =
-      LLVMBuildLoad2(g->b, g->i64, LLVMBuildInBoundsGEP2(g->b, g->i8, g->ctx, &at, 1, ""), "");
-  at = gen_i64(g, offsetof(RunCtx, step));
-  g->step =
-      LLVMBuildLoad2(g->b, g->i64, LLVMBuildInBoundsGEP2(g->b, g->i8, g->ctx, &at, 1, ""), "");
-  do_nests(g);
-}
-
-static Val special_register(Gen *g, const char *name) {
-  Val v = gen_call(g, name, NULL, 0, NULL);
-  return LLVMBuildZExt(g->b, v, g->i64, "");
-}
-
-static void gpu_function(Gen *g, const char *symbol) {
-  LLVMTypeRef *args = arena_array(g->a, LLVMTypeRef, g->n_bufs + 3),
-              none = LLVMVoidTypeInContext(g->c);
-  for (int i = 0; i < g->n_bufs; i++) args[i] = g->ptr;
-  args[g->n_bufs] = args[g->n_bufs + 1] = g->i64;
-  args[g->n_bufs + 2] = g->ptr;
-  g->fn = LLVMAddFunction(g->m, symbol, LLVMFunctionType(none, args, (unsigned)g->n_bufs + 3, 0));
-  LLVMSetFunctionCallConv(g->fn, LLVMPTXKernelCallConv);
-  gen_block(g, LLVMAppendBasicBlockInContext(g->c, g->fn, ""), 0);
-  gen_at(g, 0);
-  for (int i = 0; i < g->n_bufs; i++) g->bufs[i] = LLVMGetParam(g->fn, (unsigned)i);
-  g->seed = LLVMGetParam(g->fn, (unsigned)g->n_bufs);
-  g->step = LLVMGetParam(g->fn, (unsigned)g->n_bufs + 1);
-  g->ctx = LLVMGetParam(g->fn, (unsigned)g->n_bufs + 2);
-  Val size = special_register(g, "llvm.nvvm.read.ptx.sreg.ntid.x");
-  Val at = LLVMBuildMul(g->b, special_register(g, "llvm.nvvm.read.ptx.sreg.ctaid.x"), size, "");
-  at = LLVMBuildAdd(g->b, at, special_register(g, "llvm.nvvm.read.ptx.sreg.tid.x"), "");
-  Val step = LLVMBuildMul(g->b, special_register(g, "llvm.nvvm.read.ptx.sreg.nctaid.x"), size, "");
-  for (int i = 0; i < nest_n(g->k, g->part); i++) do_nest(g, i, at, NULL, step);
-}
-
-bool gen_kernel(Gen *g, Kernel *k, LoopPart part, const char *symbol) {
-  g->k = k;
-  g->part = part;
-  g->info.n = g->vars.n = g->n_blocks = g->depth = g->sweep = 0;
-  g->n_bufs = k->inputs.n + k->outputs.n;
-  memo_drop(g, 0);
-  if (g->n_bufs > (int)(sizeof g->bufs / sizeof *g->bufs)) {
-    g->failed = "too many buffers";
-    return false;
-  }
-  if (part == LOOP_EPILOGUE) { /* the raw result is read where it was left */
-    NodeInfo *f = gen_info(g, k->core);
-    f->input = k->inputs.n + (f->output < 0 ? 0 : f->output - k->inputs.n);
-    f->inside = false;
-  }
-  if (g->gpu)
-    gpu_function(g, symbol);
-  else
-    cpu_function(g, symbol);
-  gen_at(g, 0);
-  LLVMBuildRetVoid(g->b);
-  return !g->failed;
 }
