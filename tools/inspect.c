@@ -73,6 +73,29 @@ static void print_op_page(const OpDef *d) {
   arena_free(a);
 }
 
+static const char *escaped(Arena *a, const char *text) {
+  Str s;
+  str_init(&s, a);
+  for (; *text; text++) str_fmt(&s, "%s%c", *text == '"' || *text == '\\' ? "\\" : "", *text);
+  return s.s;
+}
+
+/* Attributes with the default as a literal of the text form; null: required. */
+static void add_attrs_json(Str *s, Arena *a, const OpDef *d) {
+  for (int i = 0; i < d->n_attrs; i++) {
+    const AttrDef *x = &d->attrs[i];
+    Str v;
+    str_init(&v, a);
+    attr_print(&x->dflt, &v);
+    str_fmt(s, "%s{\"name\": \"%s\", \"type\": \"%s\", \"default\": ", i ? ", " : "", x->dflt.name,
+            attr_info[x->dflt.type].name);
+    if (x->required)
+      str_add(s, "null}");
+    else
+      str_fmt(s, "\"%s\"}", escaped(a, v.s));
+  }
+}
+
 static void print_op_json(const OpDef *d, bool first) {
   Arena *a = arena_new();
   Str s;
@@ -81,7 +104,12 @@ static void print_op_json(const OpDef *d, bool first) {
   add_slots(&s, d->n_ins, d->ins);
   str_add(&s, "\", \"outputs\": \"");
   add_slots(&s, d->n_outs, d->outs);
-  str_fmt(&s, "\", \"gradient\": \"%s\"}", d->grad ? d->grad->type : "");
+  str_add(&s, "\", \"attributes\": [");
+  add_attrs_json(&s, a, d);
+  str_fmt(&s, "], \"gradient\": \"%s\", \"forward\": \"%s\"", d->grad ? d->grad->type : "",
+          d->forward ? d->forward->name : "");
+  str_fmt(&s, ", \"examples\": \"%s\"", d->examples ? escaped(a, d->examples) : "");
+  str_fmt(&s, ", \"meaning\": \"%s\"}", d->meaning ? escaped(a, d->meaning) : "");
   fputs(s.s, stdout);
   arena_free(a);
 }
