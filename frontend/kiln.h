@@ -385,7 +385,7 @@ KL_API int kl_fetch_names(const kl_program *p, const char **names, int max);
 typedef struct kl_exec_options {
   int threads;       /* 0: all cores. Results do not depend on it */
   bool interpret;    /* the plain interpreter instead of generated code */
-  bool check_nan;    /* stop at the first operator that makes a NaN or infinity */
+  bool check_nan;    /* a NaN or infinity in a result: stop, and name the operator that made it */
   bool profile;      /* see kl_print_profile */
   const char *trace; /* a file for a Chrome trace, written by kl_exec_free */
   uint64_t seed;     /* of random operators without a seed of their own */
