@@ -95,7 +95,7 @@ bool vfs_read(Arena *a, const char *path, uint8_t **data, size_t *n) {
 struct VfsOut {
   int fd;
   bool failed;
-  char *path, *temp; /* temp NULL: the standard output */
+  char *path, *temp; /* temp NULL: the standard output or a device */
   size_t n;          /* bytes waiting in buf */
   uint8_t buf[1 << 16];
 };
@@ -126,6 +126,10 @@ static bool open_temp(VfsOut *o) {
   static atomic_uint serial;
   struct stat st;
   bool there = !stat(o->path, &st);
+  if (there && S_ISCHR(st.st_mode)) { /* /dev/null, a terminal: nothing to replace */
+    o->fd = open_file(o->path, O_WRONLY);
+    return o->fd >= 0 || write_failed(o, "open");
+  }
   if (there && !S_ISREG(st.st_mode)) {
     o->failed = true;
     err_set(E_IO_002, "%s is %s, not a regular file", quoted(o->path), kind_of(st.st_mode));
@@ -214,7 +218,8 @@ bool vfs_out_close(VfsOut *o, bool commit) {
       unlink(o->temp);
     else
       ok = sync_folder(o);
-  }
+  } else if (o->fd > 2 && vfs_table.close(o->fd) && ok)
+    ok = write_failed(o, "close");
   out_free(o);
   return ok || !commit;
 }
