@@ -334,7 +334,7 @@ static void collect(Backward *w, int n_params, const char *const *params, int *n
 
 bool append_backward(Program *p, const char *loss, int n_params, const char *const *params, int *n,
                      ParamGrad **pg) {
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Backward w = {.p = p, .b = p->blocks.v[0], .a = a, .vars = map_new(a)};
   int at;
   bool ok = check_loss(w.b, loss, &at);

@@ -30,13 +30,6 @@ static void classify(Node *n) {
   n->mark = class == 'V' ? most : 2;
 }
 
-static Graph *scratch_graph(void) {
-  Arena *a = arena_scratch();
-  Graph *g = arena_new_of(a, Graph);
-  g->arena = a;
-  return g;
-}
-
 /* A copy of n's constant ancestors in `to`; repl maps old to new. Nodes are met in order, operands first. */
 static void copy_node(Graph *to, Node *n) {
   Node *c = arena_dup(to->arena, n, sizeof *n);
@@ -63,7 +56,7 @@ Node *fold_const_map(Graph *g, Node *n) {
   if (!prim_is_map(n->prim)) return NULL;
   for (int k = 0; k < n->n_in; k++)
     if (n->in[k]->prim != P_CONST) return NULL;
-  Graph *one = scratch_graph();
+  Graph *one = graph_new(NULL, false);
   Node *in[3];
   for (int k = 0; k < n->n_in; k++) {
     in[k] = g_clone_with(one, n->in[k], NULL);
@@ -88,7 +81,7 @@ static Node *fold_one(Graph *g, Node *n) {
 }
 
 void pass_constfold(Graph *g) {
-  Graph *sub = scratch_graph();
+  Graph *sub = graph_new(NULL, false);
   graph_sweep(g);
   for (int i = 0; i < g->nodes.n; i++) {
     classify(g->nodes.v[i]);

@@ -39,7 +39,7 @@ static const char *name_of(Arena *a, const Group *k, int id) {
   for (int i = 0; i < k->nodes.n; i++) {
     const Node *x = k->nodes.v[i];
     char class = prim_info[x->prim].class;
-    if (class == 'S' && k->nodes.n > 1) continue;
+    if (class == 'S' && (n > 0 || i + 1 < k->nodes.n)) continue;
     const char *word = x->op ? x->op->type : prim_info[x->prim].name;
     bool had = false;
     for (int j = 0; j < n; j++) had |= !strcmp(words[j], word);

@@ -235,15 +235,36 @@ static bool plain_view(const Node *n, int side, const Node *v) {
   return true;
 }
 
+/* Dimensions of size 1 that a view reads at 0 are read at a loop of extent 1 instead, so that the contraction keeps the form
+ * that backends know. */
+static void name_ones(const Node *v, AffDim *map) {
+  const Node *x = v->in[0];
+  unsigned used = 0;
+  for (int d = 0; d < x->rank; d++)
+    if (map[d].l0 >= 0) used |= 1u << map[d].l0;
+  for (int d = 0; d < x->rank; d++) {
+    bool plain = x->dims[d] == 1 && map[d].l0 < 0 && map[d].l1 < 0 && map[d].off == 0;
+    for (int k = 0; plain && k < v->rank; k++) {
+      int l = (d + k) % v->rank;
+      if (v->dims[l] != 1 || (used >> l & 1)) continue;
+      map[d] = aff_loop(l);
+      used |= 1u << l;
+      plain = false;
+    }
+  }
+}
+
 Node *rule_contract_view(Graph *g, Node *n) {
   if (n->prim != P_CONTRACT) return NULL;
   for (int side = 0; side < 2; side++) {
     Node *v = n->in[side];
     if (v->prim != P_VIEW || !plain_view(n, side, v)) continue;
     Node *x = v->in[0], *in[2] = {n->in[0], n->in[1]};
-    AffDim out[KL_RANK], *maps[2] = {n->map[0], n->map[1]};
+    AffDim out[KL_RANK], own[KL_RANK], *maps[2] = {n->map[0], n->map[1]};
     double fill = 0;
-    ViewMap inner = {x->rank, v->rank, x->dims, v->dims, v->map[0], v->f};
+    if (x->rank) memcpy(own, v->map[0], (size_t)x->rank * sizeof *own);
+    name_ones(v, own);
+    ViewMap inner = {x->rank, v->rank, x->dims, v->dims, own, v->f};
     if (!view_compose(&inner, n->map[side], n->ext, &fill, out)) continue;
     in[side] = x;
     maps[side] = out;

@@ -144,8 +144,7 @@ bool view_compose(const ViewMap *in, const AffDim *outer, const int64_t *ext, do
   for (int d = 0; d < in->x_rank; d++) {
     const AffDim *m = &in->map[d];
     Sum s = {.off = m->off, .div = m->div};
-    bool use0 = m->l0 >= 0 && m->c0 && !(total[m->l0] && in->dims[m->l0] == 1);
-    bool use1 = m->l1 >= 0 && m->c1 && !(total[m->l1] && in->dims[m->l1] == 1);
+    bool use0 = m->l0 >= 0 && m->c0, use1 = m->l1 >= 0 && m->c1;
     if (use0 && !sum_substitute(&s, m->c0, &outer[m->l0], !use1)) return false;
     if (use1 && !sum_substitute(&s, m->c1, &outer[m->l1], !use0)) return false;
     if (!sum_done(&s, &out[d])) return false;
