@@ -2,6 +2,7 @@
  * gathers, random numbers, concatenations, contractions as loops; any split into tasks gives the same bits; ptxas accepts
  * what is generated for CUDA. */
 #include "../backends/llvm/llvm.h"
+#include "util.h"
 #include <math.h>
 #include <setjmp.h>
 #include <stdlib.h>
@@ -304,7 +305,6 @@ static void test_reductions(void **state) {
             feed(c, types[t], sums[s].rank, sums[s].dims, p == 2 ? 0.97 : -2, p == 2 ? 1.03 : 3);
         Node *y = prims[p] == P_ARGMAX ? g_argmax(c->g, x, sums[s].axes, true, DT_INT64)
                                        : g_reduce(c->g, prims[p], x, sums[s].axes, true);
-        if (y == x) continue;
         check_part(c, kernel_of(c, K_LOOP, NULL, 1, &y, sums[s].axes), LOOP_MAIN,
                    types[t] == DT_BFLOAT16 ? 1 : 3000, p == 1 ? 0 : 1, prim_info[prims[p]].name);
         /* the same inlined into a map */
@@ -664,12 +664,64 @@ static void test_emit_errors(void **state) {
   case_free(c);
 }
 
+/* ---- vectors ---- */
+
+static Kernel *vector_kernel(Case *c, int which) {
+  Graph *g = c->g;
+  Node *x = feed(c, DT_FLOAT32, 4, I64(4, 6, 32, 48), -1, 1), *y, *gy, *gx = NULL;
+  Node *pool =
+      g_reduce(g, P_RSUM,
+               g_window(g, x, 2, 2, I64(2, 2), I64(2, 2), I64(1, 1), I64(0, 0), I64(0, 0), 0), 48,
+               false);
+  switch (which) {
+  case 0:
+    y = g_map1(g, P_EXP, g_map2c(g, P_MUL, x, 2));
+    return kernel_of(c, K_LOOP, NULL, 1, &y, 0);
+  case 1: y = g_reduce(g, P_RSUM, x, 12, true); return kernel_of(c, K_LOOP, NULL, 1, &y, 12);
+  case 2: y = g_reduce(g, P_RSUM, x, 7, true); return kernel_of(c, K_LOOP, NULL, 1, &y, 7);
+  case 3: y = g_reduce(g, P_RMAX, x, 12, true); return kernel_of(c, K_LOOP, NULL, 1, &y, 12);
+  case 4: return kernel_of(c, K_LOOP, NULL, 1, &pool, 0);
+  case 5:
+    gy = feed(c, DT_FLOAT32, 4, pool->dims, -1, 1);
+    if (!derive(g, 1, &pool, &gy, 1, &x, &gx)) fail_error("derive");
+    return kernel_of(c, K_LOOP, NULL, 1, &gx, 0);
+  case 6:
+    y = g_pad(g, x, I64(0, 0, 1, 2), I64(0, 0, 3, 4), 0);
+    return kernel_of(c, K_LOOP, NULL, 1, &y, 0);
+  case 7:
+    y = g_random(g, DT_FLOAT32, 4, x->dims, 0, 7, false);
+    return kernel_of(c, K_LOOP, NULL, 1, &y, 0);
+  default: return NULL;
+  }
+}
+
+/* The loops are vectors of 16 floats, without gathers and without checks at run time whether buffers overlap. */
+static void test_vectors(void **state) {
+  (void)state;
+  for (int i = 0;; i++) {
+    Case *c = case_new();
+    Kernel *k = vector_kernel(c, i);
+    if (!k) {
+      case_free(c);
+      break;
+    }
+    CompileOptions o = {.target = "cpu:skylake-avx512"};
+    Str out;
+    str_init(&out, c->a);
+    if (!loops_emit(c->g, 1, &k, NULL, &o, "llvm", &out)) fail_error("llvm");
+    if (!strstr(out.s, "<16 x float>")) fail_msg("kernel %d has no vectors:\n%s", i, out.s);
+    if (strstr(out.s, "gather")) fail_msg("kernel %d gathers:\n%s", i, out.s);
+    if (strstr(out.s, "memcheck")) fail_msg("kernel %d checks its buffers:\n%s", i, out.s);
+    case_free(c);
+  }
+}
+
 /* ---- the cache of compiled kernels ---- */
 
 static void test_cache(void **state) {
   (void)state;
-  Case *c = case_new(), *d = case_new();
-  Kernel *k = ptx_kernel(c, 1), *l = ptx_kernel(d, 1), *other = ptx_kernel(case_new(), 2);
+  Case *c = case_new(), *d = case_new(), *e = case_new();
+  Kernel *k = ptx_kernel(c, 1), *l = ptx_kernel(d, 1), *other = ptx_kernel(e, 2);
   Kernel *all[3] = {k, other, l};
   KernelFn *fn[3], *again, *last;
   LoopModule *m = loops_compile(c->g, 3, all, NULL, NULL, fn), *m2;
@@ -685,6 +737,43 @@ static void test_cache(void **state) {
   loops_free(m2);
   case_free(c);
   case_free(d);
+  case_free(e);
+}
+
+/* Refused allocations: an error, nothing leaks, and the next compilation works. */
+static void test_refused_memory(void **state) {
+  (void)state;
+  Case *c = case_new();
+  Kernel *k = ptx_kernel(c, 3);
+  volatile int n = 1;
+  volatile bool done = false;
+  for (; !done; n += n < 8 ? 1 : n / 4) {
+    for (volatile int what = 0; what < 2; what++) {
+      Arena *volatile a = arena_new();
+      MemGuard guard;
+      KernelFn *fn;
+      fail_alloc(n);
+      if (MEM_GUARD(guard)) {
+        assert_int_equal(err_get()->code, E_MEM_001);
+        err_clear();
+      } else {
+        Str out;
+        str_init(&out, a);
+        if (what) {
+          assert_true(loops_emit(c->g, 1, &k, NULL, NULL, "object", &out));
+        } else {
+          LoopModule *m = loops_compile(c->g, 1, &k, NULL, NULL, &fn);
+          assert_non_null(m);
+          loops_free(m);
+        }
+        mem_unguard(&guard);
+        done = what && !fail_alloc_done();
+      }
+      fail_alloc(0);
+      arena_free(a);
+    }
+  }
+  case_free(c);
 }
 
 /* ---- accuracy ---- */
@@ -726,7 +815,9 @@ int main(void) {
                                      cmocka_unit_test(test_epilogue),
                                      cmocka_unit_test(test_ptx),
                                      cmocka_unit_test(test_emit_errors),
+                                     cmocka_unit_test(test_vectors),
                                      cmocka_unit_test(test_cache),
+                                     cmocka_unit_test(test_refused_memory),
                                      cmocka_unit_test(test_accuracy)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -105,6 +105,9 @@ Val gen_call(Gen *g, const char *intrinsic, LLVMTypeRef t, int n, Val *args) {
   return LLVMBuildCall2(g->b, type, fn, args, (unsigned)n, "");
 }
 
+Val gen_min(Gen *g, Val x, Val y) { return gen_call(g, "llvm.smin", g->i64, 2, (Val[]){x, y}); }
+Val gen_max(Gen *g, Val x, Val y) { return gen_call(g, "llvm.smax", g->i64, 2, (Val[]){x, y}); }
+
 Val gen_access(Gen *g, Val access) {
   if (g->access) LLVMSetMetadata(access, g->md_access, LLVMMetadataAsValue(g->c, g->access));
   return access;

@@ -109,6 +109,8 @@ void memo_drop(Gen *g, int depth); /* of that depth and deeper */
 NodeInfo *gen_info(Gen *g, Node *n);
 Val gen_i64(Gen *g, int64_t v);
 Val gen_call(Gen *g, const char *intrinsic, LLVMTypeRef t, int n, Val *args); /* overloaded on t */
+Val gen_min(Gen *g, Val x, Val y);                                            /* of i64 */
+Val gen_max(Gen *g, Val x, Val y);
 Val gen_access(Gen *g, Val load_or_store); /* marks it as parallel between points */
 
 /* index.c */
@@ -202,7 +204,10 @@ typedef struct Nest {
 int nest_n(const Kernel *k, LoopPart part);
 void nest_plan(Gen *g, int i, Nest *t);
 
-/* loop.c: a function of the module for the kernel; false: g->failed says which primitive cannot be generated. */
+/* loop.c: nest i of the kernel over the tasks begin..end-1; GPU: the results begin, begin+step, ... */
+void gen_nest(Gen *g, int i, Val begin, Val end, Val step);
+
+/* kernel.c: a function of the module for the kernel; false: g->failed says which primitive cannot be generated. */
 bool gen_kernel(Gen *g, Kernel *k, LoopPart part, const char *symbol);
 
 /* target.c */

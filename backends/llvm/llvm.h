@@ -4,7 +4,10 @@
  * index.c    index vectors as affine expressions over loop variables: views, reshapes, ranges, guards
  * prim.c     the primitives on scalars, per element type
  * math.c     exp, log, tanh, erf, sin, pow as straight-line code that vectorises
- * loop.c     the loop nests around it, for the CPU and for CUDA
+ * merge.c    which dimensions are traversed as one loop
+ * nest.c     the shape of a kernel's loop nest; tasks
+ * loop.c     the loop nests around emit, for the CPU and for CUDA
+ * kernel.c   functions around the nests
  * target.c   target machines, optimisation, texts and objects
  * jit.c      a process-wide cache of compiled kernels on ORC */
 #ifndef KILN_LLVM_H

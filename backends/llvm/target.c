@@ -109,6 +109,7 @@ static LLVMTargetMachineRef cpu_machine(const char *name) {
 
 Target *target_open(const char *name) {
   pthread_once(&once, init);
+  Target *r = mem_alloc(sizeof *r); /* first: refused memory does not return */
   Target t = {.gpu = name && !strncmp(name, "cuda:", 5)};
   if (t.gpu)
     t.tm = cuda_machine(name + 5);
@@ -118,9 +119,11 @@ Target *target_open(const char *name) {
     err_set(E_GEN_002, "unknown target %s", quoted(name));
     err_help("Targets are \"cpu\", \"cpu:NAME\" and \"cuda:sm_NN\".");
   }
-  if (!t.tm) return NULL;
+  if (!t.tm) {
+    mem_free(r);
+    return NULL;
+  }
   t.fma = t.gpu || has_fma(t.tm);
-  Target *r = mem_alloc(sizeof *r);
   *r = t;
   return r;
 }
@@ -171,25 +174,36 @@ static bool generate(Batch *b, Gen *g, int n, Kernel *const *k, const LoopPart *
   return !bad;
 }
 
-Batch *batch_new(Target *t, Arena *a, int n, Kernel *const *k, const LoopPart *part,
-                 const char *const *symbol) {
-  Batch *b = arena_new_of(a, Batch);
+static bool fill_batch(Batch *b, Arena *a, int n, Kernel *const *k, const LoopPart *part,
+                       const char *const *symbol) {
   Gen *g = arena_new_of(a, Gen);
   g->a = a;
+  b->m = parse(b->c, "!kiln.access = !{!0}\n!0 = distinct !{}\n");
+  if (!b->m) return false;
+  b->b = LLVMCreateBuilderInContext(b->c);
+  LLVMTargetDataRef layout = LLVMCreateTargetDataLayout(b->t->tm);
+  char *triple = LLVMGetTargetMachineTriple(b->t->tm);
+  LLVMSetModuleDataLayout(b->m, layout);
+  LLVMSetTarget(b->m, triple);
+  LLVMDisposeTargetData(layout);
+  LLVMDisposeMessage(triple);
+  return generate(b, g, n, k, part, symbol) && fine(b, "generating");
+}
+
+Batch *batch_new(Target *t, Arena *a, int n, Kernel *const *k, const LoopPart *part,
+                 const char *const *symbol) {
+  Batch *const b = arena_new_of(a, Batch);
   b->t = t;
   b->c = LLVMContextCreate();
   LLVMContextSetDiagnosticHandler(b->c, complain, b);
-  b->m = parse(b->c, "!kiln.access = !{!0}\n!0 = distinct !{}\n");
-  b->b = LLVMCreateBuilderInContext(b->c);
-  if (b->m) {
-    LLVMTargetDataRef layout = LLVMCreateTargetDataLayout(t->tm);
-    char *triple = LLVMGetTargetMachineTriple(t->tm);
-    LLVMSetModuleDataLayout(b->m, layout);
-    LLVMSetTarget(b->m, triple);
-    LLVMDisposeTargetData(layout);
-    LLVMDisposeMessage(triple);
-    if (generate(b, g, n, k, part, symbol) && fine(b, "generating")) return b;
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    batch_free(b);
+    mem_rethrow();
   }
+  bool ok = fill_batch(b, a, n, k, part, symbol);
+  mem_unguard(&guard);
+  if (ok) return b;
   batch_free(b);
   return NULL;
 }
@@ -212,7 +226,13 @@ bool batch_optimise(Batch *b) {
 
 bool batch_text(Batch *b, Str *out) {
   char *text = LLVMPrintModuleToString(b->m);
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    LLVMDisposeMessage(text);
+    mem_rethrow();
+  }
   str_add(out, text);
+  mem_unguard(&guard);
   LLVMDisposeMessage(text);
   return true;
 }
@@ -226,7 +246,13 @@ bool batch_emit(Batch *b, bool object, Str *out) {
     LLVMDisposeMessage(why);
     return false;
   }
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    LLVMDisposeMemoryBuffer(buf);
+    mem_rethrow();
+  }
   str_addn(out, LLVMGetBufferStart(buf), LLVMGetBufferSize(buf));
+  mem_unguard(&guard);
   LLVMDisposeMemoryBuffer(buf);
   return fine(b, "emitting");
 }
@@ -235,31 +261,52 @@ void batch_free(Batch *b) {
   if (!b) return;
   if (b->b) LLVMDisposeBuilder(b->b);
   if (b->m) LLVMDisposeModule(b->m);
-  LLVMContextDispose(b->c);
+  if (b->c) LLVMContextDispose(b->c);
 }
 
 /* ---- texts ---- */
 
+static bool emit_batch(Target *t, Arena *a, int n, Kernel *const *k, const LoopPart *part,
+                       const char *what, Str *out) {
+  const char **symbol = arena_array(a, const char *, n);
+  for (int i = 0; i < n; i++) symbol[i] = k[i]->name;
+  Batch *const b = batch_new(t, a, n, k, part, symbol);
+  if (!b) return false;
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    batch_free(b);
+    mem_rethrow();
+  }
+  bool ok =
+      batch_optimise(b) &&
+      (!strcmp(what, "llvm") ? batch_text(b, out) : batch_emit(b, !strcmp(what, "object"), out));
+  mem_unguard(&guard);
+  batch_free(b);
+  return ok;
+}
+
 bool loops_emit(const Graph *g, int n, Kernel *const *k, const LoopPart *part,
                 const CompileOptions *o, const char *what, Str *out) {
   (void)g;
-  Target *t = target_open(o ? o->target : NULL);
+  Target *const t = target_open(o ? o->target : NULL);
   if (!t) return false;
-  bool llvm = !strcmp(what, "llvm"), object = !strcmp(what, "object");
-  bool text = !strcmp(what, t->gpu ? "ptx" : "asm");
-  if (!llvm && !text && !(object && !t->gpu)) {
+  bool known = !strcmp(what, "llvm") || !strcmp(what, t->gpu ? "ptx" : "asm") ||
+               (!strcmp(what, "object") && !t->gpu);
+  if (!known) {
     err_set(E_GEN_002, "target %s has no %s text", quoted(o && o->target ? o->target : "cpu"),
             quoted(what));
     target_close(t);
     return false;
   }
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    target_close(t);
+    mem_rethrow();
+  }
   Arena *a = arena_scratch();
-  const char **symbol = arena_array(a, const char *, n);
-  for (int i = 0; i < n; i++) symbol[i] = k[i]->name;
-  Batch *b = batch_new(t, a, n, k, part, symbol);
-  bool ok = b && batch_optimise(b) && (llvm ? batch_text(b, out) : batch_emit(b, object, out));
-  batch_free(b);
+  bool ok = emit_batch(t, a, n, k, part, what, out);
   arena_free(a);
+  mem_unguard(&guard);
   target_close(t);
   return ok;
 }
