@@ -171,9 +171,11 @@ static Tensor value_in(const Machine *m, const Node *n, const Buffer *b) {
   return t;
 }
 
-static const Buffer *state_buffer(const Graph *g, const char *name) {
+/* The buffer that holds the state when the run ends. */
+static const Buffer *state_buffer(const Graph *g, const char *name, size_t bytes) {
   for (int i = 0; i < g->buffers.n; i++)
-    if (g->buffers.v[i]->kind == B_STATE && !strcmp(g->buffers.v[i]->name, name))
+    if (g->buffers.v[i]->kind == B_STATE && !strcmp(g->buffers.v[i]->name, name) &&
+        (size_t)g->buffers.v[i]->bytes == bytes)
       return g->buffers.v[i];
   fail_msg("state %s has no buffer", name);
   return NULL;
@@ -199,8 +201,10 @@ Outcome outcome_by_kernels(Graph *g, Arena *a) {
     assert_int_equal(c->from->bytes, c->to->bytes);
     memcpy(storage(&m, c->to), storage(&m, c->from), (size_t)c->to->bytes);
   }
-  for (int i = 0; i < g->writes.n; i++)
-    o.v[i] = value_in(&m, g->writes.v[i].node, state_buffer(g, g->writes.v[i].name));
+  for (int i = 0; i < g->writes.n; i++) {
+    const NamedNode *w = &g->writes.v[i];
+    o.v[i] = value_in(&m, w->node, state_buffer(g, w->name, bytes_of(w->node)));
+  }
   return o;
 }
 
