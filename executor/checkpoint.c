@@ -85,7 +85,7 @@ static bool write_files(Arena *a, const char *tmp, Scope *s, int n, Var *const *
 
 bool checkpoint_save(const char *dir, Scope *s, const Program *p, uint64_t step, uint64_t seed,
                      const char *extra) {
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Var **vars;
   int n = params_list(p, a, &vars);
   const char *tmp = arena_fmt(a, "%s/.writing-%ld", dir, (long)getpid());
@@ -154,7 +154,7 @@ static bool apply(const Loaded *l, const char *path, Scope *s, const Program *p,
 
 bool checkpoint_load(const char *dir, Scope *s, const Program *p, uint64_t *step, uint64_t *seed,
                      char **extra, Arena *out) {
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   const char **names;
   int n = list_checkpoints(a, dir, &names);
   Loaded l = {0};

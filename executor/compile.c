@@ -26,7 +26,7 @@ static bool feed_dims(const CompileRequest *r, const Var *v, DType *t, int *rank
   }
   err_set(E_DAT_001, "%s is not fed", quoted(v->name));
   err_note("it is %s", shape_text(v->dtype, v->rank, v->dims));
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   const char **names = arena_array(a, const char *, r->n_feeds + 1);
   for (int i = 0; i < r->n_feeds; i++) names[i] = r->feeds[i].name;
   const char *near = name_nearest(v->name, r->n_feeds, names);
@@ -54,13 +54,26 @@ static bool dims_of(void *user, const Var *v, bool fed, DType *t, int *rank, int
   return true;
 }
 
+/* What leaves a run is a Tensor, which has fewer dimensions than a Node. */
+static bool ranks_fit(int n, const NamedNode *v) {
+  for (int i = 0; i < n; i++)
+    if (v[i].node->rank > KL_VAR_RANK)
+      return err_set(E_SHP_002, "%s has %d dimensions; at most %d are possible", quoted(v[i].name),
+                     v[i].node->rank, KL_VAR_RANK);
+  return true;
+}
+
 bool expand_request(const CompileRequest *r, Graph **g) {
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   const char **feeds = arena_array(a, const char *, r->n_feeds + 1);
   for (int i = 0; i < r->n_feeds; i++) feeds[i] = r->feeds[i].name;
   *g = expand_program(r->prog, r->n_feeds, feeds, r->n_fetch, r->fetch, dims_of, (void *)r);
   arena_free(a);
-  return *g != NULL;
+  if (!*g) return false;
+  if (ranks_fit((*g)->writes.n, (*g)->writes.v) && ranks_fit((*g)->fetches.n, (*g)->fetches.v))
+    return true;
+  graph_free(*g);
+  return false;
 }
 
 /* The buffers of a kernel in the order that its function expects: inputs, outputs, workspace. */
@@ -102,13 +115,24 @@ static bool program_updates(const Program *p) {
   return false;
 }
 
+/* Options may have left out fuse or memplan: then there is something to look at, but nothing to run. */
+static bool is_planned(const Graph *g, bool stopped) {
+  bool ok = !stopped;
+  for (int i = 0; i < g->fetches.n; i++) ok = ok && g->fetches.v[i].node->buf;
+  for (int i = 0; i < g->writes.n; i++) ok = ok && g->writes.v[i].node->buf;
+  if (ok) return true;
+  err_set(E_ARG_001, "KILN_DEBUG leaves out passes that a run needs");
+  err_help("Only `kiln compile` can stop early; runs need the passes fuse and memplan.");
+  return false;
+}
+
 Executable *compile(const CompileRequest *r) {
   double t0 = now_seconds();
   const Backend *backend = backend_for(r->target);
   Graph *g = NULL;
   if (!backend || !expand_request(r, &g)) return NULL;
 
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Executable *x = arena_new_of(a, Executable);
   x->arena = a;
   x->graph = g;
@@ -122,24 +146,26 @@ Executable *compile(const CompileRequest *r) {
     pass_options_from_env(&passes);
   passes.schedule = backend->schedule;
   bool stopped = false;
-  bool ok = passes_run(g, &passes, &stopped);
+  bool ok = passes_run(g, &passes, &stopped) && (r->no_code || is_planned(g, stopped));
 
   x->options = (CompileOptions){
       .target = r->target ? arena_str(a, r->target) : NULL,
       .dump_dir = passes.dump_dir ? arena_str(a, passes.dump_dir) : NULL,
       .no_blas = r->no_blas,
   };
-  if (ok && !stopped && !r->no_code) {
+  if (ok && !r->no_code) {
     int n = g->kernels.n;
     x->code = arena_array(a, KernelCode, n + 1);
+    bind_kernels(x);
     x->module = backend->compile(g, n, g->kernels.v, &x->options, x->code);
-    ok = x->module != NULL;
-    if (ok) bind_kernels(x);
+    ok = x->module != NULL; /* and from here on no memory is asked for */
   }
   if (!ok) {
     executable_free(x);
     return NULL;
   }
+  arena_keep(g->arena);
+  arena_keep(a);
   fill_plan(x);
   x->plan.compile_ms = (now_seconds() - t0) * 1e3;
   return x;

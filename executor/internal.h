@@ -18,7 +18,7 @@ struct Executable {
   int64_t scratch_bytes; /* the most that any kernel wants per thread */
   bool updates;          /* the program holds backward or optimise operators: runs count as steps */
   PlanInfo plan;
-  char *key; /* see run.c */
+  const char *key; /* see run.c */
   CompileOptions options;
   Executable *next;
 };
@@ -36,6 +36,10 @@ double now_seconds(void);
 bool tensor_finite(const Tensor *t, int64_t *at); /* at: the first element that is not */
 /* Interpret the program to find the first operator whose output is not finite; records E-NUM-001. */
 bool find_not_finite(const CompileRequest *r, const EvalEnv *env, const char *seen_in);
+
+/* scope.c: a new value in two steps, the second of which needs no memory and so cannot fail. */
+void scope_reserve(Scope *s, const char *name);
+void scope_give(Scope *s, const char *name, const Tensor *value); /* takes its data, of mem_alloc */
 
 /* compile.c */
 bool expand_request(const CompileRequest *r, Graph **g);

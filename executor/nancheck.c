@@ -81,7 +81,7 @@ bool find_not_finite(const CompileRequest *r, const EvalEnv *env, const char *se
   Graph *g;
   if (!expand_request(r, &g)) return false;
   graph_number(g);
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Tensor **values = arena_array(a, Tensor *, g->nodes.n);
   bool ok = graph_eval(g, env, a, values);
   const Node *bad = ok ? first_bad(g, values) : NULL;

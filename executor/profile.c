@@ -36,12 +36,13 @@ double now_seconds(void) {
 }
 
 Profile *profile_new(bool trace) {
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Profile *p = arena_new_of(a, Profile);
   p->arena = a;
   p->kernels = map_new(a);
   p->ops = map_new(a);
   p->trace = trace;
+  arena_keep(a);
   return p;
 }
 
@@ -157,7 +158,7 @@ void profile_print(const Profile *p, FILE *to, bool json) {
 }
 
 bool profile_write_trace(const Profile *p, const char *path) {
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Str s;
   str_init(&s, a);
   str_add(&s, "{\"displayTimeUnit\": \"ns\", \"traceEvents\": [\n");

@@ -2,7 +2,8 @@
  *
  * In: a program, a scope, feeds, names to fetch. Out: fetched tensors and the scope's new state. Executables are kept
  * per (program, edits, feed shapes, state shapes, fetches). State changes only if the run succeeds: the plan updates
- * state in place only after the last check, and variables that are new are put into the scope at the end. */
+ * state in place only after the last check, all memory is taken before the first kernel runs, and variables that are new
+ * are put into the scope at the end. */
 #include "internal.h"
 #include <stdlib.h>
 #include <string.h>
@@ -27,13 +28,15 @@ static const int64_t INLINE_COST_NS =
 
 Executor *exec_new(const ExecOptions *o) {
   Executor *e = mem_alloc(sizeof *e);
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    exec_free(e);
+    mem_rethrow();
+  }
   if (o) e->opt = *o;
   e->pool = pool_new(e->opt.threads);
-  if (!e->pool) {
-    mem_free(e);
-    return NULL;
-  }
   if (e->opt.profile || e->opt.trace) e->profile = profile_new(e->opt.trace != NULL);
+  mem_unguard(&guard);
   return e;
 }
 
@@ -68,7 +71,7 @@ static bool check_feed(const Program *p, const Feed *f) {
   const Tensor *t = f->value;
   if (!v) {
     err_set(E_DAT_001, "%s is fed, but the program has no such variable", quoted(f->name));
-    Arena *a = arena_new();
+    Arena *a = arena_scratch();
     const char **names = arena_array(a, const char *, b->vars.n + 1);
     for (int i = 0; i < b->vars.n; i++) names[i] = b->vars.v[i]->name;
     const char *near = name_nearest(f->name, b->vars.n, names);
@@ -117,13 +120,15 @@ static char *make_key(Arena *a, const Executor *e, const CompileRequest *r) {
   return s.s;
 }
 
-/* Is the state in the scope of the size that the executable was compiled for? */
+/* Has the state in the scope the types and shapes that the executable was compiled for? */
 static bool state_fits(const Executable *x, Scope *s) {
-  for (int i = 0; i < x->graph->buffers.n; i++) {
-    const Buffer *b = x->graph->buffers.v[i];
-    if (b->kind != B_STATE) continue;
-    const Tensor *t = scope_get(s, b->name);
-    if (t && (int64_t)tensor_bytes(t) != b->bytes) return false;
+  for (int i = 0; i < x->graph->nodes.n; i++) {
+    const Node *n = x->graph->nodes.v[i];
+    if (n->prim != P_STATE) continue;
+    const Tensor *t = scope_get(s, n->s);
+    if (!t || t->dtype != n->dtype || t->rank != n->rank ||
+        memcmp(t->dims, n->dims, sizeof *t->dims * (size_t)t->rank))
+      return false;
   }
   return true;
 }
@@ -154,9 +159,10 @@ static Executable *find_executable(Executor *e, const CompileRequest *r) {
   }
   Executable *x = compile(r);
   if (!x) return NULL;
-  x->key = arena_str(x->arena, key);
+  x->key = "";
   x->next = e->cache;
   e->cache = x;
+  x->key = arena_str(x->arena, key);
   drop_oldest(e);
   return x;
 }
@@ -168,8 +174,13 @@ typedef struct Run {
   Executable *x;
   Scope *scope;
   const CompileRequest *req;
-  void **at;    /* address per buffer id */
-  void **fresh; /* per buffer id: memory of state that is not in the scope yet */
+  void **at;     /* address per buffer id */
+  void **args;   /* of the kernel that runs */
+  int n_state;   /* states written */
+  Tensor *fresh; /* of each: data of mem_alloc if the scope's own tensor does not do */
+  int n_fetch;
+  Tensor *out; /* fetched */
+  bool *own;   /* of each: its data is new */
   CheckRecord check;
   uint64_t seed, step;
 } Run;
@@ -192,28 +203,75 @@ static void ensure_memory(uint8_t **p, size_t *have, size_t want) {
   *have = want;
 }
 
+static Tensor shape_of(const Node *n) {
+  Tensor t = {.dtype = n->dtype, .rank = n->rank};
+  memcpy(t.dims, n->dims, sizeof *t.dims * (size_t)n->rank);
+  return t;
+}
+
 static const Tensor *feed_value(const CompileRequest *r, const char *name) {
   for (int i = 0; i < r->n_feeds; i++)
     if (!strcmp(r->feeds[i].name, name)) return r->feeds[i].value;
   return NULL;
 }
 
+/* Memory for what the graph fetches and for state that is new or gets another size. */
+static void take_memory(Run *u, const Graph *g, const Tensor *out) {
+  Arena *a = u->e->tmp;
+  u->fresh = arena_array(a, Tensor, g->writes.n + 1);
+  u->out = arena_array(a, Tensor, g->fetches.n + 1);
+  u->own = arena_array(a, bool, g->fetches.n + 1);
+  for (; u->n_state < g->writes.n; u->n_state++) {
+    const NamedNode *w = &g->writes.v[u->n_state];
+    Tensor *t = &u->fresh[u->n_state];
+    *t = shape_of(w->node);
+    const Tensor *old = scope_get(u->scope, w->name);
+    if (old && tensor_bytes(old) == tensor_bytes(t)) continue;
+    scope_reserve(u->scope, w->name);
+    t->data = mem_alloc(tensor_bytes(t) + 64);
+  }
+  for (; u->n_fetch < g->fetches.n; u->n_fetch++) {
+    const Tensor *to = &out[u->n_fetch];
+    Tensor *t = &u->out[u->n_fetch];
+    *t = shape_of(g->fetches.v[u->n_fetch].node);
+    bool fits = to->data && to->dtype == t->dtype && tensor_bytes(to) == tensor_bytes(t);
+    t->data = fits ? to->data : mem_alloc(tensor_bytes(t) + 1);
+    u->own[u->n_fetch] = !fits;
+  }
+}
+
+/* After a failure. */
+static void give_back(Run *u) {
+  for (int i = 0; i < u->n_state; i++) mem_free(u->fresh[i].data);
+  for (int i = 0; i < u->n_fetch; i++)
+    if (u->own[i]) mem_free(u->out[i].data);
+}
+
+static void *state_data(const Run *u, const Graph *g, const Buffer *b) {
+  for (int i = 0; i < g->writes.n; i++)
+    if (u->fresh[i].data && !strcmp(g->writes.v[i].name, b->name) &&
+        tensor_bytes(&u->fresh[i]) == (size_t)b->bytes)
+      return u->fresh[i].data;
+  return scope_get(u->scope, b->name)->data;
+}
+
 static void bind_buffers(Run *u) {
   const Graph *g = u->x->graph;
+  u->at = arena_array(u->e->tmp, void *, g->buffers.n + 1);
   for (int i = 0; i < g->buffers.n; i++) {
     const Buffer *b = g->buffers.v[i];
-    const Tensor *t;
     switch (b->kind) {
     case B_ARENA:
     case B_FETCH: u->at[i] = u->e->memory + b->offset; break;
     case B_DATA: u->at[i] = (void *)b->data; break;
     case B_FEED: u->at[i] = feed_value(u->req, b->name)->data; break;
-    case B_STATE:
-      t = scope_get(u->scope, b->name);
-      u->at[i] = t ? t->data : (u->fresh[i] = arena_alloc(u->e->tmp, (size_t)b->bytes + 64));
-      break;
+    case B_STATE: u->at[i] = state_data(u, g, b); break;
     }
   }
+  int most = 0;
+  for (int i = 0; i < g->kernels.n; i++)
+    if (u->x->n_bufs[i] > most) most = u->x->n_bufs[i];
+  u->args = arena_array(u->e->tmp, void *, most + 1);
 }
 
 typedef struct Phase {
@@ -238,10 +296,9 @@ static void phase_share(void *user, int thread, int64_t begin, int64_t end) {
 static void run_kernel(Run *u, int i) {
   const Executable *x = u->x;
   const KernelCode *c = &x->code[i];
-  void **bufs = arena_array(u->e->tmp, void *, x->n_bufs[i] + 1);
-  for (int j = 0; j < x->n_bufs[i]; j++) bufs[j] = u->at[x->bufs[i][j]->id];
+  for (int j = 0; j < x->n_bufs[i]; j++) u->args[j] = u->at[x->bufs[i][j]->id];
   for (int j = 0; j < c->n_phases; j++) {
-    Phase p = {c->phase[j].fn, c->phase[j].self, bufs, u};
+    Phase p = {c->phase[j].fn, c->phase[j].self, u->args, u};
     if (c->cost < INLINE_COST_NS)
       pool_run_here(c->phase[j].n_tasks, phase_share, &p);
     else
@@ -277,52 +334,31 @@ static bool run_kernels(Run *u) {
 
 /* Reshapes share their operand's buffer, so a node's value is found at its buffer whatever its shape. */
 static Tensor node_tensor(const Run *u, const Node *n) {
-  Tensor t = {.dtype = n->dtype, .rank = n->rank, .data = u->at[n->buf->id]};
-  memcpy(t.dims, n->dims, sizeof *t.dims * (size_t)n->rank);
+  Tensor t = shape_of(n);
+  t.data = u->at[n->buf->id];
   return t;
 }
 
-static void copy_out(const Tensor *from, Tensor *to) {
-  size_t bytes = tensor_bytes(from);
-  void *data = to->data;
-  bool fits = data && to->dtype == from->dtype && tensor_bytes(to) == bytes;
-  *to = *from;
-  to->data = fits ? data : mem_alloc(bytes ? bytes : 1);
-  memcpy(to->data, from->data, bytes);
-}
-
-/* New state enters the scope, state written elsewhere is copied. */
-static bool commit_state(Run *u) {
-  const Graph *g = u->x->graph;
-  for (int i = 0; i < g->copies.n; i++) {
-    const ExitCopy *c = &g->copies.v[i];
-    memcpy(u->at[c->to->id], u->at[c->from->id], (size_t)c->to->bytes);
-  }
+/* Everything is there: what was fetched goes out, state that is new or has another size or shape enters the scope. */
+static void hand_over(Run *u, const Graph *g, Tensor *out) {
+  for (int i = 0; i < g->fetches.n; i++) out[i] = u->out[i];
   for (int i = 0; i < g->writes.n; i++) {
-    const NamedNode *w = &g->writes.v[i];
-    const Node *n = w->node;
-    Tensor *old = scope_get(u->scope, w->name);
-    if (old) { /* the same bytes, perhaps another shape */
-      old->dtype = n->dtype;
-      old->rank = n->rank;
-      memcpy(old->dims, n->dims, sizeof *n->dims * (size_t)n->rank);
-      continue;
-    }
-    for (int b = 0; b < g->buffers.n; b++)
-      if (u->fresh[b] && !strcmp(g->buffers.v[b]->name, w->name) &&
-          !scope_set(u->scope, w->name, n->dtype, n->rank, n->dims, u->fresh[b]))
-        return false;
+    Tensor *t = &u->fresh[i];
+    if (!t->data) t->data = scope_get(u->scope, g->writes.v[i].name)->data;
+    scope_give(u->scope, g->writes.v[i].name, t);
   }
-  return true;
 }
 
 static bool finish(Run *u, Tensor *out) {
   const Graph *g = u->x->graph;
-  for (int i = 0; i < g->fetches.n; i++) {
-    Tensor t = node_tensor(u, g->fetches.v[i].node);
-    copy_out(&t, &out[i]);
+  for (int i = 0; i < g->fetches.n; i++)
+    memcpy(u->out[i].data, u->at[g->fetches.v[i].node->buf->id], tensor_bytes(&u->out[i]));
+  for (int i = 0; i < g->copies.n; i++) {
+    const ExitCopy *c = &g->copies.v[i];
+    memcpy(u->at[c->to->id], u->at[c->from->id], (size_t)c->to->bytes);
   }
-  return commit_state(u);
+  hand_over(u, g, out);
+  return true;
 }
 
 /* ---- NaN checks ---- */
@@ -338,8 +374,7 @@ static void **save_state(Run *u) {
   void **saved = arena_array(u->e->tmp, void *, g->buffers.n + 1);
   for (int i = 0; i < g->buffers.n; i++) {
     const Buffer *b = g->buffers.v[i];
-    if (b->kind == B_STATE && !u->fresh[i])
-      saved[i] = arena_dup(u->e->tmp, u->at[i], (size_t)b->bytes);
+    if (b->kind == B_STATE) saved[i] = arena_dup(u->e->tmp, u->at[i], (size_t)b->bytes);
   }
   return saved;
 }
@@ -371,26 +406,30 @@ static bool run_interpreted(Run *u, Tensor *out) {
   Tensor **values = arena_array(u->e->tmp, Tensor *, g->nodes.n);
   bool ok = true;
   if (u->e->opt.check_nan) ok = find_not_finite(u->req, &env, NULL);
+  if (ok) take_memory(u, g, out);
   ok = ok && graph_eval(g, &env, u->e->tmp, values);
-  for (int i = 0; ok && i < g->fetches.n; i++) copy_out(values[g->fetches.v[i].node->id], &out[i]);
+  for (int i = 0; ok && i < g->fetches.n; i++)
+    memcpy(u->out[i].data, values[g->fetches.v[i].node->id]->data, tensor_bytes(&u->out[i]));
   for (int i = 0; ok && i < g->writes.n; i++) {
-    const Tensor *t = values[g->writes.v[i].node->id];
-    ok = scope_set(u->scope, g->writes.v[i].name, t->dtype, t->rank, t->dims, t->data) != NULL;
+    void *to = u->fresh[i].data;
+    if (!to) to = scope_get(u->scope, g->writes.v[i].name)->data;
+    memmove(to, values[g->writes.v[i].node->id]->data, tensor_bytes(&u->fresh[i]));
   }
+  if (ok) hand_over(u, g, out);
   graph_free(g);
   return ok;
 }
 
 static bool run_compiled(Run *u, Tensor *out) {
   Executor *e = u->e;
+  e->last = NULL;
   Executable *x = u->x = find_executable(e, u->req);
   if (!x) return false;
   e->last = x;
   ensure_memory(&e->memory, &e->memory_bytes, (size_t)x->graph->arena_bytes + 64);
   ensure_memory(&e->scratch, &e->scratch_bytes,
                 (size_t)x->scratch_bytes * (size_t)pool_threads(e->pool) + 64);
-  u->at = arena_array(e->tmp, void *, x->graph->buffers.n + 1);
-  u->fresh = arena_array(e->tmp, void *, x->graph->buffers.n + 1);
+  take_memory(u, x->graph, out);
   bind_buffers(u);
   void **saved = e->opt.check_nan ? save_state(u) : NULL;
   return run_kernels(u) && (!saved || check_finite(u, saved)) && finish(u, out);
@@ -403,13 +442,23 @@ static bool has_updates(const Program *p) {
   return false;
 }
 
-bool exec_run(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *feeds, int n_fetch,
-              const char *const *fetch, Tensor *out) {
+/* Everything that may run out of memory; what has been taken by then is in u. */
+static bool run(Run *u, Tensor *out) {
   MemGuard guard;
   if (MEM_GUARD(guard)) return false;
+  Executor *e = u->e;
   arena_free(e->tmp);
   e->tmp = NULL;
   e->tmp = arena_new();
+  const CompileRequest *r = u->req;
+  bool ok = check_feeds(r->prog, r->n_feeds, r->feeds) &&
+            (e->opt.interpret ? run_interpreted(u, out) : run_compiled(u, out));
+  mem_unguard(&guard);
+  return ok;
+}
+
+bool exec_run(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *feeds, int n_fetch,
+              const char *const *fetch, Tensor *out) {
   CompileRequest req = {.prog = p,
                         .scope = s,
                         .n_feeds = n_feeds,
@@ -421,10 +470,9 @@ bool exec_run(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *
   if (e->opt.debug && pass_options_parse(&words, e->opt.debug)) req.passes = &words;
   uint64_t seed = e->opt.seed ? e->opt.seed : (uint64_t)p->seed;
   Run u = {.e = e, .scope = s, .req = &req, .seed = seed, .step = e->step};
-  bool ok = !err_any() && check_feeds(p, n_feeds, feeds) &&
-            (e->opt.interpret ? run_interpreted(&u, out) : run_compiled(&u, out));
+  bool ok = !err_any() && run(&u, out);
   if (ok && has_updates(p)) e->step++;
+  if (!ok) give_back(&u);
   if (!ok && p->file) err_where("%s", p->file);
-  mem_unguard(&guard);
   return ok;
 }

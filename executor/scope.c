@@ -15,10 +15,11 @@ struct kl_scope {
 };
 
 Scope *scope_new(void) {
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Scope *s = arena_new_of(a, Scope);
   s->arena = a;
   s->by_name = map_new(a);
+  arena_keep(a);
   pthread_mutex_init(&s->lock, NULL);
   return s;
 }
@@ -41,6 +42,31 @@ Tensor *scope_get(Scope *s, const char *name) {
   return t && t->data ? t : NULL;
 }
 
+/* The variable's tensor, without data if it is new. */
+static Tensor *entry(Scope *s, const char *name) {
+  pthread_mutex_lock(&s->lock);
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    pthread_mutex_unlock(&s->lock);
+    mem_rethrow();
+  }
+  Tensor *t = map_get(s->by_name, name);
+  if (!t) map_put(s->by_name, name, t = arena_new_of(s->arena, Tensor));
+  mem_unguard(&guard);
+  pthread_mutex_unlock(&s->lock);
+  return t;
+}
+
+void scope_reserve(Scope *s, const char *name) { entry(s, name); }
+
+void scope_give(Scope *s, const char *name, const Tensor *value) {
+  pthread_mutex_lock(&s->lock);
+  Tensor *t = map_get(s->by_name, name);
+  if (value->data != t->data) mem_free(t->data);
+  *t = *value;
+  pthread_mutex_unlock(&s->lock);
+}
+
 Tensor *scope_set(Scope *s, const char *name, DType d, int rank, const int64_t *dims,
                   const void *data) {
   int64_t n;
@@ -51,25 +77,14 @@ Tensor *scope_set(Scope *s, const char *name, DType d, int rank, const int64_t *
   }
   if (!dims_numel(d, rank, dims, &n)) return NULL;
   size_t bytes = (size_t)n * (size_t)dtype_info[d].size;
-  /* Memory is taken before the lock: a refused allocation leaves by longjmp. */
-  void *fresh = NULL;
-  Tensor *t = scope_get(s, name);
-  if (!t || tensor_bytes(t) != bytes) fresh = mem_alloc(bytes ? bytes : 1);
-  pthread_mutex_lock(&s->lock);
-  t = map_get(s->by_name, name);
-  if (!t) map_put(s->by_name, name, t = arena_new_of(s->arena, Tensor));
-  if (fresh) {
-    mem_free(t->data);
-    t->data = fresh;
-  }
-  t->dtype = d;
-  t->rank = rank;
-  memcpy(t->dims, dims, sizeof *dims * (size_t)rank);
-  pthread_mutex_unlock(&s->lock);
+  Tensor *t = entry(s, name), now = {.dtype = d, .rank = rank, .data = t->data};
+  if (!t->data || tensor_bytes(t) != bytes) now.data = mem_alloc(bytes ? bytes : 1);
+  if (rank) memcpy(now.dims, dims, sizeof *dims * (size_t)rank);
   if (data)
-    memcpy(t->data, data, bytes);
-  else if (!fresh)
-    memset(t->data, 0, bytes);
+    memmove(now.data, data, bytes);
+  else
+    memset(now.data, 0, bytes);
+  scope_give(s, name, &now);
   return t;
 }
 
@@ -89,6 +104,11 @@ static int by_text(const void *a, const void *b) {
 
 int scope_names(Scope *s, Arena *a, const char ***names) {
   pthread_mutex_lock(&s->lock);
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    pthread_mutex_unlock(&s->lock);
+    mem_rethrow();
+  }
   int n = 0;
   *names = arena_array(a, const char *, map_n(s->by_name) + 1);
   for (int i = 0; i < map_n(s->by_name); i++) {
@@ -96,13 +116,14 @@ int scope_names(Scope *s, Arena *a, const char ***names) {
     const char *name = map_at(s->by_name, i, &t);
     if (((Tensor *)t)->data) (*names)[n++] = arena_str(a, name);
   }
+  mem_unguard(&guard);
   pthread_mutex_unlock(&s->lock);
   qsort(*names, (size_t)n, sizeof **names, by_text);
   return n;
 }
 
 bool scope_save_params(Scope *s, const Program *p, const char *path) {
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Var **vars;
   int n = params_list(p, a, &vars);
   const Tensor **t = arena_array(a, const Tensor *, n + 1);
@@ -122,7 +143,7 @@ bool scope_save_params(Scope *s, const Program *p, const char *path) {
 }
 
 bool scope_load_params(Scope *s, const Program *p, const char *path) {
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Var **vars;
   int n = params_list(p, a, &vars);
   Tensor *t = arena_array(a, Tensor, n + 1);

@@ -17,7 +17,7 @@ bool prim_is_map(Prim p) { return prim_info[p].class == 'M'; }
 bool prim_is_reduce(Prim p) { return prim_info[p].class == 'R'; }
 
 Graph *graph_new(const Program *p, bool shapes_only) {
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Graph *g = arena_new_of(a, Graph);
   g->arena = a;
   g->prog = p;

@@ -121,6 +121,7 @@ void mem_free(void *p);
 Arena *arena_new(void);
 Arena *arena_scratch(void); /* freed by itself if memory is refused; else arena_free in the same function */
 void arena_keep(Arena *a);  /* makes a scratch arena an ordinary one: what was built in it is complete */
+void arena_unkeep(Arena *a); /* the reverse: freed by itself if the innermost guard catches */
 void arena_free(Arena *a);             /* NULL is allowed */
 void *arena_alloc(Arena *a, size_t n); /* zeroed, 16-byte aligned */
 void *arena_dup(Arena *a, const void *p, size_t n);
@@ -578,6 +579,7 @@ struct Graph {
 /* graph.c: builders. Each checks its operands (E-SHP, E-TYP), computes the shape (unknown dims are -1 if
  * g->shapes_only) and appends a node. NULL operands give NULL. Nothing is simplified here but exact no-ops
  * (reshape, expand, cast, permutation to what the operand already is). */
+/* In a scratch arena: a Graph that outlives the guard it was made under needs arena_keep(g->arena). */
 Graph *graph_new(const Program *p, bool shapes_only);
 void graph_free(Graph *g);
 void graph_number(Graph *g);                /* ids, n_uses (uses by nodes, writes and fetches) */

@@ -85,13 +85,18 @@ Arena *arena_new(void) {
   return a;
 }
 
-Arena *arena_scratch(void) {
-  Arena *a = arena_new();
+static void make_scratch(Arena *a) {
   a->scratch = true;
   a->guard = guards;
+  a->newer = NULL;
   a->older = scratches;
   if (scratches) scratches->newer = a;
   scratches = a;
+}
+
+Arena *arena_scratch(void) {
+  Arena *a = arena_new();
+  make_scratch(a);
   return a;
 }
 
@@ -101,8 +106,13 @@ static void unlink_scratch(Arena *a) {
 }
 
 void arena_keep(Arena *a) {
-  unlink_scratch(a);
+  if (a->scratch) unlink_scratch(a);
   a->scratch = false;
+}
+
+void arena_unkeep(Arena *a) {
+  arena_keep(a);
+  make_scratch(a);
 }
 
 /* Those that were made under the guard that is about to catch. */
@@ -236,19 +246,20 @@ static Entry *map_find(const Map *m, const char *key, uint64_t h) {
   return NULL;
 }
 
-/* Drops the removed entries and rebuilds the index, in one at least twice as large as the live entries. */
+/* Drops the removed entries and rebuilds the index, in one at least twice as large as the live entries. Nothing has changed
+ * if memory for that is refused. */
 static void map_rehash(Map *m) {
-  int n = 0;
-  for (int i = 0; i < m->n; i++)
-    if (m->v[i].value) m->v[n++] = m->v[i];
-  m->n = n;
   uint32_t size = m->idx ? m->mask + 1 : 16;
-  while (size < 2 * (uint32_t)(n + 1)) size *= 2;
+  while (size < 2 * (uint32_t)(m->live + 1)) size *= 2;
   if (m->idx && size == m->mask + 1)
     memset(m->idx, 0, size * sizeof *m->idx);
   else
     m->idx = arena_array(m->a, int32_t, size);
   m->mask = size - 1;
+  int n = 0;
+  for (int i = 0; i < m->n; i++)
+    if (m->v[i].value) m->v[n++] = m->v[i];
+  m->n = n;
   for (int k = 0; k < n; k++) {
     uint32_t i = (uint32_t)m->v[k].hash & m->mask;
     while (m->idx[i]) i = (i + 1) & m->mask;

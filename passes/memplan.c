@@ -38,12 +38,14 @@ static Buffer *new_buffer(Plan *p, BufferKind kind, const char *name, int64_t by
   return b;
 }
 
+/* State that a program reads in one size and leaves in another has two buffers. */
 static Buffer *state_buffer(Plan *p, const char *name, int64_t bytes) {
-  Buffer *b = map_get(p->states, name);
+  const char *key = arena_fmt(p->a, "%lld %s", (long long)bytes, name);
+  Buffer *b = map_get(p->states, key);
   if (b) return b;
   b = new_buffer(p, B_STATE, name, bytes);
   b->first = 0;
-  map_put(p->states, name, b);
+  map_put(p->states, key, b);
   return b;
 }
 
@@ -123,7 +125,7 @@ static void place_writes(Plan *p) {
     Buffer *to = state_buffer(p, w->name, node_bytes(b));
     const Kernel *k = producer_of(g, b);
     const Node *old = state_node(g, w->name);
-    bool fits = to->bytes == node_bytes(b) && (!old || same_elements(old, b));
+    bool fits = !old || same_elements(old, b);
     bool direct = !b->buf && fits && p->last_check < k->id && last_reader(p, k, to);
     if (direct) b->buf = to;
   }

@@ -42,9 +42,8 @@ static void call_task(const void *self, void *const *bufs, int64_t begin, int64_
                       RunCtx *ctx) {
   const Call *c = self;
   const CustomOp *op = c->node->custom;
-  (void)begin, (void)end, (void)ctx;
-  Arena *a = arena_new();
-  Tensor *in = arena_array(a, Tensor, c->node->n_in), *out = arena_array(a, Tensor, c->n_out);
+  (void)begin, (void)end;
+  Tensor *in = ctx->scratch, *out = in + c->node->n_in;
   for (int i = 0; i < c->node->n_in; i++) in[i] = tensor_of(c->node->in[i], bufs[c->in[i]]);
   for (int i = 0; i < c->n_out; i++) {
     call_out(c->node, i, &out[i]);
@@ -55,7 +54,6 @@ static void call_task(const void *self, void *const *bufs, int64_t begin, int64_
   if (!ok && !err_any())
     err_set(E_PLG_001, "custom operator %s: its %s function failed", quoted(op->name),
             c->node->i ? "backward" : "forward");
-  arena_free(a);
 }
 
 bool call_code(Arena *a, const Kernel *k, KernelCode *code) {
@@ -76,6 +74,7 @@ bool call_code(Arena *a, const Kernel *k, KernelCode *code) {
     c->at[i] = at;
     if (c->out[i] < 0) at += out_bytes(n, i);
   }
+  code->scratch_bytes = (int64_t)sizeof(Tensor) * (n->n_in + c->n_out);
   code->n_phases = 1;
   code->phase[0].fn = call_task;
   code->phase[0].self = c;

@@ -68,7 +68,7 @@ static int64_t cost_of(const Kernel *k, PlanKind plan) {
 static int64_t log2_of(int64_t n) { return n < 2 ? 1 : 64 - __builtin_clzll((uint64_t)n - 1); }
 
 static bool cpu_schedule(Kernel *k) {
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   k->flops = operations(k);
   k->bytes = traffic(k);
   k->workspace = 0;
@@ -97,17 +97,24 @@ static Plan *plan_of(Arena *a, const Kernel *k, const CompileOptions *o) {
   return o->no_blas ? arena_new_of(a, Plan) : contract_plan(a, k);
 }
 
-static bool kernel_code(Arena *a, const Kernel *k, Plan *p, LoopPart part, KernelFn *fn,
-                        KernelCode *code) {
+/* The kernels that are C functions. */
+static bool library_code(Arena *a, const Kernel *k, KernelCode *code) {
   *code = (KernelCode){0};
   if (k->kind == K_SCATTER) return scatter_code(a, k, code);
   if (k->kind == K_SORT) return sort_code(a, k, code);
-  if (k->kind == K_CALL) return call_code(a, k, code);
-  if (part == LOOP_EPILOGUE) return contract_code(p, fn, code), true;
+  return k->kind != K_CALL || call_code(a, k, code);
+}
+
+/* The others, around what was generated. */
+static void loop_code(const Kernel *k, Plan *p, LoopPart part, KernelFn *fn, KernelCode *code) {
+  if (code->n_phases) return;
+  if (part == LOOP_EPILOGUE) {
+    contract_code(p, fn, code);
+    return;
+  }
   code->n_phases = 1;
   code->phase[0].fn = fn;
   code->phase[0].n_tasks = loop_tasks(k, part);
-  return true;
 }
 
 /* The kernels that need generated code: returns how many; of[i] is the place of kernel i among them, or -1. */
@@ -126,7 +133,7 @@ static int generated(int n, Kernel *const *k, Plan *const *plan, Kernel **sub, L
 
 static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const CompileOptions *o,
                            KernelCode *code) {
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Module *m = arena_new_of(a, Module);
   m->arena = a;
   blas_setup();
@@ -138,17 +145,20 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
   int n_sub = generated(n, k, plan, sub, part, of);
   KernelFn **fn = arena_array(a, KernelFn *, n_sub + 1);
   bool ok = true;
-  if (n_sub) ok = (m->loops = loops_compile(g, n_sub, sub, part, o, fn)) != NULL;
-  for (int i = 0; ok && i < n; i++) {
+  for (int i = 0; ok && i < n; i++) ok = library_code(a, k[i], &code[i]);
+  if (ok && n_sub) ok = (m->loops = loops_compile(g, n_sub, sub, part, o, fn)) != NULL;
+  if (!ok) {
+    arena_free(a);
+    return NULL;
+  }
+  arena_keep(a); /* no memory is asked for from here on */
+  for (int i = 0; i < n; i++) {
     LoopPart what = of[i] < 0 ? LOOP_EPILOGUE : part[of[i]];
-    ok = kernel_code(a, k[i], plan[i], what, of[i] < 0 ? NULL : fn[of[i]], &code[i]);
+    loop_code(k[i], plan[i], what, of[i] < 0 ? NULL : fn[of[i]], &code[i]);
     code[i].cost = cost_of(k[i], plan[i] ? plan[i]->kind : PLAN_LOOPS);
     if (k[i]->kind == K_CALL) code[i].cost = 0; /* on the calling thread */
   }
-  if (ok) return m;
-  loops_free(m->loops);
-  arena_free(a);
-  return NULL;
+  return m;
 }
 
 static void cpu_module_free(Module *m) {
@@ -159,7 +169,7 @@ static void cpu_module_free(Module *m) {
 
 static bool cpu_emit(const Graph *g, int n, Kernel *const *k, const CompileOptions *o,
                      const char *what, Str *out) {
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Plan **plan = arena_array(a, Plan *, n + 1);
   Kernel **sub = arena_array(a, Kernel *, n + 1);
   LoopPart *part = arena_array(a, LoopPart, n + 1);

@@ -28,11 +28,11 @@ struct Pool {
   void *user;
   int64_t n;
   bool quit;
-  Worker *worker;
   _Alignas(LINE) atomic_uint epoch;   /* jobs published */
   atomic_uint sleepers;               /* workers that sleep, or are about to */
   _Alignas(LINE) atomic_uint pending; /* workers that have not finished the job */
   atomic_uint caller_sleeps;
+  Worker worker[]; /* one per thread; the caller's is not used */
 };
 
 static void futex_wait(atomic_uint *word, unsigned seen) {
@@ -130,8 +130,7 @@ static int cores(void) {
 Pool *pool_new(int n_threads) {
   int n = n_threads > 0 ? n_threads : cores();
   if (n > POOL_MAX) n = POOL_MAX;
-  Pool *p = mem_alloc(sizeof *p);
-  p->worker = mem_alloc(sizeof *p->worker * (size_t)n);
+  Pool *p = mem_alloc(sizeof *p + sizeof *p->worker * (size_t)n);
   p->spins = n <= cores() ? SPINS : 0; /* spinning only pays on a core of one's own */
   p->threads = n;
   int started = 1;
@@ -149,7 +148,6 @@ void pool_free(Pool *p) {
   p->quit = true;
   publish(p);
   for (int t = 1; t < p->threads; t++) pthread_join(p->worker[t].id, NULL);
-  mem_free(p->worker);
   mem_free(p);
 }
 
