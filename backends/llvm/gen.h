@@ -85,9 +85,9 @@ struct Gen {
   int col_first, col_last;
   Aff col_base;
 
-  bool probe; /* nothing is emitted: index expressions are explored */
-  int inner;  /* while probing: the innermost variable */
-  int64_t phases, want;
+  bool probe;   /* nothing is emitted: index expressions are explored */
+  int inner;    /* while probing: the innermost variable */
+  int64_t want; /* divisions come out even every so many steps of it */
   int64_t cut[GEN_CUTS];
   int n_cut;
   int budget; /* nodes left to probe */
