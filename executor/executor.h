@@ -64,8 +64,8 @@ typedef struct CompileRequest {
 Executable *compile(const CompileRequest *r);
 void executable_free(Executable *x);
 Graph *executable_graph(Executable *x);
-bool executable_emit(Executable *x, const char *what,
-                     Str *out); /* "graph" "dot" "llvm" "asm" "ptx" "object" */
+/* "graph" "dot" "llvm" "asm" "ptx" "object" */
+bool executable_emit(Executable *x, const char *what, Str *out);
 typedef struct PlanInfo {
   int kernels;
   int64_t arena, lower_bound, state, flops, bytes;
@@ -76,8 +76,8 @@ PlanInfo executable_plan(const Executable *x);
 PlanInfo exec_last_plan(const Executor *e);
 
 /* profile.c */
-void exec_profile_print(const Executor *e, FILE *to,
-                        bool json); /* tables per operator and per kernel */
+/* Tables per operator and per kernel */
+void exec_profile_print(const Executor *e, FILE *to, bool json);
 
 /* checkpoint.c: a folder DIR/step-NNNNNNNNNN with one file of tensors, one of names and state, and a manifest written
  * last; complete or not there. `extra` is kept verbatim (position in the data, schedule state, random stream). */

@@ -119,10 +119,12 @@ _Noreturn void mem_rethrow(void); /* after a guard caught: on to the next outer 
 void *mem_alloc(size_t n); /* zeroed, 64-byte aligned; outside any arena; free with mem_free */
 void mem_free(void *p);
 Arena *arena_new(void);
-Arena *arena_scratch(void); /* freed by itself if memory is refused; else arena_free in the same function */
-void arena_keep(Arena *a);  /* makes a scratch arena an ordinary one: what was built in it is complete */
+/* freed by itself if memory is refused; else arena_free in the same function */
+Arena *arena_scratch(void);
+/* makes a scratch arena an ordinary one: what was built in it is complete */
+void arena_keep(Arena *a);
 void arena_unkeep(Arena *a); /* the reverse: freed by itself if the innermost guard catches */
-void arena_free(Arena *a);             /* NULL is allowed */
+void arena_free(Arena *a);   /* NULL is allowed */
 void *arena_alloc(Arena *a, size_t n); /* zeroed, 16-byte aligned */
 void *arena_dup(Arena *a, const void *p, size_t n);
 char *arena_str(Arena *a, const char *s);
@@ -194,7 +196,8 @@ void err_clear(void);
 void err_print(FILE *to, bool json); /* in the layout of docs/cli.md */
 /* A name from a file in double quotes, control bytes escaped, cut at 80 characters. One of 8 rotating buffers. */
 const char *quoted(const char *s);
-int utf8_len(const unsigned char *s); /* bytes of the character at s; 0: malformed or a C1 control */
+/* bytes of the character at s; 0: malformed or a C1 control */
+int utf8_len(const unsigned char *s);
 /* "float32 [64, 3, -1]" for messages, same buffers. */
 const char *shape_text(DType t, int rank, const int64_t *dims);
 const char *dims_text(int rank, const int64_t *dims); /* "[64, 3, -1]" */
@@ -253,8 +256,8 @@ int64_t tensor_numel(const Tensor *t);
 size_t tensor_bytes(const Tensor *t);
 double tensor_get(const Tensor *t, int64_t i); /* any type, as double */
 void tensor_set(Tensor *t, int64_t i, double v);
-bool tensor_make(Tensor *t, Arena *a, DType d, int rank,
-                 const int64_t *dims); /* zeroed, in the arena */
+/* Zeroed, in the arena */
+bool tensor_make(Tensor *t, Arena *a, DType d, int rank, const int64_t *dims);
 
 /* ---- the Program ---- */
 
@@ -343,13 +346,13 @@ struct kl_program {
   VEC(Block *) blocks;
   int64_t version; /* Paddle's: major*1000000 + minor*1000 + patch */
   VEC(OpVersion) op_versions;
-  Map *names;       /* unique-name counters: key -> int* */
-  const char *file; /* where it was loaded from, for messages; NULL if built */
-  uint64_t edits;   /* grows with every change: what executors key their caches by */
-  uint64_t id;      /* differs for every Program of the process */
-  int64_t seed;     /* 0 = not set */
+  Map *names;         /* unique-name counters: key -> int* */
+  const char *file;   /* where it was loaded from, for messages; NULL if built */
+  uint64_t edits;     /* grows with every change: what executors key their caches by */
+  uint64_t id;        /* differs for every Program of the process */
+  int64_t seed;       /* 0 = not set */
   struct kl_net *net; /* the builder's net, NULL for other programs */
-  Diag *broken;     /* the builder's first error; later calls are no-ops */
+  Diag *broken;       /* the builder's first error; later calls are no-ops */
 };
 
 /* program.c: build and edit. Names and lists are copied. */
@@ -357,8 +360,8 @@ Program *prog_new(void); /* with block 0 */
 void prog_free(Program *p);
 Block *prog_add_block(Program *p, int parent, int forward);
 Program *prog_clone(const Program *p);
-const char *prog_unique(Program *p,
-                        const char *key); /* "key_0", "key_1", ...; never a declared name */
+/* "key_0", "key_1", ...; never a declared name */
+const char *prog_unique(Program *p, const char *key);
 Var *block_add_var(Block *b, const char *name, VarKind kind, DType t, int rank,
                    const int64_t *dims);               /* E-PRO-002 if declared */
 Var *block_var(const Block *b, const char *name);      /* this block only; NULL if absent */
@@ -373,8 +376,8 @@ void op_set_outs(Op *op, const char *slot, int n, const char *const *args);
 void op_add_in(Op *op, const char *slot, const char *arg); /* appends one variable to the slot */
 void op_add_out(Op *op, const char *slot, const char *arg);
 void op_set_attr(Op *op, const Attr *a); /* replaces one of the same name; deep copy */
-void op_set_int(Op *op, const char *name,
-                int64_t v); /* type as in the operator's row, INT if unknown */
+/* Type as in the operator's row, INT if unknown */
+void op_set_int(Op *op, const char *name, int64_t v);
 void op_set_float(Op *op, const char *name, double v);
 void op_set_bool(Op *op, const char *name, bool v);
 void op_set_str(Op *op, const char *name, const char *v);
@@ -385,15 +388,15 @@ const Slot *op_ins(const Op *op, const char *slot);
 const Slot *op_outs(const Op *op, const char *slot);
 const char *op_in(const Op *op, const char *slot, int i); /* NULL if absent or "@EMPTY@" */
 const char *op_out(const Op *op, const char *slot, int i);
-const Attr *op_attr(const Op *op,
-                    const char *name); /* explicit, else the row's default, else NULL */
-int64_t op_int(const Op *op,
-               const char *name); /* also BOOL, LONG and FLOAT, coerced as Paddle does */
+/* Explicit, else the row's default, else NULL */
+const Attr *op_attr(const Op *op, const char *name);
+/* Also BOOL, LONG and FLOAT, coerced as Paddle does */
+int64_t op_int(const Op *op, const char *name);
 double op_float(const Op *op, const char *name);
 bool op_bool(const Op *op, const char *name);
 const char *op_str(const Op *op, const char *name); /* "" if absent */
-const int64_t *op_intlist(const Op *op, const char *name,
-                          int *n); /* a scalar INT counts as a list of one */
+/* A scalar INT counts as a list of one */
+const int64_t *op_intlist(const Op *op, const char *name, int *n);
 int op_role(const Op *op);         /* op_role, default ROLE_FORWARD */
 int op_index(const Op *op);        /* position in its block */
 const char *op_text(const Op *op); /* "op 47 `matmul_v2`", with the user's file:line if kept */
@@ -462,19 +465,19 @@ struct OpDef {
   const struct CustomOp *custom; /* operators registered at run time */
 };
 
-const OpDef *
-opdef_find(const char *type); /* NULL if unknown; the table is parsed on first use, thread safe */
+/* NULL if unknown; the table is parsed on first use, thread safe */
+const OpDef *opdef_find(const char *type);
 int opdef_n(void);
 const OpDef *opdef_at(int i); /* sorted by name */
 const SlotDef *opdef_in(const OpDef *d, const char *slot);
 const SlotDef *opdef_out(const OpDef *d, const char *slot);
-const AttrDef *opdef_attr(const OpDef *d,
-                          const char *attr); /* also the attributes every operator may carry */
+/* Also the attributes every operator may carry */
+const AttrDef *opdef_attr(const OpDef *d, const char *attr);
 const char *opdef_nearest(const char *type); /* for "did you mean"; NULL if nothing is near */
-const char *name_nearest(const char *name, int n,
-                         const char *const *names); /* the same for any list */
-bool attr_coerce(Attr *a, AttrType to,
-                 Arena *arena); /* Paddle's coercions; false if none applies (no error set) */
+/* The same for any list */
+const char *name_nearest(const char *name, int n, const char *const *names);
+/* Paddle's coercions; false if none applies (no error set) */
+bool attr_coerce(Attr *a, AttrType to, Arena *arena);
 
 /* literal.c: attribute values, names and numbers as text */
 typedef struct AttrInfo {
@@ -486,10 +489,10 @@ extern const AttrInfo attr_info[AT_N];
 /* A literal of the text form: 1 1L 1.0 true 'x' [1,2] []L. Sets type and value; no error is recorded, *end (may be NULL)
  * is behind the literal or at what is wrong. */
 bool attr_parse(Arena *a, const char *text, const char **end, Attr *out);
-void attr_print(const Attr *a, Str *out);                /* the value; attr_parse reads it back */
-void text_quote(Str *out, const char *s, char quote);    /* quoted and escaped */
-char *text_unquote(Arena *a, const char **s);            /* NULL: no well-formed string at *s */
-void text_float(Str *out, double v, bool single);        /* the shortest form that reads back */
+void attr_print(const Attr *a, Str *out);             /* the value; attr_parse reads it back */
+void text_quote(Str *out, const char *s, char quote); /* quoted and escaped */
+char *text_unquote(Arena *a, const char **s);         /* NULL: no well-formed string at *s */
+void text_float(Str *out, double v, bool single);     /* the shortest form that reads back */
 /* Pointers to n items of `size` bytes, each starting with its name, sorted bytewise by name. */
 const void **by_name(Arena *a, const void *items, int n, size_t size);
 const char *repeated_name(Arena *a, const void *items, int n, size_t size); /* NULL: all differ */
@@ -582,16 +585,17 @@ struct Graph {
 /* In a scratch arena: a Graph that outlives the guard it was made under needs arena_keep(g->arena). */
 Graph *graph_new(const Program *p, bool shapes_only);
 void graph_free(Graph *g);
-void graph_number(Graph *g);                /* ids, n_uses (uses by nodes, writes and fetches) */
-void graph_set_op(Graph *g, const Op *op);  /* nodes made from now on carry this op */
+void graph_number(Graph *g);               /* ids, n_uses (uses by nodes, writes and fetches) */
+void graph_set_op(Graph *g, const Op *op); /* nodes made from now on carry this op */
 /* A node without its payload; dims are checked. For the builders and for passes. */
 Node *g_node(Graph *g, Prim p, DType t, int rank, const int64_t *dims, int n_in, Node *const *in);
-const char *g_who(const Graph *g, Prim p); /* for messages: the current operator, else the primitive */
+/* for messages: the current operator, else the primitive */
+const char *g_who(const Graph *g, Prim p);
 Node *g_const(Graph *g, DType t, double v); /* rank 0 */
 Node *g_full(Graph *g, DType t, double v, int rank, const int64_t *dims);
 Node *g_full_int(Graph *g, DType t, int64_t v, int rank, const int64_t *dims); /* exact for int64 */
-Node *g_data(Graph *g, DType t, int rank, const int64_t *dims, const void *data,
-             const char *name); /* data is copied */
+/* Data is copied */
+Node *g_data(Graph *g, DType t, int rank, const int64_t *dims, const void *data, const char *name);
 Node *g_feed(Graph *g, const char *name, DType t, int rank, const int64_t *dims);
 Node *g_state(Graph *g, const char *name, DType t, int rank, const int64_t *dims);
 Node *g_iota(Graph *g, DType t, int rank, const int64_t *dims, int axis);
@@ -602,27 +606,27 @@ Node *g_map2(Graph *g, Prim p, Node *x, Node *y);    /* numpy broadcasting; E-SH
 Node *g_select(Graph *g, Node *c, Node *x, Node *y); /* broadcasting too */
 Node *g_cast(Graph *g, Node *x, DType t);
 Node *g_map2c(Graph *g, Prim p, Node *x, double c); /* second operand a constant of x's type */
-Node *g_reshape(Graph *g, Node *x, int rank,
-                const int64_t *dims); /* one -1 is inferred; E-SHP-004 */
+/* One -1 is inferred; E-SHP-004 */
+Node *g_reshape(Graph *g, Node *x, int rank, const int64_t *dims);
 Node *g_permute(Graph *g, Node *x, const int *perm);
-Node *g_expand(Graph *g, Node *x, int rank,
-               const int64_t *dims); /* numpy rule, may add leading dims; dims -1 keep */
+/* Numpy rule, may add leading dims; dims -1 keep */
+Node *g_expand(Graph *g, Node *x, int rank, const int64_t *dims);
 /* The same, but dims are the result's: in a shapes_only graph -1 is an unknown size. */
 Node *g_expand_to(Graph *g, Node *x, int rank, const int64_t *dims);
 /* An identity view: a node of its own for the value of x, so that derive() can tell two uses of one node apart. */
 Node *g_alias(Graph *g, Node *x);
-Node *g_slice(Graph *g, Node *x, const int64_t *start, const int64_t *step,
-              const int64_t *size); /* per dimension; step may be negative */
-Node *g_pad(Graph *g, Node *x, const int64_t *lo, const int64_t *hi,
-            double value); /* may be negative: crops */
+/* Per dimension; step may be negative */
+Node *g_slice(Graph *g, Node *x, const int64_t *start, const int64_t *step, const int64_t *size);
+/* May be negative: crops */
+Node *g_pad(Graph *g, Node *x, const int64_t *lo, const int64_t *hi, double value);
 /* Windows over n_sp dimensions starting at axis: those dims become output positions, n_sp kernel dims are appended. */
 Node *g_window(Graph *g, Node *x, int axis, int n_sp, const int64_t *k, const int64_t *stride,
                const int64_t *dil, const int64_t *lo, const int64_t *hi, double value);
 Node *g_view(Graph *g, Node *x, int rank, const int64_t *dims, const AffDim *map, double value);
 Node *g_reduce(Graph *g, Prim p, Node *x, uint32_t axes, bool keep_dims); /* RSUM RMAX RPROD */
 Node *g_argmax(Graph *g, Node *x, uint32_t axes, bool keep_dims, DType t);
-Node *g_matmul(Graph *g, Node *a, Node *b, bool ta,
-               bool tb); /* ranks >= 2, batch dims broadcast; E-SHP-012 */
+/* Ranks >= 2, batch dims broadcast; E-SHP-012 */
+Node *g_matmul(Graph *g, Node *a, Node *b, bool ta, bool tb);
 /* Positions of a window along one dimension: (in + lo + hi - dil*(k-1) - 1) / stride + 1; -1 if `in` is. E-SHP-005. */
 bool window_out(const char *who, int64_t in, int64_t k, int64_t stride, int64_t dil, int64_t lo,
                 int64_t hi, int64_t *out);
@@ -643,9 +647,8 @@ Node *g_out(Graph *g, Node *call, int i, DType t, int rank, const int64_t *dims)
 /* All outputs that were ever made of a CALL, also those whose OUT was dropped: type and shape, without data. */
 int call_n_out(const Node *call);
 void call_out(const Node *call, int i, Tensor *t);
-Node *g_clone_with(
-    Graph *g, const Node *n,
-    Node *const *in); /* the same primitive and payload on other operands of equal shapes */
+/* The same primitive and payload on other operands of equal shapes */
+Node *g_clone_with(Graph *g, const Node *n, Node *const *in);
 /* One dimension of x as a known number; in a shapes_only graph -1 if unknown. */
 int64_t node_numel(const Node *n);
 bool node_same_shape(const Node *a, const Node *b);
@@ -688,9 +691,8 @@ struct Expand {
   Graph *g;
   const Op *op;
   Map *env; /* variable name -> Node*, of the variables computed so far */
-  Node *(*missing)(
-      Expand *x,
-      const char *name); /* called for a name not in env; NULL result = error already set */
+  /* Called for a name not in env; NULL result = error already set */
+  Node *(*missing)(Expand *x, const char *name);
   void *user;
 };
 /* For expansion functions. Slots by name; x_in is NULL for an absent optional input (an error for a required one has
@@ -700,11 +702,11 @@ int x_n_in(Expand *x, const char *slot);
 Node *x_in_at(Expand *x, const char *slot, int i);
 bool x_wants(Expand *x, const char *slot); /* is the output slot connected? */
 int x_n_out(Expand *x, const char *slot);
-bool x_out(Expand *x, const char *slot,
-           Node *n); /* no-op if the slot is not connected; false if n is NULL */
+/* No-op if the slot is not connected; false if n is NULL */
+bool x_out(Expand *x, const char *slot, Node *n);
 bool x_out_at(Expand *x, const char *slot, int i, Node *n);
-int64_t x_stream(Expand *x,
-                 int k); /* the k-th random stream of this operator: stable under edits elsewhere */
+/* The k-th random stream of this operator: stable under edits elsewhere */
+int64_t x_stream(Expand *x, int k);
 /* Expand one operator: reads and extends env. Adds the place to any error. */
 bool expand_op(Expand *x, const Op *op);
 /* A Program's block 0 (minus feed and fetch operators) as a Graph with STATE/FEED sources.
@@ -716,27 +718,27 @@ Graph *expand_program(const Program *p, int n_feeds, const char *const *feeds, i
 /* Shapes and types of the operator's outputs from its inputs' declarations (-1 allowed), written into the
  * declarations of the output variables: those with DT_NONE or rank unset are filled in; others are compared. */
 bool infer_op(Op *op);
-bool infer_program(
-    Program *p,
-    bool check); /* all operators of all blocks; check: E-VER-003 where a declaration contradicts */
+/* All operators of all blocks; check: E-VER-003 where a declaration contradicts */
+bool infer_program(Program *p, bool check);
 
 /* formula.c, builtin.c: the expansion of a row written as a formula. Grammar and functions are described at its head. */
 bool formula_expand(Expand *x, const char *formula);
 
 /* ---- verify.c ---- */
-bool prog_verify(
-    const Program *p); /* structure: blocks, names, slots, attributes, read before written */
+/* Structure: blocks, names, slots, attributes, read before written */
+bool prog_verify(const Program *p);
 
 /* ---- text and files ---- */
 /* structure.c: rules that both file forms check while reading. */
 bool check_block_head(int position, int64_t idx, int64_t parent, int64_t forward); /* E-PRO-002 */
-bool check_var_dims(int rank, const int64_t *dims); /* E-PRO-002, E-SHP-002, E-MEM-002 */
-bool op_names_differ(const Op *op, Arena *tmp);     /* slots and attributes: E-PRO-002 */
-bool prog_check_blocks(const Program *p);           /* BLOCK attributes: E-PRO-002 */
+bool check_var_dims(int rank, const int64_t *dims);       /* E-PRO-002, E-SHP-002, E-MEM-002 */
+bool op_names_differ(const Op *op, Arena *tmp);           /* slots and attributes: E-PRO-002 */
+bool prog_check_blocks(const Program *p);                 /* BLOCK attributes: E-PRO-002 */
 const char *content_kind(const uint8_t *bytes, size_t n); /* "a Python pickle"; NULL if unknown */
-bool content_is_text(const uint8_t *bytes, size_t n);     /* printable as far as the first 512 bytes tell */
+/* printable as far as the first 512 bytes tell */
+bool content_is_text(const uint8_t *bytes, size_t n);
 /* print.c, parse.c: the text form; parse(print(p)) == p. */
-#define TEXT_NAME_CHARS /* of names that need no quotes; the first one is a letter, _ or @ */          \
+#define TEXT_NAME_CHARS /* of names that need no quotes; the first one is a letter, _ or @ */      \
   "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@./$+-"
 bool text_is_bare(const char *s);
 typedef struct VarKindName {
@@ -746,8 +748,8 @@ typedef struct VarKindName {
 extern const VarKindName var_kind_names[]; /* ends with a NULL name */
 const char *var_kind_name(int kind);
 void prog_print(const Program *p, Str *out);
-Program *prog_parse(const char *text, size_t n,
-                    const char *file); /* E-TXT-001 with line and column */
+/* E-TXT-001 with line and column */
+Program *prog_parse(const char *text, size_t n, const char *file);
 /* gtext.c: the Graph's text form, before or after fusion. */
 void graph_print(const Graph *g, Str *out);
 Graph *graph_parse(const char *text, size_t n, const char *file);
@@ -757,17 +759,17 @@ void prog_json(const Program *p, Str *out);
 bool prog_equal(const Program *a, const Program *b, Str *why); /* why: the first difference */
 /* proto.c: ProgramDesc. */
 bool prog_encode(const Program *p, Arena *a, uint8_t **bytes, size_t *n);
-Program *prog_decode(const uint8_t *bytes, size_t n,
-                     const char *file); /* decoded and verified structurally */
+/* Decoded and verified structurally */
+Program *prog_decode(const uint8_t *bytes, size_t n, const char *file);
 /* load.c: any program file, recognised by content (ProgramDesc or text), verified. */
 Program *prog_load(const char *path);
-Program *prog_load_any(
-    const char *path); /* lets unknown operators through: to print or convert, not to run */
-bool prog_save(const Program *p,
-               const char *path); /* by extension: .kl text, otherwise ProgramDesc */
+/* Lets unknown operators through: to print or convert, not to run */
+Program *prog_load_any(const char *path);
+/* By extension: .kl text, otherwise ProgramDesc */
+bool prog_save(const Program *p, const char *path);
 /* params.c: tensors in the .pdiparams layout. */
-bool params_encode(Str *out, int n,
-                   const Tensor *const *t); /* entries back to back, in the given order */
+/* Entries back to back, in the given order */
+bool params_encode(Str *out, int n, const Tensor *const *t);
 /* The persistable variables that a combined file holds, sorted bytewise by name. */
 int params_list(const Program *p, Arena *a, Var ***vars);
 /* Exactly n tensors; names and expected shapes (may be NULL) are for checks and messages. Data in the arena.

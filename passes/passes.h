@@ -9,10 +9,11 @@ typedef struct PassOptions {
   const char *print_after; /* pass name, "all" or NULL: the Graph is printed to `log` */
   const char *stop_after;  /* pass name or NULL */
   const char *disable;     /* comma-separated pass names or NULL */
-  const char *
-      dump_dir; /* NULL, or a folder for 00-expand.kl, 01-simplify.kl, ... (unchanged ones are elided) */
+  /* NULL, or a folder for 00-expand.kl, 01-simplify.kl, ... (unchanged ones are elided) */
+  const char *dump_dir;
   bool time_passes;
-  bool (*schedule)(Kernel *k); /* the backend's: run on every kernel between fuse and memplan; NULL: none */
+  /* the backend's: run on every kernel between fuse and memplan; NULL: none */
+  bool (*schedule)(Kernel *k);
   FILE *log; /* NULL: stderr */
 } PassOptions;
 typedef void GraphPass(Graph *g);
@@ -28,8 +29,8 @@ extern const int pass_n;
 bool passes_run(Graph *g, const PassOptions *o, bool *stopped);
 /* Words such as "print-after=fuse,time-passes" into options, which point into static storage. E-ARG-001. */
 bool pass_options_parse(PassOptions *o, const char *words);
-void pass_options_from_env(
-    PassOptions *o); /* KILN_DEBUG: the same words, comma- or space-separated */
+/* KILN_DEBUG: the same words, comma- or space-separated */
+void pass_options_from_env(PassOptions *o);
 
 /* Each Graph pass is one function in a file of its name: see passes.def. */
 #define PASS(name, why) GraphPass pass_##name;
@@ -62,8 +63,8 @@ typedef struct OptimSpec {
   int n_attrs;
   const Attr *attrs;
   int n_states;
-  const OptimState *
-      states; /* accumulators: slots, variable suffix ("velocity"), initial value, [1] or the parameter's shape */
+  /* Accumulators: slots, variable suffix ("velocity"), initial value, [1] or the parameter's shape */
+  const OptimState *states;
   double lr;           /* initial value of the learning-rate variable */
   const char *lr_name; /* NULL: a new learning_rate_N; else an existing persistable variable */
   ClipKind clip;

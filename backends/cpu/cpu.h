@@ -99,10 +99,10 @@ LoopList loops_of(const Facts *f, unsigned classes); /* bits 1<<LoopClass, in lo
 LoopList merge_tail(const Facts *f, LoopList all, int t, unsigned tensors, LoopList *rest);
 void list_add(const Facts *f, LoopList *l, int id);
 void list_sort(const Facts *f, LoopList *l, int t); /* by decreasing stride in tensor t */
-int64_t list_at(const Facts *f, const LoopList *l, int64_t i,
-                int t); /* offset of merged index i in tensor t */
-int64_t list_step(const Facts *f, const LoopList *l,
-                  int t); /* stride of a merged list; 0 if empty */
+/* Offset of merged index i in tensor t */
+int64_t list_at(const Facts *f, const LoopList *l, int64_t i, int t);
+/* Stride of a merged list; 0 if empty */
+int64_t list_step(const Facts *f, const LoopList *l, int t);
 /* A rows x cols matrix with these strides as BLAS can take it. */
 bool mat_of(int64_t rows, int64_t sr, int64_t cols, int64_t sc, Mat *m);
 /* c (m x n) = beta*c + a (m x k) b (k x n). Single-threaded. */
