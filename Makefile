@@ -40,6 +40,7 @@ help:
 #: make test      install what is missing, build (also with sanitizers), run all tests
 #: make check     house rules: includes, formatting, warnings with gcc and clang, sizes
 #: make bless     rewrite the expected output of the golden tests
+#: make docs      rewrite the pages that come from the tables: operators, error codes
 #: make bench     compare the speed with the peers (prepares them in .venv)
 #: make install   PREFIX=/usr/local DESTDIR=
 deps-build:
@@ -66,6 +67,11 @@ check: deps-test
 
 bless: tests
 	@KILN_BLESS=1 $(B)/tests/test_golden
+
+.PHONY: docs
+docs: $(B)/kiln
+	@$(B)/kiln ops --markdown > docs/operators.md
+	@$(B)/kiln explain --markdown > docs/errors.md
 
 bench: deps-build
 	@$(MAKE) --no-print-directory -s -j$$(nproc) all benches

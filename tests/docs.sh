@@ -56,13 +56,27 @@ C
   ${CC:-gcc} $cflags -c -o "$1.o" "$1.frag.c"
 }
 
+# Code for Kiln itself: compiled as a file of that folder.
+inside() { # FILE INCLUDE_DIR PRELUDE
+  printf '%s\n' "$3" | cat - "$1" >"$1.in.c"
+  ${CC:-gcc} $cflags -D_GNU_SOURCE "-I$2" -c -o "$1.o" "$1.in.c"
+}
+
 for page in README.md docs/*.md; do
   base=$dir/$(basename "$page" .md)
   blocks "$page" 'c program' "$base-program"
   blocks "$page" c "$base-fragment"
+  blocks "$page" 'c ir' "$base-ir"
+  blocks "$page" 'c pass' "$base-pass"
 done
 for f in "$dir"/*-program-*.c; do check "program $(basename "$f" .c)" compile_and_run "$f"; done
 for f in "$dir"/*-fragment-*.c; do check "fragment $(basename "$f" .c)" fragment "$f"; done
+for f in "$dir"/*-ir-*.c; do
+  check "code $(basename "$f" .c)" inside "$f" ir/ops $'#include "ops.h"\nExpandFn x_shuffle_channel;'
+done
+for f in "$dir"/*-pass-*.c; do
+  check "code $(basename "$f" .c)" inside "$f" passes $'#include "rewrite.h"\nGraphPass pass_strength;'
+done
 check "the program in kiln.h" bash -c "
   awk '/^ \* *#include <kiln.h>/ { p = 1 } /^ \* A net holds/ { exit } p' frontend/kiln.h | sed 's/^ \* \{0,3\}//' >$dir/head.c"
 check "the program in kiln.h runs" compile_and_run "$dir/head.c"
