@@ -82,7 +82,7 @@ static bool column_shape(const Var *v, const Tensor *file, const char *path, Ten
     col->dims[i] = open && file->rank == v->rank ? file->dims[i] : v->dims[i];
     per_var *= col->dims[i];
   }
-  bool first = !v->rank || v->dims[0] < 0 || v->dims[0] == col->dims[0];
+  bool first = v->rank ? v->dims[0] < 0 || v->dims[0] == col->dims[0] : tensor_numel(file) == 1;
   if (per_var == per_file && first) return true;
   err_set(E_DAT_001, "%s holds %s, which does not fit %s", quoted(path),
           shape_text(file->dtype, file->rank, file->dims), quoted(v->name));
@@ -123,10 +123,16 @@ static bool open_column(Dataset *d, const Program *p, const char *text) {
   return ok;
 }
 
-bool dataset_open(Dataset *d, const Program *p, const List *specs) {
+bool dataset_read(Dataset *d, const Program *p, const List *specs) {
   *d = (Dataset){.arena = arena_new()};
-  for (int i = 0; i < specs->n; i++) {
+  for (int i = 0; i < specs->n; i++)
     if (!open_column(d, p, specs->v[i])) return false;
+  return true;
+}
+
+bool dataset_open(Dataset *d, const Program *p, const List *specs) {
+  if (!dataset_read(d, p, specs)) return false;
+  for (int i = 0; i < d->n; i++) {
     int64_t rows = d->col[i].all.rank ? d->col[i].all.dims[0] : 1;
     if (i && rows != d->rows) {
       err_set(E_DAT_001, "%s has %lld rows, %s has %lld", quoted(d->col[0].file),

@@ -43,7 +43,7 @@ static bool run_model(const Options *o, const char *path) {
   Executor *e = NULL;
   bool ok = device_ok(o->device) && model_open(&m, path, o->params);
   if (!ok) return scope_free(s), false;
-  ok = model_load_params(&m, s) && dataset_open(&d, m.prog, &o->feeds);
+  ok = model_load_params(&m, s) && dataset_read(&d, m.prog, &o->feeds);
   Feed feeds[LIST_MAX];
   const char **specs, *names[LIST_MAX];
   Tensor out[LIST_MAX] = {0};

@@ -6,8 +6,8 @@
 #include "../backends/backend.h"
 
 typedef int
-VerbFn(int argc,
-       char **argv); /* argv[0] is the verb; returns the exit code: 0, 1 failure, 2 usage */
+/* Argv[0] is the verb; returns the exit code: 0, 1 failure, 2 usage */
+VerbFn(int argc, char **argv);
 typedef struct Verb {
   const char *name;
   VerbFn *run;
@@ -50,8 +50,8 @@ typedef struct Model {
   Program *prog;
   const char *path, *params; /* params: NULL if there is no parameter file */
 } Model;
-bool model_open(Model *m, const char *path,
-                const char *params); /* params: --params, or NULL to look beside the program */
+/* Params: --params, or NULL to look beside the program */
+bool model_open(Model *m, const char *path, const char *params);
 bool model_load_params(const Model *m, Scope *s);
 void model_close(Model *m);
 /* The variables a run must feed, and what it fetches when nothing is asked for: feed and fetch operators' variables, or
@@ -77,7 +77,8 @@ typedef struct Dataset {
   int64_t rows;
 } Dataset;
 /* NAME=FILE[:scale=A][:shift=B] each; types are converted value by value, then scaled; rows reshaped to the variable's. */
-bool dataset_open(Dataset *d, const Program *p, const List *specs);
+bool dataset_read(Dataset *d, const Program *p, const List *specs);
+bool dataset_open(Dataset *d, const Program *p, const List *specs); /* all have as many rows */
 void dataset_close(Dataset *d);
 /* Gathers rows order[begin..end-1] (order NULL: in file order) into the batch tensors. */
 void dataset_batch(Dataset *d, const int64_t *order, int64_t begin, int64_t end, Feed *feeds);

@@ -1,0 +1,364 @@
+"""Every operator of ir/ops.def that PaddlePaddle has, in Kiln and in PaddlePaddle: outputs and gradients.
+
+usage: ops.py BUILD [--keep DIR] [--verbose] [OPERATOR ...]
+
+The cases are the examples of the operator's row (`kiln ops --json`) and those below, in the same language. For each,
+PaddlePaddle builds a program of the one operator and a weighted sum of its outputs, adds the gradients by append_backward,
+runs it, and writes it as .pdmodel; Kiln runs that file on the same values. Random operators are compared by what their
+numbers have in common: shape, type, mean, deviation and range.
+"""
+import argparse, json, os, re, sys, tempfile, traceback, zlib
+import numpy as np
+from common import *
+
+TOLERANCE = 1e-4
+CASES = {  # beside the examples of ops.def
+    "conv2d": "Input=4x16x19x23 Filter=24x16x3x3 paddings=[1,1]; Input=2x16x14x14 Filter=32x16x1x1 strides=[2,2]; "
+              "Input=2x3x32x32 Filter=8x3x7x7 strides=[2,2] paddings=[3,3]; Input=2x8x12x12 Filter=8x2x5x5 groups=4 paddings=[2,2]; "
+              "Input=1x4x9x9 Filter=4x4x3x3 padding_algorithm='SAME' dilations=[2,2]; Input=1x4x9x9 Filter=4x4x2x2 padding_algorithm='SAME'; "
+              "Input=1x2x8x8 Filter=3x2x3x3 paddings=[1,2,3,0]; Input=2x6x8x3 Filter=4x3x3x3 data_format='NHWC' padding_algorithm='SAME' strides=[2,2]",
+    "depthwise_conv2d": "Input=2x16x14x14 Filter=16x1x3x3 groups=16 paddings=[1,1]; Input=1x4x9x9 Filter=8x1x5x5 groups=4 strides=[2,2] paddings=[2,2]; "
+                        "Input=1x4x9x9 Filter=4x1x3x3 groups=4 padding_algorithm='SAME' strides=[2,2]",
+    "pool2d": "X=2x8x15x17 ksize=[3,3] strides=[2,2] paddings=[1,1]; X=2x8x15x17 ksize=[3,3] strides=[2,2] paddings=[1,1] ceil_mode=true; "
+              "X=2x4x7x7 ksize=[2,2] strides=[2,2] pooling_type='avg' padding_algorithm='SAME'; X=2x4x7x7 ksize=[3,3] strides=[2,2] "
+              "paddings=[1,1] pooling_type='avg' exclusive=false ceil_mode=true; X=1x2x6x6 ksize=[3,3] strides=[1,1] paddings=[1,1] pooling_type='avg' exclusive=false; "
+              "X=1x2x6x6 ksize=[3,3] strides=[3,3] paddings=[0,1,2,1]; X=1x2x6x6 ksize=[3,3] padding_algorithm='VALID' paddings=[1,1]; "
+              "X=1x2x10x10 ksize=[4,4] adaptive=true pooling_type='avg'; X=1x7x5x3 ksize=[1,1] global_pooling=true pooling_type='avg' data_format='NHWC'; "
+              "X=1x7x5x3 ksize=[3,2] adaptive=true data_format='NHWC'",
+    "batch_norm": "X=16x8x6x6 Scale=8 Bias=8 Mean=8 Variance=8:float32:0.5..2 momentum=0.99 epsilon=1e-3; X=32x10 Scale=10 Bias=10 Mean=10 Variance=10:float32:0.5..2; "
+                  "X=4x3x2x2x2 Scale=3 Bias=3 Mean=3 Variance=3:float32:0.5..2; X=5x4x3 Scale=4 Bias=4 Mean=4 Variance=4:float32:0.5..2; "
+                  "X=5x4x3 Scale=3 Bias=3 Mean=3 Variance=3:float32:0.5..2 data_layout='NHWC' use_global_stats=true",
+    "layer_norm": "X=8x64 Scale=64 Bias=64; X=2x7x33 Scale=33 Bias=33 begin_norm_axis=2 epsilon=1e-6; X=2x7x33 Bias=231",
+    "matmul_v2": "X=64x128 Y=128x32; X=4x8x16 Y=4x16x8; X=2x3x8x16 Y=2x3x8x16 trans_y=true; X=3x8x16 Y=16x5; X=8x16 Y=3x16x5; X=5 Y=3x5x2; X=5x1x4x3 Y=2x3x6; "
+                 "X=3x4:float64 Y=4x5:float64; X=4 Y=4 trans_x=true trans_y=true",
+    "mul": "X=64x784 Y=784x32; X=2x3x4x5 Y=20x7 x_num_col_dims=2; X=2x3x4x5 Y=4x5x6x2 x_num_col_dims=2 y_num_col_dims=2",
+    "elementwise_add": "X=2x3x4x5 Y=3x4 axis=1; X=2x3x4x5 Y=3x1 axis=1; X=2x3x4 Y=1x4; X=7x1 Y=1x9; X=2x3x4 Y=scalar; X=2x3:int32:-9..9 Y=3:int32:-9..9; X=2x3:float64 Y=2x3:float64; "
+                       "X=3 Y=2x3x4 axis=1; X=8x16x7x7 Y=16 axis=1; X=2x3x4x5 Y=3x4 axis=-2; X=scalar Y=2x3",
+    "elementwise_sub": "X=2x3x4x5 Y=3x4 axis=1; X=3 Y=2x3x4 axis=1; X=2x3:int64:-9..9 Y=3:int64:-9..9; X=7x1 Y=1x9; X=2x3x4 Y=scalar",
+    "elementwise_mul": "X=2x3x4x5 Y=3x4 axis=1; X=3 Y=2x3x4 axis=1; X=2x3:int64:-9..9 Y=3:int64:-9..9; X=7x1 Y=1x9; X=2x3x4 Y=scalar",
+    "elementwise_div": "X=2x3x4x5 Y=3x4:float32:1..2 axis=1; X=3 Y=2x3x4:float32:1..2 axis=1; nograd X=9:int32:-9..9 Y=9:int32:1..4; X=7x1 Y=1x9:float32:1..2",
+    "elementwise_max": "X=2x3x4x5 Y=3x4 axis=1; X=7x1 Y=1x9; nograd X=9:int64:-9..9 Y=9:int64:-9..9; X=4:float32:0.5..0.5 Y=4:float32:0.5..0.5",
+    "elementwise_min": "X=2x3x4x5 Y=3x4 axis=1; X=7x1 Y=1x9; nograd X=9:int64:-9..9 Y=9:int64:-9..9; X=4:float32:0.5..0.5 Y=4:float32:0.5..0.5",
+    "elementwise_pow": "X=2x3x4x5:float32:0.5..2 Y=3x4 axis=1; X=7x1:float32:0.5..2 Y=1x9; nograd X=9 Y=9; X=2x3:float32:0.5..2 Y=scalar; nograd X=6:float32:-2..2 Y=6:float32:2..2; "
+                       "nograd X=6:float32:-2..2 Y=6:float32:3..3; nograd X=6:int32:-3..3 Y=6:int32:0..4",
+    "elementwise_mod": "X=30:float32:-9..9 Y=30:float32:0.5..3; X=30:float32:-9..9 Y=30:float32:-3..-0.5; X=30:int32:-9..9 Y=30:int32:1..4; X=30:int64:-9..9 Y=30:int64:-4..-1",
+    "elementwise_floordiv": "X=30:int32:-9..9 Y=30:int32:1..4; X=30:int64:-9..9 Y=30:int64:-4..-1; X=30:float32:-9..9 Y=30:float32:0.5..3",
+    "scale": "X=scalar scale=3.0 bias=-1.0; nograd X=5:int32:-9..9 scale=2.5 bias=1.0; nograd X=5:int64:-9..9 scale=-1.0",
+    "sum": "X=2x3:int64:0..9,2x3:int64:0..9; X=3x4,3x4,3x4,3x4,3x4; X=scalar,scalar",
+    "cast": "nograd X=9:float32:-3..3 in_dtype=5 out_dtype=2; X=9 in_dtype=5 out_dtype=6; nograd X=9:float32:-300..300 in_dtype=5 out_dtype=3; nograd X=9:bool:0..1 in_dtype=0 out_dtype=5; "
+            "nograd X=9:int64:-2..2 in_dtype=3 out_dtype=0; nograd X=9:float32:0..200 in_dtype=5 out_dtype=20; X=9 in_dtype=5 out_dtype=4",
+    "clip": "X=64:float32:-2..2 min=-1.0 max=1.0; X=9:float32:1..1 min=-1.0 max=1.0; nograd X=9:int32:-9..9 min=-2.0 max=3.0; X=4x4:float64 min=-0.5 max=0.5",
+    "relu": "X=1000; X=4:float64", "relu6": "X=100:float32:-9..9", "leaky_relu": "X=100 alpha=0.01; X=9 alpha=1.5; X=9 alpha=-0.5",
+    "gelu": "X=200:float32:-6..6; X=200:float32:-6..6 approximate=true", "tanh": "X=500:float32:-12..12", "sigmoid": "X=500:float32:-30..30",
+    "exp": "X=500:float32:-40..40", "log": "X=500:float32:0.0001..1000", "sqrt": "X=500:float32:0.0001..1000",
+    "square": "X=100:float32:-9..9; nograd X=9:int64:-9..9", "abs": "X=100:float64", "hard_sigmoid": "X=100:float32:-6..6 slope=0.16666667",
+    "hard_swish": "X=200:float32:-6..6", "swish": "X=200:float32:-12..12; X=100:float32:-6..6 beta=2.0", "softmax": "X=32x10:float32:-9..9; X=4x1000; X=2x3x4x5 axis=2; X=2x3x4x5 axis=-4; X=3x5:float64; X=5x1",
+    "log_softmax": "X=32x10:float32:-9..9; X=4x1000; X=2x3x4x5 axis=2; X=2x3x4 axis=0", "softplus": "X=200:float32:-30..30", "erf": "X=300:float32:-5..5",
+    "sin": "X=300:float32:-100..100", "cos": "X=300:float32:-100..100", "mish": "X=300:float32:-25..25", "silu": "X=300:float32:-25..25",
+    "elu": "X=100:float32:-9..9; X=9 alpha=-0.5", "pow": "X=20:float32:0.5..2 factor=-1.5; X=20 factor=3.0; nograd X=20:int32:-3..3 factor=2.0; X=9 factor=0.0; X=9 factor=1.0",
+    "reshape2": "X=2x6:int64:0..9 shape=[-1]; X=4x1 shape=[4]; X=2x3x4 shape=[0,0,2,-1]", "transpose2": "X=2x3x4x5x6 axis=[4,0,3,1,2]; X=33x65 axis=[1,0]; X=2x3:int32:0..9 axis=[1,0]",
+    "flatten_contiguous_range": "X=2x3x4x5 start_axis=1 stop_axis=2; X=2x3x4x5 start_axis=0 stop_axis=-1; X=2x3x4 start_axis=1 stop_axis=1",
+    "squeeze2": "X=1x3x1x2 axes=[0,2]; X=1x3x1x2 axes=[1]; X=1x1x1", "unsqueeze2": "X=3 axes=[0,1,-1]; X=2x3 axes=[-1,-1]; X=2x3:int64:0..9 axes=[0]",
+    "concat": "X=2x3x4,2x5x4,2x1x4 axis=1; X=2x3x4,2x3x1 axis=-1; X=3:float64,4:float64", "split": "X=2x6x4 num=3 axis=1 Out=*3; X=7x3 sections=[1,2,-1] axis=0 Out=*3; X=2x6 num=2 axis=-1 Out=*2",
+    "slice": "Input=5x6x7 axes=[0,2] starts=[1,-3] ends=[-1,9]; Input=5x6:int32:0..9 axes=[1] starts=[2] ends=[3] decrease_axis=[1]; Input=5x6x7 axes=[0,1] starts=[1,2] ends=[2,3] decrease_axis=[0,1]; "
+             "Input=4 axes=[0] starts=[-1] ends=[2147483647]; Input=5x6 axes=[0] starts=[0] ends=[-2]",
+    "stack": "X=2x3x4,2x3x4 axis=2; X=3:int64:0..9,3:int64:0..9 axis=-1; X=2x3,2x3,2x3 axis=1", "gather": "X=50x8 Index=20:int64:0..49; X=4x5x6 Index=3:int32:0..4 axis=1; X=4x5x6 Index=3:int64:0..5 axis=2; X=5x3:int64:0..9 Index=2:int64:0..4",
+    "lookup_table_v2": "W=50x16 Ids=8x5:int64:0..49; W=50x16 Ids=8x5:int64:0..49 padding_idx=3L; W=10x4 Ids=6:int32:0..9 padding_idx=0L; W=10x4 Ids=3x2x2:int64:0..9",
+    "expand_v2": "X=2x1x4 shape=[2,3,4]; X=1 shape=[5]; X=3x1 shape=[2,-1,4]; X=2x1:int64:0..9 shape=[2,3]", "tile": "X=2x3 repeat_times=[2,2,2]; X=2x3x4 repeat_times=[1,3]; X=2x3:int64:0..9 repeat_times=[2,1]",
+    "unfold": "X=2x3x10x10 kernel_sizes=[3,3] paddings=[1,1,1,1]; X=1x2x9x8 kernel_sizes=[2,3] strides=[2,1] dilations=[2,2] paddings=[0,1,2,1]",
+    "pad": "X=2x3x4 paddings=[0,1,1,0,2,2]; X=5 paddings=[3,2] pad_value=-1.0; nograd X=3:int64:0..9 paddings=[1,1] pad_value=7.0", "where": "Condition=4x5:bool:0..1 X=4x5 Y=4x5; Condition=4:bool:0..1 X=4:int64:0..9 Y=4:int64:0..9",
+    "equal": "X=30:float32:0..0 Y=30:float32:0..0; X=30:bool:0..1 Y=30:bool:0..1; X=2x3x4:int32:0..2 Y=3:int32:0..2 axis=1; X=5:int64:0..2 Y=scalar:int64:1..1", "not_equal": "X=30:int32:0..2 Y=30:int32:0..2; X=30:bool:0..1 Y=30:bool:0..1",
+    "less_than": "X=30:int32:0..2 Y=30:int32:0..2; X=2x3x4 Y=4; X=2x3x4:int32:0..2 Y=3:int32:0..2 axis=1", "less_equal": "X=30:int32:0..2 Y=30:int32:0..2; X=2x3x4 Y=4", "greater_than": "X=30:int32:0..2 Y=30:int32:0..2; X=2x3x4 Y=4",
+    "greater_equal": "X=30:int32:0..2 Y=30:int32:0..2; X=2x3x4 Y=4", "logical_and": "X=9:bool:0..1 Y=9:bool:0..1; X=9:int64:0..2 Y=9:int64:0..2; X=9:float32 Y=9:float32:0..0", "logical_or": "X=9:bool:0..1 Y=9:bool:0..1",
+    "logical_not": "X=9:bool:0..1; X=9:int64:0..2", "logical_xor": "X=9:bool:0..1 Y=9:bool:0..1",
+    "reduce_sum": "X=2x3x4x5 dim=[0,2]; X=100x100 reduce_all=true; X=2x3 dim=[0,1]; X=2x3 dim=[0,1] keep_dim=true; nograd X=9:int64:-9..9; nograd X=2x3:int32:0..9 dim=[1]; X=2x3 dim=[-1] out_dtype=6 in_dtype=5; nograd X=2x3:bool:0..1 dim=[1] in_dtype=0 out_dtype=3",
+    "reduce_mean": "X=2x3x4x5 dim=[0,2]; X=100x100 reduce_all=true; X=2x3 dim=[0,1]; X=2x3x4 dim=[-1] keep_dim=true", "reduce_max": "X=2x3x4x5 dim=[0,2]; X=100x100 reduce_all=true; X=4x4:float32:0.5..0.5 dim=[1]; nograd X=3x4:int32:-9..9 dim=[1]",
+    "reduce_min": "X=2x3x4x5 dim=[0,2]; X=100x100 reduce_all=true; X=4x4:float32:0.5..0.5 dim=[1]; nograd X=3x4:int32:-9..9 dim=[1]", "reduce_prod": "X=2x3x4x5:float32:0.5..1.5 dim=[0,2]; X=5x5:float32:0.5..1.5 dim=[1] keep_dim=true; nograd X=5:int64:1..4",
+    "mean": "X=64x10; X=2x3x4x5; X=1", "arg_max": "X=20x30; X=20x30 axis=0L; X=4x5 dtype=2; X=3x4x5 axis=-2L keepdims=true; X=9:int64:0..2; X=3x4 flatten=true keepdims=true; X=5x4:float32:0.5..0.5 axis=1L",
+    "arg_min": "X=20x30; X=20x30 axis=0L; X=4x5 dtype=2; X=9:int64:0..2", "one_hot_v2": "X=8:int64:0..9 depth=10; X=3x2:int64:0..3 depth=4; X=5:int32:0..3 depth=4 dtype=5",
+    "top_k_v2": "X=20x30 k=5; X=20x30 k=5 axis=0; X=20x30 k=3 largest=false; X=4x5x6 k=2 axis=-2; nograd X=9:int64:0..100 k=4", "top_k": "X=20x30 k=5",
+    "accuracy": "Out=64x1 Indices=64x1:int64:0..9 Label=64x1:int64:0..9; Out=64x5 Indices=64x5:int64:0..9 Label=64x1:int64:0..9",
+    "softmax_with_cross_entropy": "Logits=64x10:float32:-9..9 Label=64x1:int64:0..9; Logits=8x10 Label=8x1:int64:0..9 ignore_index=3; Logits=8x10 Label=8x10:float32:0..1 soft_label=true; "
+                                  "Logits=2x3x4x5 Label=2x3x4x1:int64:0..4; Logits=2x5x3x4 Label=2x1x3x4:int64:0..4 axis=1; Logits=8x10:float32:-200..200 Label=8x1:int64:0..9; Logits=8x10 Label=8x1:int64:0..9 numeric_stable_mode=false; "
+                                  "Logits=4x3:float64 Label=4x1:int64:0..2; Logits=8x1:float32 Label=8x1:int64:0..0",
+    "cross_entropy2": "X=16x10:float32:0.01..0.99 Label=16x1:int64:0..9; X=16x10:float32:0.01..0.99 Label=16x1:int64:0..9 ignore_index=4",
+    "cross_entropy": "X=16x10:float32:0.01..0.99 Label=16x1:int64:0..9 ignore_index=4", "sigmoid_cross_entropy_with_logits": "X=8x10:float32:-30..30 Label=8x10:float32:0..1; X=9:float32:-3..3 Label=9:float32:0..1 pos_weight=9:float32:0.5..2; "
+    "X=4x6:float32:-3..3 Label=4x6:float32:0..0 ignore_index=0 normalize=true", "huber_loss": "X=20x1:float32:-3..3 Y=20x1:float32:-3..3 delta=1.0; X=4x5:float32:-3..3 Y=4x5:float32:-3..3 delta=0.3",
+    "squared_l2_norm": "X=100x100", "sgd": "Param=30x20 LearningRate=1:float32:0.1..0.1 Grad=30x20", "momentum": "Param=30x20 Grad=30x20 Velocity=30x20 LearningRate=1:float32:0.01..0.1 mu=0.9 use_nesterov=true regularization_method='l2_decay' regularization_coeff=0.01; "
+    "Param=4 Grad=4 Velocity=4 LearningRate=1 mu=0.9 rescale_grad=0.5",
+    "adam": "Param=30x20 Grad=30x20 LearningRate=1:float32:0.01..0.1 Moment1=30x20 Moment2=30x20:float32:0..1 Beta1Pow=1:float32:0.9..0.9 Beta2Pow=1:float32:0.999..0.999; Param=7 Grad=7 LearningRate=1 Moment1=7 Moment2=7:float32:0.1..1 Beta1Pow=1:float32:0.5..0.9 Beta2Pow=1:float32:0.5..0.9 Beta1Tensor=1:float32:0.7..0.8 Beta2Tensor=1:float32:0.7..0.8 EpsilonTensor=1:float32:0.01..0.02; "
+            "Param=7 Grad=7 LearningRate=1 Moment1=7 Moment2=7:float32:0.1..1 Beta1Pow=1:float32:0.5..0.9 Beta2Pow=1:float32:0.5..0.9 SkipUpdate=1:bool:0..0 lazy_mode=true",
+    "adamw": "Param=30x20 Grad=30x20 LearningRate=1:float32:0.01..0.1 Moment1=30x20 Moment2=30x20:float32:0..1 Beta1Pow=1:float32:0.9..0.9 Beta2Pow=1:float32:0.999..0.999 with_decay=true coeff=0.05 lr_ratio=0.5; Param=7 Grad=7 LearningRate=1 Moment1=7 Moment2=7:float32:0.1..1 Beta1Pow=1:float32:0.5..0.9 Beta2Pow=1:float32:0.5..0.9 SkipUpdate=1:bool:1..1 with_decay=true",
+    "rmsprop": "Param=30x20 MeanSquare=30x20:float32:0..1 Grad=30x20 Moment=30x20 LearningRate=1:float32:0.01..0.1 decay=0.8 epsilon=1e-6 momentum=0.5; Param=5 MeanSquare=5:float32:1..2 Grad=5 Moment=5 LearningRate=1 MeanGrad=5:float32:-0.1..0.1 centered=true",
+    "adagrad": "Param=30x20 Grad=30x20 Moment=30x20:float32:0..1 LearningRate=1:float32:0.01..0.1",
+    "fill_constant": "shape=[3,4]L dtype=3 value=7.0; shape=[3]L dtype=0 value=1.0; shape=[2]L dtype=5 str_value='1e-3'; shape=[2]L dtype=2 str_value='-5'; shape=[2]L dtype=5 str_value='nan'; ShapeTensor=2:int64:3..3 value=2.0; ShapeTensorList=1:int32:2..2,1:int32:3..3 dtype=5 value=4.0; shape=[2,2]L dtype=4 value=0.1",
+    "increment": "X=1:int32:0..9 step=3.0; X=1:float32 step=-0.5", "shape": "Input=2x3x4; Input=2x3:int64:0..3",
+    "assign": "X=2x3:int64:0..9; X=2x3:bool:0..1; X=4x5:float64", "assign_value": "shape=[2,3] dtype=3 int64_values=[1,2,3,4,5,6]L; shape=[0] dtype=5",
+    "dropout": "X=9 dropout_prob=0.0 dropout_implementation='upscale_in_train'; nograd X=4x5 dropout_prob=0.3 is_test=true; nograd X=4x5 dropout_prob=0.3 is_test=true dropout_implementation='upscale_in_train'",
+    "cumsum": "X=20x30; X=20x30 axis=0; X=4x5x6 axis=-2 reverse=true", "argsort": "X=20x30; X=20x30 axis=0 descending=true; X=20:int64:0..3", "group_norm": "X=4x8x5x5 Scale=8 Bias=8 groups=4",
+    "instance_norm": "X=4x8x5x5 Scale=8 Bias=8", "logsumexp": "X=20x30 axis=[1]; X=4x5x6 axis=[0,2]", "p_norm": "X=20x30 porder=3.0 axis=1; X=20 porder=inf; X=20 porder=-inf",
+}
+RANDOM = {  # what is fetched is compared by its distribution
+    "uniform_random": "shape=[200,300]L; shape=[60000]L min=2.0 max=3.0 seed=3 dtype=6; shape=[300,200]L min=-0.1 max=0.1 seed=7; ShapeTensor=2:int64:250..250 min=0.0",
+    "gaussian_random": "shape=[200,300]L; shape=[60000]L mean=1.0 std=0.5 seed=3 dtype=6", "truncated_gaussian_random": "shape=[200,300]; shape=[60000] mean=1.0 std=0.5 seed=3 dtype=6",
+    "randint": "shape=[200,300]L high=4; shape=[60000]L low=-3 high=9 dtype=2 seed=5", "randperm": "n=60000; n=30000 dtype=2 seed=4", "bernoulli": "X=200x300:float32:0.3..0.300001",
+    "uniform_random_batch_size_like": "Input=200x4 shape=[-1,300]", "dropout": "X=200x300:float32:1..1.000001; X=200x300:float32:1..1.000001 dropout_prob=0.3 dropout_implementation='upscale_in_train'; "
+    "X=200x300:float32:1..1.000001 dropout_prob=0.1 fix_seed=true seed=7; X=200x300:float32:1..1.000001 dropout_prob=1.0; X=200x300:float32:1..1.000001 dropout_prob=1.0 dropout_implementation='upscale_in_train'",
+}
+IN_PLACE = {"batch_norm": {"MeanOut": "Mean", "VarianceOut": "Variance"}, "sync_batch_norm": {"MeanOut": "Mean", "VarianceOut": "Variance"}}
+
+
+def literal(text):
+    """A literal of the text form at the start of text, and what is behind it."""
+    m = re.match(r"'([^']*)'", text)
+    if m:
+        return m[1], text[m.end():]
+    m = re.match(r"\[([^\]]*)\][LFDBS]?", text)
+    if m:
+        return [literal(x)[0] for x in m[1].split(",") if x.strip()], text[m.end():]
+    m = re.match(r"[^\s,\]]+", text)
+    w = m[0].rstrip("LD")
+    v = w == "true" if w in ("true", "false") else float(w) if re.search(r"[.ein]", w) else int(w)
+    return v, text[m.end():]
+
+
+class Case:
+    """One example: inputs {slot: [(dims, dtype, lo, hi)]}, output counts, attributes."""
+
+    def __init__(self, op, text):
+        self.op, self.text, self.ins, self.counts, self.attrs = op, text.strip(), {}, {}, {}
+        words = self.text
+        self.nograd = words.startswith("nograd ")
+        words = re.sub(r"^(nograd |known )+", "", words)
+        slots = {s.strip().rstrip("?*~") for s in op["inputs"].split(",")}
+        while words := words.strip():
+            name, words = words.split("=", 1)
+            if name in slots and not words.startswith("*"):
+                m = re.match(r"\S*", words)
+                self.ins[name], words = [self.spec(x) for x in m[0].split(",")], words[m.end():]
+            elif words.startswith("*"):
+                m = re.match(r"\*(\d+)", words)
+                self.counts[name], words = int(m[1]), words[m.end():]
+            else:
+                self.attrs[name], words = literal(words)
+
+    @staticmethod
+    def spec(text):
+        parts = text.split(":")
+        dims = [] if parts[0] == "scalar" else [int(x) for x in parts[0].split("x")]
+        t = np.dtype(parts[1] if len(parts) > 1 else "float32")
+        lo, hi = (-1, 1) if t.kind == "f" else (0, 1 if t.kind == "b" else 3)
+        if len(parts) > 2:
+            lo, hi = map(float, re.match(r"(.+?)\.\.(.+)", parts[2]).groups())
+        return dims, t, lo, hi
+
+    @property
+    def empty(self):
+        return any(0 in s[0] for l in self.ins.values() for s in l)
+
+
+def cases_of(op, random):
+    if random:
+        texts = RANDOM[op["name"]]
+    else:
+        skip = {"dropout"} if op["name"] == "dropout" else set()
+        texts = "" if skip else op["examples"]
+        texts += ";" + CASES.get(op["name"], "")
+    return [Case(op, t) for t in texts.split(";") if t.strip()]
+
+
+def build(case, seed):
+    """The PaddlePaddle program: (program, feeds, parameters, what to fetch)."""
+    import paddle
+    from paddle.base import core
+    rng, op = np.random.RandomState(seed), case.op
+    main, feeds, params, fetch = paddle.static.Program(), {}, {}, []
+    with paddle.static.program_guard(main, paddle.static.Program()):
+        b = main.global_block()
+        inputs, floats = {}, []
+        for slot, specs in case.ins.items():
+            names = []
+            for i, (dims, t, lo, hi) in enumerate(specs):
+                name = f"{slot}_{i}"
+                v = b.create_var(name=name, shape=dims, dtype=t.name)
+                v.stop_gradient = t.kind != "f"
+                if lo == hi and t.kind != "b":
+                    b.append_op(type="fill_constant", outputs={"Out": [name]},
+                                attrs={"shape": dims, "dtype": v.dtype, "value": lo, "str_value": repr(lo if t.kind == "f" else int(lo))})
+                else:
+                    x = rng.uniform(lo, hi, dims) if t.kind == "f" else rng.randint(int(lo), int(hi) + 1, dims)
+                    feeds[name] = np.asarray(x).astype(t)
+                if t.kind == "f":
+                    floats.append(name)
+                names.append(name)
+            inputs[slot] = names
+        outputs, outs = {}, []
+        real = next((t for specs in case.ins.values() for _, t, _, _ in specs if t.kind == "f"), np.dtype("float32")).name
+        for s in filter(None, (x.strip() for x in op["outputs"].split(","))):
+            name = s.rstrip("?*~")
+            same = IN_PLACE.get(op["name"], {}).get(name)
+            if op["name"] in OPTIMIZERS and name.replace("Out", "") in case.ins:
+                same = name.replace("Out", "")
+            if op["name"] == "ftrl" and name in ("SquaredAccumOut", "LinearAccumOut"):
+                same = name.replace("AccumOut", "Accumulator")
+            n = case.counts.get(name, len(next(iter(case.ins.values()))) if "*" in s else 1)
+            if same:
+                for x in inputs[same]:
+                    b.var(x).persistable = True
+                    params[x] = feeds.pop(x)
+                outputs[name] = inputs[same]
+                outs += [(s, x) for x in inputs[same]]
+                continue
+            if "?" in s and name != "ReserveSpace":
+                continue
+            outputs[name] = [f"{name}.{i}" for i in range(n)]
+            for x in outputs[name]:
+                b.create_var(name=x, dtype="uint8" if name == "Mask" and "~" in s else real)
+                if name not in ("XShape", "ReserveSpace"):
+                    outs.append((s, x))
+        b.append_op(type=op["name"], inputs=inputs, outputs=outputs, attrs=case.attrs)
+        fetch = [x for _, x in outs]
+        if op["gradient"] and not case.nograd:
+            total = []
+            for s, name in outs:
+                v = b.var(name)
+                if v.dtype not in (core.VarDesc.VarType.FP32, core.VarDesc.VarType.FP64) or "~" in s or name in params:
+                    continue
+                w = b.create_var(name="w." + name, shape=v.shape, dtype=v.dtype)
+                w.stop_gradient = True
+                feeds[w.name] = np.asarray(rng.uniform(-1, 1, v.shape)).astype("float64" if v.dtype == core.VarDesc.VarType.FP64 else "float32")
+                total.append(paddle.cast(paddle.sum(v * w), "float64"))
+            loss = paddle.add_n(total) if len(total) > 1 else total[0] if total else None
+            if loss is not None:
+                paddle.static.append_backward(loss, parameter_list=reachable(main, loss, floats))
+                fetch += [n + "@GRAD" for n in floats if b.has_var(n + "@GRAD")]
+    return main, feeds, params, fetch
+
+
+def reachable(main, loss, names):
+    """append_backward complains of parameters that get no gradient: a trial run on a copy tells which do."""
+    import paddle
+    trial = main.clone()
+    with paddle.static.program_guard(trial, paddle.static.Program()):
+        pairs = paddle.static.append_backward(trial.global_block().var(loss.name), parameter_list=names)
+    return [p if isinstance(p, str) else p.name for p, g in pairs if g is not None]
+
+
+OPTIMIZERS = {"sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad", "adadelta", "adamax", "decayed_adagrad", "ftrl", "lamb", "lars_momentum"}
+
+
+def distribution_error(got, want):
+    """Difference of mean and deviation in units of the deviation; inf if shape, type or range differ."""
+    if got.shape != want.shape or got.dtype != want.dtype:
+        return float("inf")
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    spread = max(b.std(), 1e-9)
+    if len(np.unique(b)) < 100 and set(np.unique(a)) != set(np.unique(b)):
+        return float("inf")
+    if abs(a.min() - b.min()) > 0.5 * spread + 1e-6 or abs(a.max() - b.max()) > 0.5 * spread + 1e-6:
+        return float("inf")
+    return max(abs(a.mean() - b.mean()), abs(a.std() - b.std())) / max(spread, 1e-3)
+
+
+def check(build_dir, case, folder, random, seed):
+    """(worst error, complaints); None: PaddlePaddle refuses the case."""
+    import paddle
+    try:
+        main, feeds, params, fetch = build(case, seed)
+        exe = paddle.static.Executor(paddle.CPUPlace())
+        for n, v in params.items():
+            paddle.static.global_scope().var(n).get_tensor().set(v, paddle.CPUPlace())
+        values = exe.run(main, feed=feeds, fetch_list=fetch)
+        want = {n: v for n, v in zip(fetch, values) if v is not None}
+    except Exception as e:
+        lines = [l.strip() for l in str(e).splitlines() if l.strip()]
+        said = [l for l in lines if "Error" in l and not l.startswith("File")] or lines[-1:] or [repr(e)]
+        return None, [said[-1][:200]]
+    model = f"{folder}/main.pdmodel"
+    with open(model, "wb") as f:
+        f.write(main.desc.serialize_to_string())
+    write_params(f"{folder}/main.pdiparams", params)
+    try:
+        got = run(build_dir, model, folder, feeds, list(want))
+    except KilnError as e:
+        return float("inf"), [str(e)]
+    worst, bad = 0.0, []
+    for name in want:
+        e = distribution_error(got[name], want[name]) if random and "Mask" not in name else error(got[name], want[name]) if not random else 0.0
+        limit = 0.02 if random else 5e-4 if want[name].dtype == np.float16 else TOLERANCE
+        if e > limit:
+            bad.append(f"{name}: {describe(got[name], want[name]) if not random else f'distribution differs by {e}'}")
+        worst = max(worst, e)
+    return worst, bad
+
+
+def operator(build_dir, op, keep, verbose):
+    """Runs in a process of its own, as PaddlePaddle may crash. Prints the row; returns the number of failures."""
+    import paddle
+    paddle.enable_static()
+    failures = 0
+    for random in (False, True):
+        if random and op["name"] not in RANDOM or not random and op["name"] in set(RANDOM) - {"dropout"}:
+            continue
+        cases, worst, refused, notes = 0, 0.0, 0, []
+        for i, case in enumerate(cases_of(op, random)):
+            if case.empty:
+                continue
+            folder = f"{keep}/{op['name']}{'.random' if random else ''}.{i}"
+            os.makedirs(folder, exist_ok=True)
+            e, bad = check(build_dir, case, folder, random, zlib.crc32(case.text.encode()))
+            if e is None:
+                refused += 1
+                if verbose:
+                    notes.append(f"PaddlePaddle refuses: {case.text}: {bad[0]}")
+                continue
+            cases, worst = cases + 1, max(worst, e)
+            if bad:
+                failures += 1
+                notes += [f"{case.text}\n      " + "\n      ".join(bad)]
+        label = op["name"] + (" (distribution)" if random else "")
+        print(f"{label:44} {cases:3} cases  {worst:9.2e}{f'  {refused} refused by PaddlePaddle' if refused else ''}", flush=True)
+        for n in notes:
+            print("    " + n, flush=True)
+    return failures
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("build")
+    p.add_argument("ops", nargs="*")
+    p.add_argument("--keep")
+    p.add_argument("--verbose", action="store_true")
+    a = p.parse_args()
+    import paddle
+    from paddle.base.framework import OpProtoHolder
+    ops = [o for o in json.loads(kiln(a.build, "ops", "--json")) if not o["forward"] and o["name"] not in ("feed", "fetch", "fetch_v2")]
+    if a.ops:
+        ops = [o for o in ops if o["name"] in a.ops]
+    failed, absent = [], []
+    with tempfile.TemporaryDirectory() as tmp:
+        for op in ops:
+            if op["name"] not in OpProtoHolder.instance().op_proto_map:
+                absent.append(op["name"])
+                continue
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    code = min(operator(a.build, op, a.keep or tmp, a.verbose), 100)
+                except Exception:
+                    traceback.print_exc()
+                sys.stdout.flush()
+                os._exit(code)
+            status = os.waitpid(pid, 0)[1]
+            if status:
+                failed.append(op["name"])
+            if os.WIFSIGNALED(status):
+                print(f"{op['name']:44} PaddlePaddle crashed (signal {os.WTERMSIG(status)})")
+    print(f"{len(ops) - len(absent)} operators; not in PaddlePaddle: {', '.join(absent) or 'none'}")
+    print("failed: " + ", ".join(failed) if failed else "all agree")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
