@@ -7,7 +7,8 @@ build=${1:-build}
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
 failures=0
-kiln=$build/kiln
+lib=$(cd "$build" && pwd) || exit 1
+kiln=$lib/kiln
 cflags="-std=c17 -Wall -Wextra -Wpedantic -Werror -O1 -Ifrontend"
 case "$build" in *san) cflags="$cflags -fsanitize=address,undefined" ;; esac
 
@@ -32,7 +33,7 @@ blocks() {
     $0 == kind { on = 1; file = to "-" ++n ".c" }' "$1"
 }
 
-compile() { ${CC:-gcc} $cflags -o "$2" "$1" -L"$build" -lkiln "-Wl,-rpath,$PWD/$build"; }
+compile() { ${CC:-gcc} $cflags -o "$2" "$1" -L"$lib" -lkiln "-Wl,-rpath,$lib"; }
 compile_and_run() { compile "$1" "$1.bin" && (cd "$dir" && "$1.bin"); }
 
 # A fragment becomes the body of a function that has what the page speaks of.
