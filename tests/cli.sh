@@ -1,0 +1,339 @@
+#!/bin/bash
+# cli.sh BUILD: the command line from outside: verbs, exit codes, errors, interruption, files. A line "ok NAME" or
+# "FAILED NAME" per check. Data and damaged files are made here; the network is tests/data/net_*.kl.
+cd "$(dirname "$0")/.." || exit 1
+build=$(realpath "${1:-build}")
+data=$PWD/tests/data
+kiln=$build/kiln
+tmp=$(mktemp -d)
+trap 'mountpoint -q "$tmp/small" && umount "$tmp/small"; chmod -R u+w "$tmp"; rm -rf "$tmp"' EXIT
+export KILN_DEBUG='' NO_COLOR=1
+fails=0
+cd "$tmp" || exit 1
+
+pass() { echo "ok $1"; }
+bad() { # NAME WHY
+  echo "FAILED $1"
+  echo "  $2"
+  [ -s out ] && head -n 12 out | sed 's/^/  stdout: /'
+  [ -s err ] && head -n 12 err | sed 's/^/  stderr: /'
+  fails=$((fails + 1))
+}
+# expect NAME RC COMMAND...: the exit code; output is left in out and err.
+expect() {
+  local name=$1 rc=$2 got
+  shift 2
+  "$@" >out 2>err </dev/null
+  got=$?
+  if [ $got -ne "$rc" ]; then bad "$name" "exit code $got instead of $rc: $*"; return 1; fi
+  pass "$name"
+}
+# expect_text NAME RC FILE PATTERN COMMAND...: also a line of out or err that matches.
+expect_text() {
+  local name=$1 rc=$2 file=$3 pattern=$4 got
+  shift 4
+  "$@" >out 2>err </dev/null
+  got=$?
+  if [ $got -ne "$rc" ]; then bad "$name" "exit code $got instead of $rc: $*"; return 1; fi
+  if ! grep -qE -- "$pattern" "$file"; then bad "$name" "no /$pattern/ in $file of: $*"; return 1; fi
+  pass "$name"
+}
+# A failure: exit 1, exactly one error with this code, and nothing on stdout but what was printed before it.
+expect_error() { # NAME CODE PATTERN COMMAND...
+  local name=$1 code=$2 pattern=$3 n
+  shift 3
+  "$@" >out 2>err </dev/null
+  local got=$?
+  n=$(grep -c '^error\[' err)
+  if [ $got -ne 1 ] || [ "$n" -ne 1 ] || ! grep -q "^error\[$code\]" err || ! grep -qE -- "$pattern" err; then
+    bad "$name" "exit $got, $n errors; expected exit 1 and one $code with /$pattern/: $*"
+    return 1
+  fi
+  pass "$name"
+}
+same() { # NAME FILE FILE
+  if cmp -s "$2" "$3"; then pass "$1"; else bad "$1" "$2 and $3 differ"; fi
+}
+valid_json() { # NAME FILE
+  if ! command -v python3 >/dev/null; then pass "$1 (not checked: no python3)"; return; fi
+  if python3 -m json.tool "$2" >/dev/null 2>json.err; then pass "$1"; else bad "$1" "no JSON in $2: $(head -c 300 json.err)"; fi
+}
+sum_of() { sha256sum <"$1" | cut -c1-64; }
+
+# ---- data: N rows of 16 values, the class is where the large ones are; also as .npy and gzipped ----
+perl -e '
+  my ($n, $s) = (500, 7);
+  my ($x, $y, $f, $l) = ("", "", "", "");
+  for my $i (0 .. $n - 1) {
+    my $c = $i * 7 % 4;
+    for my $k (0 .. 15) {
+      $s = ($s * 1103515245 + 12345) & 0x7fffffff;
+      my $v = ($s >> 16) % 90 + ($k >> 2 == $c ? 120 : 0);
+      $x .= chr $v; $f .= pack "f<", $v / 255;
+    }
+    $y .= chr $c; $l .= pack "q<", $c;
+  }
+  sub put { open my $o, ">", $_[0] or die; binmode $o; print $o $_[1]; close $o }
+  sub npy { my $h = $_[0]; $h .= " " while (11 + length $h) % 64; "\x93NUMPY\1\0" . pack("v", 1 + length $h) . "$h\n" }
+  put("x.idx", pack("C4N2", 0, 0, 8, 2, $n, 16) . $x);
+  put("y.idx", pack("C4N", 0, 0, 8, 1, $n) . $y);
+  put("x.npy", npy("{\"descr\": \"<f4\", \"fortran_order\": False, \"shape\": ($n, 16), }" =~ tr/"/\x27/r) . $f);
+  put("y.npy", npy("{\"descr\": \"<i8\", \"fortran_order\": False, \"shape\": ($n, 1), }" =~ tr/"/\x27/r) . $l);
+  substr($l, 8 * 37, 8) = pack "q<", 4;
+  put("bad.npy", npy("{\"descr\": \"<i8\", \"fortran_order\": False, \"shape\": ($n, 1), }" =~ tr/"/\x27/r) . $l);
+'
+gzip -k x.idx y.idx
+feeds=(--feed x=x.idx:scale=1/255 --feed y=y.idx)
+tests=(--test "$data/net_test.kl" --test-feed x=x.idx:scale=1/255 --test-feed y=y.idx)
+train=("$kiln" train --startup "$data/net_startup.kl" --main "$data/net_main.kl" --batch 64 --fetch loss,acc --shuffle)
+
+# ---- help, usage ----
+expect_text "no verb" 2 err '^usage' "$kiln"
+expect_text "help" 0 out '  train ' "$kiln" --help
+expect_text "version" 0 out '^kiln [0-9]' "$kiln" --version
+expect_text "unknown verb" 2 err 'did you mean train' "$kiln" tain
+for verb in info ops explain summary dump compile run train eval bench verify convert; do
+  expect_text "$verb --help" 0 out "^usage: kiln $verb" "$kiln" $verb --help
+done
+expect_text "unknown flag" 2 err 'did you mean --batch' "${train[@]}" "${feeds[@]}" --bach 3
+expect_text "flag without value" 2 err 'needs a value' "$kiln" dump "$data/net_main.kl" --format
+expect_text "malformed number" 2 err 'not a valid' "${train[@]}" "${feeds[@]}" --epochs 3x
+expect_text "missing argument" 2 err 'missing arguments' "$kiln" dump
+expect_text "bad form" 2 err 'did you mean llvm' "$kiln" compile "$data/net_main.kl" --emit lvm
+
+# ---- info, ops, explain ----
+expect_text "info" 0 out '^version: ' "$kiln" info
+expect "info --json" 0 "$kiln" info --json && valid_json "info JSON" out
+expect_text "ops" 0 out '^conv2d ' "$kiln" ops
+expect_text "ops NAME" 0 out 'padding_algorithm' "$kiln" ops conv2d
+expect_error "ops: misspelt" E-OPR-001 'did you mean' "$kiln" ops conv2e
+expect "ops --json" 0 "$kiln" ops --json && valid_json "ops JSON" out
+expect_text "explain" 0 out 'E-DAT-002' "$kiln" explain
+expect_text "explain CODE" 0 out 'out of range' "$kiln" explain E-DAT-002
+expect "explain: no such code" 2 "$kiln" explain E-XYZ-999
+
+# ---- programs ----
+expect "convert to pdmodel" 0 "$kiln" convert "$data/net_main.kl" -o main.pdmodel
+expect "convert back" 0 "$kiln" convert main.pdmodel -o main.kl
+same "the text form survives" main.kl "$data/net_main.kl"
+expect "convert again" 0 "$kiln" convert main.kl -o main2.pdmodel
+same "the binary form survives" main.pdmodel main2.pdmodel
+expect_text "convert: unknown format" 2 err 'neither' "$kiln" convert main.kl -o main.txt
+expect_text "dump" 0 out 'softmax_with_cross_entropy' "$kiln" dump main.pdmodel
+"$kiln" dump - <main.pdmodel >out 2>err && grep -q softmax out && pass "dump from a pipe" || bad "dump from a pipe" "-"
+expect_text "dump dot" 0 out '^digraph' "$kiln" dump main.pdmodel --format dot
+expect "dump json" 0 "$kiln" dump main.pdmodel --format json && valid_json "dump JSON" out
+expect_text "summary" 0 out '^parameters: 256 trainable' "$kiln" summary main.pdmodel --feed-shape x=8x16 --feed-shape y=8x1
+expect "summary --json" 0 "$kiln" summary main.pdmodel --json && valid_json "summary JSON" out
+expect_error "summary: no such feed" E-ARG-001 'names no input' "$kiln" summary main.pdmodel --feed-shape z=8
+expect_error "missing file" E-IO-001 'none.pdmodel' "$kiln" dump none.pdmodel
+mkdir empty
+expect_error "an empty folder" E-IO-001 "empty" "$kiln" dump empty
+expect_error "a fifo is not read" E-IO-001 '' bash -c 'mkfifo fifo; exec "$0" dump fifo' "$kiln"
+expect_error "not a program" E-PRO-001 'x.npy' "$kiln" dump x.npy
+expect_error "a syntax error" E-TXT-001 'line 2' bash -c 'printf "program version 0\nblok\n" >bad.kl; exec "$0" dump bad.kl' "$kiln"
+"$kiln" --error-format=json dump none.pdmodel >out 2>err
+[ $? -eq 1 ] && grep -q E-IO-001 err && valid_json "an error as JSON" err || bad "an error as JSON" "exit code"
+
+# cut and flipped files: an error or a right answer, never a signal
+size=$(stat -c %s main.pdmodel)
+broken=0 crashes=0
+for i in $(seq 0 60); do
+  head -c $((size * i / 61)) main.pdmodel >cut.pdmodel
+  perl -e 'local $/; open F, "<", "main.pdmodel"; $_ = <F>; my $at = $ARGV[0] * 7919 % length; substr($_, $at, 1) ^= chr(1 << $ARGV[0] % 8); print' $i >flip.pdmodel
+  for f in cut flip; do
+    "$kiln" summary $f.pdmodel >out 2>err
+    rc=$?
+    [ $rc -eq 1 ] && [ "$(grep -c '^error\[E-' err)" -eq 1 ] && broken=$((broken + 1))
+    [ $rc -gt 1 ] && crashes=$((crashes + 1)) && cp $f.pdmodel "crash-$i.pdmodel" && tail -n 20 err
+  done
+done
+if [ $crashes -eq 0 ] && [ $broken -gt 60 ]; then pass "damaged programs ($broken of 122 refused)"
+else bad "damaged programs" "$crashes crashes, $broken refused"; fi
+
+# ---- compile ----
+shapes=(--feed-shape x=64x16 --feed-shape y=64x1 --fetch loss)
+expect_text "compile: program" 0 out '^block 0' "$kiln" compile main.pdmodel "${shapes[@]}" --emit program
+expect "compile: graph" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --emit graph -o graph.kl
+[ -s graph.kl ] && pass "compile -o" || bad "compile -o" "nothing written"
+expect_text "compile: dot" 0 out digraph "$kiln" compile main.pdmodel "${shapes[@]}" --emit dot
+expect_text "compile: html" 0 out '<table>' "$kiln" compile main.pdmodel "${shapes[@]}" --emit html
+expect_text "compile: llvm" 0 out '^define ' "$kiln" compile main.pdmodel "${shapes[@]}" --emit llvm
+expect_text "compile: asm" 0 out '\.text' "$kiln" compile main.pdmodel "${shapes[@]}" --emit asm
+expect "compile: object" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --emit object -o net.o
+[ "$(head -c 4 net.o 2>/dev/null | tail -c 3)" = ELF ] && pass "an ELF object" || bad "an ELF object" "no ELF header"
+expect_text "compile: ptx" 0 out '\.visible \.entry' "$kiln" compile main.pdmodel "${shapes[@]}" --target cuda:sm_80 --emit ptx
+if command -v ptxas >/dev/null; then
+  cp out net.ptx
+  expect "ptxas accepts it" 0 ptxas -arch=sm_80 -o /dev/null net.ptx
+else
+  echo "skipped: ptxas accepts it (no CUDA Toolkit)"
+fi
+expect_error "ptx without a target" E-ARG-001 'cuda:sm_NN' "$kiln" compile main.pdmodel --emit ptx
+expect_error "unknown target" E-ARG-001 'quantum' "$kiln" compile main.pdmodel --target quantum
+expect_text "print-after" 0 err 'cse' "$kiln" compile main.pdmodel "${shapes[@]}" --print-after=cse
+expect_text "time-passes" 0 err 'fuse' "$kiln" compile main.pdmodel "${shapes[@]}" --time-passes
+expect "stop-after" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --stop-after=dce
+expect_error "unknown pass" E-ARG-001 'fuze' "$kiln" compile main.pdmodel --print-after=fuze
+expect "disable-pass" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --disable-pass=split
+expect "dump-dir" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --dump-dir=dumps
+ls dumps/*.kl >/dev/null 2>&1 && pass "a file per pass" || bad "a file per pass" "no dumps/*.kl"
+
+# ---- train, eval, run ----
+expect_text "train" 0 out '^epoch 5/5 loss [0-9.]+ acc [0-9.]+ test_loss [0-9.]+ test_acc 1\.0000 [0-9,]+ img/s$' \
+  "${train[@]}" "${feeds[@]}" "${tests[@]}" --epochs 5 --save run --log log --trace trace.json
+valid_json "trace JSON" trace.json
+whole=$(sum_of run/params.pdiparams)
+expect_text "eval" 0 out '^acc 1\.0' "$kiln" eval --main "$data/net_test.kl" --params run "${feeds[@]}" --batch 100 --fetch loss,acc
+expect "eval --json" 0 "$kiln" eval --main "$data/net_test.kl" --params run/params.pdiparams "${feeds[@]}" --fetch acc --json &&
+  valid_json "eval JSON" out
+params=(--params run/params.pdiparams)
+expect_text "run" 0 out '^scores float32 \[500, 4\]' "$kiln" run "$data/net_test.kl" "${params[@]}" "${feeds[@]}" --fetch scores
+expect "run: to a file" 0 "$kiln" run "$data/net_test.kl" "${params[@]}" "${feeds[@]}" --fetch scores=a.npy --threads 1
+expect "run: .npy feeds" 0 "$kiln" run "$data/net_test.kl" "${params[@]}" --feed x=x.npy --feed y=y.npy --fetch scores=b.npy --threads 2
+expect "run: gzipped feeds" 0 "$kiln" run "$data/net_test.kl" "${params[@]}" --feed x=x.idx.gz:scale=1/255 --feed y=y.idx.gz --fetch scores=c.npy
+same "IDX and .npy give the same" a.npy b.npy
+same "gzipped feeds give the same" a.npy c.npy
+expect_text "run --profile" 0 out '^kernel ' "$kiln" run "$data/net_test.kl" "${params[@]}" "${feeds[@]}" --fetch loss --profile
+expect_text "run --interpret" 0 out '^acc ' "$kiln" run "$data/net_test.kl" "${params[@]}" "${feeds[@]}" --fetch acc --interpret
+expect_text "train --profile" 0 out 'momentum' "${train[@]}" "${feeds[@]}" --steps 3 --profile
+expect_text "the last batch may be smaller" 0 out 'epoch 1/1' "${train[@]}" "${feeds[@]}" --epochs 1 --batch 300
+expect_text "drop-last" 0 out 'epoch 1/1' "${train[@]}" "${feeds[@]}" --epochs 1 --batch 300 --drop-last
+expect_error "no batch left" E-DAT-001 'make no batch' "${train[@]}" "${feeds[@]}" --epochs 1 --batch 600 --drop-last
+expect_text "bench" 0 out '^median ' "$kiln" bench main.pdmodel --startup "$data/net_startup.kl" --feed-shape x=64x16 --feed-shape y=64x1 --fetch loss --reps 20
+expect "bench --json" 0 "$kiln" bench main.pdmodel --startup "$data/net_startup.kl" --feed-shape x=8x16 --feed-shape y=8x1 --fetch loss --reps 5 --json &&
+  valid_json "bench JSON" out
+expect_text "verify" 0 out 'all checks passed' "$kiln" verify main.pdmodel --startup "$data/net_startup.kl" --feed-shape x=9x16 --feed-shape y=9x1
+
+# ---- wrong data ----
+expect_error "misspelt feed" E-DAT-001 'did you mean' "${train[@]}" --feed xx=x.idx --feed y=y.idx --epochs 1
+expect_error "missing feed" E-DAT-001 '"y" is not fed' "${train[@]}" --feed x=x.idx --epochs 1
+expect_error "wrong shape" E-DAT-001 '16' "${train[@]}" --feed x=y.idx --feed y=y.idx --epochs 1
+expect_error "row counts differ" E-DAT-001 'rows' bash -c 'head -c 8 y.idx | perl -pe "s/.{4}\$/pack(q(N),10)/se" >short.idx; tail -c 10 y.idx >>short.idx; shift 0; exec "$@"' - "${train[@]}" --feed x=x.idx --feed y=short.idx --epochs 1
+expect_error "no such data file" E-IO-001 'gone.idx' "${train[@]}" --feed x=gone.idx --feed y=y.idx --epochs 1
+expect_error "damaged data file" E-DAT-003 'cut.npy' bash -c 'head -c 900 x.npy >cut.npy; exec "$@"' - "${train[@]}" --feed x=cut.npy --feed y=y.idx --epochs 1
+expect_error "damaged gzip" E-DAT-003 'cut.gz' bash -c 'head -c 900 x.idx.gz >cut.gz; exec "$@"' - "${train[@]}" --feed x=cut.gz --feed y=y.idx --epochs 1
+expect_error "not an array" E-DAT-003 'net_main' "${train[@]}" --feed x="$data/net_main.kl" --feed y=y.idx --epochs 1
+expect_error "label out of range" E-DAT-002 'value 4 at element .* is outside 0\.\.3' "${train[@]}" --feed x=x.npy --feed y=bad.npy --epochs 1
+grep -q 'net.c:[89]' err && pass "it names the line of the program" || bad "it names the line of the program" "no net.c:N"
+expect_error "fetch does not exist" E-RUN-002 'lossy' "${train[@]}" "${feeds[@]}" --fetch lossy --epochs 1
+expect_error "fetch is not a number" E-RUN-002 'not one number' "${train[@]}" "${feeds[@]}" --fetch scores --epochs 1
+expect_error "no parameters" E-RUN-001 '--params' "$kiln" run "$data/net_test.kl" "${feeds[@]}" --fetch acc
+sed 's/relu(X=fc_0.tmp_1)/log(X=fc_0.tmp_1)/; s/X@GRAD=fc_0.tmp_1@GRAD = relu_grad(Out=fc_0.tmp_2, /X@GRAD=fc_0.tmp_1@GRAD = log_grad(X=fc_0.tmp_1, /' "$data/net_main.kl" >nan.kl
+expect_error "check-nan names the operator" E-NUM-001 'operator `log` became' "$kiln" train --startup "$data/net_startup.kl" --main nan.kl "${feeds[@]}" --epochs 1 --fetch loss --check-nan
+grep -q 'net.c:6' err && pass "and its line" || bad "and its line" "no net.c:6"
+
+# ---- parameters ----
+cp run/params.pdiparams good.pdiparams
+size=$(stat -c %s good.pdiparams)
+crashes=0 broken=0
+for i in $(seq 0 40); do
+  head -c $((size * i / 41)) good.pdiparams >cut.pdiparams
+  "$kiln" eval --main "$data/net_test.kl" --params cut.pdiparams "${feeds[@]}" --fetch acc >out 2>err
+  rc=$?
+  [ $rc -eq 1 ] && grep -qE '^error\[E-PAR-00[14]' err && broken=$((broken + 1))
+  [ $rc -gt 1 ] && crashes=$((crashes + 1))
+done
+[ $crashes -eq 0 ] && [ $broken -eq 41 ] && pass "truncated parameters" || bad "truncated parameters" "$crashes crashes, $broken of 41 refused"
+expect_error "parameters with more behind" E-PAR-003 'left over' bash -c 'cat good.pdiparams good.pdiparams >twice.pdiparams; exec "$@"' - \
+  "$kiln" eval --main "$data/net_test.kl" --params twice.pdiparams "${feeds[@]}" --fetch acc
+expect_error "parameters of another kind" E-PAR-001 '' "$kiln" eval --main "$data/net_test.kl" --params x.npy "${feeds[@]}" --fetch acc
+
+# ---- the same bits: threads, interruption ----
+for n in 1 2 3; do
+  "${train[@]}" "${feeds[@]}" --epochs 5 --threads $n --save "run$n" >/dev/null 2>err
+  [ "$(sum_of "run$n/params.pdiparams")" = "$whole" ] && pass "$n threads give the same parameters" || bad "$n threads give the same parameters" "another SHA-256"
+done
+interrupted=0
+for attempt in 1 2 3 4 5 6; do
+  rm -rf cut
+  "${train[@]}" "${feeds[@]}" --epochs 5 --save cut --save-every 3 >/dev/null 2>&1 &
+  pid=$!
+  # killed once the second checkpoint is there, at no particular moment
+  for _ in $(seq 2000); do [ -d cut/step-0000000006 ] && break; kill -0 $pid 2>/dev/null || break; sleep 0.005; done
+  kill -9 $pid 2>/dev/null && interrupted=1
+  wait $pid 2>/dev/null
+  [ -f cut/params.pdiparams ] || break
+done
+ls cut | sed 's/^/  left: /'
+expect_text "resume after kill -9" 0 err 'resumed at epoch' "${train[@]}" "${feeds[@]}" --epochs 5 --save cut --resume cut
+if [ $interrupted -eq 1 ] && [ "$(sum_of cut/params.pdiparams)" = "$whole" ]; then pass "resumed = straight through"
+else bad "resumed = straight through" "killed: $interrupted; SHA-256 $(sum_of cut/params.pdiparams) instead of $whole"; fi
+mkdir -p half/step-9999999999 && cp cut/step-*/extra half/step-9999999999/ 2>/dev/null
+cp -r "$(ls -d cut/step-* | tail -n 1)" half/
+expect_text "an incomplete checkpoint is passed over" 0 err 'resumed at epoch' "${train[@]}" "${feeds[@]}" --epochs 6 --resume half
+expect_error "nothing to resume" E-CKP-001 'no complete checkpoint' "${train[@]}" "${feeds[@]}" --epochs 6 --resume nowhere
+expect_error "resume with another batch" E-CKP-001 '--batch 64' "${train[@]}" "${feeds[@]}" --batch 32 --epochs 6 --resume cut
+
+# ---- TensorBoard: each record's length and data carry their masked CRC-32C ----
+perl -e '
+  sub crc { my $c = 0xffffffff; for (unpack "C*", $_[0]) { $c ^= $_; $c = $c & 1 ? ($c >> 1) ^ 0x82f63b78 : $c >> 1 for 1 .. 8 }
+            $c ^= 0xffffffff; ((($c >> 15) | ($c << 17)) + 0xa282ead8) & 0xffffffff }
+  local $/; my ($n, $tags) = (0, 0);
+  open F, "<", (glob "log/*tfevents*")[0] or die "no event file"; binmode F; my $d = <F>; my $at = 0;
+  while ($at < length $d) {
+    my ($len) = unpack "Q<", substr $d, $at, 8;
+    die "length of record $n" if unpack("V", substr $d, $at + 8, 4) != crc(substr $d, $at, 8);
+    my $e = substr $d, $at + 12, $len;
+    die "data of record $n" if unpack("V", substr $d, $at + 12 + $len, 4) != crc($e);
+    $tags++ if $e =~ m{train/loss|test/acc};
+    $at += 16 + $len; $n++;
+  }
+  print "$n records\n"; exit !($n > 80 && $tags > 40)' >out 2>err && pass "TensorBoard file" || bad "TensorBoard file" "records"
+
+# ---- places that cannot be written ----
+expect_error "unwritable: no such folder" E-IO-002 'nowhere' "$kiln" convert main.kl -o nowhere/x.pdmodel
+echo precious >kept.pdmodel
+if [ "$(id -u)" != 0 ]; then
+  mkdir closed && cp kept.pdmodel closed/x.pdmodel && chmod 555 closed
+  expect_error "unwritable: folder without permission" E-IO-002 'closed' "$kiln" convert main.kl -o closed/x.pdmodel
+  same "what stood there stays" closed/x.pdmodel kept.pdmodel
+fi
+touch notadir
+expect_error "train: --save is no folder" E-IO-002 'notadir' "${train[@]}" "${feeds[@]}" --epochs 1 --save notadir/run
+expect_error "train: --log is no folder" E-IO-002 'notadir' "${train[@]}" "${feeds[@]}" --epochs 1 --log notadir/log
+"$kiln" dump main.pdmodel >/dev/full 2>err
+rc=$?
+[ $rc -eq 1 ] && grep -q 'E-IO-002' err && pass "standard output is full" || bad "standard output is full" "exit $rc"
+mkdir small
+if [ "$(id -u)" = 0 ] && mount -t tmpfs -o size=8k none small 2>/dev/null; then
+  cp kept.pdmodel small/x.pdmodel
+  expect_error "disk full" E-IO-002 'small' "$kiln" convert main.kl -o small/x.pdmodel
+  same "a full disk leaves what stood there" small/x.pdmodel kept.pdmodel
+  [ "$(ls -A small | wc -l)" -eq 1 ] && pass "and nothing half-written" || bad "and nothing half-written" "$(ls -A small)"
+  expect_error "disk full in a checkpoint" E-IO-002 'small' "${train[@]}" "${feeds[@]}" --steps 4 --save small/run --save-every 2
+else
+  echo "skipped: disk full (cannot mount a tmpfs)"
+fi
+
+# ---- plug-ins ----
+plugin=$build/examples/custom_relu.so
+expect_text "plug-in" 0 out 'custom operator' "$kiln" --plugin "$plugin" ops custom_relu
+sed 's/= relu(X=/= custom_relu(X=/; s/relu_grad(Out=fc_0.tmp_2, /custom_relu_grad(X=fc_0.tmp_1, Out=fc_0.tmp_2, /' "$data/net_main.kl" >custom.kl
+expect_error "without it the operator is unknown" E-OPR-001 'custom_relu' "$kiln" train --startup "$data/net_startup.kl" --main custom.kl "${feeds[@]}" --epochs 1
+expect "train with it" 0 "$kiln" --plugin "$plugin" train --startup "$data/net_startup.kl" --main custom.kl "${feeds[@]}" --batch 64 --fetch loss,acc --shuffle --epochs 5 --save runc
+same "as the built-in operator" runc/params.pdiparams run/params.pdiparams
+expect_error "no such plug-in" E-PLG-001 'gone.so' "$kiln" --plugin ./gone.so info
+expect_error "not a plug-in" E-PLG-001 'kiln_plugin' "$kiln" --plugin libm.so.6 info
+
+# ---- installation ----
+if nm "$kiln" | grep -q __asan_init; then
+  echo "skipped: installation (a sanitizer build)"
+else
+  expect "make install" 0 make -s -C "$data/../.." B="$build" install DESTDIR="$tmp/root" PREFIX=/usr
+  for f in bin/kiln lib/libkiln.so lib/libkiln.so.0 lib/libkiln.a include/kiln.h lib/pkgconfig/kiln.pc share/man/man1/kiln.1; do
+    [ -e "root/usr/$f" ] && pass "installed $f" || bad "installed $f" "not there"
+  done
+  hidden=$(nm -D --defined-only root/usr/lib/libkiln.so | awk '$3 !~ /^(kl_|_)/ {print $3}' | head -n 5)
+  [ -z "$hidden" ] && pass "only kl_ names are exported" || bad "only kl_ names are exported" "$hidden"
+  objdump -p root/usr/lib/libkiln.so 2>/dev/null | grep -q 'SONAME *libkiln.so.0' && pass "SONAME" || bad "SONAME" "none"
+  export PKG_CONFIG_PATH=$tmp/root/usr/lib/pkgconfig PKG_CONFIG_SYSROOT_DIR=$tmp/root
+  expect "a program against the installed header" 0 bash -c \
+    'cc -std=c17 -Wall -Wextra -Wpedantic -Werror -o xor "$0"/../../frontend/examples/xor.c $(pkg-config --cflags --libs kiln)' "$data"
+  LD_LIBRARY_PATH=$tmp/root/usr/lib expect_text "runs" 0 out '^loss [0-9.e-]+$' ./xor
+  printf '#include <kiln.h>\nint main() { return kl_failed(); }\n' >h.cc
+  if command -v c++ >/dev/null; then
+    expect "the header is C++ too" 0 c++ -std=c++17 -Wall -Wextra -fsyntax-only -I"$tmp/root/usr/include" h.cc
+  fi
+fi
+[ $fails -eq 0 ]
