@@ -31,60 +31,81 @@ static void note_range(const char *what, const Tensor *t) {
       hi = v > hi ? v : hi;
     }
   }
-  err_note("%s %s: min = %g, max = %g, not finite: %lld", what,
+  err_note("%s %s: min = %g, max = %g, not finite: %lld", quoted(what),
            shape_text(t->dtype, t->rank, t->dims), lo, hi, (long long)bad);
 }
 
-/* The last node of the operator that n came from: the operator's result. */
-static const Node *result_of(const Graph *g, const Node *n) {
-  const Node *last = n;
-  for (int i = n->id; i < g->nodes.n; i++)
-    if (g->nodes.v[i]->op == n->op) last = g->nodes.v[i];
-  return last;
+/* Every floating-point variable that an operator writes, so that all results are kept under their names. Persistable ones
+ * are among the writes anyway. */
+static int all_results(const Program *p, Arena *a, const char ***names) {
+  const Block *b = p->blocks.v[0];
+  Map *seen = map_new(a);
+  *names = arena_array(a, const char *, b->vars.n + 1);
+  int n = 0;
+  for (int i = 0; i < b->ops.n; i++)
+    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
+      for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++) {
+        const char *name = b->ops.v[i]->outs.v[s].args[k];
+        const Var *v = block_var(b, name);
+        bool wanted = v && v->kind == VK_TENSOR && dtype_is_float(v->dtype) && !v->persistable;
+        if (!wanted || map_get(seen, name)) continue;
+        map_put(seen, name, (void *)v);
+        (*names)[n++] = name;
+      }
+  return n;
 }
 
-static const char *output_name(const Op *op) {
-  for (int i = 0; i < op->outs.n; i++)
-    if (op->outs.v[i].n) return op->outs.v[i].args[0];
-  return "";
+/* Values inside an operator may be infinite (the identity of a maximum, for one): only its results count. */
+static const NamedNode *first_bad(const Graph *g, Tensor **values) {
+  const NamedNode *first = NULL;
+  for (int i = 0; i < g->fetches.n + g->writes.n; i++) {
+    const NamedNode *r = i < g->fetches.n ? &g->fetches.v[i] : &g->writes.v[i - g->fetches.n];
+    const Node *n = r->node;
+    if (!n->op || !values[n->id] || tensor_finite(values[n->id], NULL)) continue;
+    if (!first || n->id < first->node->id) first = r;
+  }
+  return first;
 }
 
-/* Operators use infinities inside (the identity of a maximum, for one): only results count. */
-static const Node *first_bad(const Graph *g, Tensor **values) {
+/* The node that a variable's name stands for: a result, or what the run began with. */
+static const Node *named_value(const Graph *g, const char *name) {
+  for (int i = 0; i < g->fetches.n; i++)
+    if (!strcmp(g->fetches.v[i].name, name)) return g->fetches.v[i].node;
   for (int i = 0; i < g->nodes.n; i++) {
     const Node *n = g->nodes.v[i];
-    if (!n->op || !values[i] || result_of(g, n) != n || tensor_finite(values[i], NULL)) continue;
-    return n;
+    if ((n->prim == P_FEED || n->prim == P_STATE) && !strcmp(n->s, name)) return n;
   }
   return NULL;
 }
 
-static void report(const Graph *g, const Node *bad, Tensor **values, uint64_t step) {
+static void report(const Graph *g, const NamedNode *result, Tensor **values, uint64_t step) {
+  const Node *bad = result->node;
   int64_t at = 0;
   tensor_finite(values[bad->id], &at);
   double v = tensor_get(values[bad->id], at);
-  err_set(E_NUM_001, "%s of operator `%s` became %s at step %llu", quoted(output_name(bad->op)),
+  err_set(E_NUM_001, "%s of operator `%s` became %s at step %llu", quoted(result->name),
           bad->op->type, isnan(v) ? "NaN" : "infinite", (unsigned long long)step);
   err_note("the first is element %lld", (long long)at);
-  for (int i = 0; i < g->nodes.n; i++) {
-    const Node *n = g->nodes.v[i];
-    if (n->op != bad->op) continue;
-    for (int j = 0; j < n->n_in; j++)
-      if (n->in[j]->op != bad->op && values[n->in[j]->id])
-        note_range(n->in[j]->s ? n->in[j]->s : "input", values[n->in[j]->id]);
-  }
+  for (int i = 0; i < bad->op->ins.n; i++)
+    for (int k = 0; k < bad->op->ins.v[i].n; k++) {
+      const char *name = bad->op->ins.v[i].args[k];
+      const Node *n = named_value(g, name);
+      if (n && values[n->id]) note_range(name, values[n->id]);
+    }
   err_help("lower the learning rate, clip gradients, or look at this operator's inputs");
   err_where("%s", op_text(bad->op));
 }
 
 bool find_not_finite(const CompileRequest *r, const EvalEnv *env, const char *seen_in) {
   Graph *g;
-  if (!expand_request(r, &g)) return false;
-  graph_number(g);
   Arena *a = arena_scratch();
+  CompileRequest all = *r;
+  all.n_fetch = all_results(r->prog, a, (const char ***)&all.fetch);
+  if (!expand_request(&all, &g)) return arena_free(a), false;
+  graph_number(g);
   Tensor **values = arena_array(a, Tensor *, g->nodes.n);
   bool ok = graph_eval(g, env, a, values);
-  const Node *bad = ok ? first_bad(g, values) : NULL;
+  const NamedNode *bad = ok ? first_bad(g, values) : NULL;
   if (bad)
     report(g, bad, values, env->step);
   else if (ok && seen_in) {
