@@ -4,8 +4,6 @@
 cd "$(dirname "$0")/.." || exit 1
 [ $# -gt 0 ] || set -- build
 passed=0 failed=0
-# Third-party libraries keep memory of their own; see the file for what and why.
-export LSAN_OPTIONS="suppressions=$PWD/tests/lsan.supp:print_suppressions=0"
 export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1
 export KILN_DEBUG=
 
