@@ -8,8 +8,10 @@
  * the newest folder whose manifest is there and whose files have the recorded sizes and sums. The newest KEEP stay. */
 #include "internal.h"
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -42,10 +44,12 @@ static void sync_dir(const char *path) {
   vfs_table.close(fd);
 }
 
-static void remove_checkpoint(Arena *a, const char *path) {
+static void remove_checkpoint(const char *path) {
   static const char *const files[] = {"manifest", "extra", "tensors.pdiparams"};
-  for (size_t i = 0; i < sizeof files / sizeof *files; i++)
-    unlink(arena_fmt(a, "%s/%s", path, files[i]));
+  char name[PATH_MAX];
+  for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+    if (snprintf(name, sizeof name, "%s/%s", path, files[i]) < PATH_MAX) unlink(name);
+  }
   rmdir(path);
 }
 
@@ -55,26 +59,30 @@ static int newest_first(const void *a, const void *b) {
 
 /* Names step-NNNNNNNNNN in the folder, newest first. */
 static int list_checkpoints(Arena *a, const char *dir, const char ***names) {
-  VEC(const char *) v = {0};
-  DIR *d = opendir(dir);
+  VEC(const char *) *const v = arena_alloc(a, sizeof *v);
+  DIR *const d = opendir(dir);
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    if (d) closedir(d);
+    mem_rethrow();
+  }
   for (struct dirent *e; d && (e = readdir(d));)
-    if (!strncmp(e->d_name, "step-", 5)) vec_add(a, &v, arena_str(a, e->d_name));
+    if (!strncmp(e->d_name, "step-", 5)) vec_add(a, v, arena_str(a, e->d_name));
+  mem_unguard(&guard);
   if (d) closedir(d);
-  if (v.n) qsort(v.v, (size_t)v.n, sizeof *v.v, newest_first);
-  *names = v.v;
-  return v.n;
+  if (v->n) qsort(v->v, (size_t)v->n, sizeof *v->v, newest_first);
+  *names = v->v;
+  return v->n;
 }
 
-static bool write_files(Arena *a, const char *tmp, Scope *s, int n, Var *const *vars, uint64_t step,
+static bool write_files(Arena *a, const char *tmp, Scope *s, const Program *p, uint64_t step,
                         uint64_t seed, const char *extra) {
-  const Tensor **t = arena_array(a, const Tensor *, n + 1);
-  for (int i = 0; i < n; i++)
-    if (!(t[i] = scope_get(s, vars[i]->name)))
-      return err_set(E_RUN_001, "%s has no value to save", quoted(vars[i]->name));
+  Var **vars;
+  int n = params_list(p, a, &vars);
   Str bytes, man;
   str_init(&bytes, a);
   str_init(&man, a);
-  if (!params_encode(&bytes, n, t)) return false;
+  if (!scope_encode_params(s, p, &bytes)) return false;
   str_fmt(&man, MANIFEST, program_hash(n, vars, a), step, seed, bytes.n, crc_of(bytes.s, bytes.n),
           strlen(extra), crc_of(extra, strlen(extra)));
   return vfs_mkdirs(tmp) &&
@@ -83,26 +91,52 @@ static bool write_files(Arena *a, const char *tmp, Scope *s, int n, Var *const *
          vfs_write(arena_fmt(a, "%s/manifest", tmp), man.s, man.n);
 }
 
+static bool write_guarded(Arena *a, const char *tmp, Scope *s, const Program *p, uint64_t step,
+                          uint64_t seed, const char *extra) {
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    remove_checkpoint(tmp);
+    mem_rethrow();
+  }
+  bool ok = write_files(a, tmp, s, p, step, seed, extra);
+  mem_unguard(&guard);
+  if (!ok) remove_checkpoint(tmp);
+  return ok;
+}
+
+/* The new folder takes its name; one of the same step, from a run that was resumed, steps aside until that is done. */
+static bool put_in_place(const char *tmp, const char *final, const char *aside) {
+  bool had = vfs_is_dir(final);
+  remove_checkpoint(aside);
+  if ((!had || !vfs_table.rename(final, aside)) && !vfs_table.rename(tmp, final)) {
+    if (had) remove_checkpoint(aside);
+    return true;
+  }
+  err_set(E_IO_002, "the checkpoint %s cannot be put in place: %s", quoted(final), strerror(errno));
+  if (had && !vfs_is_dir(final)) rename(aside, final);
+  remove_checkpoint(tmp);
+  return false;
+}
+
 bool checkpoint_save(const char *dir, Scope *s, const Program *p, uint64_t step, uint64_t seed,
                      const char *extra) {
   Arena *a = arena_scratch();
-  Var **vars;
-  int n = params_list(p, a, &vars);
   const char *tmp = arena_fmt(a, "%s/.writing-%ld", dir, (long)getpid());
+  const char *aside = arena_fmt(a, "%s/.old-%ld", dir, (long)getpid());
   const char *final = arena_fmt(a, "%s/step-%010" PRIu64, dir, step);
-  remove_checkpoint(a, tmp);
-  bool ok = write_files(a, tmp, s, n, vars, step, seed, extra ? extra : "");
+  remove_checkpoint(tmp);
+  bool ok = write_guarded(a, tmp, s, p, step, seed, extra ? extra : "");
   if (ok) {
     sync_dir(tmp);
-    remove_checkpoint(a, final); /* of the same step, from a run that was resumed */
-    if (vfs_table.rename(tmp, final) != 0)
-      ok = err_set(E_IO_002, "the checkpoint %s cannot be put in place", quoted(final));
+    ok = put_in_place(tmp, final, aside);
     sync_dir(dir);
   }
-  if (!ok) remove_checkpoint(a, tmp);
   const char **names;
+  char old[PATH_MAX];
   int have = ok ? list_checkpoints(a, dir, &names) : 0;
-  for (int i = KEEP; i < have; i++) remove_checkpoint(a, arena_fmt(a, "%s/%s", dir, names[i]));
+  for (int i = KEEP; i < have; i++) {
+    if (snprintf(old, sizeof old, "%s/%s", dir, names[i]) < PATH_MAX) remove_checkpoint(old);
+  }
   arena_free(a);
   return ok;
 }
@@ -117,22 +151,25 @@ static bool matches(const uint8_t *data, size_t n, size_t want, unsigned long cr
   return n == want && crc_of(data, n) == crc;
 }
 
+/* A file that is missing makes a checkpoint incomplete; one that is there and cannot be read is an error. */
+static bool read_file(Arena *a, const char *path, uint8_t **data, size_t *n) {
+  return vfs_is_file(path) && vfs_read(a, path, data, n);
+}
+
 /* Reads one checkpoint folder; false without a diagnostic if it is incomplete or damaged. */
 static bool read_checkpoint(Arena *a, const char *path, Loaded *l) {
   uint8_t *man;
   size_t n_man, want_t, want_e;
   unsigned long crc_t, crc_e;
-  bool ok = vfs_read(a, arena_fmt(a, "%s/manifest", path), &man, &n_man) &&
-            sscanf((char *)man,
-                   "kiln-checkpoint 1 program %" SCNx64 " step %" SCNu64 " seed %" SCNu64
-                   " tensors %zu %lx extra %zu %lx",
-                   &l->program, &l->step, &l->seed, &want_t, &crc_t, &want_e, &crc_e) == 7 &&
-            vfs_read(a, arena_fmt(a, "%s/tensors.pdiparams", path), &l->tensors, &l->n_tensors) &&
-            vfs_read(a, arena_fmt(a, "%s/extra", path), &l->extra, &l->n_extra) &&
-            matches(l->tensors, l->n_tensors, want_t, crc_t) &&
-            matches(l->extra, l->n_extra, want_e, crc_e);
-  if (!ok) err_clear();
-  return ok;
+  return read_file(a, arena_fmt(a, "%s/manifest", path), &man, &n_man) &&
+         sscanf((char *)man,
+                "kiln-checkpoint 1 program %" SCNx64 " step %" SCNu64 " seed %" SCNu64
+                " tensors %zu %lx extra %zu %lx",
+                &l->program, &l->step, &l->seed, &want_t, &crc_t, &want_e, &crc_e) == 7 &&
+         read_file(a, arena_fmt(a, "%s/tensors.pdiparams", path), &l->tensors, &l->n_tensors) &&
+         read_file(a, arena_fmt(a, "%s/extra", path), &l->extra, &l->n_extra) &&
+         matches(l->tensors, l->n_tensors, want_t, crc_t) &&
+         matches(l->extra, l->n_extra, want_e, crc_e);
 }
 
 static bool apply(const Loaded *l, const char *path, Scope *s, const Program *p, Arena *a) {
@@ -147,8 +184,7 @@ static bool apply(const Loaded *l, const char *path, Scope *s, const Program *p,
   }
   Tensor *t = arena_array(a, Tensor, n + 1);
   if (!params_decode(l->tensors, l->n_tensors, path, n, vars, a, t)) return false;
-  for (int i = 0; i < n; i++)
-    if (!scope_set(s, vars[i]->name, t[i].dtype, t[i].rank, t[i].dims, t[i].data)) return false;
+  scope_set_all(s, a, n, vars, t);
   return true;
 }
 
@@ -159,9 +195,9 @@ bool checkpoint_load(const char *dir, Scope *s, const Program *p, uint64_t *step
   int n = list_checkpoints(a, dir, &names);
   Loaded l = {0};
   int i = 0;
-  while (i < n && !read_checkpoint(a, arena_fmt(a, "%s/%s", dir, names[i]), &l)) i++;
-  bool ok = i < n;
-  if (!ok) {
+  while (i < n && !read_checkpoint(a, arena_fmt(a, "%s/%s", dir, names[i]), &l) && !err_any()) i++;
+  bool ok = i < n && !err_any();
+  if (!ok && !err_any()) {
     err_set(E_CKP_001, "no complete checkpoint in %s (%d folders looked at)", quoted(dir), n);
     err_help("train with --save %s --save-every N first", dir);
   }

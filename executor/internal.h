@@ -40,6 +40,8 @@ bool find_not_finite(const CompileRequest *r, const EvalEnv *env, const char *se
 /* scope.c: a new value in two steps, the second of which needs no memory and so cannot fail. */
 void scope_reserve(Scope *s, const char *name);
 void scope_give(Scope *s, const char *name, const Tensor *value); /* takes its data, of mem_alloc */
+/* All of them or, if memory is refused, none. */
+void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t);
 
 /* compile.c */
 bool expand_request(const CompileRequest *r, Graph **g);

@@ -40,9 +40,16 @@ Executor *exec_new(const ExecOptions *o) {
   return e;
 }
 
+static void write_trace(Executor *e) {
+  MemGuard guard;
+  if (MEM_GUARD(guard)) return;
+  profile_write_trace(e->profile, e->opt.trace);
+  mem_unguard(&guard);
+}
+
 void exec_free(Executor *e) {
   if (!e) return;
-  if (e->profile && e->opt.trace) profile_write_trace(e->profile, e->opt.trace);
+  if (e->profile && e->opt.trace) write_trace(e);
   profile_free(e->profile);
   for (Executable *x = e->cache, *next; x; x = next) {
     next = x->next;

@@ -122,24 +122,49 @@ int scope_names(Scope *s, Arena *a, const char ***names) {
   return n;
 }
 
+bool scope_encode_params(Scope *s, const Program *p, Str *out) {
+  Var **vars;
+  int n = params_list(p, out->a, &vars);
+  const Tensor **t = arena_array(out->a, const Tensor *, n + 1);
+  for (int i = 0; i < n; i++)
+    if (!(t[i] = scope_get(s, vars[i]->name))) {
+      err_set(E_RUN_001, "%s has no value to save", quoted(vars[i]->name));
+      err_help("run the startup program, or load parameters, before saving them");
+      return false;
+    }
+  return params_encode(out, n, t);
+}
+
 bool scope_save_params(Scope *s, const Program *p, const char *path) {
   Arena *a = arena_scratch();
-  Var **vars;
-  int n = params_list(p, a, &vars);
-  const Tensor **t = arena_array(a, const Tensor *, n + 1);
-  bool ok = true;
-  for (int i = 0; i < n && ok; i++) {
-    t[i] = scope_get(s, vars[i]->name);
-    if (!t[i]) {
-      ok = err_set(E_RUN_001, "%s has no value to save", quoted(vars[i]->name));
-      err_help("run the startup program, or load parameters, before saving them");
-    }
-  }
   Str bytes;
   str_init(&bytes, a);
-  ok = ok && params_encode(&bytes, n, t) && vfs_write(path, bytes.s, bytes.n);
+  bool ok = scope_encode_params(s, p, &bytes) && vfs_write(path, bytes.s, bytes.n);
   arena_free(a);
   return ok;
+}
+
+/* Copies, all in memory of their own until the last one is there. */
+static void copy_all(int n, const Tensor *t, Tensor *copy) {
+  for (int i = 0; i < n; i++) {
+    copy[i] = t[i];
+    copy[i].data = NULL;
+    copy[i].data = mem_alloc(tensor_bytes(&t[i]) + 1);
+    memcpy(copy[i].data, t[i].data, tensor_bytes(&t[i]));
+  }
+}
+
+void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t) {
+  Tensor *const copy = arena_array(a, Tensor, n + 1);
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    for (int i = 0; i < n; i++) mem_free(copy[i].data);
+    mem_rethrow();
+  }
+  for (int i = 0; i < n; i++) scope_reserve(s, vars[i]->name);
+  copy_all(n, t, copy);
+  mem_unguard(&guard);
+  for (int i = 0; i < n; i++) scope_give(s, vars[i]->name, &copy[i]);
 }
 
 bool scope_load_params(Scope *s, const Program *p, const char *path) {
@@ -151,8 +176,7 @@ bool scope_load_params(Scope *s, const Program *p, const char *path) {
   size_t n_bytes;
   bool ok =
       vfs_read(a, path, &bytes, &n_bytes) && params_decode(bytes, n_bytes, path, n, vars, a, t);
-  for (int i = 0; i < n && ok; i++)
-    ok = scope_set(s, vars[i]->name, t[i].dtype, t[i].rank, t[i].dims, t[i].data) != NULL;
+  if (ok) scope_set_all(s, a, n, vars, t);
   arena_free(a);
   return ok;
 }

@@ -9,10 +9,13 @@
 #include <string.h>
 
 kl_net *kl_net_new(void) {
+  API_GUARD(NULL);
   Program *main = prog_new();
+  arena_unkeep(main->arena);
   kl_net *net = arena_new_of(main->arena, kl_net);
   net->main = main;
   net->startup = prog_new();
+  arena_keep(main->arena);
   net->main->net = net->startup->net = net;
   return net;
 }
@@ -41,6 +44,7 @@ kl_net *net_of(const char *at, const kl_var *v) {
 }
 
 kl_var *kl_named_at(const char *at, kl_var *v, const char *name) {
+  API_GUARD(NULL);
   if (err_any()) return NULL;
   if (!net_of(at, v)) return NULL;
   Block *b = v->block;
@@ -188,6 +192,7 @@ kl_var *end_op(Op *op) {
 }
 
 kl_var *kl_op_at(const char *at, kl_net *net, const char *type, const char *attrs, ...) {
+  API_GUARD(NULL);
   Op *op = begin_op(at, net, type);
   if (!op) return NULL;
   va_list ap;
@@ -256,6 +261,7 @@ kl_var *end_layer(kl_net *net, const char *at, kl_var *y, const char *act) {
 
 kl_var *kl_data_at(const char *at, kl_net *net, const char *name, kl_dtype dtype, int rank,
                    const int64_t *dims) {
+  API_GUARD(NULL);
   if (err_any() || !net) return NULL;
   if (rank > KL_VAR_RANK) {
     err_set(E_SHP_002, "%s: rank %d is above the limit of %d", quoted(name), rank, KL_VAR_RANK);
@@ -281,6 +287,7 @@ static bool share_fits(const Var *v, kl_dtype dtype, int rank, const int64_t *di
 
 kl_var *kl_parameter(kl_net *net, const char *key, kl_dtype dtype, int rank, const int64_t *dims,
                      kl_param p, bool is_bias) {
+  API_GUARD(NULL);
   if (err_any() || !net) return NULL;
   const char *name = p.name ? p.name : prog_unique(net->main, key);
   Block *mb = net->main->blocks.v[0], *sb = net->startup->blocks.v[0];

@@ -6,6 +6,7 @@
 #include <dlfcn.h>
 
 bool kl_register(const kl_custom_op *op) {
+  API_GUARD(false);
   return !err_any() && opdef_register((const CustomOp *)(const void *)op);
 }
 

@@ -23,33 +23,54 @@ static bool bad(const char *path, const char *what) {
   return false;
 }
 
+typedef struct Inflating {
+  z_stream z;
+  uint8_t *buf;
+  size_t n, cap;
+} Inflating;
+
+static bool inflate_into(Inflating *f) {
+  int r = Z_OK;
+  f->buf = mem_alloc(f->cap);
+  while (r == Z_OK && f->n < MAX_INFLATED) {
+    if (f->n == f->cap) {
+      uint8_t *bigger = mem_alloc(f->cap * 2);
+      memcpy(bigger, f->buf, f->n);
+      mem_free(f->buf);
+      f->buf = bigger;
+      f->cap *= 2;
+    }
+    f->z.next_out = f->buf + f->n;
+    f->z.avail_out = (uInt)(f->cap - f->n > 1u << 30 ? 1u << 30 : f->cap - f->n);
+    r = inflate(&f->z, Z_NO_FLUSH);
+    f->n = (size_t)(f->z.next_out - f->buf);
+    if (r == Z_BUF_ERROR && f->z.avail_in == 0) break;
+  }
+  return r == Z_STREAM_END;
+}
+
+static void inflate_done(Inflating *f) {
+  inflateEnd(&f->z);
+  mem_free(f->buf);
+}
+
 /* Inflates a zlib (raw or gzip) stream; window_bits as zlib wants them. */
 static bool inflate_all(Arena *a, Bytes in, int window_bits, size_t hint, const char *path,
                         Bytes *out) {
-  z_stream z = {.next_in = (Bytef *)(uintptr_t)in.p, .avail_in = (uInt)in.n};
-  if (in.n > UINT32_MAX || inflateInit2(&z, window_bits) != Z_OK)
+  Inflating *const f = arena_new_of(a, Inflating);
+  f->z = (z_stream){.next_in = (Bytef *)(uintptr_t)in.p, .avail_in = (uInt)in.n};
+  f->cap = hint ? hint : in.n * 4 + 1024;
+  if (in.n > UINT32_MAX || inflateInit2(&f->z, window_bits) != Z_OK)
     return bad(path, "the compressed data cannot be read");
-  size_t cap = hint ? hint : in.n * 4 + 1024, n = 0;
-  uint8_t *buf = mem_alloc(cap);
-  int r = Z_OK;
-  while (r == Z_OK && n < MAX_INFLATED) {
-    if (n == cap) {
-      uint8_t *bigger = mem_alloc(cap * 2);
-      memcpy(bigger, buf, n);
-      mem_free(buf);
-      buf = bigger;
-      cap *= 2;
-    }
-    z.next_out = buf + n;
-    z.avail_out = (uInt)(cap - n > 1u << 30 ? 1u << 30 : cap - n);
-    r = inflate(&z, Z_NO_FLUSH);
-    n = (size_t)(z.next_out - buf);
-    if (r == Z_BUF_ERROR && z.avail_in == 0) break;
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    inflate_done(f);
+    mem_rethrow();
   }
-  inflateEnd(&z);
-  bool ok = r == Z_STREAM_END;
-  if (ok) *out = (Bytes){arena_dup(a, buf, n), n};
-  mem_free(buf);
+  bool ok = inflate_into(f);
+  if (ok) *out = (Bytes){arena_dup(a, f->buf, f->n), f->n};
+  mem_unguard(&guard);
+  inflate_done(f);
   return ok || bad(path, "the compressed data is damaged, cut off, or inflates to over 4 GiB");
 }
 
@@ -224,8 +245,9 @@ static bool read_npz(Arena *a, Bytes b, const char *member, const char *path, kl
 }
 
 bool kl_read_array(const char *path, kl_tensor *to) {
+  API_GUARD(false);
   if (err_any()) return false;
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   *to = (kl_tensor){0};
   const char *member = strstr(path, ".npz:");
   const char *file = member ? arena_strn(a, path, (size_t)(member + 4 - path)) : path;

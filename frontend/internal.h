@@ -28,6 +28,12 @@ _Static_assert((int)KL_FLOAT64 == (int)DT_FLOAT64 && (int)KL_INT64 == (int)DT_IN
                "kl_dtype is DType");
 _Static_assert(sizeof(kl_custom_op) == sizeof(CustomOp), "kl_custom_op is CustomOp");
 
+/* At the head of a function of kiln.h that allocates: if memory is refused, it returns `failed`, with E-MEM-001 recorded.
+ * The guard ends with the function, however that returns. */
+#define API_GUARD(failed)                                                                          \
+  __attribute__((cleanup(mem_unguard))) MemGuard guard_;                                           \
+  if (MEM_GUARD(guard_)) return failed
+
 static inline Tensor *as_tensor(const kl_tensor *t) { return (Tensor *)(uintptr_t)t; }
 
 /* builder.c: an operator of the main program in three steps; `at` is the user's file:line.

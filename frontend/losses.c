@@ -23,6 +23,7 @@ kl_var *kl_bce_at(const char *at, kl_var *x, kl_var *label) {
 }
 
 kl_var *kl_huber_at(const char *at, kl_var *x, kl_var *y, double delta) {
+  API_GUARD(NULL);
   kl_net *net = net_of(at, y) ? net_of(at, x) : NULL;
   Op *op = begin_op(at, net, "huber_loss");
   if (!op) return NULL;
@@ -40,6 +41,7 @@ kl_var *kl_mse_at(const char *at, kl_var *x, kl_var *y) {
 }
 
 kl_var *kl_accuracy_at(const char *at, kl_var *scores, kl_var *label, int k) {
+  API_GUARD(NULL);
   kl_net *net = net_of(at, label) ? net_of(at, scores) : NULL;
   Op *top = begin_op(at, net, "top_k_v2");
   if (!top) return NULL;

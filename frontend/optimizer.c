@@ -112,6 +112,7 @@ static const OptimRow *find_row(const char *type) {
 }
 
 bool kl_backward(kl_var *loss) {
+  API_GUARD(false);
   kl_net *net = net_of(NULL, loss);
   int n;
   ParamGrad *pg;
@@ -127,6 +128,7 @@ static void keep_places(Program *p, int from, const char *at) {
 }
 
 kl_var *kl_minimize_at(const char *at, kl_var *loss, kl_optimizer o) {
+  API_GUARD(NULL);
   if (err_any()) return NULL;
   kl_net *net = net_of(at, loss);
   int n_main = net ? net->main->blocks.v[0]->ops.n : 0;

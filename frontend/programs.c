@@ -5,17 +5,32 @@
 #include "internal.h"
 #include <string.h>
 
-bool kl_save(const kl_program *p, const char *path) { return !err_any() && prog_save(p, path); }
-kl_program *kl_load(const char *path) { return err_any() ? NULL : prog_load(path); }
+bool kl_save(const kl_program *p, const char *path) {
+  API_GUARD(false);
+  return !err_any() && prog_save(p, path);
+}
+
+kl_program *kl_load(const char *path) {
+  API_GUARD(NULL);
+  return err_any() ? NULL : prog_load(path);
+}
+
 void kl_program_free(kl_program *p) { prog_free(p); }
 void kl_free(void *p) { mem_free(p); }
-kl_program *kl_clone(const kl_program *p) { return err_any() ? NULL : prog_clone(p); }
+
+kl_program *kl_clone(const kl_program *p) {
+  API_GUARD(NULL);
+  return err_any() ? NULL : prog_clone(p);
+}
+
 kl_program *kl_clone_for_test(const kl_program *p) {
+  API_GUARD(NULL);
   return err_any() ? NULL : prog_clone_for_test(p);
 }
 
 char *kl_text(const kl_program *p) {
-  Arena *a = arena_new();
+  API_GUARD(NULL);
+  Arena *a = arena_scratch();
   Str s;
   str_init(&s, a);
   prog_print(p, &s);
@@ -32,14 +47,17 @@ static int list_length(const char *const *names) {
 }
 
 bool kl_prune(kl_program *p, const char *const *feeds, const char *const *targets) {
+  API_GUARD(false);
   return !err_any() && prog_prune(p, list_length(feeds), feeds, list_length(targets), targets);
 }
 
 bool kl_save_params(kl_exec *exe, const kl_program *p, const char *path) {
+  API_GUARD(false);
   return !err_any() && scope_save_params(exe->scope, p, path);
 }
 
 bool kl_load_params(kl_exec *exe, const kl_program *p, const char *path) {
+  API_GUARD(false);
   return !err_any() && scope_load_params(exe->scope, p, path);
 }
 
@@ -64,28 +82,63 @@ static bool add_ends(Program *p, const char *type, VarKind kind, const char *con
   return true;
 }
 
+/* The second is NULL if one of them cannot be opened. */
+static VfsOut *const *open_both(Arena *a, const char *first, const char *second) {
+  VfsOut **out = arena_array(a, VfsOut *, 2);
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    vfs_out_close_all(2, out, false);
+    mem_rethrow();
+  }
+  out[0] = vfs_out_open(first);
+  if (out[0]) out[1] = vfs_out_open(second);
+  mem_unguard(&guard);
+  return out;
+}
+
+/* Both files of a model, or neither. */
+static bool write_model(Arena *a, Scope *s, const Program *p, const char *prefix) {
+  uint8_t *model;
+  size_t n;
+  Str params;
+  str_init(&params, a);
+  if (!prog_encode(p, a, &model, &n) || !scope_encode_params(s, p, &params)) return false;
+  const char *model_path = arena_fmt(a, "%s.pdmodel", prefix),
+             *params_path = arena_fmt(a, "%s.pdiparams", prefix);
+  VfsOut *const *out = open_both(a, model_path, params_path);
+  bool ok = out[1] && vfs_out_add(out[0], model, n) && vfs_out_add(out[1], params.s, params.n);
+  return vfs_out_close_all(2, out, ok) && ok;
+}
+
 bool kl_save_inference(kl_exec *exe, const kl_program *p, const char *prefix,
                        const char *const *feeds, const char *const *fetches) {
+  API_GUARD(false);
   if (err_any()) return false;
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Program *q = prog_clone_for_test(p);
+  if (q) arena_unkeep(q->arena);
   bool ok = q && prog_prune(q, list_length(feeds), feeds, list_length(fetches), fetches) &&
             add_ends(q, "feed", VK_FEED, feeds, true) &&
             add_ends(q, "fetch", VK_FETCH, fetches, false);
-  ok = ok && prog_save(q, arena_fmt(a, "%s.pdmodel", prefix)) &&
-       scope_save_params(exe->scope, q, arena_fmt(a, "%s.pdiparams", prefix));
+  ok = ok && write_model(a, exe->scope, q, prefix);
   prog_free(q);
   arena_free(a);
   return ok;
 }
 
 kl_program *kl_load_inference(kl_exec *exe, const char *prefix) {
+  API_GUARD(NULL);
   if (err_any()) return NULL;
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Program *p = prog_load(arena_fmt(a, "%s.pdmodel", prefix));
-  if (p && !scope_load_params(exe->scope, p, arena_fmt(a, "%s.pdiparams", prefix))) {
-    prog_free(p);
-    p = NULL;
+  if (p) {
+    arena_unkeep(p->arena);
+    if (scope_load_params(exe->scope, p, arena_fmt(a, "%s.pdiparams", prefix)))
+      arena_keep(p->arena);
+    else {
+      prog_free(p);
+      p = NULL;
+    }
   }
   arena_free(a);
   return p;

@@ -48,7 +48,11 @@ const char *kl_error(void) {
 
 /* ---- executors ---- */
 
-kl_scope *kl_scope_new(void) { return scope_new(); }
+kl_scope *kl_scope_new(void) {
+  API_GUARD(NULL);
+  return scope_new();
+}
+
 void kl_scope_free(kl_scope *s) { scope_free(s); }
 
 kl_exec *kl_exec_new(kl_exec_options o) {
@@ -58,10 +62,17 @@ kl_exec *kl_exec_new(kl_exec_options o) {
                    .profile = o.profile,
                    .trace = o.trace,
                    .seed = o.seed};
-  Executor *run = exec_new(&e);
-  if (!run) return NULL;
+  API_GUARD(NULL);
   kl_exec *x = mem_alloc(sizeof *x);
-  *x = (kl_exec){run, o.scope ? o.scope : scope_new(), !o.scope};
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    kl_exec_free(x);
+    mem_rethrow();
+  }
+  x->scope = o.scope ? o.scope : scope_new();
+  x->owns_scope = !o.scope;
+  x->run = exec_new(&e);
+  mem_unguard(&guard);
   return x;
 }
 
@@ -73,16 +84,21 @@ void kl_exec_free(kl_exec *exe) {
 }
 
 kl_scope *kl_exec_scope(kl_exec *exe) { return exe->scope; }
-void kl_print_profile(kl_exec *exe) { exec_profile_print(exe->run, stdout, false); }
+
+void kl_print_profile(kl_exec *exe) {
+  API_GUARD();
+  exec_profile_print(exe->run, stdout, false);
+}
 
 bool kl_run(kl_exec *exe, const kl_program *p, const kl_feed *feeds, const kl_fetch *fetches) {
+  API_GUARD(false);
   if (err_any()) return false;
   if (!exe || !p)
     return err_set(E_ARG_002, "kl_run needs an executor and a program; one of them is NULL");
   int n_feeds = 0, n_fetch = 0;
   while (feeds && feeds[n_feeds].name) n_feeds++;
   while (fetches && fetches[n_fetch].name) n_fetch++;
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   Feed *in = arena_array(a, Feed, n_feeds + 1);
   const char **names = arena_array(a, const char *, n_fetch + 1);
   Tensor *out = arena_array(a, Tensor, n_fetch + 1);
@@ -106,6 +122,7 @@ const kl_tensor *kl_get(kl_exec *exe, const char *name) {
 }
 
 bool kl_set(kl_exec *exe, const char *name, const kl_tensor *value) {
+  API_GUARD(false);
   const Tensor *t = as_tensor(value);
   return !err_any() && scope_set(exe->scope, name, t->dtype, t->rank, t->dims, t->data) != NULL;
 }
@@ -120,13 +137,15 @@ bool kl_set_rate(kl_exec *exe, const kl_var *rate, double value) {
 }
 
 bool kl_checkpoint(kl_exec *exe, const kl_program *p, const char *folder, const char *note) {
+  API_GUARD(false);
   return !err_any() && checkpoint_save(folder, exe->scope, p, exec_step(exe->run),
                                        exec_options(exe->run)->seed, note);
 }
 
 int64_t kl_resume(kl_exec *exe, const kl_program *p, const char *folder) {
+  API_GUARD(-1);
   if (err_any()) return -1;
-  Arena *a = arena_new();
+  Arena *a = arena_scratch();
   uint64_t step, seed;
   char *note;
   bool ok = checkpoint_load(folder, exe->scope, p, &step, &seed, &note, a);

@@ -224,6 +224,8 @@ typedef struct VfsOut VfsOut;
 VfsOut *vfs_out_open(const char *path);
 bool vfs_out_add(VfsOut *o, const void *data, size_t n);
 bool vfs_out_close(VfsOut *o, bool commit);
+/* Files that belong together: none is replaced before all are complete. NULLs are left out. */
+bool vfs_out_close_all(int n, VfsOut *const *o, bool commit);
 bool vfs_is_dir(const char *path);
 bool vfs_is_file(const char *path);
 bool vfs_mkdirs(const char *path);

@@ -95,9 +95,11 @@ bool vfs_read(Arena *a, const char *path, uint8_t **data, size_t *n) {
 struct VfsOut {
   int fd;
   bool failed;
-  char *path, *temp; /* temp NULL: the standard output or a device */
-  size_t n;          /* bytes waiting in buf */
+  bool has_temp; /* else the standard output or a device */
+  char *path, *temp, *dir;
+  size_t n; /* bytes waiting in buf */
   uint8_t buf[1 << 16];
+  char names[]; /* path, temp and dir: nothing is allocated after the open */
 };
 
 static bool write_failed(VfsOut *o, const char *what) {
@@ -107,19 +109,6 @@ static bool write_failed(VfsOut *o, const char *what) {
   if (e == ENOSPC || e == EDQUOT)
     err_help("Free some space. What stood there before is untouched.");
   return false;
-}
-
-static void out_free(VfsOut *o) {
-  mem_free(o->path);
-  mem_free(o->temp);
-  mem_free(o);
-}
-
-static char *dup_fmt(const char *fmt, const char *s, long pid, unsigned k) {
-  int n = snprintf(NULL, 0, fmt, s, pid, k);
-  char *p = mem_alloc((size_t)n + 1);
-  snprintf(p, (size_t)n + 1, fmt, s, pid, k);
-  return p;
 }
 
 static bool open_temp(VfsOut *o) {
@@ -137,22 +126,25 @@ static bool open_temp(VfsOut *o) {
     return false;
   }
   for (int tries = 0; tries < 100; tries++) {
-    o->temp = dup_fmt("%s.tmp-%ld-%u", o->path, (long)getpid(), serial++);
+    sprintf(o->temp, "%s.tmp-%ld-%u", o->path, (long)getpid(), serial++);
     o->fd = open_file(o->temp, O_WRONLY | O_CREAT | O_EXCL);
-    if (o->fd >= 0) {
+    o->has_temp = o->fd >= 0;
+    if (o->has_temp) {
       if (there && fchmod(o->fd, st.st_mode & 0777)) return write_failed(o, "set the mode of");
       return true;
     }
-    mem_free(o->temp);
-    o->temp = NULL;
     if (errno != EEXIST) break;
   }
   return write_failed(o, "create");
 }
 
 VfsOut *vfs_out_open(const char *path) {
-  VfsOut *o = mem_alloc(sizeof *o);
-  o->path = dup_fmt("%s", path, 0, 0);
+  enum { SUFFIX = 48 }; /* of the temporary name */
+  size_t n = strlen(path) + 1;
+  VfsOut *o = mem_alloc(sizeof *o + 3 * n + SUFFIX);
+  o->path = memcpy(o->names, path, n);
+  o->dir = memcpy(o->path + n, path, n);
+  o->temp = o->dir + n;
   o->fd = 1;
   if (!strcmp(path, "-")) return o;
   o->fd = -1;
@@ -195,34 +187,47 @@ static int sync_fd(int fd) {
   return r;
 }
 
-/* Makes the rename durable. File systems that cannot sync a folder say EINVAL. */
-static bool sync_folder(VfsOut *o) {
+static int open_folder(VfsOut *o) {
   const char *slash = strrchr(o->path, '/');
-  char *dir = dup_fmt("%s", slash ? o->path : ".", 0, 0);
-  if (slash) dir[slash == o->path ? 1 : slash - o->path] = 0;
-  int fd = open_file(dir, O_RDONLY | O_DIRECTORY);
-  mem_free(dir);
-  if (fd < 0) return write_failed(o, "sync the folder of");
-  bool ok = !sync_fd(fd) || errno == EINVAL || write_failed(o, "sync the folder of");
-  vfs_table.close(fd);
+  if (slash) o->dir[slash == o->path ? 1 : slash - o->path] = 0;
+  return open_file(slash ? o->dir : ".", O_RDONLY | O_DIRECTORY);
+}
+
+/* All bytes are on the disk, under the temporary name, and the descriptor is closed. */
+static bool settle(VfsOut *o, bool commit) {
+  bool ok = commit && !o->failed && flush(o);
+  if (o->fd <= 2) return ok;
+  if (ok && o->has_temp && sync_fd(o->fd)) ok = write_failed(o, "sync");
+  if (vfs_table.close(o->fd) && ok) ok = write_failed(o, "close");
   return ok;
 }
 
-bool vfs_out_close(VfsOut *o, bool commit) {
-  bool ok = commit && !o->failed && flush(o);
-  if (o->temp) {
-    if (ok && sync_fd(o->fd)) ok = write_failed(o, "sync");
-    if (vfs_table.close(o->fd) && ok) ok = write_failed(o, "close");
-    if (ok && vfs_table.rename(o->temp, o->path)) ok = write_failed(o, "replace");
-    if (!ok)
-      unlink(o->temp);
-    else
-      ok = sync_folder(o);
-  } else if (o->fd > 2 && vfs_table.close(o->fd) && ok)
-    ok = write_failed(o, "close");
-  out_free(o);
+/* The complete temporary file takes the place of the old one. Only a sync of the folder that fails is reported after
+ * that: the new file stands then, whole. File systems that cannot sync a folder say EINVAL. */
+static bool replace(VfsOut *o) {
+  int dir = open_folder(o);
+  bool ok = dir >= 0 || write_failed(o, "open the folder of");
+  if (ok && vfs_table.rename(o->temp, o->path)) ok = write_failed(o, "replace");
+  if (ok) o->has_temp = false;
+  if (ok && sync_fd(dir) && errno != EINVAL) ok = write_failed(o, "sync the folder of");
+  if (dir >= 0) vfs_table.close(dir);
+  return ok;
+}
+
+bool vfs_out_close_all(int n, VfsOut *const *o, bool commit) {
+  bool ok = commit;
+  for (int i = 0; i < n; i++)
+    if (o[i]) ok = settle(o[i], ok);
+  for (int i = 0; i < n; i++) {
+    if (!o[i]) continue;
+    if (ok && o[i]->has_temp) ok = replace(o[i]);
+    if (o[i]->has_temp) unlink(o[i]->temp);
+    mem_free(o[i]);
+  }
   return ok || !commit;
 }
+
+bool vfs_out_close(VfsOut *o, bool commit) { return vfs_out_close_all(1, &o, commit); }
 
 bool vfs_write(const char *path, const void *data, size_t n) {
   VfsOut *o = vfs_out_open(path);
@@ -244,7 +249,8 @@ bool vfs_is_file(const char *path) {
 }
 
 bool vfs_mkdirs(const char *path) {
-  char *p = dup_fmt("%s", path, 0, 0);
+  size_t n = strlen(path) + 1;
+  char *p = memcpy(mem_alloc(n), path, n);
   bool ok = *p || err_set(E_IO_002, "the name of a folder is empty");
   for (char *s = p + 1; ok; s++) {
     bool last = !*s;
