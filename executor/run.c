@@ -417,10 +417,15 @@ static bool run_interpreted(Run *u, Tensor *out) {
   ok = ok && graph_eval(g, &env, u->e->tmp, values);
   for (int i = 0; ok && i < g->fetches.n; i++)
     memcpy(u->out[i].data, values[g->fetches.v[i].node->id]->data, tensor_bytes(&u->out[i]));
+  /* A new value may be another variable's old one: all are read before any is replaced. */
+  void **kept = arena_array(u->e->tmp, void *, g->writes.n + 1);
+  for (int i = 0; ok && i < g->writes.n; i++)
+    kept[i] =
+        arena_dup(u->e->tmp, values[g->writes.v[i].node->id]->data, tensor_bytes(&u->fresh[i]));
   for (int i = 0; ok && i < g->writes.n; i++) {
     void *to = u->fresh[i].data;
     if (!to) to = scope_get(u->scope, g->writes.v[i].name)->data;
-    memmove(to, values[g->writes.v[i].node->id]->data, tensor_bytes(&u->fresh[i]));
+    memcpy(to, kept[i], tensor_bytes(&u->fresh[i]));
   }
   if (ok) hand_over(u, g, out);
   graph_free(g);
