@@ -12,6 +12,8 @@ enum { TRACE_EVENTS = 1 << 20 }; /* later ones are dropped, and the trace says h
 
 typedef struct Row {
   const char *name;
+  const char
+      *from; /* of a kernel: its operator with the user's file and line; NULL of an operator type */
   int64_t runs;
   double seconds, flops, bytes;
 } Row;
@@ -82,9 +84,19 @@ static int kernel_ops(const Kernel *k, const char **types) {
   return n;
 }
 
+/* The operator that a kernel is named by: its core's, or else the first. */
+static const Op *kernel_op(const Kernel *k) {
+  if (k->core && k->core->op) return k->core->op;
+  for (int i = 0; i < k->nodes.n; i++)
+    if (k->nodes.v[i]->op) return k->nodes.v[i]->op;
+  return NULL;
+}
+
 void profile_add(Profile *p, const Executable *x, int kernel, double t0, double t1) {
   const Kernel *k = x->graph->kernels.v[kernel];
   Row *r = row(p, p->kernels, k->name);
+  const Op *op = r->from ? NULL : kernel_op(k);
+  if (op) r->from = arena_str(p->arena, op_text(op));
   add(r, t1 - t0, (double)k->flops, (double)k->bytes);
   const char *types[OPS_PER_KERNEL];
   int n = kernel_ops(k, types);
@@ -124,9 +136,10 @@ static void print_table(const Profile *p, Map *m, const char *title, FILE *to) {
   for (int i = 0; i < map_n(m); i++) {
     const Row *r = rows[i];
     double s = r->seconds > 0 ? r->seconds : 1e-12;
-    fprintf(to, "%-40.40s %8lld %10.3f %6.1f%% %9.1f %9.2f %8.2f\n", r->name, (long long)r->runs,
-            r->seconds * 1e3, 100 * r->seconds / (total > 0 ? total : 1),
-            r->seconds * 1e6 / (double)r->runs, r->flops / s * 1e-9, r->bytes / s * 1e-9);
+    fprintf(to, "%-40.40s %8lld %10.3f %6.1f%% %9.1f %9.2f %8.2f%s%s\n", r->name,
+            (long long)r->runs, r->seconds * 1e3, 100 * r->seconds / (total > 0 ? total : 1),
+            r->seconds * 1e6 / (double)r->runs, r->flops / s * 1e-9, r->bytes / s * 1e-9,
+            r->from ? "  " : "", r->from ? r->from : "");
   }
   fprintf(to, "%-40s %8s %10.3f\n\n", "total", "", total * 1e3);
 }
@@ -134,14 +147,18 @@ static void print_table(const Profile *p, Map *m, const char *title, FILE *to) {
 static void print_json(const Profile *p, Map *m, const char *title, FILE *to) {
   double total;
   Row **rows = sorted(p, m, &total);
-  fprintf(to, "\"%s\": [", title);
-  for (int i = 0; i < map_n(m); i++)
-    fprintf(
-        to,
-        "%s\n  {\"name\": \"%s\", \"runs\": %lld, \"ms\": %.6f, \"flops\": %.0f, \"bytes\": %.0f}",
-        i ? "," : "", rows[i]->name, (long long)rows[i]->runs, rows[i]->seconds * 1e3,
-        rows[i]->flops, rows[i]->bytes);
-  fprintf(to, "]");
+  Str s;
+  str_init(&s, p->arena);
+  str_fmt(&s, "\"%s\": [", title);
+  for (int i = 0; i < map_n(m); i++) {
+    const Row *r = rows[i];
+    str_add(&s, i ? ",\n  {\"name\": " : "\n  {\"name\": ");
+    str_json(r->name, &s);
+    if (r->from) str_add(&s, ", \"from\": "), str_json(r->from, &s);
+    str_fmt(&s, ", \"runs\": %lld, \"ms\": %.6f, \"flops\": %.0f, \"bytes\": %.0f}",
+            (long long)r->runs, r->seconds * 1e3, r->flops, r->bytes);
+  }
+  fprintf(to, "%s]", s.s);
 }
 
 void profile_print(const Profile *p, FILE *to, bool json) {

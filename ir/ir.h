@@ -758,6 +758,8 @@ Graph *graph_parse(const char *text, size_t n, const char *file);
 void prog_dot(const Program *p, Str *out);
 void graph_dot(const Graph *g, Str *out);
 void prog_json(const Program *p, Str *out);
+/* A JSON string with its quotes; bytes that are not UTF-8 are escaped. */
+void str_json(const char *s, Str *out);
 bool prog_equal(const Program *a, const Program *b, Str *why); /* why: the first difference */
 /* proto.c: ProgramDesc. */
 bool prog_encode(const Program *p, Arena *a, uint8_t **bytes, size_t *n);

@@ -10,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-static void json_string(const char *s, Str *out) {
+void str_json(const char *s, Str *out) {
   str_add(out, "\"");
   for (const unsigned char *p = (const unsigned char *)s; *p;) {
     int n = utf8_len(p);
@@ -50,7 +50,7 @@ static void json_element(const Attr *a, int i, Str *out) {
   case 'f':
     json_number(t->list ? a->fs[i] : a->f, a->type == AT_FLOAT || a->type == AT_FLOATS, out);
     break;
-  case 's': json_string(t->list ? a->ss[i] : a->s, out); break;
+  case 's': str_json(t->list ? a->ss[i] : a->s, out); break;
   case 'c': json_scalar(&a->scalars[i], out); break;
   case 'b': str_add(out, (t->list ? a->is[i] : a->i) ? "true" : "false"); break;
   default: str_fmt(out, "%" PRId64, t->list ? a->is[i] : a->i);
@@ -64,7 +64,7 @@ static void json_attrs(Arena *t, const Attr *attrs, int n, Str *out) {
     const Attr *a = sorted[i];
     bool list = attr_info[a->type].list;
     if (i) str_add(out, ", ");
-    json_string(a->name, out);
+    str_json(a->name, out);
     str_fmt(out, ": {\"type\": \"%s\", \"value\": %s", attr_info[a->type].name, list ? "[" : "");
     for (int k = 0; k < (list ? a->n : 1); k++) {
       if (k) str_add(out, ", ");
@@ -81,11 +81,11 @@ static void json_slots(Arena *t, const SlotVec *slots, Str *out) {
   for (int i = 0; i < slots->n; i++) {
     const Slot *s = sorted[i];
     if (i) str_add(out, ", ");
-    json_string(s->name, out);
+    str_json(s->name, out);
     str_add(out, ": [");
     for (int k = 0; k < s->n; k++) {
       if (k) str_add(out, ", ");
-      json_string(s->args[k], out);
+      str_json(s->args[k], out);
     }
     str_add(out, "]");
   }
@@ -94,7 +94,7 @@ static void json_slots(Arena *t, const SlotVec *slots, Str *out) {
 
 static void json_op(Arena *t, const Op *op, Str *out) {
   str_add(out, "{\"type\": ");
-  json_string(op->type, out);
+  str_json(op->type, out);
   str_add(out, ", \"inputs\": ");
   json_slots(t, &op->ins, out);
   str_add(out, ", \"outputs\": ");
@@ -107,7 +107,7 @@ static void json_op(Arena *t, const Op *op, Str *out) {
 static void json_var(Arena *t, const Var *v, Str *out) {
   static const char *const words[] = {"false", "true"};
   str_add(out, "{\"name\": ");
-  json_string(v->name, out);
+  str_json(v->name, out);
   str_fmt(out, ", \"kind\": \"%s\", \"dtype\": ", var_kind_name((int)v->kind));
   if (v->dtype != DT_NONE)
     str_fmt(out, "\"%s\", \"shape\": ", dtype_info[v->dtype].name);
@@ -146,7 +146,7 @@ void prog_json(const Program *p, Str *out) {
   str_fmt(out, "{\"version\": %" PRId64 ", \"op_versions\": {", p->version);
   for (int i = 0; i < p->op_versions.n; i++) {
     if (i) str_add(out, ", ");
-    json_string(p->op_versions.v[i].name, out);
+    str_json(p->op_versions.v[i].name, out);
     str_fmt(out, ": %d", p->op_versions.v[i].version);
   }
   str_add(out, "},\n \"blocks\": [\n");
