@@ -56,7 +56,8 @@ static bool store(const Flag *f, const char *value) {
   errno = 0;
   switch (f->kind) {
   case FLAG_BOOL: return *(bool *)f->to = true;
-  case FLAG_INT: *(int64_t *)f->to = strtoll(value, &end, 10); break;
+  case FLAG_INT:
+  case FLAG_COUNT: *(int64_t *)f->to = strtoll(value, &end, 10); break;
   case FLAG_FLOAT: *(double *)f->to = strtod(value, &end); break;
   case FLAG_TEXT: return *(const char **)f->to = value, true;
   case FLAG_LIST: {
@@ -65,6 +66,8 @@ static bool store(const Flag *f, const char *value) {
     return l->v[l->n++] = value, true;
   }
   }
+  if (f->kind == FLAG_COUNT && (*(int64_t *)f->to < 0 || *(int64_t *)f->to > INT32_MAX))
+    return false;
   return end != value && !*end && errno == 0;
 }
 

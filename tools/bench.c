@@ -116,8 +116,12 @@ static bool bench(const Options *o, const char *path) {
   if (!ok) return exec_free(e), scope_free(s), false;
   r.ms = arena_array(m.arena, double, r.n + 1);
   ok = fill_state(&m, o, e, s) && measure(o, &m, e, s, &r);
+  bool list = o->json && o->profile; /* two values: [result, profile] */
+  if (ok && list) printf("[");
   if (ok) print_result(&r, o->json);
+  if (ok && list) printf(",");
   if (ok && o->profile) exec_profile_print(e, stdout, o->json);
+  if (ok && list) printf("]\n");
   exec_free(e);
   scope_free(s);
   model_close(&m);
@@ -131,8 +135,8 @@ int verb_bench(int argc, char **argv) {
       {"--params", FLAG_TEXT, &o.params, "FILE", "parameters (beside the program)"},
       {"--feed-shape", FLAG_LIST, &o.shapes, "NAME=DIMS", "x=8x3x224x224; other -1 dims become 1"},
       {"--fetch", FLAG_TEXT, &o.fetch, "A,B", "what to compute (the program's fetches)"},
-      {"--threads", FLAG_INT, &o.threads, "N", "threads (all cores)"},
-      {"--reps", FLAG_INT, &o.reps, "N", "runs to time (100; at most a minute after the tenth)"},
+      {"--threads", FLAG_COUNT, &o.threads, "N", "threads (all cores)"},
+      {"--reps", FLAG_COUNT, &o.reps, "N", "runs to time (100; at most a minute after the tenth)"},
       {"--profile", FLAG_BOOL, &o.profile, NULL, "times per operator and kernel"},
       {"--json", FLAG_BOOL, &o.json, NULL, "as JSON"},
       {0}};

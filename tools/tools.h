@@ -18,7 +18,15 @@ typedef struct Verb {
 #undef VERB
 
 /* args.c: flags from a table. `--flag value` or `--flag=value`; positional arguments are collected in order. */
-typedef enum FlagKind { FLAG_BOOL, FLAG_INT, FLAG_FLOAT, FLAG_TEXT, FLAG_LIST } FlagKind;
+/* FLAG_COUNT: 0..2^31-1 */
+typedef enum FlagKind {
+  FLAG_BOOL,
+  FLAG_INT,
+  FLAG_COUNT,
+  FLAG_FLOAT,
+  FLAG_TEXT,
+  FLAG_LIST
+} FlagKind;
 enum { LIST_MAX = 64 };
 typedef struct List {
   int n;
@@ -27,7 +35,7 @@ typedef struct List {
 typedef struct Flag {
   const char *name; /* "--threads" */
   FlagKind kind;
-  void *to;          /* bool, int64_t, double, const char *, List */
+  void *to;          /* bool, int64_t (also COUNT), double, const char *, List */
   const char *value; /* what the value is called in the help; NULL for FLAG_BOOL */
   const char *help;
 } Flag;
