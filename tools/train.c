@@ -301,8 +301,7 @@ int verb_train(int argc, char **argv) {
   if (rc >= 0) return rc;
   if (!t.startup || !t.main) return usage_error("train: --startup and --main are needed");
   if (!t.feeds.n) return usage_error("train: --feed is needed");
-  if (t.batch < 1 || t.epochs < 0 || t.steps < 0 || t.save_every < 0)
-    return usage_error("train: --batch must be positive, the other numbers not negative");
+  if (t.batch < 1) return usage_error("train: --batch must be positive");
   if (t.device && strcmp(t.device, "cpu")) {
     err_set(E_GEN_002, "device %s cannot run programs", quoted(t.device));
     err_help("use --device cpu");
