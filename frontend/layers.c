@@ -52,7 +52,7 @@ kl_var *kl_fc_at(kl_fc_args a) {
   const char *layer = begin_layer(net, "fc", a.at_);
   kl_dtype t = (kl_dtype)a.x->dtype;
   kl_var *w = layer_param(net, layer, "w_0", t, 2, (int64_t[]){in, a.size}, a.weight, false);
-  if (!w) return NULL;
+  if (!w) return end_layer(net, a.at_, NULL, NULL);
   const char *attrs = arena_fmt(net->main->arena, "x_num_col_dims=%d y_num_col_dims=1", flat);
   kl_var *y = kl_op_at(a.at_, net, "mul", attrs, "X", a.x, "Y", w, (const char *)0);
   if (!a.no_bias && y)
@@ -84,7 +84,7 @@ kl_var *kl_conv2d_at(kl_conv2d_args a) {
   kl_dtype t = (kl_dtype)a.x->dtype;
   kl_var *w = layer_param(net, layer, "w_0", t, 4, dims, a.weight, false);
   Op *op = w ? begin_op(a.at_, net, "conv2d") : NULL;
-  if (!op) return NULL;
+  if (!op) return end_layer(net, a.at_, NULL, NULL);
   op_add_in(op, "Input", a.x->name);
   op_add_in(op, "Filter", w->name);
   int64_t stride = or_else(a.stride, 1), dil = or_else(a.dilation, 1);
@@ -147,7 +147,7 @@ kl_var *kl_batch_norm_at(kl_batch_norm_args a) {
   kl_var *mean = statistic(net, layer, "w_1", a.mean_name, t, c, 0);
   kl_var *var = statistic(net, layer, "w_2", a.variance_name, t, c, 1);
   Op *op = w && b && mean && var ? begin_op(a.at_, net, "batch_norm") : NULL;
-  if (!op) return NULL;
+  if (!op) return end_layer(net, a.at_, NULL, NULL);
   op_add_in(op, "X", a.x->name);
   op_add_in(op, "Scale", w->name);
   op_add_in(op, "Bias", b->name);
@@ -178,7 +178,7 @@ kl_var *kl_layer_norm_at(kl_layer_norm_args a) {
   kl_var *w = a.no_weight ? NULL : layer_param(net, layer, "w_0", t, 1, &n, a.weight, false);
   kl_var *b = a.no_bias ? NULL : layer_param(net, layer, "b_0", t, 1, &n, a.bias, true);
   Op *op = begin_op(a.at_, net, "layer_norm");
-  if (!op) return NULL;
+  if (!op) return end_layer(net, a.at_, NULL, NULL);
   op_add_in(op, "X", a.x->name);
   if (w) op_add_in(op, "Scale", w->name);
   if (b) op_add_in(op, "Bias", b->name);
@@ -213,7 +213,7 @@ kl_var *kl_embedding_at(kl_embedding_args a) {
   kl_dtype t = a.dtype ? a.dtype : KL_FLOAT32;
   kl_var *w = layer_param(net, layer, "w_0", t, 2, (int64_t[]){a.rows, a.columns}, a.weight, false);
   Op *op = w ? begin_op(a.at_, net, "lookup_table_v2") : NULL;
-  if (!op) return NULL;
+  if (!op) return end_layer(net, a.at_, NULL, NULL);
   op_add_in(op, "W", w->name);
   op_add_in(op, "Ids", a.ids->name);
   op_set_int(op, "padding_idx", a.has_padding ? a.padding : -1);
