@@ -41,7 +41,7 @@ typedef struct Module Module; /* compiled code of some kernels; opaque to the ex
 typedef struct CompileOptions {
   const char *target;   /* NULL or "cpu": this machine; "cpu:NAME"; "cuda:sm_NN" (emit only) */
   const char *dump_dir; /* NULL, or where to keep the generated LLVM IR */
-  bool no_blas;         /* every contraction by generated loops */
+  bool no_blas;         /* every contraction by generated code */
 } CompileOptions;
 
 typedef struct Backend {

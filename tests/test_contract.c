@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdatomic.h>
 #include "../backends/cpu/cpu.h"
+#include "../backends/llvm/micro.h"
 
 /* ---- running one contraction ---- */
 
@@ -72,7 +73,8 @@ static void run_code(const KernelCode *c, void *const *bufs, Split split) {
 }
 
 /* node: a CONTRACT; its value and those of its operands are in values. Returns the algorithm. */
-static PlanKind check_contract(Arena *a, Node *node, Tensor *const *values, bool epilogue) {
+static PlanKind check_contract(Arena *a, Node *node, Tensor *const *values, bool epilogue,
+                               bool no_blas) {
   Node maps = {.prim = P_ADD, .dtype = node->dtype, .rank = node->rank};
   memcpy(maps.dims, node->dims, sizeof maps.dims);
   Kernel k = {.kind = K_CONTRACT, .name = "k", .rank = node->rank, .core = node};
@@ -80,8 +82,11 @@ static PlanKind check_contract(Arena *a, Node *node, Tensor *const *values, bool
   vec_add(a, &k.nodes, node);
   for (int i = 0; i < 2; i++) vec_add(a, &k.inputs, ((KernelInput){node->in[i], false}));
   vec_add(a, &k.outputs, epilogue ? &maps : node);
-  Plan *p = contract_plan(a, &k);
+  Plan *p = contract_plan(a, &k, no_blas);
   if (p->kind == PLAN_LOOPS) return p->kind;
+  MicroModule *micro = NULL;
+  assert_true(!no_blas || p->micro);
+  if (p->micro) assert_true(micro_add(p->micro, NULL, &micro));
   assert_true(p->frame.epilogue == epilogue);
   KernelCode code = {0};
   contract_code(p, epilogue ? twice_and_one : NULL, &code);
@@ -115,6 +120,7 @@ static PlanKind check_contract(Arena *a, Node *node, Tensor *const *values, bool
       fail_msg("element %lld is %.9g, not %.9g: loops %d, algorithm %d, epilogue %d", (long long)i,
                g, w, node->n_loops, p->kind, epilogue);
   }
+  micro_free(micro);
   return p->kind;
 }
 
@@ -191,8 +197,9 @@ static void check_graph(Graph *g, Feeds *f, const int *kinds, bool backend) {
   for (int i = 0; i < g->nodes.n; i++) {
     Node *n = g->nodes.v[i];
     if (n->prim != P_CONTRACT) continue;
+    for (int e = 0; e < 2; e++) check_contract(f->a, n, values, e, true);
     for (int e = 0; e < 2; e++) {
-      int kind = (int)check_contract(f->a, n, values, e);
+      int kind = (int)check_contract(f->a, n, values, e, false);
       if (kinds && kinds[c] != ANY && kinds[c] != kind)
         fail_msg("contraction %d: algorithm %d, not %d", c, kind, kinds[c]);
     }
@@ -347,7 +354,7 @@ static void test_algorithms(void **state) {
     vec_add(f.a, &k.inputs, ((KernelInput){n->in[0], false}));
     vec_add(f.a, &k.inputs, ((KernelInput){n->in[1], false}));
     vec_add(f.a, &k.outputs, n);
-    found[contract_plan(f.a, &k)->kind]++;
+    found[contract_plan(f.a, &k, false)->kind]++;
   }
   assert_int_equal(found[PLAN_LOOPS], 0);
   assert_int_equal(found[PLAN_IM2COL], 2); /* forward and filter */

@@ -170,10 +170,15 @@ static void item_block(const Plan *p, void *const *bufs, int64_t item, int64_t c
   const char *w = bufs[p->frame.x[g->w]], *x = bufs[p->frame.x[g->x]];
   int64_t wo = f->base[g->w] + list_at(f, &g->outer, item, g->w) + c0 * g->taps * g->w_left,
           xo = g->x_base + list_at(f, &g->outer, item, g->x);
-  for (int64_t s = 0; s < g->sum.total; s++)
-    gemm(f->dtype, rows, g->positions, g->k, w + (wo + list_at(f, &g->sum, s, g->w)) * f->size,
-         g->w_mat, x + (xo + list_at(f, &g->sum, s, g->x)) * f->size, g->x_mat, s > 0, ctx->scratch,
-         (Mat){false, g->positions});
+  MicroProduct q = {rows, g->positions, g->k, .c = ctx->scratch, .a_mat = g->w_mat};
+  q.b_mat = g->x_mat;
+  q.c_mat = (Mat){false, g->positions};
+  q.batch = 1;
+  for (int64_t s = 0; s < g->sum.total; s++, q.add = true) {
+    q.a = w + (wo + list_at(f, &g->sum, s, g->w)) * f->size;
+    q.b = x + (xo + list_at(f, &g->sum, s, g->x)) * f->size;
+    multiply(p, &q, ctx->scratch);
+  }
   char *to =
       (char *)bufs[p->frame.out] + (list_at(f, &g->outer, item, 2) + c0 * g->c_step) * f->size;
   int64_t area = f->numel / g->outer.total / g->channels * n;
@@ -346,5 +351,11 @@ bool col2im_plan(Arena *arena, Plan *p, int x) {
   p->work.scratch = (g.block * g.taps * g.positions * f->size + 127) / 128 * 128;
   if (p->work.scratch > (int64_t)1 << 28) return false;
   p->col2im = arena_dup(arena, &g, sizeof g);
+  MicroShape s = {.m = {g.block * g.taps, g.channels % g.block * g.taps},
+                  .n = {g.positions},
+                  .a = g.w_mat,
+                  .b = g.x_mat,
+                  .c = {false, g.positions}};
+  plan_products(arena, p, &s);
   return true;
 }

@@ -258,14 +258,34 @@ static bool frame_of(const Kernel *k, Frame *f) {
   return true;
 }
 
-Plan *contract_plan(Arena *a, const Kernel *k) {
+void plan_products(Arena *a, Plan *p, MicroShape *s) {
+  s->flops = p->facts.flops;
+  p->micro = micro_plan(a, p->facts.dtype, s, p->no_blas);
+  p->pack_at = p->work.scratch;
+  p->work.scratch += micro_scratch(p->micro);
+}
+
+void multiply(const Plan *p, const MicroProduct *q, void *scratch) {
+  if (micro_ready(p->micro)) {
+    micro_run(p->micro, q, (char *)scratch + p->pack_at);
+    return;
+  }
+  int64_t size = p->facts.size;
+  for (int64_t i = 0; i < q->batch; i++)
+    gemm(p->facts.dtype, q->m, q->n, q->k, (const char *)q->a + i * q->a_step * size, q->a_mat,
+         (const char *)q->b + i * q->b_step * size, q->b_mat, q->add || i > 0, q->c, q->c_mat);
+}
+
+Plan *contract_plan(Arena *a, const Kernel *k, bool no_blas) {
   Plan *p = arena_new_of(a, Plan);
+  p->no_blas = no_blas;
   if (!frame_of(k, &p->frame) || !facts_of(k->core, &p->facts)) return p;
   const Facts *f = &p->facts;
   if (f->plain[0] && f->plain[1] && gemm_plan(a, p))
     p->kind = PLAN_GEMM;
   else if (window_plan(a, p, 0) || window_plan(a, p, 1))
     p->kind = p->im2col ? PLAN_IM2COL : PLAN_COL2IM;
+  if (no_blas && !p->micro) p->kind = PLAN_LOOPS;
   return p;
 }
 

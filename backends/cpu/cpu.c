@@ -1,15 +1,19 @@
 /* The CPU backend: which code runs which kernel.
  *
  *   K_LOOP, K_CONCAT          generated (backends/llvm)
- *   K_CONTRACT                OpenBLAS as contract.c plans it, then the generated epilogue; or all of it generated
+ *   K_CONTRACT                matrix products as contract.c plans it, by microkernels or OpenBLAS, then the generated
+ *                             epilogue; or all of it generated
  *   K_SCATTER, K_SORT, K_CALL C functions
  * In: kernels of a Graph. Out: phases of tasks for the executor's pool. */
 #include "cpu.h"
 #include "../llvm/llvm.h"
+#include "../llvm/micro.h"
 
 struct Module {
   Arena *arena;
   LoopModule *loops;
+  MicroModule **micro;
+  int n_micro;
 };
 
 /* ---- estimates ---- */
@@ -72,7 +76,7 @@ static bool cpu_schedule(Kernel *k) {
   k->flops = operations(k);
   k->bytes = traffic(k);
   k->workspace = 0;
-  if (k->kind == K_CONTRACT) k->workspace = contract_plan(a, k)->work.workspace;
+  if (k->kind == K_CONTRACT) k->workspace = contract_plan(a, k, false)->work.workspace;
   if (k->kind == K_CALL) k->workspace = call_workspace(k);
   if (k->kind == K_SCATTER) k->flops += 4 * node_numel(k->core->in[2]);
   if (k->kind == K_SORT)
@@ -94,7 +98,7 @@ static bool part_of(const Kernel *k, const Plan *p, LoopPart *part) {
 
 static Plan *plan_of(Arena *a, const Kernel *k, const CompileOptions *o) {
   if (k->kind != K_CONTRACT) return NULL;
-  return o->no_blas ? arena_new_of(a, Plan) : contract_plan(a, k);
+  return contract_plan(a, k, o && o->no_blas);
 }
 
 /* The kernels that are C functions. */
@@ -131,6 +135,36 @@ static int generated(int n, Kernel *const *k, Plan *const *plan, Kernel **sub, L
   return m;
 }
 
+static bool compile_micro(Module *m, int n, Plan *const *plan, const CompileOptions *o) {
+  for (int i = 0; i < n; i++)
+    if (plan[i] && plan[i]->kind != PLAN_LOOPS && plan[i]->micro) {
+      if (!micro_add(plan[i]->micro, o, &m->micro[m->n_micro])) return false;
+      m->n_micro++;
+    }
+  return true;
+}
+
+static void drop_code(Module *m) {
+  loops_free(m->loops);
+  for (int i = 0; i < m->n_micro; i++) micro_free(m->micro[i]);
+}
+
+/* Microkernels of the plans and loops of the n_sub kernels. */
+static bool compile_code(Module *m, const Graph *g, int n, Plan *const *plan, int n_sub,
+                         Kernel *const *sub, const LoopPart *part, const CompileOptions *o,
+                         KernelFn **fn) {
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    drop_code(m);
+    mem_rethrow();
+  }
+  bool ok = compile_micro(m, n, plan, o);
+  if (ok && n_sub) ok = (m->loops = loops_compile(g, n_sub, sub, part, o, fn)) != NULL;
+  mem_unguard(&guard);
+  if (!ok) drop_code(m);
+  return ok;
+}
+
 static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const CompileOptions *o,
                            KernelCode *code) {
   Arena *a = arena_scratch();
@@ -141,12 +175,13 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
   Kernel **sub = arena_array(a, Kernel *, n + 1);
   LoopPart *part = arena_array(a, LoopPart, n + 1);
   int *of = arena_array(a, int, n + 1);
+  m->micro = arena_array(a, MicroModule *, n + 1);
   for (int i = 0; i < n; i++) plan[i] = plan_of(a, k[i], o);
   int n_sub = generated(n, k, plan, sub, part, of);
   KernelFn **fn = arena_array(a, KernelFn *, n_sub + 1);
   bool ok = true;
   for (int i = 0; ok && i < n; i++) ok = library_code(a, k[i], &code[i]);
-  if (ok && n_sub) ok = (m->loops = loops_compile(g, n_sub, sub, part, o, fn)) != NULL;
+  if (ok) ok = compile_code(m, g, n, plan, n_sub, sub, part, o, fn);
   if (!ok) {
     arena_free(a);
     return NULL;
@@ -163,7 +198,7 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
 
 static void cpu_module_free(Module *m) {
   if (!m) return;
-  loops_free(m->loops);
+  drop_code(m);
   arena_free(m->arena);
 }
 

@@ -1,4 +1,4 @@
-/* The CPU backend's inside: contractions by OpenBLAS and the kernels that are plain C functions.
+/* The CPU backend's inside: contractions by microkernels or OpenBLAS and the kernels that are plain C functions.
  * Everything else is generated (backends/llvm). */
 #ifndef KILN_CPU_H
 #define KILN_CPU_H
@@ -78,15 +78,19 @@ typedef struct Work {
 typedef enum PlanKind { PLAN_LOOPS, PLAN_GEMM, PLAN_IM2COL, PLAN_COL2IM } PlanKind;
 typedef struct Plan {
   PlanKind kind;
+  bool no_blas;
   Facts facts;
   Frame frame;
   Work work;
   struct GemmPlan *gemm;
   struct Im2colPlan *im2col;
   struct Col2imPlan *col2im;
+  struct MicroPlan *micro; /* of its matrix products; NULL: by BLAS */
+  int64_t pack_at;         /* where the thread's scratch for them begins */
 } Plan;
 
-Plan *contract_plan(Arena *a, const Kernel *k);
+/* no_blas: what microkernels cannot do is left to generated loops. The workspace does not depend on it. */
+Plan *contract_plan(Arena *a, const Kernel *k, bool no_blas);
 /* Phases for the executor; epilogue is NULL if the kernel has none. */
 void contract_code(Plan *p, KernelFn *epilogue, KernelCode *code);
 /* Tasks worth making of so much arithmetic. */
@@ -110,6 +114,38 @@ void gemm(DType t, int64_t m, int64_t n, int64_t k, const void *a, Mat ma, const
           double beta, void *c, Mat mc);
 /* Is this loop the result's outermost one of extent > 1, whose indices are the epilogue's rows? */
 bool is_row_axis(const Facts *f, int id, int64_t rows);
+
+/* ---- micro.c: matrix products by generated microkernels ---- */
+typedef struct MicroPlan MicroPlan;
+/* The products of a plan: their sizes (the second may be 0), and how the matrices lie. */
+typedef struct MicroShape {
+  int64_t m[2], n[2];
+  Mat a, b, c;
+  bool a_varies, b_varies; /* the distance of rows or columns differs between products */
+  int64_t flops;           /* of the whole contraction */
+} MicroShape;
+/* c (m x n) (+)= the sum over the batch of a (m x k) b (k x n); steps in elements. */
+typedef struct MicroProduct {
+  int64_t m, n, k;
+  const void *a, *b;
+  void *c;
+  Mat a_mat, b_mat, c_mat;
+  bool add;
+  int64_t batch, a_step, b_step;
+} MicroProduct;
+/* NULL: BLAS serves them. always: wherever microkernels can. */
+MicroPlan *micro_plan(Arena *a, DType t, const MicroShape *s, bool always);
+int64_t micro_scratch(const MicroPlan *g); /* bytes that micro_run needs */
+struct MicroModule;
+/* Compiles its code. */
+bool micro_add(MicroPlan *g, const CompileOptions *o, struct MicroModule **module);
+bool micro_ready(const MicroPlan *g);
+void micro_run(const MicroPlan *g, const MicroProduct *q, void *scratch);
+
+/* ---- contract.c again: the products of a plan ---- */
+void plan_products(Arena *a, Plan *p,
+                   MicroShape *s); /* chooses who does them; adds to the scratch */
+void multiply(const Plan *p, const MicroProduct *q, void *scratch); /* the thread's scratch */
 
 /* ---- gemm.c, im2col.c, col2im.c: three ways ---- */
 bool gemm_plan(Arena *a, Plan *p);

@@ -130,7 +130,7 @@ static void divide(GemmPlan *g, Work *w, const Frame *fr, int64_t flops, int64_t
 }
 
 static void product(const Plan *p, void *const *bufs, int64_t item, int64_t m0, int64_t m1,
-                    int64_t n0, int64_t n1) {
+                    int64_t n0, int64_t n1, void *scratch) {
   const Facts *f = &p->facts;
   const GemmPlan *g = p->gemm;
   const char *a = bufs[p->frame.x[g->a]], *b = bufs[p->frame.x[g->b]];
@@ -138,10 +138,16 @@ static void product(const Plan *p, void *const *bufs, int64_t item, int64_t m0, 
   int64_t ao = f->base[g->a] + list_at(f, &g->outer, item, g->a) + m0 * g->am,
           bo = f->base[g->b] + list_at(f, &g->outer, item, g->b) + n0 * g->bn,
           co = list_at(f, &g->outer, item, 2) + m0 * g->cm + n0;
-  for (int64_t s = 0; s < g->sum.total; s++) {
-    int64_t as = ao + list_at(f, &g->sum, s, g->a), bs = bo + list_at(f, &g->sum, s, g->b);
-    gemm(f->dtype, m1 - m0, n1 - n0, g->k, a + as * f->size, g->ma, b + bs * f->size, g->mb, s > 0,
-         c + co * f->size, g->mc);
+  MicroProduct q = {m1 - m0, n1 - n0, g->k, .c = c + co * f->size, .a_mat = g->ma};
+  q.b_mat = g->mb;
+  q.c_mat = g->mc;
+  q.batch = g->sum.n ? f->loop[g->sum.id[g->sum.n - 1]].ext : 1; /* the innermost sum */
+  q.a_step = list_step(f, &g->sum, g->a);
+  q.b_step = list_step(f, &g->sum, g->b);
+  for (int64_t s = 0; s < g->sum.total; s += q.batch, q.add = true) {
+    q.a = a + (ao + list_at(f, &g->sum, s, g->a)) * f->size;
+    q.b = b + (bo + list_at(f, &g->sum, s, g->b)) * f->size;
+    multiply(p, &q, scratch);
   }
 }
 
@@ -157,7 +163,7 @@ static void gemm_tasks(const void *self, void *const *bufs, int64_t begin, int64
             i1 = least(i0 + g->group, g->outer.total);
     int64_t m0 = cut / cuts_n * g->cut_m, m1 = least(m0 + g->cut_m, g->m);
     int64_t n0 = cut % cuts_n * g->cut_n, n1 = least(n0 + g->cut_n, g->n);
-    for (int64_t i = i0; i < i1; i++) product(p, bufs, i, m0, m1, n0, n1);
+    for (int64_t i = i0; i < i1; i++) product(p, bufs, i, m0, m1, n0, n1, ctx->scratch);
     if (!p->frame.fn) continue;
     int64_t r0 = 0, r1 = p->frame.rows;
     if (g->cuts > 1 && g->m > 1)
@@ -215,5 +221,11 @@ bool gemm_plan(Arena *arena, Plan *p) {
   g->cm = lm->s[2];
   p->work.fn[0] = gemm_tasks;
   divide(g, &p->work, &p->frame, f->flops, uo, um, un);
+  MicroShape s = {.m = {g->cut_m, g->m % g->cut_m},
+                  .n = {g->cut_n, g->n % g->cut_n},
+                  .a = g->ma,
+                  .b = g->mb,
+                  .c = g->mc};
+  plan_products(arena, p, &s);
   return true;
 }

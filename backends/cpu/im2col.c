@@ -247,8 +247,13 @@ static void tile_product(const Plan *p, void *const *bufs, char *c, int64_t item
     co += p0 * g->c_pos;
   const char *w = (const char *)bufs[p->frame.x[g->w]] + wo * f->size;
   int64_t m = g->summed ? g->tap.total : n, k = g->summed ? n : g->tap.total;
-  gemm(f->dtype, g->rows.total, m, k, w, g->w_mat, ctx->scratch, (Mat){g->summed, n}, add,
-       c + co * f->size, g->c_mat);
+  MicroProduct q = {g->rows.total, m, k, .a = w, .b = ctx->scratch, .c = c + co * f->size};
+  q.a_mat = g->w_mat;
+  q.b_mat = (Mat){g->summed, n};
+  q.c_mat = g->c_mat;
+  q.add = add;
+  q.batch = 1;
+  multiply(p, &q, ctx->scratch);
 }
 
 static void tile_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
@@ -421,5 +426,13 @@ bool im2col_plan(Arena *arena, Plan *p, int x) {
   p->work.scratch = (g.tap.total * g.tile * f->size + SLACK + 127) / 128 * 128;
   if (p->work.scratch > (int64_t)1 << 28) return false;
   p->im2col = arena_dup(arena, &g, sizeof g);
+  int64_t rest = g.pos.total % g.tile;
+  MicroShape s = {.m = {g.rows.total},
+                  .n = {g.summed ? g.tap.total : g.tile, g.summed ? 0 : rest},
+                  .a = g.w_mat,
+                  .b = {g.summed, g.tile},
+                  .c = g.c_mat,
+                  .b_varies = rest != 0};
+  plan_products(arena, p, &s);
   return true;
 }

@@ -1,9 +1,13 @@
-/* GFLOP/s of the CPU backend's contractions on the shapes of LeNet (20-50-500) and the MLP 784-256-128-10 at batch 64:
- * contract_bench [THREADS]. Without epilogues; median of repeated runs. */
+/* Speed of the CPU backend's contractions, without epilogues, beside the same plans with OpenBLAS: contract_bench [THREADS].
+ * Rounds of ours, OpenBLAS and a loop of independent multiply-adds follow one another, so that all three see the same
+ * machine; printed are the medians of the rounds as parts of that peak, and their ratio.
+ * The shapes: sgemm, forward convolutions of ResNet and MobileNet, and LeNet (20-50-500) and the MLP 784-256-128-10
+ * with their gradients. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 #include "../../backends/cpu/cpu.h"
+#include "../../backends/llvm/micro.h"
 
 typedef struct Phase {
   const KernelCode *code;
@@ -31,8 +35,69 @@ static int by_value(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
+/* FLOP per nanosecond of one core. */
+typedef struct Peak {
+  MicroModule *module;
+  MicroFn *fn;
+  float a[64], b[64];
+} Peak;
+
+/* A microkernel on operands that stay in the first-level cache: all that the multipliers can do. */
+static void peak_open(Peak *p) {
+  MicroSpec s = {DT_FLOAT32, 8, 6, 2, false, 0};
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) s = (MicroSpec){DT_FLOAT32, 16, 14, 2, false, 0};
+#endif
+  p->module = micro_compile(1, &s, NULL, &p->fn);
+  if (!p->module) exit((err_print(stderr, false), 1));
+}
+
+static double peak(const Peak *p) {
+  enum { K = 20000 };
+  static float c[14 * 32];
+  bool wide = false;
+#if defined(__x86_64__)
+  wide = __builtin_cpu_supports("avx512f");
+#endif
+  int64_t rows = wide ? 14 : 6, columns = wide ? 32 : 16;
+  MicroArgs x = {
+      .a = p->a, .b = p->b, .c = c, .ldc = columns * 4, .k = K, .columns = columns, .batch = 1};
+  double t = now();
+  p->fn(&x);
+  return 2.0 * K * (double)(rows * columns) / (now() - t);
+}
+
+enum { ROUNDS = 15 };
+
+typedef struct Side {
+  Plan *plan;
+  KernelCode code;
+  char *scratch;
+  double t[ROUNDS];
+} Side;
+
+static void side_open(Side *s, Arena *a, const Kernel *k, bool ours, MicroModule **micro,
+                      int threads) {
+  s->plan = contract_plan(a, k, false);
+  if (ours && s->plan->micro && !micro_add(s->plan->micro, NULL, micro))
+    exit((err_print(stderr, false), 1));
+  contract_code(s->plan, NULL, &s->code);
+  s->scratch = mem_alloc((size_t)(s->code.scratch_bytes * threads) + 64);
+}
+
+static double side_run(const Side *s, void *const *bufs, Pool *pool, int repeat) {
+  double t = now();
+  for (int i = 0; i < repeat; i++)
+    for (int f = 0; f < s->code.n_phases; f++) {
+      Phase ph = {&s->code, bufs, s->scratch, f};
+      pool_run(pool, s->code.phase[f].n_tasks, share, &ph);
+    }
+  return (now() - t) / repeat;
+}
+
+static Peak the_peak;
+
 static void measure(const char *name, Node *n, Pool *pool) {
-  enum { ROUNDS = 41 };
   static const char *const how[] = {"loops", "gemm", "im2col", "col2im"};
   Arena *a = arena_new();
   Kernel k = {.kind = K_CONTRACT, .core = n};
@@ -45,28 +110,33 @@ static void measure(const char *name, Node *n, Pool *pool) {
   }
   vec_add(a, &k.outputs, n);
   bufs[2] = mem_alloc((size_t)node_numel(n) * 4);
-  Plan *p = contract_plan(a, &k);
+  MicroModule *micro = NULL;
+  Side side[2] = {{0}, {0}};
+  double top[ROUNDS];
+  for (int i = 0; i < 2; i++) side_open(&side[i], a, &k, !i, &micro, pool_threads(pool));
+  const Plan *p = side[0].plan;
   bufs[3] = mem_alloc((size_t)p->work.workspace + 64);
-  KernelCode code = {0};
-  contract_code(p, NULL, &code);
-  char *scratch = mem_alloc((size_t)(code.scratch_bytes * pool_threads(pool)) + 64);
-  double t[ROUNDS];
-  int repeat = 1 + (int)(1e6 / (double)p->facts.flops * 100);
+  int repeat = 1 + (int)(1e6 / (double)p->facts.flops * 50);
   for (int r = 0; r < ROUNDS && p->kind != PLAN_LOOPS; r++) {
-    double t0 = now();
-    for (int i = 0; i < repeat; i++)
-      for (int f = 0; f < code.n_phases; f++) {
-        Phase ph = {&code, bufs, scratch, f};
-        pool_run(pool, code.phase[f].n_tasks, share, &ph);
-      }
-    t[r] = (now() - t0) / repeat;
+    for (int i = 0; i < 2; i++) side[i].t[r] = side_run(&side[i], bufs, pool, repeat);
+    top[r] = peak(&the_peak) * pool_threads(pool);
   }
-  qsort(t, ROUNDS, sizeof *t, by_value);
-  printf("%-28s %-7s %4lld tasks %9.1f us %7.1f GFLOP/s\n", name, how[p->kind],
-         (long long)code.phase[0].n_tasks, t[ROUNDS / 2] / 1e3,
-         (double)p->facts.flops / t[ROUNDS / 2]);
+  qsort(top, ROUNDS, sizeof *top, by_value);
+  double part[2];
+  for (int i = 0; i < 2; i++) {
+    qsort(side[i].t, ROUNDS, sizeof *top, by_value);
+    double flops = (double)p->facts.flops; /* with the terms that division leaves out */
+    for (int d = 0; p->kind == PLAN_COL2IM && d < p->facts.n_dims[0]; d++)
+      flops /= (double)p->facts.dim[0][d].div;
+    part[i] = flops / side[i].t[ROUNDS / 2] / top[ROUNDS / 2];
+  }
+  printf("%-32s %-7s %3lld tasks %9.1f us  %4.2f of peak  OpenBLAS %4.2f  %5.2fx%s\n", name,
+         how[p->kind], (long long)side[0].code.phase[0].n_tasks, side[0].t[ROUNDS / 2] / 1e3,
+         part[0], part[1], part[0] / part[1], micro ? "" : " (OpenBLAS)");
+  fflush(stdout);
   for (int i = 0; i < 4; i++) mem_free(bufs[i]);
-  mem_free(scratch);
+  for (int i = 0; i < 2; i++) mem_free(side[i].scratch);
+  micro_free(micro);
   arena_free(a);
 }
 
@@ -81,7 +151,7 @@ static void layer(Graph *g, const char *name, Node *y, Node *x, Node *w, Pool *p
     Node *n = g->nodes.v[i];
     if (n->prim != P_CONTRACT) continue;
     bool filter = node_numel(n) == node_numel(w);
-    snprintf(text, sizeof text, "%s, gradient of %s", name, filter ? "w" : "x");
+    snprintf(text, sizeof text, "%s, d%s", name, filter ? "w" : "x");
     measure(text, n, pool);
   }
 }
@@ -105,10 +175,36 @@ static void product(const char *name, int64_t m, int64_t n, int64_t k, Pool *poo
   graph_free(g);
 }
 
+static void sgemm(int64_t m, int64_t n, int64_t k, Pool *pool) {
+  char name[64];
+  Graph *g = graph_new(NULL, false);
+  Node *x = g_feed(g, "x", DT_FLOAT32, 2, (int64_t[]){m, k}),
+       *w = g_feed(g, "w", DT_FLOAT32, 2, (int64_t[]){k, n});
+  snprintf(name, sizeof name, "sgemm %lld %lld %lld", (long long)m, (long long)n, (long long)k);
+  measure(name, g_matmul(g, x, w, false, false), pool);
+  graph_free(g);
+}
+
 int main(int argc, char **argv) {
+  static const int64_t sizes[][3] = {{3136, 64, 576}, {784, 128, 1152}, {196, 256, 2304},
+                                     {49, 512, 4608}, {3136, 256, 64},  {1024, 1024, 1024},
+                                     {64, 64, 64},    {32, 480, 800},   {128, 3072, 768},
+                                     {256, 256, 256}, {512, 512, 512}};
   unsetenv("OPENBLAS_CORETYPE");
   blas_setup();
+  peak_open(&the_peak);
   Pool *pool = pool_new(argc > 1 ? atoi(argv[1]) : 1);
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+    sgemm(sizes[i][0], sizes[i][1], sizes[i][2], pool);
+  conv("7x7/2 3-64 224", 1, 3, 64, 224, 7, 2, 3, pool);
+  conv("3x3 64-64 56", 1, 64, 64, 56, 3, 1, 1, pool);
+  conv("3x3 128-128 28", 1, 128, 128, 28, 3, 1, 1, pool);
+  conv("3x3 256-256 14", 1, 256, 256, 14, 3, 1, 1, pool);
+  conv("3x3 512-512 7", 1, 512, 512, 7, 3, 1, 1, pool);
+  conv("1x1 256-64 56", 1, 256, 64, 56, 1, 1, 0, pool);
+  conv("1x1 64-256 56", 1, 64, 256, 56, 1, 1, 0, pool);
+  conv("1x1 1024-256 14", 1, 1024, 256, 14, 1, 1, 0, pool);
+  conv("1x1 512-2048 7", 1, 512, 2048, 7, 1, 1, 0, pool);
   conv("LeNet conv1", 64, 1, 20, 28, 5, 1, 0, pool);
   conv("LeNet conv2", 64, 20, 50, 12, 5, 1, 0, pool);
   product("LeNet fc1", 64, 500, 800, pool);
@@ -117,10 +213,9 @@ int main(int argc, char **argv) {
   product("MLP fc2", 64, 128, 256, pool);
   product("MLP fc3", 64, 10, 128, pool);
   product("MLP fc1, batch 1", 1, 256, 784, pool);
-  conv("3x3 64-64 56x56", 1, 64, 64, 56, 3, 1, 1, pool);
-  conv("3x3 128-128 28x28, batch 8", 8, 128, 128, 28, 3, 1, 1, pool);
-  conv("3x3 256-256 14x14/2", 8, 256, 256, 14, 3, 2, 1, pool);
-  product("1024", 1024, 1024, 1024, pool);
+  conv("3x3 128-128 28, batch 8", 8, 128, 128, 28, 3, 1, 1, pool);
+  conv("3x3 256-256 14/2, batch 8", 8, 256, 256, 14, 3, 2, 1, pool);
   pool_free(pool);
+  micro_free(the_peak.module);
   return 0;
 }

@@ -1,0 +1,299 @@
+/* Matrix products by microkernels (backends/llvm/micro.c): which tile, cache loops, packing.
+ *
+ * In: C (+)= sum over the batch of A_b B_b, with C by rows. A is read in place: by rows of a pitch that is a constant of the
+ * code, or by columns. B is read in place if it is by rows and few rows of tiles use it; else a panel of it, as wide as a tile,
+ * is packed into the thread's scratch. K is cut so that a panel stays in the L2 cache. For each panel the tiles go down
+ * the rows of A. Rows and vectors of columns are divided into equal blocks (no block is more than one longer than another).
+ *
+ * Which of the two providers: see micro_plan. The choice and the order of all sums follow from the shape alone. */
+#include "cpu.h"
+#include "../llvm/micro.h"
+
+enum { MOST_ROWS = 28, MOST_VECTORS = 4, PANEL_BYTES = 512 << 10 };
+
+typedef enum Isa {
+#define ISA(id, here) ISA_##id,
+#include "tiles.def"
+  ISA_NONE
+} Isa;
+
+typedef struct TileRow {
+  Isa isa;
+  DType dtype;
+  int lanes, mr, nv;
+} TileRow;
+
+static const TileRow tiles[] = {
+#define TILE(isa, dtype, lanes, mr, nv) {ISA_##isa, DT_##dtype, lanes, mr, nv},
+#include "tiles.def"
+    {ISA_NONE, DT_NONE, 0, 0, 0}};
+
+struct MicroPlan {
+  TileRow tile;
+  bool swap;    /* C by columns: the transposed product */
+  bool a_trans; /* by columns */
+  bool b_pack;
+  int64_t pitch; /* of A's rows; 0: by columns */
+  int size;      /* bytes of an element */
+  int n_spec;
+  MicroSpec *spec;
+  MicroFn **made; /* of each spec */
+  MicroFn *fn[MOST_ROWS + 1][MOST_VECTORS + 1][2];
+  bool ready;
+};
+
+/* `total` in n blocks, the first `more` of them of size+1, the others of size. */
+typedef struct Blocks {
+  int64_t n, size, more;
+} Blocks;
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static Isa isa_here(void) {
+#define ISA(id, here)                                                                              \
+  if (here) return ISA_##id;
+#include "tiles.def"
+  return ISA_NONE;
+}
+
+static Blocks vectors_of(int64_t n, const TileRow *t) {
+  int64_t v = div_up(n, t->lanes), blocks = div_up(v, t->nv);
+  return (Blocks){blocks, v / blocks, v % blocks};
+}
+
+/* Blocks of one size save code: a few more blocks are taken for it. */
+static Blocks rows_of(int64_t m, const TileRow *t) {
+  int64_t blocks = div_up(m, t->mr);
+  for (int64_t n = blocks; n <= blocks + blocks / 4 + 1 && 2 * m > n * t->mr; n++)
+    if (m % n == 0) return (Blocks){n, m / n, 0};
+  return (Blocks){blocks, m / blocks, m % blocks};
+}
+
+/* Cycles of a step of k: two multiply-adds, two loads a cycle; a sum of its own every four cycles. */
+static double cycles(double mr, double nv) {
+  double c = mr * nv / 2, loads = (mr + nv) / 2;
+  if (loads > c) c = loads;
+  return c < 4 ? 4 : c + loads / 16;
+}
+
+static double cost(int64_t m, int64_t n, const TileRow *t) {
+  Blocks r = rows_of(m, t), v = vectors_of(n, t);
+  double c = 0;
+  for (int i = 0; i < 4; i++) {
+    bool more_r = i & 1, more_v = i & 2;
+    double times =
+        (double)(more_r ? r.more : r.n - r.more) * (double)(more_v ? v.more : v.n - v.more);
+    c += times * cycles((double)(r.size + more_r), (double)(v.size + more_v));
+  }
+  return c;
+}
+
+static bool choose(DType t, int64_t m, int64_t n, TileRow *best) {
+  Isa isa = isa_here();
+  double least_cost = 0;
+  for (const TileRow *r = tiles; r->isa != ISA_NONE; r++) {
+    if (r->isa != isa || r->dtype != t) continue;
+    double c = cost(m, n, r);
+    if (least_cost && c >= least_cost) continue;
+    least_cost = c;
+    *best = *r;
+  }
+  return least_cost > 0;
+}
+
+static void want(Arena *a, MicroPlan *g, int64_t rows, int64_t vectors, bool tail) {
+  MicroSpec s = {g->tile.dtype, g->tile.lanes, (int)rows, (int)vectors, tail, g->pitch};
+  for (int i = 0; i < g->n_spec; i++)
+    if (g->spec[i].mr == s.mr && g->spec[i].nv == s.nv && g->spec[i].tail == tail) return;
+  MicroSpec *all = arena_array(a, MicroSpec, g->n_spec + 1);
+  if (g->n_spec) memcpy(all, g->spec, sizeof *all * (size_t)g->n_spec);
+  all[g->n_spec++] = s;
+  g->spec = all;
+}
+
+/* The functions that a product of m x n needs. */
+static void want_all(Arena *a, MicroPlan *g, int64_t m, int64_t n) {
+  Blocks r = rows_of(m, &g->tile), v = vectors_of(n, &g->tile);
+  bool tail = n % g->tile.lanes != 0;
+  for (int i = 0; i < 2; i++) {
+    if (i ? !r.more : r.more == r.n) continue;
+    if (v.more) want(a, g, r.size + i, v.size + 1, false);
+    if (v.n - v.more > tail) want(a, g, r.size + i, v.size, false);
+    if (tail) want(a, g, r.size + i, v.size, true);
+  }
+}
+
+int64_t micro_scratch(const MicroPlan *g) { return g && g->b_pack ? PANEL_BYTES : 0; }
+
+MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always) {
+  enum { FLOPS = 4000000 }; /* of a call for which it pays to compile the code */
+  MicroShape q = *s;
+  if (s->c.trans) {
+    memcpy(q.m, s->n, sizeof q.m);
+    memcpy(q.n, s->m, sizeof q.n);
+    q.a = (Mat){!s->b.trans, s->b.ld};
+    q.b = (Mat){!s->a.trans, s->a.ld};
+    q.a_varies = s->b_varies;
+  }
+  if (!q.a.trans && (q.a_varies || q.a.ld >= INT32_MAX / 64)) return NULL;
+  if (!always && (s->flops < FLOPS || q.m[0] < 4 || q.n[0] < 8 || t != DT_FLOAT32)) return NULL;
+  MicroPlan g = {.swap = s->c.trans, .a_trans = q.a.trans, .size = dtype_info[t].size};
+  if (!choose(t, q.m[0], q.n[0], &g.tile)) return NULL;
+  g.pitch = q.a.trans ? 0 : q.a.ld;
+  g.b_pack = q.b.trans || q.m[0] > 8 * g.tile.mr;
+  for (int i = 0; i < 2; i++)
+    for (int j = 0; j < 2; j++)
+      if (q.m[i] > 0 && q.n[j] > 0) want_all(arena, &g, q.m[i], q.n[j]);
+  g.made = arena_array(arena, MicroFn *, g.n_spec);
+  return arena_dup(arena, &g, sizeof g);
+}
+
+bool micro_add(MicroPlan *g, const CompileOptions *o, struct MicroModule **module) {
+  *module = micro_compile(g->n_spec, g->spec, o, g->made);
+  if (!*module) return false;
+  for (int i = 0; i < g->n_spec; i++)
+    g->fn[g->spec[i].mr][g->spec[i].nv][g->spec[i].tail] = g->made[i];
+  return g->ready = true;
+}
+
+bool micro_ready(const MicroPlan *g) { return g && g->ready; }
+
+/* ---- packing ---- */
+
+#define PACK(NAME, T)                                                                              \
+  /* B by columns: element (k, n) at b[n*ld + k]; to[k*width + n]. In blocks of BLOCK x BLOCK. */  \
+  static void NAME(T *restrict to, int64_t width, const T *restrict b, int64_t ld, int64_t k,      \
+                   int64_t n) {                                                                    \
+    typedef T Vec __attribute__((vector_size(16)));                                                \
+    enum { BLOCK = 16 / sizeof(T) };                                                               \
+    int64_t k0 = 0;                                                                                \
+    for (; k0 + BLOCK <= k; k0 += BLOCK) {                                                         \
+      int64_t n0 = 0;                                                                              \
+      for (; n0 + BLOCK <= n; n0 += BLOCK) {                                                       \
+        Vec x[BLOCK], y[BLOCK];                                                                    \
+        for (int i = 0; i < BLOCK; i++) memcpy(&x[i], b + (n0 + i) * ld + k0, sizeof *x);          \
+        TRANSPOSE_##T(x, y);                                                                       \
+        for (int i = 0; i < BLOCK; i++) memcpy(to + (k0 + i) * width + n0, &y[i], sizeof *y);      \
+      }                                                                                            \
+      for (; n0 < n; n0++)                                                                         \
+        for (int i = 0; i < BLOCK; i++) to[(k0 + i) * width + n0] = b[n0 * ld + k0 + i];           \
+    }                                                                                              \
+    for (; k0 < k; k0++)                                                                           \
+      for (int64_t n0 = 0; n0 < n; n0++) to[k0 * width + n0] = b[n0 * ld + k0];                    \
+  }
+#define TRANSPOSE_float(x, y)                                                                      \
+  do {                                                                                             \
+    Vec p = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5),                                       \
+        q = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7),                                       \
+        r = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5),                                       \
+        s = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);                                       \
+    y[0] = __builtin_shufflevector(p, r, 0, 1, 4, 5);                                              \
+    y[1] = __builtin_shufflevector(p, r, 2, 3, 6, 7);                                              \
+    y[2] = __builtin_shufflevector(q, s, 0, 1, 4, 5);                                              \
+    y[3] = __builtin_shufflevector(q, s, 2, 3, 6, 7);                                              \
+  } while (0)
+#define TRANSPOSE_double(x, y)                                                                     \
+  do {                                                                                             \
+    y[0] = __builtin_shufflevector(x[0], x[1], 0, 2);                                              \
+    y[1] = __builtin_shufflevector(x[0], x[1], 1, 3);                                              \
+  } while (0)
+PACK(pack_float, float)
+PACK(pack_double, double)
+
+/* Rows k0..k0+k-1 of the panel of n columns from column n0, of one of the batch. */
+static void pack(const MicroPlan *g, const MicroProduct *q, const char *b, int64_t k0, int64_t k,
+                 int64_t n0, int64_t n, int64_t width, char *to) {
+  if (q->b_mat.trans) {
+    b += (n0 * q->b_mat.ld + k0) * g->size;
+    if (g->size == 4)
+      pack_float((float *)to, width, (const float *)b, q->b_mat.ld, k, n);
+    else
+      pack_double((double *)to, width, (const double *)b, q->b_mat.ld, k, n);
+    return;
+  }
+  b += (k0 * q->b_mat.ld + n0) * g->size;
+  for (int64_t i = 0; i < k; i++)
+    memcpy(to + i * width * g->size, b + i * q->b_mat.ld * g->size, (size_t)(n * g->size));
+}
+
+/* ---- running ---- */
+
+/* One panel: all rows of A against columns n0..n0+n-1 in rows k0..k0+k-1, `batch` products from the b-th on. */
+typedef struct Panel {
+  int64_t n0, n, vectors, k0, k, first, batch;
+  bool add;
+} Panel;
+
+static void run_panel(const MicroPlan *g, const MicroProduct *q, const Panel *p, void *scratch) {
+  Blocks rows = rows_of(q->m, &g->tile);
+  int64_t width = p->vectors * g->tile.lanes, size = g->size;
+  const char *b = (const char *)q->b + p->first * q->b_step * size;
+  MicroArgs x = {.k = p->k, .columns = p->n, .add = p->add, .batch = p->batch};
+  x.ldc = q->c_mat.ld * size;
+  x.lda = q->a_mat.ld * size;
+  x.a_step = q->a_step * size;
+  if (g->b_pack) {
+    x.b = scratch;
+    x.ldb = width * size;
+    x.b_step = p->k * x.ldb;
+    for (int64_t i = 0; i < p->batch; i++)
+      pack(g, q, b + i * q->b_step * size, p->k0, p->k, p->n0, p->n, width,
+           (char *)scratch + i * x.b_step);
+  } else {
+    x.b = b + (p->k0 * q->b_mat.ld + p->n0) * size;
+    x.ldb = q->b_mat.ld * size;
+    x.b_step = q->b_step * size;
+  }
+  const char *a = (const char *)q->a + p->first * q->a_step * size;
+  bool tail = p->n < width;
+  for (int64_t i = 0, m0 = 0; i < rows.n; i++) {
+    int64_t mr = rows.size + (i < rows.more);
+    x.a = a + (g->a_trans ? p->k0 * q->a_mat.ld + m0 : m0 * q->a_mat.ld + p->k0) * size;
+    x.c = (char *)q->c + (m0 * q->c_mat.ld + p->n0) * size;
+    g->fn[mr][p->vectors][tail](&x);
+    m0 += mr;
+  }
+}
+
+/* The rows k0.. of `batch` products. */
+static void run_block(const MicroPlan *g, const MicroProduct *q, Panel *p, void *scratch) {
+  Blocks v = vectors_of(q->n, &g->tile);
+  p->n0 = 0;
+  for (int64_t i = 0; i < v.n; i++, p->n0 += p->n) {
+    p->vectors = v.size + (i < v.more);
+    p->n = least(p->vectors * g->tile.lanes, q->n - p->n0);
+    run_panel(g, q, p, scratch);
+  }
+}
+
+void micro_run(const MicroPlan *g, const MicroProduct *product, void *scratch) {
+  MicroProduct q = *product;
+  if (g->swap) {
+    q.m = product->n;
+    q.n = product->m;
+    q.a = product->b;
+    q.b = product->a;
+    q.a_mat = (Mat){!product->b_mat.trans, product->b_mat.ld};
+    q.b_mat = (Mat){!product->a_mat.trans, product->a_mat.ld};
+    q.a_step = product->b_step;
+    q.b_step = product->a_step;
+  }
+  int64_t row = g->tile.nv * g->tile.lanes * g->size, most_k = PANEL_BYTES / row;
+  if (q.k > most_k) {
+    int64_t cuts = div_up(q.k, most_k), k = div_up(div_up(q.k, cuts), 4) * 4;
+    Panel p = {.batch = 1, .add = q.add};
+    for (; p.first < q.batch; p.first++)
+      for (p.k0 = 0; p.k0 < q.k; p.k0 += k, p.add = true) {
+        p.k = least(k, q.k - p.k0);
+        run_block(g, &q, &p, scratch);
+      }
+    return;
+  }
+  int64_t together = most(most_k / q.k, 1);
+  Panel p = {.k = q.k, .add = q.add};
+  for (; p.first < q.batch; p.first += together, p.add = true) {
+    p.batch = least(together, q.batch - p.first);
+    run_block(g, &q, &p, scratch);
+  }
+}

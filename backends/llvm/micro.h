@@ -1,0 +1,33 @@
+/* Register-blocked microkernels: C[mr x nr] (+)= sum over b of A_b * B_b, one function per MicroSpec.
+ * The accumulators stay in registers over all of K and the batch; see micro.c for the form of the code. */
+#ifndef KILN_MICRO_H
+#define KILN_MICRO_H
+#include "../backend.h"
+
+/* One function. The tile has mr rows and nv vectors of `lanes` elements. */
+typedef struct MicroSpec {
+  DType dtype; /* float32 or float64 */
+  int lanes, mr, nv;
+  bool tail; /* the last vector is partly outside: masked; false: all columns are there */
+  int64_t
+      pitch; /* elements from a row of A to the next; 0: A is stored by columns (row r at a + r), `lda` apart */
+} MicroSpec;
+
+/* Strides in bytes. The code generator knows the layout: fields of 8 bytes each. */
+typedef struct MicroArgs {
+  const void *a,
+      *b; /* of the first of the batch; row k of B is at b + k*ldb, its columns are neighbours */
+  void *c;
+  int64_t lda, ldb, ldc; /* lda: only if pitch is 0 */
+  int64_t k, columns; /* columns of the tile that are there: (nv-1)*lanes < columns <= nv*lanes */
+  int64_t add;        /* 0: C = sum; else C += sum */
+  int64_t batch, a_step, b_step;
+} MicroArgs;
+typedef void MicroFn(const MicroArgs *args);
+
+/* Functions for n specs, compiled for this machine; equal specs share code across modules. E-GEN-001. Any thread. */
+typedef struct MicroModule MicroModule;
+MicroModule *micro_compile(int n, const MicroSpec *spec, const CompileOptions *o, MicroFn **fn);
+void micro_free(MicroModule *m); /* NULL is allowed */
+
+#endif
