@@ -37,11 +37,13 @@ static uint64_t program_hash(int n, Var *const *vars, Arena *a) {
 
 static unsigned long crc_of(const void *p, size_t n) { return crc32_z(0, p, n); }
 
-static void sync_dir(const char *path) {
+/* File systems that cannot sync a folder say EINVAL. */
+static bool sync_dir(const char *path) {
   int fd = vfs_table.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
-  if (fd < 0) return;
-  vfs_table.fsync(fd);
-  vfs_table.close(fd);
+  bool ok = fd >= 0 && (!vfs_table.fsync(fd) || errno == EINVAL);
+  if (!ok) err_set(E_IO_002, "cannot sync the folder %s: %s", quoted(path), strerror(errno));
+  if (fd >= 0) vfs_table.close(fd);
+  return ok;
 }
 
 static void remove_checkpoint(const char *path) {
@@ -88,7 +90,7 @@ static bool write_files(Arena *a, const char *tmp, Scope *s, const Program *p, u
   return vfs_mkdirs(tmp) &&
          vfs_write(arena_fmt(a, "%s/tensors.pdiparams", tmp), bytes.s, bytes.n) &&
          vfs_write(arena_fmt(a, "%s/extra", tmp), extra, strlen(extra)) &&
-         vfs_write(arena_fmt(a, "%s/manifest", tmp), man.s, man.n);
+         vfs_write(arena_fmt(a, "%s/manifest", tmp), man.s, man.n) && sync_dir(tmp);
 }
 
 static bool write_guarded(Arena *a, const char *tmp, Scope *s, const Program *p, uint64_t step,
@@ -125,12 +127,8 @@ bool checkpoint_save(const char *dir, Scope *s, const Program *p, uint64_t step,
   const char *aside = arena_fmt(a, "%s/.old-%ld", dir, (long)getpid());
   const char *final = arena_fmt(a, "%s/step-%010" PRIu64, dir, step);
   remove_checkpoint(tmp);
-  bool ok = write_guarded(a, tmp, s, p, step, seed, extra ? extra : "");
-  if (ok) {
-    sync_dir(tmp);
-    ok = put_in_place(tmp, final, aside);
-    sync_dir(dir);
-  }
+  bool ok = write_guarded(a, tmp, s, p, step, seed, extra ? extra : "") &&
+            put_in_place(tmp, final, aside) && sync_dir(dir);
   const char **names;
   char old[PATH_MAX];
   int have = ok ? list_checkpoints(a, dir, &names) : 0;

@@ -26,14 +26,19 @@ void kl_net_free(kl_net *net) {
   prog_free(net->main); /* holds the net itself */
 }
 
-kl_program *kl_main(kl_net *net) { return net->main; }
-kl_program *kl_startup(kl_net *net) { return net->startup; }
-void kl_seed(kl_net *net, int64_t seed) { net->main->seed = net->startup->seed = seed; }
+/* A net is NULL if kl_net_new failed: the error is pending, and one check at the end suffices. */
+kl_program *kl_main(kl_net *net) { return net ? net->main : NULL; }
+kl_program *kl_startup(kl_net *net) { return net ? net->startup : NULL; }
+void kl_seed(kl_net *net, int64_t seed) {
+  if (net) net->main->seed = net->startup->seed = seed;
+}
 const char *kl_name(const kl_var *v) { return v ? v->name : ""; }
 void kl_stop_gradient(kl_var *v, bool stop) {
   if (v) v->stop_gradient = stop;
 }
-kl_var *kl_find(kl_net *net, const char *name) { return block_var(net->main->blocks.v[0], name); }
+kl_var *kl_find(kl_net *net, const char *name) {
+  return net ? block_var(net->main->blocks.v[0], name) : NULL;
+}
 
 kl_net *net_of(const char *at, const kl_var *v) {
   if (err_any()) return NULL;

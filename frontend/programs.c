@@ -29,6 +29,7 @@ kl_program *kl_clone_for_test(const kl_program *p) {
 }
 
 char *kl_text(const kl_program *p) {
+  if (!p) return NULL;
   API_GUARD(NULL);
   Arena *a = arena_scratch();
   Str s;

@@ -83,10 +83,11 @@ void kl_exec_free(kl_exec *exe) {
   mem_free(exe);
 }
 
-kl_scope *kl_exec_scope(kl_exec *exe) { return exe->scope; }
+kl_scope *kl_exec_scope(kl_exec *exe) { return exe ? exe->scope : NULL; }
 
 void kl_print_profile(kl_exec *exe) {
   API_GUARD();
+  if (!exe) return;
   exec_profile_print(exe->run, stdout, false);
 }
 
@@ -118,7 +119,7 @@ bool kl_run(kl_exec *exe, const kl_program *p, const kl_feed *feeds, const kl_fe
 }
 
 const kl_tensor *kl_get(kl_exec *exe, const char *name) {
-  return (const kl_tensor *)scope_get(exe->scope, name);
+  return exe ? (const kl_tensor *)scope_get(exe->scope, name) : NULL;
 }
 
 bool kl_set(kl_exec *exe, const char *name, const kl_tensor *value) {

@@ -101,6 +101,7 @@ typedef struct MemTable {
   void (*free)(void *p);
 } MemTable;
 extern MemTable mem_table;
+extern size_t mem_chunk; /* bytes of an arena's first chunk, 4096; tests that want a call for each piece make it 1 */
 
 /* Allocations never return NULL: if memory is refused, E-MEM-001 is recorded and control goes to the innermost
  * guard of the thread (longjmp), or, without one, the diagnostic is printed and the process exits with 1.
@@ -224,7 +225,7 @@ typedef struct VfsOut VfsOut;
 VfsOut *vfs_out_open(const char *path);
 bool vfs_out_add(VfsOut *o, const void *data, size_t n);
 bool vfs_out_close(VfsOut *o, bool commit);
-/* Files that belong together: none is replaced before all are complete. NULLs are left out. */
+/* Files that belong together: all of them are replaced, or none. NULLs are left out. */
 bool vfs_out_close_all(int n, VfsOut *const *o, bool commit);
 bool vfs_is_dir(const char *path);
 bool vfs_is_file(const char *path);
@@ -479,6 +480,7 @@ const char *opdef_nearest(const char *type); /* for "did you mean"; NULL if noth
 /* The same for any list */
 const char *name_nearest(const char *name, int n, const char *const *names);
 /* Paddle's coercions; false if none applies (no error set) */
+bool attr_equal(const Attr *a, const Attr *b); /* of one type and value; the names do not matter */
 bool attr_coerce(Attr *a, AttrType to, Arena *arena);
 
 /* literal.c: attribute values, names and numbers as text */

@@ -19,6 +19,7 @@ enum {
 static void *default_alloc(size_t n) { return aligned_alloc(64, (n + 63) & ~(size_t)63); }
 static void default_free(void *p) { free(p); }
 MemTable mem_table = {default_alloc, default_free};
+size_t mem_chunk = CHUNK_MIN;
 
 static _Thread_local MemGuard *guards;
 static _Thread_local Arena *scratches; /* the newest scratch arena of the thread */
@@ -81,7 +82,7 @@ struct Arena {
 
 Arena *arena_new(void) {
   Arena *a = mem_alloc(sizeof *a);
-  a->size = CHUNK_MIN;
+  a->size = mem_chunk;
   return a;
 }
 
@@ -144,7 +145,7 @@ void *arena_alloc(Arena *a, size_t n) {
     c->end = (char *)c + size;
     c->next = a->head;
     a->head = c;
-    if (a->size < CHUNK_MAX) a->size *= 2;
+    if (a->size >= CHUNK_MIN && a->size < CHUNK_MAX) a->size *= 2;
     p = align_up((char *)(c + 1), align);
   }
   c->top = p + n;

@@ -280,6 +280,7 @@ static void set_test(Op *op) {
 
 Program *prog_clone_for_test(const Program *from) {
   Program *p = prog_clone(from);
+  arena_unkeep(p->arena);
   bool cut = has_loss_grad(p);
   for (int i = 0; i < p->blocks.n; i++) {
     Block *b = p->blocks.v[i];
@@ -292,10 +293,10 @@ Program *prog_clone_for_test(const Program *from) {
     }
     b->ops.n = n;
   }
-  if (!cut) return p;
   Arena *a = arena_scratch();
-  drop_blocks(p, a);
-  drop_vars(p, a, NULL);
+  if (cut) drop_blocks(p, a);
+  if (cut) drop_vars(p, a, NULL);
   arena_free(a);
+  arena_keep(p->arena);
   return p;
 }

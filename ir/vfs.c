@@ -95,11 +95,12 @@ bool vfs_read(Arena *a, const char *path, uint8_t **data, size_t *n) {
 struct VfsOut {
   int fd;
   bool failed;
-  bool has_temp; /* else the standard output or a device */
-  char *path, *temp, *dir;
+  bool has_temp; /* else the standard output or a device, or the file is in place */
+  bool has_backup, replaced;
+  char *path, *temp, *dir, *backup;
   size_t n; /* bytes waiting in buf */
   uint8_t buf[1 << 16];
-  char names[]; /* path, temp and dir: nothing is allocated after the open */
+  char names[]; /* path, temp, dir and backup: nothing is allocated after the open */
 };
 
 static bool write_failed(VfsOut *o, const char *what) {
@@ -141,10 +142,11 @@ static bool open_temp(VfsOut *o) {
 VfsOut *vfs_out_open(const char *path) {
   enum { SUFFIX = 48 }; /* of the temporary name */
   size_t n = strlen(path) + 1;
-  VfsOut *o = mem_alloc(sizeof *o + 3 * n + SUFFIX);
+  VfsOut *o = mem_alloc(sizeof *o + 4 * n + 2 * SUFFIX);
   o->path = memcpy(o->names, path, n);
   o->dir = memcpy(o->path + n, path, n);
   o->temp = o->dir + n;
+  o->backup = o->temp + n + SUFFIX;
   o->fd = 1;
   if (!strcmp(path, "-")) return o;
   o->fd = -1;
@@ -187,41 +189,65 @@ static int sync_fd(int fd) {
   return r;
 }
 
-static int open_folder(VfsOut *o) {
-  const char *slash = strrchr(o->path, '/');
-  if (slash) o->dir[slash == o->path ? 1 : slash - o->path] = 0;
-  return open_file(slash ? o->dir : ".", O_RDONLY | O_DIRECTORY);
-}
-
 /* All bytes are on the disk, under the temporary name, and the descriptor is closed. */
 static bool settle(VfsOut *o, bool commit) {
   bool ok = commit && !o->failed && flush(o);
   if (o->fd <= 2) return ok;
   if (ok && o->has_temp && sync_fd(o->fd)) ok = write_failed(o, "sync");
   if (vfs_table.close(o->fd) && ok) ok = write_failed(o, "close");
+  o->fd = -1;
   return ok;
 }
 
-/* The complete temporary file takes the place of the old one. Only a sync of the folder that fails is reported after
- * that: the new file stands then, whole. File systems that cannot sync a folder say EINVAL. */
-static bool replace(VfsOut *o) {
-  int dir = open_folder(o);
-  bool ok = dir >= 0 || write_failed(o, "open the folder of");
-  if (ok && vfs_table.rename(o->temp, o->path)) ok = write_failed(o, "replace");
-  if (ok) o->has_temp = false;
-  if (ok && sync_fd(dir) && errno != EINVAL) ok = write_failed(o, "sync the folder of");
-  if (dir >= 0) vfs_table.close(dir);
-  return ok;
+/* Of the file that is to be replaced, so that it can be synced after the rename. */
+static bool open_folder(VfsOut *o) {
+  const char *slash = strrchr(o->path, '/');
+  if (slash) o->dir[slash == o->path ? 1 : slash - o->path] = 0;
+  o->fd = open_file(slash ? o->dir : ".", O_RDONLY | O_DIRECTORY);
+  return o->fd >= 0 || write_failed(o, "open the folder of");
+}
+
+/* The complete temporary file takes the place of the old one, of which a link stays until the other files are done. */
+static bool replace(VfsOut *o, bool keep) {
+  sprintf(o->backup, "%s.old", o->temp);
+  o->has_backup = keep && !link(o->path, o->backup);
+  if (vfs_table.rename(o->temp, o->path)) return write_failed(o, "replace");
+  o->has_temp = false;
+  return o->replaced = true;
+}
+
+static void undo(VfsOut *o) {
+  if (o->has_backup)
+    rename(o->backup, o->path);
+  else
+    unlink(o->path);
+  o->has_backup = false;
+}
+
+/* A folder's sync that fails is reported, but the new file stands by then, whole. File systems that cannot sync a folder
+ * say EINVAL. */
+static bool sync_folder(VfsOut *o) {
+  return !sync_fd(o->fd) || errno == EINVAL || write_failed(o, "sync the folder of");
 }
 
 bool vfs_out_close_all(int n, VfsOut *const *o, bool commit) {
   bool ok = commit;
   for (int i = 0; i < n; i++)
     if (o[i]) ok = settle(o[i], ok);
+  for (int i = 0; i < n; i++)
+    if (ok && o[i] && o[i]->has_temp) ok = open_folder(o[i]);
+  for (int i = 0; i < n; i++)
+    if (ok && o[i] && o[i]->has_temp) ok = replace(o[i], n > 1);
   for (int i = 0; i < n; i++) {
     if (!o[i]) continue;
-    if (ok && o[i]->has_temp) ok = replace(o[i]);
+    if (!ok && o[i]->replaced) undo(o[i]);
+    if (o[i]->has_backup) unlink(o[i]->backup);
     if (o[i]->has_temp) unlink(o[i]->temp);
+  }
+  for (int i = 0; i < n; i++) {
+    if (!o[i]) continue;
+    if (ok && o[i]->replaced) ok = sync_folder(o[i]);
+    if (o[i]->fd > 2) vfs_table.close(o[i]->fd);
     mem_free(o[i]);
   }
   return ok || !commit;

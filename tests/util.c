@@ -31,12 +31,15 @@ void fail_alloc(int n) {
 bool fail_alloc_done(void) { return alloc_failed; }
 
 static VfsTable real_vfs;
-static struct { int left, error; } faults[FAIL_N];
+static struct {
+  int left, error;
+  bool done;
+} faults[FAIL_N];
 
 static bool hit(FailFile what) {
   if (!faults[what].left || --faults[what].left) return false;
   errno = faults[what].error;
-  return true;
+  return faults[what].done = true;
 }
 
 static int failing_open(const char *path, int flags, int mode) {
@@ -60,7 +63,10 @@ void fail_file(FailFile what, int n, int error) {
                          failing_sync, failing_close, failing_rename};
   faults[what].left = n;
   faults[what].error = error;
+  faults[what].done = false;
 }
+
+bool fail_file_done(FailFile what) { return faults[what].done; }
 
 const char *scratch_folder(void) {
   static char path[64];

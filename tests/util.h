@@ -17,6 +17,7 @@ typedef enum FailFile {
   FAIL_N
 } FailFile;
 void fail_file(FailFile what, int n, int error);
+bool fail_file_done(FailFile what); /* since the last fail_file of that kind */
 /* A new empty folder, removed with its files by scratch_remove. */
 const char *scratch_folder(void);
 void scratch_remove(const char *folder);
