@@ -28,7 +28,7 @@ PLUGINS  := $(filter frontend/examples/custom_%,$(EX_SRC))
 EXAMPLES := $(patsubst frontend/examples/%.c,$(B)/examples/%,$(filter-out $(PLUGINS),$(EX_SRC))) \
             $(PLUGINS:frontend/examples/%.c=$(B)/examples/%.so)
 
-.PHONY: all help demo test check bless bench peers loc install deps-build deps-test clean
+.PHONY: all help demo test check bless bench peers-test loc install deps-build deps-test clean
 .SECONDARY:
 all: $(B)/kiln $(B)/libkiln.so $(B)/libkiln.a $(EXAMPLES)
 
@@ -42,6 +42,7 @@ help:
 #: make bless     rewrite the expected output of the golden tests
 #: make docs      rewrite the pages that come from the tables: operators, error codes
 #: make bench     compare the speed with the peers (prepares them in .venv)
+#: make peers-test   compare operators, training and files with PaddlePaddle (prepares it in .venv)
 #: make install   PREFIX=/usr/local DESTDIR=
 deps-build:
 	@tools/deps.sh build
@@ -76,6 +77,10 @@ docs: $(B)/kiln
 bench: deps-build
 	@$(MAKE) --no-print-directory -s -j$$(nproc) all benches
 	@tests/bench/run.sh $(B)
+
+peers-test: deps-build
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all benches
+	@tests/peers/run.sh $(B)
 
 loc:
 	@for d in ir passes executor backends frontend tools tests; do \

@@ -35,7 +35,7 @@ static bool same_scalar(const Scalar *a, const Scalar *b) {
   return same_double(a->r, b->r, false) && (a->type == 3 || same_double(a->im, b->im, false));
 }
 
-static bool same_value(const Attr *a, const Attr *b) {
+bool attr_equal(const Attr *a, const Attr *b) {
   const AttrInfo *t = &attr_info[a->type];
   bool single = a->type == AT_FLOAT || a->type == AT_FLOATS;
   int n = t->list ? a->n : 1;
@@ -76,7 +76,7 @@ static bool same_attrs(Compare *c, const Attr *a, int na, const Attr *b, int nb)
   const void **x, **y;
   if (!same_names(c, "attribute", a, na, b, nb, sizeof(Attr), &x, &y)) return false;
   for (int i = 0; i < na; i++) {
-    if (same_value(x[i], y[i])) continue;
+    if (attr_equal(x[i], y[i])) continue;
     Str l, r;
     str_init(&l, c->t);
     str_init(&r, c->t);

@@ -236,7 +236,8 @@ static const char *parse_grad(Arena *a, const char *text, const char *op, GradDe
   g->per_input = !strncmp(r.p, "each ", 5);
   if (g->per_input) r.p = skip(r.p + 5);
   const char *colon = strchr(r.p, ':');
-  if (colon && colon < r.p + strcspn(r.p, " ")) {
+  bool named = colon && colon < r.p + strcspn(r.p, " ");
+  if (named) {
     g->type = parse_name(&r);
     r.p = colon + 1;
   } else
@@ -249,6 +250,7 @@ static const char *parse_grad(Arena *a, const char *text, const char *op, GradDe
     r.p++;
     parse_grad_sets(&r, g);
   }
+  if (!named) *mapped = false; /* slots renamed in an operator of its own */
   g->copy_attrs = !*mapped && !g->n_sets;
   return r.error ? arena_fmt(a, "%s at \"%.40s\" of the gradient", r.error, r.p) : NULL;
 }

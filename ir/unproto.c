@@ -246,6 +246,21 @@ static bool take_attrs(Decoder *d, const Pb__OpDesc *m, Op *op) {
   return true;
 }
 
+/* PaddlePaddle writes some attributes twice with one value (reshape2's mkldnn_data_type): one of them stays. */
+static void drop_repeats(Op *op, Arena *tmp) {
+  int n = op->attrs.n, kept = 0;
+  if (!repeated_name(tmp, op->attrs.v, n, sizeof(Attr))) return;
+  const void **sorted = by_name(tmp, op->attrs.v, n, sizeof(Attr));
+  bool *drop = arena_array(tmp, bool, n);
+  for (int i = 1; i < n; i++) {
+    const Attr *a = sorted[i - 1], *b = sorted[i];
+    if (!strcmp(a->name, b->name) && attr_equal(a, b)) drop[b - op->attrs.v] = true;
+  }
+  for (int i = 0; i < n; i++)
+    if (!drop[i]) op->attrs.v[kept++] = op->attrs.v[i];
+  op->attrs.n = kept;
+}
+
 static Slot *take_slots(Decoder *d, size_t n, Pb__OpDesc__Var *const *from) {
   if (!charge(d, n * sizeof(Slot))) return NULL;
   Slot *slots = arena_array(d->p->arena, Slot, n);
@@ -274,6 +289,7 @@ static bool take_op(Decoder *d, const Field *f, Block *b, int position) {
     ok = op->outs.v && take_attrs(d, m, op);
     if (ok) op->ins.n = op->ins.cap = (int)m->n_inputs;
     if (ok) op->outs.n = op->outs.cap = (int)m->n_outputs;
+    if (ok) drop_repeats(op, d->tmp);
     ok = ok && op_names_differ(op, d->tmp);
   }
   if (ok) return true;

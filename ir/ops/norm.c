@@ -283,13 +283,12 @@ bool x_layer_norm(Expand *x) {
   double eps;
   Node *scale, *bias;
   if (!layer_read(x, &n, &begin, &eps, &scale, &bias) || !norm_statistics(g, &n, eps)) return false;
-  int64_t rows = ops_prod(n.x->dims, 0, begin);
   return x_out(x, "Y", g_cast(g, norm_apply(g, &n, scale, bias), x_in(x, "X")->dtype)) &&
-         x_out(x, "Mean", as_vector(g, n.mean, rows)) &&
-         x_out(x, "Variance", as_vector(g, n.var, rows));
+         x_out(x, "Mean", ops_reshape(g, n.mean, begin, n.x->dims)) &&
+         x_out(x, "Variance", ops_reshape(g, n.var, begin, n.x->dims));
 }
 
-/* The saved [rows] statistics with the dims of x before `begin`, then ones. */
+/* The saved statistics, as a vector or with the leading dims of x, with the dims of x before `begin`, then ones. */
 static Node *saved(Expand *x, const char *slot, const Node *in, int begin) {
   Node *v = computed(x, slot);
   int64_t dims[KL_RANK];

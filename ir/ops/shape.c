@@ -466,10 +466,11 @@ static Node *rolled(Graph *g, Node *v, int axis, int64_t shift) {
 
 bool x_roll(Expand *x) {
   Node *in = x_in(x, "X"), *v = in;
-  int n, n_axis, a;
+  int n_axis, a;
   const int64_t *axis = op_intlist(x->op, "axis", &n_axis);
-  const int64_t *shift = op_intlist(x->op, "shifts", &n);
-  if (!in) return false;
+  int64_t shift[KL_RANK];
+  int n = in ? ops_list(x, NULL, "ShiftsTensor", "shifts", shift, KL_RANK) : -1;
+  if (n < 0) return false;
   if (n == 0 || (n_axis != n && !(n_axis == 0 && n == 1))) {
     err_set(E_OPR_003, "shifts has %d values for %d axes", n, n_axis);
     err_help("Give one shift for each axis, or a single shift and no axis.");
@@ -477,7 +478,9 @@ bool x_roll(Expand *x) {
   }
   for (int i = 0; i < n_axis; i++)
     if (!ops_axis("axis", axis[i], in->rank, &a)) return false;
-  if (!ops_known(in)) return x_out(x, "Out", ops_blank_like(x->g, in));
+  bool known = ops_known(in);
+  for (int i = 0; i < n; i++) known = known && shift[i] != OPS_UNKNOWN;
+  if (!known) return x_out(x, "Out", ops_blank_like(x->g, in));
   if (n_axis == 0) {
     int64_t all = node_numel(in);
     v = rolled(x->g, g_reshape(x->g, in, 1, &all), 0, shift[0]);
@@ -503,6 +506,19 @@ bool x_meshgrid(Expand *x) {
   for (int i = 0; i < n; i++)
     if (!x_out_at(x, "Out", i, g_expand_to(x->g, ops_along(x->g, v[i], n, i), n, dims)))
       return false;
+  return true;
+}
+
+bool x_meshgrid_grad(Expand *x) {
+  int n, m;
+  Node **v = all_in(x, "X", &n), **gy = v ? all_in(x, "outputs@GRAD", &m) : NULL;
+  if (!gy || !ops_same("the number of X and of their gradients", n, m)) return false;
+  for (int i = 0; i < n; i++) {
+    if (!ops_rank(gy[i], "outputs@GRAD", n, n)) return false;
+    Node *sum = g_reduce(x->g, P_RSUM, gy[i], ((1u << n) - 1) & ~(1u << i), true);
+    if (!sum || !x_out_at(x, "X@GRAD", i, ops_reshape(x->g, sum, v[i]->rank, v[i]->dims)))
+      return false;
+  }
   return true;
 }
 

@@ -1,0 +1,18 @@
+#!/bin/sh
+# make peers-test: compares Kiln with PaddlePaddle 2.6.2, which is kept in .venv/paddle between runs: operators one by one,
+# training programs that PaddlePaddle wrote, and programs that Kiln wrote.
+# KILN_PEERS_PYTHON names another Python that has paddlepaddle.
+set -eu
+build=$1
+python=${KILN_PEERS_PYTHON:-.venv/paddle/bin/python}
+if ! "$python" -c 'import paddle' 2>/dev/null; then
+  echo "preparing PaddlePaddle in .venv/paddle (700 MB, once)" >&2
+  python3 -m venv .venv/paddle
+  .venv/paddle/bin/pip install -q paddlepaddle==2.6.2 'numpy<2' setuptools
+  python=.venv/paddle/bin/python
+fi
+rc=0
+for test in ops train back; do
+  "$python" "tests/peers/$test.py" "$build" || rc=1
+done
+exit $rc
