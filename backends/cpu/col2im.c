@@ -353,6 +353,8 @@ bool col2im_plan(Arena *arena, Plan *p, int x) {
   p->col2im = arena_dup(arena, &g, sizeof g);
   MicroShape s = {.m = {g.block * g.taps, g.channels % g.block * g.taps},
                   .n = {g.positions},
+                  .k = g.k,
+                  .batch = 1,
                   .a = g.w_mat,
                   .b = g.x_mat,
                   .c = {false, g.positions}};

@@ -110,7 +110,7 @@ static bool library_code(Arena *a, const Kernel *k, KernelCode *code) {
 }
 
 /* The others, around what was generated. */
-static void loop_code(const Kernel *k, Plan *p, LoopPart part, KernelFn *fn, KernelCode *code) {
+static void loop_code(Plan *p, LoopPart part, KernelFn *fn, KernelCode *code) {
   if (code->n_phases) return;
   if (part == LOOP_EPILOGUE) {
     contract_code(p, fn, code);
@@ -118,7 +118,6 @@ static void loop_code(const Kernel *k, Plan *p, LoopPart part, KernelFn *fn, Ker
   }
   code->n_phases = 1;
   code->phase[0].fn = fn;
-  code->phase[0].n_tasks = loop_tasks(k, part);
 }
 
 /* The kernels that need generated code: returns how many; of[i] is the place of kernel i among them, or -1. */
@@ -180,7 +179,11 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
   int n_sub = generated(n, k, plan, sub, part, of);
   KernelFn **fn = arena_array(a, KernelFn *, n_sub + 1);
   bool ok = true;
-  for (int i = 0; ok && i < n; i++) ok = library_code(a, k[i], &code[i]);
+  for (int i = 0; ok && i < n; i++) {
+    ok = library_code(a, k[i], &code[i]);
+    if (of[i] >= 0 && part[of[i]] != LOOP_EPILOGUE)
+      code[i].phase[0].n_tasks = loop_tasks(k[i], part[of[i]]);
+  }
   if (ok) ok = compile_code(m, g, n, plan, n_sub, sub, part, o, fn);
   if (!ok) {
     arena_free(a);
@@ -189,7 +192,7 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
   arena_keep(a); /* no memory is asked for from here on */
   for (int i = 0; i < n; i++) {
     LoopPart what = of[i] < 0 ? LOOP_EPILOGUE : part[of[i]];
-    loop_code(k[i], plan[i], what, of[i] < 0 ? NULL : fn[of[i]], &code[i]);
+    loop_code(plan[i], what, of[i] < 0 ? NULL : fn[of[i]], &code[i]);
     code[i].cost = cost_of(k[i], plan[i] ? plan[i]->kind : PLAN_LOOPS);
     if (k[i]->kind == K_CALL) code[i].cost = 0; /* on the calling thread */
   }

@@ -119,7 +119,7 @@ bool is_row_axis(const Facts *f, int id, int64_t rows);
 typedef struct MicroPlan MicroPlan;
 /* The products of a plan: their sizes (the second may be 0), and how the matrices lie. */
 typedef struct MicroShape {
-  int64_t m[2], n[2];
+  int64_t m[2], n[2], k, batch;
   Mat a, b, c;
   bool a_varies, b_varies; /* the distance of rows or columns differs between products */
   int64_t flops;           /* of the whole contraction */

@@ -223,6 +223,8 @@ bool gemm_plan(Arena *arena, Plan *p) {
   divide(g, &p->work, &p->frame, f->flops, uo, um, un);
   MicroShape s = {.m = {g->cut_m, g->m % g->cut_m},
                   .n = {g->cut_n, g->n % g->cut_n},
+                  .k = g->k,
+                  .batch = g->sum.n ? f->loop[g->sum.id[g->sum.n - 1]].ext : 1,
                   .a = g->ma,
                   .b = g->mb,
                   .c = g->mc};

@@ -176,12 +176,15 @@ static void gather_runs(const Im2colPlan *g, const Row *r, int size, int64_t o0,
   }
 }
 
-static bool has_runs(const Im2colPlan *g, const Row *r, int size, const char *end, int64_t p0,
-                     int64_t p1) {
+static bool are_runs(const Im2colPlan *g, int64_t p0, int64_t p1) {
   const Walk *w = g->walk_pos;
-  if (g->pos.n != 2 || w[1].step != 1 || w[0].step < 0) return false;
-  const char *last = r->at + ((r->hi[0] - 1) * w[0].step + r->hi[1]) * size;
-  return p0 % w[1].ext == 0 && p1 % w[1].ext == 0 && last + PIECE <= end;
+  return g->pos.n == 2 && w[1].step == 1 && w[0].step >= 0 && p0 % w[1].ext == 0 &&
+         p1 % w[1].ext == 0;
+}
+
+/* May whole pieces be copied? */
+static bool ends_inside(const Im2colPlan *g, const Row *r, int size, const char *end) {
+  return r->at + ((r->hi[0] - 1) * g->walk_pos[0].step + r->hi[1]) * size + PIECE <= end;
 }
 
 /* To the next tap: its index and address. */
@@ -219,10 +222,11 @@ static void gather(const Plan *p, const char *x, int64_t item, int64_t sum, int6
     r.hi[j] = g->walk_pos[j].ext;
   }
   int64_t run = g->pos.n ? g->walk_pos[g->pos.n - 1].ext : 1, o0 = p0 / run, o1 = p1 / run;
+  bool runs = are_runs(g, p0, p1), plain = f->plain[g->x];
   for (int64_t t = 0; t < g->tap.total; t++, col += n) {
-    if (!f->plain[g->x] && !clip(f, g, index, &r))
+    if (!plain && !clip(f, g, index, &r))
       memset(col, 0, (size_t)n);
-    else if (has_runs(g, &r, f->size, end, p0, p1))
+    else if (runs && ends_inside(g, &r, f->size, end))
       gather_runs(g, &r, f->size, o0, o1, col);
     else
       gather_row(g, &r, f->size, end, p0, p1, col);
@@ -429,6 +433,8 @@ bool im2col_plan(Arena *arena, Plan *p, int x) {
   int64_t rest = g.pos.total % g.tile;
   MicroShape s = {.m = {g.rows.total},
                   .n = {g.summed ? g.tap.total : g.tile, g.summed ? 0 : rest},
+                  .k = g.summed ? g.tile : g.tap.total,
+                  .batch = 1,
                   .a = g.w_mat,
                   .b = {g.summed, g.tile},
                   .c = g.c_mat,

@@ -2,14 +2,15 @@
  *
  * In: C (+)= sum over the batch of A_b B_b, with C by rows. A is read in place: by rows of a pitch that is a constant of the
  * code, or by columns. B is read in place if it is by rows and few rows of tiles use it; else a panel of it, as wide as a tile,
- * is packed into the thread's scratch. K is cut so that a panel stays in the L2 cache. For each panel the tiles go down
+ * is packed into the thread's scratch. Or, if A is by rows and B by columns, both are read in place by tiles of dot products. K
+ * is cut so that a panel stays in the L2 cache (of the dot form: a tile's operands in L1). For each panel the tiles go down
  * the rows of A. Rows and vectors of columns are divided into equal blocks (no block is more than one longer than another).
  *
  * Which of the two providers: see micro_plan. The choice and the order of all sums follow from the shape alone. */
 #include "cpu.h"
 #include "../llvm/micro.h"
 
-enum { MOST_ROWS = 28, MOST_VECTORS = 4, PANEL_BYTES = 512 << 10 };
+enum { MOST_ROWS = 28, MOST_VECTORS = 6, PANEL_BYTES = 512 << 10, DOT_BYTES = 4 << 10 };
 
 typedef enum Isa {
 #define ISA(id, here) ISA_##id,
@@ -17,16 +18,19 @@ typedef enum Isa {
   ISA_NONE
 } Isa;
 
+typedef enum Form { FORM_ROWS, FORM_DOT } Form;
 typedef struct TileRow {
   Isa isa;
   DType dtype;
-  int lanes, mr, nv;
+  int lanes;
+  Form form;
+  int mr, nv;
 } TileRow;
 
 static const TileRow tiles[] = {
-#define TILE(isa, dtype, lanes, mr, nv) {ISA_##isa, DT_##dtype, lanes, mr, nv},
+#define TILE(isa, dtype, lanes, form, mr, nv) {ISA_##isa, DT_##dtype, lanes, FORM_##form, mr, nv},
 #include "tiles.def"
-    {ISA_NONE, DT_NONE, 0, 0, 0}};
+    {ISA_NONE, DT_NONE, 0, FORM_ROWS, 0, 0}};
 
 struct MicroPlan {
   TileRow tile;
@@ -57,8 +61,10 @@ static Isa isa_here(void) {
   return ISA_NONE;
 }
 
+static int64_t unit_of(const TileRow *t) { return t->form == FORM_DOT ? 1 : t->lanes; }
+
 static Blocks vectors_of(int64_t n, const TileRow *t) {
-  int64_t v = div_up(n, t->lanes), blocks = div_up(v, t->nv);
+  int64_t v = div_up(n, unit_of(t)), blocks = div_up(v, t->nv);
   return (Blocks){blocks, v / blocks, v % blocks};
 }
 
@@ -77,24 +83,34 @@ static double cycles(double mr, double nv) {
   return c < 4 ? 4 : c + loads / 16;
 }
 
-static double cost(int64_t m, int64_t n, const TileRow *t) {
-  Blocks r = rows_of(m, t), v = vectors_of(n, t);
-  double c = 0;
+/* Cycles of a whole product, about: measured are the cost of packing an element of a column, and the sums at the end of a
+ * dot tile. */
+static double cost(const MicroShape *s, const TileRow *t, bool pack) {
+  Blocks r = rows_of(s->m[0], t), v = vectors_of(s->n[0], t);
+  double c = 0, k = (double)s->k, batch = (double)s->batch;
   for (int i = 0; i < 4; i++) {
     bool more_r = i & 1, more_v = i & 2;
+    double rows = (double)(r.size + more_r), vectors = (double)(v.size + more_v);
     double times =
         (double)(more_r ? r.more : r.n - r.more) * (double)(more_v ? v.more : v.n - v.more);
-    c += times * cycles((double)(r.size + more_r), (double)(v.size + more_v));
+    if (t->form == FORM_DOT)
+      c += times *
+           (batch * (double)div_up(s->k, t->lanes) * cycles(rows, vectors) * 1.15 + 12 * rows + 15);
+    else
+      c += times * batch * k * cycles(rows, vectors);
   }
+  if (pack) c += 0.65 * batch * k * (double)s->n[0];
   return c;
 }
 
-static bool choose(DType t, int64_t m, int64_t n, TileRow *best) {
+/* The shape's tile of least cost; false: there is none for this machine. */
+static bool choose(DType t, const MicroShape *s, TileRow *best) {
   Isa isa = isa_here();
   double least_cost = 0;
   for (const TileRow *r = tiles; r->isa != ISA_NONE; r++) {
-    if (r->isa != isa || r->dtype != t) continue;
-    double c = cost(m, n, r);
+    bool dot = r->form == FORM_DOT;
+    if (r->isa != isa || r->dtype != t || (dot && (s->a.trans || !s->b.trans))) continue;
+    double c = cost(s, r, s->b.trans && !dot);
     if (least_cost && c >= least_cost) continue;
     least_cost = c;
     *best = *r;
@@ -103,7 +119,11 @@ static bool choose(DType t, int64_t m, int64_t n, TileRow *best) {
 }
 
 static void want(Arena *a, MicroPlan *g, int64_t rows, int64_t vectors, bool tail) {
-  MicroSpec s = {g->tile.dtype, g->tile.lanes, (int)rows, (int)vectors, tail, g->pitch};
+  MicroSpec s = {.dtype = g->tile.dtype, .lanes = g->tile.lanes, .mr = (int)rows};
+  s.nv = (int)vectors;
+  s.tail = tail;
+  s.pitch = g->pitch;
+  s.dot = g->tile.form == FORM_DOT;
   for (int i = 0; i < g->n_spec; i++)
     if (g->spec[i].mr == s.mr && g->spec[i].nv == s.nv && g->spec[i].tail == tail) return;
   MicroSpec *all = arena_array(a, MicroSpec, g->n_spec + 1);
@@ -115,7 +135,7 @@ static void want(Arena *a, MicroPlan *g, int64_t rows, int64_t vectors, bool tai
 /* The functions that a product of m x n needs. */
 static void want_all(Arena *a, MicroPlan *g, int64_t m, int64_t n) {
   Blocks r = rows_of(m, &g->tile), v = vectors_of(n, &g->tile);
-  bool tail = n % g->tile.lanes != 0;
+  bool tail = n % unit_of(&g->tile) != 0;
   for (int i = 0; i < 2; i++) {
     if (i ? !r.more : r.more == r.n) continue;
     if (v.more) want(a, g, r.size + i, v.size + 1, false);
@@ -139,9 +159,9 @@ MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always) {
   if (!q.a.trans && (q.a_varies || q.a.ld >= INT32_MAX / 64)) return NULL;
   if (!always && (s->flops < FLOPS || q.m[0] < 4 || q.n[0] < 8 || t != DT_FLOAT32)) return NULL;
   MicroPlan g = {.swap = s->c.trans, .a_trans = q.a.trans, .size = dtype_info[t].size};
-  if (!choose(t, q.m[0], q.n[0], &g.tile)) return NULL;
+  if (!choose(t, &q, &g.tile)) return NULL;
   g.pitch = q.a.trans ? 0 : q.a.ld;
-  g.b_pack = q.b.trans || q.m[0] > 8 * g.tile.mr;
+  g.b_pack = g.tile.form == FORM_ROWS && (q.b.trans || q.m[0] > 8 * g.tile.mr);
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 2; j++)
       if (q.m[i] > 0 && q.n[j] > 0) want_all(arena, &g, q.m[i], q.n[j]);
@@ -227,7 +247,7 @@ typedef struct Panel {
 
 static void run_panel(const MicroPlan *g, const MicroProduct *q, const Panel *p, void *scratch) {
   Blocks rows = rows_of(q->m, &g->tile);
-  int64_t width = p->vectors * g->tile.lanes, size = g->size;
+  int64_t width = p->vectors * unit_of(&g->tile), size = g->size;
   const char *b = (const char *)q->b + p->first * q->b_step * size;
   MicroArgs x = {.k = p->k, .columns = p->n, .add = p->add, .batch = p->batch};
   x.ldc = q->c_mat.ld * size;
@@ -241,7 +261,7 @@ static void run_panel(const MicroPlan *g, const MicroProduct *q, const Panel *p,
       pack(g, q, b + i * q->b_step * size, p->k0, p->k, p->n0, p->n, width,
            (char *)scratch + i * x.b_step);
   } else {
-    x.b = b + (p->k0 * q->b_mat.ld + p->n0) * size;
+    x.b = b + (q->b_mat.trans ? p->n0 * q->b_mat.ld + p->k0 : p->k0 * q->b_mat.ld + p->n0) * size;
     x.ldb = q->b_mat.ld * size;
     x.b_step = q->b_step * size;
   }
@@ -262,7 +282,7 @@ static void run_block(const MicroPlan *g, const MicroProduct *q, Panel *p, void 
   p->n0 = 0;
   for (int64_t i = 0; i < v.n; i++, p->n0 += p->n) {
     p->vectors = v.size + (i < v.more);
-    p->n = least(p->vectors * g->tile.lanes, q->n - p->n0);
+    p->n = least(p->vectors * unit_of(&g->tile), q->n - p->n0);
     run_panel(g, q, p, scratch);
   }
 }
@@ -280,8 +300,9 @@ void micro_run(const MicroPlan *g, const MicroProduct *product, void *scratch) {
     q.b_step = product->a_step;
   }
   int64_t row = g->tile.nv * g->tile.lanes * g->size, most_k = PANEL_BYTES / row;
+  if (g->tile.form == FORM_DOT) most_k = DOT_BYTES / g->size;
   if (q.k > most_k) {
-    int64_t cuts = div_up(q.k, most_k), k = div_up(div_up(q.k, cuts), 4) * 4;
+    int64_t cuts = div_up(q.k, most_k), k = div_up(div_up(q.k, cuts), 16) * 16;
     Panel p = {.batch = 1, .add = q.add};
     for (; p.first < q.batch; p.first++)
       for (p.k0 = 0; p.k0 < q.k; p.k0 += k, p.add = true) {

@@ -1,5 +1,5 @@
 /* Register-blocked microkernels: C[mr x nr] (+)= sum over b of A_b * B_b, one function per MicroSpec.
- * The accumulators stay in registers over all of K and the batch; see micro.c for the form of the code. */
+ * The accumulators stay in registers over all of K and the batch; see micro_ir.c for the form of the code. */
 #ifndef KILN_MICRO_H
 #define KILN_MICRO_H
 #include "../backend.h"
@@ -9,14 +9,15 @@ typedef struct MicroSpec {
   DType dtype; /* float32 or float64 */
   int lanes, mr, nv;
   bool tail; /* the last vector is partly outside: masked; false: all columns are there */
-  int64_t
-      pitch; /* elements from a row of A to the next; 0: A is stored by columns (row r at a + r), `lda` apart */
+  /* B by columns: column j at b + j*ldb, its rows are neighbours; nv <= lanes counts columns */
+  bool dot;
+  /* Elements from a row of A to the next; 0: A by columns, `lda` apart, its rows are neighbours (not with dot). */
+  int64_t pitch;
 } MicroSpec;
 
 /* Strides in bytes. The code generator knows the layout: fields of 8 bytes each. */
 typedef struct MicroArgs {
-  const void *a,
-      *b; /* of the first of the batch; row k of B is at b + k*ldb, its columns are neighbours */
+  const void *a, *b; /* of the first of the batch; unless dot, row k of B is at b + k*ldb */
   void *c;
   int64_t lda, ldb, ldc; /* lda: only if pitch is 0 */
   int64_t k, columns; /* columns of the tile that are there: (nv-1)*lanes < columns <= nv*lanes */
@@ -29,5 +30,8 @@ typedef void MicroFn(const MicroArgs *args);
 typedef struct MicroModule MicroModule;
 MicroModule *micro_compile(int n, const MicroSpec *spec, const CompileOptions *o, MicroFn **fn);
 void micro_free(MicroModule *m); /* NULL is allowed */
+
+/* micro_ir.c: a module's text with that function. */
+void micro_text(const MicroSpec *spec, const char *symbol, Str *out);
 
 #endif

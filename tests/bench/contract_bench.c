@@ -44,9 +44,9 @@ typedef struct Peak {
 
 /* A microkernel on operands that stay in the first-level cache: all that the multipliers can do. */
 static void peak_open(Peak *p) {
-  MicroSpec s = {DT_FLOAT32, 8, 6, 2, false, 0};
+  MicroSpec s = {DT_FLOAT32, 8, 6, 2, false, false, 0};
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) s = (MicroSpec){DT_FLOAT32, 16, 14, 2, false, 0};
+  if (__builtin_cpu_supports("avx512f")) s = (MicroSpec){DT_FLOAT32, 16, 14, 2, false, false, 0};
 #endif
   p->module = micro_compile(1, &s, NULL, &p->fn);
   if (!p->module) exit((err_print(stderr, false), 1));
