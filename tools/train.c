@@ -9,7 +9,7 @@
 #include <string.h>
 
 typedef struct Train {
-  const char *startup, *main, *test, *fetch, *save, *resume, *log, *device;
+  const char *startup, *params, *main, *test, *fetch, *save, *resume, *log, *device;
   List feeds, test_feeds;
   int64_t batch, epochs, steps, seed, threads, save_every;
   bool shuffle, drop_last;
@@ -217,16 +217,29 @@ static bool has_var(const Program *p, const char *name) {
   return block_var(p->blocks.v[0], name) != NULL;
 }
 
+/* What a model needs to be used: the variables of the test program, without the optimiser's state. */
+static Program *model_of(const Train *t) { return t->t ? t->t : prog_clone_for_test(t->p); }
+
+/* The startup program, or values from a file: of all persistable variables, or, after the startup program, of the model's. */
+static bool initialise(Train *t, const Program *startup) {
+  if (startup && !exec_run(t->run, t->scope, startup, 0, NULL, 0, NULL, NULL)) return false;
+  if (!t->params) return true;
+  Program *p = startup ? model_of(t) : t->p;
+  bool ok = p && scope_load_params(t->scope, p, t->params);
+  if (p != t->p && p != t->t) prog_free(p);
+  return ok;
+}
+
 static bool open_all(Train *t) {
-  Program *startup = prog_load(t->startup);
-  bool ok = startup && (t->p = prog_load(t->main)) && dataset_open(&t->data, t->p, &t->feeds) &&
+  Program *startup = t->startup ? prog_load(t->startup) : NULL;
+  bool ok = (startup || !t->startup) && (t->p = prog_load(t->main)) &&
+            dataset_open(&t->data, t->p, &t->feeds) &&
             split_names(t->arena, t->fetch, &t->n_fetch, &t->names);
   if (ok && t->test)
     ok = (t->t = prog_load(t->test)) && dataset_open(&t->tests, t->t, &t->test_feeds);
   for (int i = 0; ok && t->t && i < t->n_fetch; i++)
     if (has_var(t->t, t->names[i])) t->test_names[t->n_test++] = t->names[i];
-  ok = ok && (t->run = exec_new(&t->exec)) &&
-       exec_run(t->run, t->scope, startup, 0, NULL, 0, NULL, NULL);
+  ok = ok && (t->run = exec_new(&t->exec)) && initialise(t, startup);
   if (ok && t->log) ok = (t->events = events_open(t->log)) != NULL;
   if (ok && t->save) ok = vfs_mkdirs(t->save);
   if (ok && t->resume) ok = resume(t);
@@ -234,9 +247,8 @@ static bool open_all(Train *t) {
   return ok;
 }
 
-/* What a model needs to be used: the variables of the test program, without the optimiser's state. */
 static bool save_params(Train *t) {
-  Program *p = t->t ? t->t : prog_clone_for_test(t->p);
+  Program *p = model_of(t);
   bool ok =
       p && scope_save_params(t->scope, p, arena_fmt(t->arena, "%s/params.pdiparams", t->save));
   if (p != t->t) prog_free(p);
@@ -266,6 +278,8 @@ int verb_train(int argc, char **argv) {
   Train t = {.batch = 64, .epochs = 1, .seed = 1, .fetch = ""};
   Flag flags[] = {
       {"--startup", FLAG_TEXT, &t.startup, "S", "the program that initialises"},
+      {"--params", FLAG_TEXT, &t.params, "FILE",
+       "start from a .pdiparams file of the main program; with --startup, of the test program"},
       {"--main", FLAG_TEXT, &t.main, "M", "the program that trains"},
       {"--test", FLAG_TEXT, &t.test, "T", "a program to evaluate after each epoch"},
       {"--feed", FLAG_LIST, &t.feeds, "NAME=FILE",
@@ -299,7 +313,8 @@ int verb_train(int argc, char **argv) {
   List args;
   int rc = parse_args(argc, argv, &u, &args);
   if (rc >= 0) return rc;
-  if (!t.startup || !t.main) return usage_error("train: --startup and --main are needed");
+  if (!t.main || !(t.startup || t.params))
+    return usage_error("train: --main is needed, and --startup or --params");
   if (!t.feeds.n) return usage_error("train: --feed is needed");
   if (t.batch < 1) return usage_error("train: --batch must be positive");
   if (t.device && strcmp(t.device, "cpu")) {
