@@ -5,7 +5,8 @@
  * are M; in the gradient of the filter they are K). Of each axis, the loops that merge into one in the other tensor
  * become a side of the gathered matrix `col`, taps by positions; the others are loops around it: result loops
  * (outer) such as the image and the group, and summed loops (sum) such as the image in the gradient of the filter.
- * Positions are cut in tiles so that col stays in the L2 cache.
+ * Positions are cut in tiles so that col stays in the L2 cache; the cols of several summed items are made at once, and their
+ * products added up as one batch, if an item's taps (or positions) are few.
  *
  *   positions in the result:  a task takes some (outer item, tile), or the outer items of one row of the epilogue
  *   positions summed:         the steps (sum item, tile) are cut in chunks, a number fixed by shape; each chunk has a partial
@@ -37,6 +38,8 @@ typedef struct Im2colPlan {
       per_task; /* outer items in a task, if it takes all tiles; else 0: a task is an (item, tile) */
   int64_t unit; /* outer items that make one row of the epilogue */
   int64_t steps, chunks;
+  int64_t group,
+      w_step; /* summed items whose products are one batch; how far w moves between them */
 } Im2colPlan;
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -236,13 +239,15 @@ static void gather(const Plan *p, const char *x, int64_t item, int64_t sum, int6
 
 /* ---- products ---- */
 
-/* c += or = w * col for the tile at p0 of an outer and a sum item. */
+/* c += or = w * col for the tile at p0 of an outer item and of `count` sum items. */
 static void tile_product(const Plan *p, void *const *bufs, char *c, int64_t item, int64_t sum,
-                         int64_t p0, bool add, RunCtx *ctx) {
+                         int64_t count, int64_t p0, bool add, RunCtx *ctx) {
   const Im2colPlan *g = p->im2col;
   const Facts *f = &p->facts;
-  int64_t n = least(g->tile, g->pos.total - p0);
-  gather(p, bufs[p->frame.x[g->x]], item, sum, p0, p0 + n, ctx->scratch);
+  int64_t n = least(g->tile, g->pos.total - p0), col = g->tap.total * n;
+  for (int64_t i = 0; i < count; i++)
+    gather(p, bufs[p->frame.x[g->x]], item, sum + i, p0, p0 + n,
+           (char *)ctx->scratch + i * col * f->size);
   int64_t wo = f->base[g->w] + list_at(f, &g->outer, item, g->w) + list_at(f, &g->sum, sum, g->w);
   int64_t co = list_at(f, &g->outer, item, 2);
   if (g->summed)
@@ -256,7 +261,9 @@ static void tile_product(const Plan *p, void *const *bufs, char *c, int64_t item
   q.b_mat = (Mat){g->summed, n};
   q.c_mat = g->c_mat;
   q.add = add;
-  q.batch = 1;
+  q.batch = count;
+  q.a_step = g->w_step;
+  q.b_step = col;
   multiply(p, &q, ctx->scratch);
 }
 
@@ -268,8 +275,9 @@ static void tile_tasks(const void *self, void *const *bufs, int64_t begin, int64
   int64_t count = g->per_task ? g->per_task * g->tiles : 1, all = g->outer.total * g->tiles;
   int64_t a_row = g->unit * g->tiles; /* tiles in a row of the epilogue; 0: one task does all */
   for (int64_t i = begin * count, i1 = least(end * count, all); i < i1; i++) {
-    for (int64_t s = 0; s < g->sum.total; s++)
-      tile_product(p, bufs, c, i / g->tiles, s, i % g->tiles * g->tile, s > 0, ctx);
+    for (int64_t s = 0; s < g->sum.total; s += g->group)
+      tile_product(p, bufs, c, i / g->tiles, s, least(g->group, g->sum.total - s),
+                   i % g->tiles * g->tile, s > 0, ctx);
     if (!p->frame.fn) continue;
     if (!a_row)
       p->frame.fn(NULL, bufs, 0, p->frame.rows, ctx);
@@ -288,8 +296,9 @@ static void chunk_tasks(const void *self, void *const *bufs, int64_t begin, int6
     int64_t s0 = g->steps * chunk / g->chunks, s1 = g->steps * (chunk + 1) / g->chunks;
     char *c = g->chunks == 1 ? bufs[p->frame.out]
                              : (char *)bufs[p->frame.ws] + chunk * p->facts.numel * p->facts.size;
-    for (int64_t s = s0; s < s1; s++)
-      tile_product(p, bufs, c, item, s / g->tiles, s % g->tiles * g->tile, s > s0, ctx);
+    for (int64_t s = s0; s < s1; s += g->group)
+      tile_product(p, bufs, c, item, s / g->tiles, least(g->group, s1 - s), s % g->tiles * g->tile,
+                   s > s0, ctx);
     if (p->frame.fn && g->chunks == 1) p->frame.fn(NULL, bufs, 0, p->frame.rows, ctx);
   }
 }
@@ -359,12 +368,23 @@ static bool positions_summed(const Facts *f, int x) {
 }
 
 static void cut_tiles(Im2colPlan *g, int size, int64_t want) {
+  enum { TAPS = 512 }; /* that a batch aims at */
   int64_t run = g->pos.n ? g->walk_pos[g->pos.n - 1].ext : 1, all = g->pos.total;
-  int64_t tile = most(COL_BYTES / (size * g->tap.total), 64);
+  int64_t items = g->summed || g->sum.n != 1 ? 1 : least(g->sum.total, div_up(TAPS, g->tap.total));
+  int64_t tile = most(COL_BYTES / (size * g->tap.total * items), 64);
   if (want > 1) tile = most(least(tile, div_up(all, want)), 32);
   if (tile > run) tile -= tile % run;
   g->tile = least(tile, all);
   g->tiles = div_up(all, g->tile);
+}
+
+/* Of at most `most_items` sum items, in equal parts. */
+static void group_items(const Facts *f, Im2colPlan *g, int64_t most_items) {
+  g->group = 1;
+  if (g->sum.n != 1 || (g->summed && g->tiles > 1)) return;
+  int64_t fit = most(COL_BYTES / (g->tap.total * g->tile * f->size), 1);
+  g->group = div_up(most_items, div_up(most_items, fit));
+  g->w_step = list_step(f, &g->sum, g->w);
 }
 
 static void divide(Plan *p, Im2colPlan *g) {
@@ -376,6 +396,7 @@ static void divide(Plan *p, Im2colPlan *g) {
     cut_tiles(g, f->size, 1);
     g->steps = g->sum.total * g->tiles;
     g->chunks = least(least(g->steps, CHUNKS), most(want / g->outer.total, 1));
+    group_items(f, g, div_up(g->steps, g->chunks));
     w->fn[0] = chunk_tasks;
     w->n_tasks[0] = g->outer.total * g->chunks;
     w->fused = w->n_tasks[0] == 1;
@@ -398,6 +419,7 @@ static void divide(Plan *p, Im2colPlan *g) {
     g->per_task = 0;
     w->fused = g->outer.total * g->tiles == 1;
   }
+  group_items(f, g, g->sum.total);
   w->n_tasks[0] = g->per_task ? div_up(g->outer.total, g->per_task) : g->outer.total * g->tiles;
 }
 
@@ -427,14 +449,14 @@ bool im2col_plan(Arena *arena, Plan *p, int x) {
     return false;
   if (g.rows.total * lm.total * lk.total < 32 || lm.total == 1) return false;
   divide(p, &g);
-  p->work.scratch = (g.tap.total * g.tile * f->size + SLACK + 127) / 128 * 128;
+  p->work.scratch = (g.tap.total * g.tile * g.group * f->size + SLACK + 127) / 128 * 128;
   if (p->work.scratch > (int64_t)1 << 28) return false;
   p->im2col = arena_dup(arena, &g, sizeof g);
   int64_t rest = g.pos.total % g.tile;
   MicroShape s = {.m = {g.rows.total},
                   .n = {g.summed ? g.tap.total : g.tile, g.summed ? 0 : rest},
                   .k = g.summed ? g.tile : g.tap.total,
-                  .batch = 1,
+                  .batch = g.group,
                   .a = g.w_mat,
                   .b = {g.summed, g.tile},
                   .c = g.c_mat,

@@ -301,6 +301,7 @@ void micro_run(const MicroPlan *g, const MicroProduct *product, void *scratch) {
   }
   int64_t row = g->tile.nv * g->tile.lanes * g->size, most_k = PANEL_BYTES / row;
   if (g->tile.form == FORM_DOT) most_k = DOT_BYTES / g->size;
+  if (g->a_trans) most_k = least(most_k, most(PANEL_BYTES / (q.a_mat.ld * g->size), 64));
   if (q.k > most_k) {
     int64_t cuts = div_up(q.k, most_k), k = div_up(div_up(q.k, cuts), 16) * 16;
     Panel p = {.batch = 1, .add = q.add};
