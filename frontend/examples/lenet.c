@@ -27,7 +27,7 @@ int main(int argc, char **argv) {
   kl_var *scores = kl_named(lenet(image), "scores");
   kl_named(kl_accuracy(scores, label, 1), "acc");
   kl_var *loss = kl_named(kl_mean(kl_softmax_with_cross_entropy(scores, label)), "loss");
-  kl_minimize(loss, kl_adam(0.0006));
+  kl_minimize(loss, kl_adam(0.001));
 
   kl_program *test = kl_clone_for_test(kl_main(net));
   bool ok = save(kl_startup(net), argv[1], "startup") && save(kl_main(net), argv[1], "main") &&
