@@ -4,6 +4,7 @@
  * accumulators and learning rate initialised in the startup program. */
 #include "internal.h"
 #include "../passes/passes.h"
+#include <math.h>
 #include <string.h>
 
 kl_decay kl_l1(double coeff) { return (kl_decay){1, coeff}; }
@@ -127,13 +128,19 @@ static void keep_places(Program *p, int from, const char *at) {
       keep_place(b->ops.v[i], at);
 }
 
+static bool rate_fits(double lr) {
+  if (isfinite(lr) && lr >= 0) return true;
+  return err_set(E_ARG_002, "the learning rate is %g; it must be a finite number, not negative",
+                 lr);
+}
+
 kl_var *kl_minimize_at(const char *at, kl_var *loss, kl_optimizer o) {
   API_GUARD(NULL);
   if (err_any()) return NULL;
   kl_net *net = net_of(at, loss);
   int n_main = net ? net->main->blocks.v[0]->ops.n : 0;
   int n_startup = net ? net->startup->blocks.v[0]->ops.n : 0;
-  const OptimRow *r = net ? find_row(o.type) : NULL;
+  const OptimRow *r = net && rate_fits(o.a.lr) ? find_row(o.type) : NULL;
   int n;
   ParamGrad *pg;
   if (!r || !append_backward(net->main, loss->name, 0, NULL, &n, &pg)) return at_where(at), NULL;

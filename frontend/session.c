@@ -2,6 +2,7 @@
  *
  * In: programs, feeds and where to put what is fetched. Out: values. A thin layer over executor.h. */
 #include "internal.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -133,6 +134,9 @@ bool kl_set_rate(kl_exec *exe, const kl_var *rate, double value) {
   if (!rate) return err_set(E_ARG_002, "kl_set_rate: the learning-rate variable is NULL");
   Tensor *t = scope_get(exe->scope, rate->name);
   if (!t) return err_set(E_RUN_001, "%s has no value: run the startup program first", rate->name);
+  if (!isfinite(value))
+    return err_set(E_ARG_002, "kl_set_rate: %g is no learning rate for %s", value,
+                   quoted(rate->name));
   tensor_set(t, 0, value);
   return true;
 }

@@ -1,6 +1,8 @@
-/* Attributes: PaddlePaddle's conversions between attribute types, and the nearest of a list of names (optimal string
+/* Attributes: PaddlePaddle's conversions between attribute types, the ranges of numbers, and the nearest of a list of names (optimal string
  * alignment distance) for "did you mean". */
 #include "ir.h"
+#include <float.h>
+#include <math.h>
 #include <string.h>
 
 /* ---- conversions ---- */
@@ -138,4 +140,58 @@ const char *name_nearest(const char *name, int n, const char *const *names) {
     }
   }
   return best;
+}
+
+/* ---- ranges ---- */
+
+/* Numbers that mean the same in every operator that has them. */
+static const struct {
+  const char *attr;
+  double lo, hi;
+  const char *rule;
+} ranges[] = {
+    {"epsilon", 0, DBL_MAX, "a small number that is not negative"},
+    {"dropout_prob", 0, 1, "a probability, from 0 to 1"},
+    {"beta1", 0, 1, "a decay rate, from 0 to 1"},
+    {"beta2", 0, 1, "a decay rate, from 0 to 1"},
+    {"rho", 0, 1, "a decay rate, from 0 to 1"},
+    {"std", 0, DBL_MAX, "a standard deviation, not negative"},
+};
+
+/* Elements of a result: any number will do. */
+static const char *const contents[] = {"value",      "pad_value",   "padding_value", "diag_val",
+                                       "fill_value", "fp32_values", "fp64_values"};
+
+static bool is_content(const char *attr) {
+  for (size_t i = 0; i < sizeof contents / sizeof *contents; i++)
+    if (!strcmp(contents[i], attr)) return true;
+  return false;
+}
+
+static bool number_fits(const Op *op, const AttrDef *d, const char *attr, double v) {
+  if (isnan(v) && !is_content(attr))
+    return err_set(E_OPR_003, "attribute %s of `%s` is NaN", quoted(attr), op->type);
+  for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++) {
+    if (strcmp(ranges[i].attr, attr)) continue;
+    /* a row that divides by epsilon alone has a positive default */
+    bool open = !strcmp(attr, "epsilon") && d->dflt.f > 0;
+    if (v >= ranges[i].lo && v <= ranges[i].hi && !(open && v == 0)) return true;
+    err_set(E_OPR_003, "attribute %s of `%s` is %g", quoted(attr), op->type, v);
+    err_help("%s is %s%s.", attr, ranges[i].rule, open ? ", nor zero" : "");
+    return false;
+  }
+  return true;
+}
+
+bool op_numbers_fit(const Op *op) {
+  for (int i = 0; op->def && i < op->attrs.n; i++) {
+    const Attr *a = &op->attrs.v[i];
+    const AttrDef *d = opdef_attr(op->def, a->name);
+    if (!d || !is_real(d->dflt.type)) continue;
+    bool list = is_list(a->type), ok = list || number_fits(op, d, a->name, op_float(op, a->name));
+    for (int k = 0; ok && list && is_real(a->type) && k < a->n; k++)
+      ok = number_fits(op, d, a->name, a->fs[k]);
+    if (!ok) return false;
+  }
+  return true;
 }

@@ -103,9 +103,23 @@ static bool axes_of(Formula *f, const Node *x, int n, const Value *v, int i, uin
       err_help("The operand has %d dimensions; negative axes count from the last.", x->rank);
       return false;
     }
+    if (*axes >> a & 1) {
+      err_set(E_SHP_003, "%s: axis %lld is given twice", f->x->op->type, (long long)a);
+      return false;
+    }
     *axes |= 1u << a;
   }
   return true;
+}
+
+/* An element type by its number in VarType; -1: `same`, DT_NONE if that stands for nothing here. */
+static DType type_of(Formula *f, double number, DType same) {
+  DType t = number == -1                   ? same
+            : number >= 0 && number < 1000 ? dtype_from_paddle((int)number)
+                                           : DT_NONE;
+  if (t == DT_NONE)
+    err_set(E_TYP_002, "%s: element type %g is not supported", f->x->op->type, number);
+  return t;
 }
 
 static Value reduce(Formula *f, Prim p, int n, const Value *v) {
@@ -142,9 +156,8 @@ static Value b_rmean(Formula *f, int n, const Value *v) {
 static Value b_argmax(Formula *f, int n, const Value *v) {
   Node *x = fm_tensor(f, &v[0], NULL);
   uint32_t axes;
-  DType t =
-      n > 3 && v[3].kind == V_NUM && v[3].num >= 0 ? dtype_from_paddle((int)v[3].num) : DT_INT64;
-  if (!x || !axes_of(f, x, truth(n, v, 4) ? 1 : n, v, 1, &axes)) return (Value){0};
+  DType t = n > 3 && v[3].kind == V_NUM ? type_of(f, v[3].num, DT_INT64) : DT_INT64;
+  if (!x || t == DT_NONE || !axes_of(f, x, truth(n, v, 4) ? 1 : n, v, 1, &axes)) return (Value){0};
   Node *r = g_argmax(f->x->g, x, axes, truth(n, v, 2), t);
   return fm_node(r);
 }
@@ -195,7 +208,7 @@ static Value b_num(Formula *f, int n, const Value *v) {
   return fm_num(strtod(v[0].text, NULL));
 }
 
-/* cast(x, to): to is a number of VarType (-1: none), a tensor of that type, or its name. */
+/* cast(x, to): to is a number of VarType (-1: x's own type), a tensor of that type, or its name. */
 static Value b_cast(Formula *f, int n, const Value *v) {
   Node *x = fm_tensor(f, &v[0], NULL);
   DType t = DT_NONE;
@@ -205,11 +218,17 @@ static Value b_cast(Formula *f, int n, const Value *v) {
   else if (v[1].kind == V_TEXT)
     t = dtype_find(v[1].text);
   else if (v[1].kind == V_NUM)
-    t = v[1].num < 0 ? x->dtype : dtype_from_paddle((int)v[1].num);
-  if (t != DT_NONE) return fm_node(g_cast(f->x->g, x, t));
-  err_set(E_TYP_002, "%s: element type %d is not supported", f->x->op->type,
-          v[1].kind == V_NUM ? (int)v[1].num : -1);
-  return (Value){0};
+    t = type_of(f, v[1].num, x->dtype);
+  return t == DT_NONE ? (Value){0} : fm_node(g_cast(f->x->g, x, t));
+}
+
+/* convert(x, to): as cast, but -1 is no type. */
+static Value b_convert(Formula *f, int n, const Value *v) {
+  Node *x = fm_tensor(f, &v[0], NULL);
+  if (!x || v[1].kind != V_NUM) return fm_fail(f, "convert takes a tensor and a number");
+  DType t = type_of(f, v[1].num, DT_NONE);
+  (void)n;
+  return t == DT_NONE ? (Value){0} : fm_node(g_cast(f->x->g, x, t));
 }
 
 /* reshape(x, list) or reshape(x, like) */
@@ -241,12 +260,8 @@ static Value b_expand(Formula *f, int n, const Value *v) {
 static Value b_full(Formula *f, int n, const Value *v) {
   Node *x = fm_tensor(f, &v[0], NULL);
   if (!x || n < 2 || v[1].kind != V_NUM) return (Value){0};
-  DType t =
-      n > 2 && v[2].kind == V_NUM && v[2].num >= 0 ? dtype_from_paddle((int)v[2].num) : x->dtype;
-  if (t == DT_NONE) {
-    err_set(E_TYP_002, "%s: element type %d is not supported", f->x->op->type, (int)v[2].num);
-    return (Value){0};
-  }
+  DType t = n > 2 && v[2].kind == V_NUM ? type_of(f, v[2].num, x->dtype) : x->dtype;
+  if (t == DT_NONE) return (Value){0};
   return fm_node(g_full(f->x->g, t, v[1].num, x->rank, x->dims));
 }
 
@@ -307,13 +322,14 @@ typedef struct Builtin {
 } Builtin;
 
 static const Builtin builtins[] = {
-    {"align", 3, b_align},     {"argmax", 1, b_argmax}, {"cast", 2, b_cast},
-    {"dim", 2, b_dim},         {"expand", 2, b_expand}, {"full", 2, b_full},
-    {"has", 1, b_has},         {"iota", 2, b_iota},     {"isbool", 1, b_isbool},
-    {"isfloat", 1, b_isfloat}, {"keep", 3, b_keep},     {"num", 1, b_num},
-    {"numel", 1, b_numel},     {"rank", 1, b_rank},     {"reshape", 2, b_reshape},
-    {"rmax", 1, b_rmax},       {"rmean", 1, b_rmean},   {"rmin", 1, b_rmin},
-    {"rprod", 1, b_rprod},     {"rsum", 1, b_rsum},     {"scalar", 1, b_scalar},
+    {"align", 3, b_align},     {"argmax", 1, b_argmax},   {"cast", 2, b_cast},
+    {"convert", 2, b_convert}, {"dim", 2, b_dim},         {"expand", 2, b_expand},
+    {"full", 2, b_full},       {"has", 1, b_has},         {"iota", 2, b_iota},
+    {"isbool", 1, b_isbool},   {"isfloat", 1, b_isfloat}, {"keep", 3, b_keep},
+    {"num", 1, b_num},         {"numel", 1, b_numel},     {"rank", 1, b_rank},
+    {"reshape", 2, b_reshape}, {"rmax", 1, b_rmax},       {"rmean", 1, b_rmean},
+    {"rmin", 1, b_rmin},       {"rprod", 1, b_rprod},     {"rsum", 1, b_rsum},
+    {"scalar", 1, b_scalar},
 };
 
 /* ---- calls ---- */

@@ -294,7 +294,7 @@ bool expand_op(Expand *x, const Op *op) {
   if (op->block) graph_set_op(x->g, op);
   bool ok;
   if (op->def)
-    ok = expand_with_row(x, op->def);
+    ok = op_numbers_fit(op) && expand_with_row(x, op->def);
   else {
     ok = err_set(E_OPR_001, "unknown operator %s", quoted(op->type));
     const char *near = opdef_nearest(op->type);

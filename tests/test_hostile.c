@@ -724,6 +724,49 @@ static const struct {
     {"y = assign_value()", "shape=[@], dtype=5, fp32_values=[1.0]"},
 };
 
+/* Attributes that must be refused, each with one error of its own. */
+static const struct {
+  const char *op, *attrs;
+  ErrCode code;
+} refused[] = {
+    {"y = cast(X=x)", "in_dtype=5, out_dtype=-1", E_TYP_002},
+    {"y = cast(X=x)", "in_dtype=5, out_dtype=-7", E_TYP_002},
+    {"y = arg_max(X=x)", "axis=1L, dtype=-2", E_TYP_002},
+    {"y = fill_any_like(X=x)", "value=1.0, dtype=-9", E_TYP_002},
+    {"y = reduce_sum(X=x)", "dim=[0, 1], out_dtype=-3", E_TYP_002},
+    {"y = reduce_sum(X=x)", "dim=[0, 0]", E_SHP_003},
+    {"y = reduce_max(X=x)", "dim=[1, -3]", E_SHP_003},
+    {"y = reduce_mean(X=x)", "dim=[-1, 3]", E_SHP_003},
+    {"y = gaussian_random()", "shape=[2]L, dtype=0", E_TYP_002},
+    {"y = uniform_random()", "shape=[2]L, dtype=3", E_TYP_002},
+    {"y = gaussian_random()", "shape=[2]L, std=-1.0", E_OPR_003},
+    {"y = clip(X=x)", "min=nan, max=1.0", E_OPR_003},
+    {"y = clip(X=x)", "min=0.0, max=nan", E_OPR_003},
+    {"y = scale(X=x)", "scale=nan", E_OPR_003},
+    {"Y=y = layer_norm(X=x)", "epsilon=0.0", E_OPR_003},
+    {"Y=y = layer_norm(X=x)", "epsilon=-1e-5", E_OPR_003},
+    {"Y=y = layer_norm(X=x)", "epsilon=inf", E_OPR_003},
+    {"Y=y = layer_norm(X=x)", "epsilon=nan", E_OPR_003},
+    {"Out=y, Mask=z = dropout(X=x)", "dropout_prob=nan", E_OPR_003},
+    {"Out=y, Mask=z = dropout(X=x)", "dropout_prob=1.5", E_OPR_003},
+    {"Out=y, Mask=z = dropout(X=x)", "dropout_prob=-0.1", E_OPR_003},
+};
+
+static void test_refused(void **state) {
+  (void)state;
+  for (int i = 0; i < (int)(sizeof refused / sizeof *refused); i++) {
+    Str *s = raw("program\nblock 0 {\n" VARS "  ", sizeof("program\nblock 0 {\n" VARS "  ") - 1);
+    str_fmt(s, "%s {%s}\n}\n", refused[i].op, refused[i].attrs);
+    Program *p = prog_parse(s->s, s->n, "text");
+    bool ok = p && prog_verify(p) && infer_program(p, false);
+    const Diag *d = err_get();
+    if (ok || !d || d->code != refused[i].code)
+      fail_msg("%s {%s}: %s", refused[i].op, refused[i].attrs, d ? err_name(d->code) : "accepted");
+    err_clear();
+    prog_free(p);
+  }
+}
+
 static void test_attributes(void **state) {
   (void)state;
   static const char *const values[] = {"0",       "-1",         "-2",          "7",
@@ -769,6 +812,7 @@ int main(void) {
       TEST(test_tensors),        TEST(test_heads),     TEST(test_var_dims),
       TEST(test_paths),          TEST(test_structure), TEST(test_size),
       TEST(test_attributes),
+      TEST(test_refused),
   };
   int failed = cmocka_run_group_tests(tests, set_up, NULL);
   print_message("%d files, %d accepted\n", n_files, n_accepted);

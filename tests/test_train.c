@@ -334,6 +334,61 @@ static void custom_operator(void **state) {
   }
 }
 
+static bool pair_infer(const kl_custom_op *op, int n_in, const kl_tensor *in, int n_out,
+                       kl_tensor *out) {
+  (void)op;
+  for (int i = 0; i < n_out; i++) out[i] = in[0];
+  return n_in == 1 && n_out == 3;
+}
+
+/* x, x squared and x cubed. */
+static bool pair(const kl_custom_op *op, int n_in, const kl_tensor *in, int n_out, kl_tensor *out) {
+  (void)op, (void)n_in;
+  const float *x = in[0].data;
+  for (int64_t i = 0; i < kl_numel(&in[0]); i++)
+    for (int k = 0; k < n_out; k++) ((float *)out[k].data)[i] = powf(x[i], (float)k + 1);
+  return n_out == 3;
+}
+
+static bool pair_grad(const kl_custom_op *op, int n_in, const kl_tensor *in, int n_out,
+                      kl_tensor *out) {
+  (void)op, (void)n_out;
+  if (n_in != 7) return false; /* X, A, B, C and the gradients of A, B, C */
+  const float *x = in[0].data, *c = in[3].data;
+  for (int64_t i = 0; i < kl_numel(&in[0]); i++) {
+    if (fabsf(c[i] - x[i] * x[i] * x[i]) > 1e-3f) return false;
+    float g = 0;
+    for (int k = 0; k < 3; k++)
+      g += ((const float *)in[4 + k].data)[i] * (float)(k + 1) * powf(x[i], (float)k);
+    ((float *)out[0].data)[i] = g;
+  }
+  return true;
+}
+
+/* Outputs that nothing uses keep their positions in the backward function's arguments. */
+static void custom_positions(void **state) {
+  (void)state;
+  assert_true(
+      kl_register(&(kl_custom_op){"test_powers", "X -> A B C", pair_infer, pair, pair_grad, NULL}));
+  for (int used = 0; used < 3; used++)
+    for (int interpret = 0; interpret < 2; interpret++) {
+      kl_net *net = kl_net_new();
+      kl_exec *exe = kl_exec_new((kl_exec_options){.interpret = interpret});
+      kl_var *x = kl_data(net, "x", KL_FLOAT32, -1, 1);
+      kl_var *h = kl_fc(x, 1, .weight = {.init = kl_constant(2)}, .no_bias = true);
+      kl_var *a = kl_op(net, "test_powers", "", "X", h);
+      kl_var *loss = kl_mean(used ? kl_output(a, used == 1 ? "B" : "C") : a);
+      kl_backward(loss);
+      float v = 1.5f, g;
+      kl_tensor tv = kl_array(KL_FLOAT32, &v, 1, 1), tg = kl_array(KL_FLOAT32, &g, 1, 1);
+      kl_run(exe, kl_startup(net), NULL, NULL);
+      kl_run(exe, kl_main(net), kl_feeds({"x", &tv}), kl_fetches({"fc_0.w_0@GRAD", &tg}));
+      no_error();
+      close_to(g, 1.5 * (used + 1) * pow(3, used), "gradient", used);
+      kl_exec_free(exe), kl_net_free(net);
+    }
+}
+
 /* ---- feeds ---- */
 
 typedef struct Classifier {
@@ -600,6 +655,7 @@ int main(void) {
       TEST(learning_rate_is_set),
       TEST(gradient_of_a_shared_parameter),
       TEST(custom_operator),
+      TEST(custom_positions),
       TEST(batch_sizes),
       TEST(wrong_feeds),
       TEST(no_startup),

@@ -260,12 +260,19 @@ static bool random_out(Expand *x, Node *n, DType t) {
 
 static DType random_type(DType t) { return t == DT_FLOAT64 ? DT_FLOAT64 : DT_FLOAT32; }
 
+/* Of operators whose numbers are not whole. */
+static bool random_float(Expand *x, DType *t) {
+  if (!dtype_of(x, "dtype", t)) return false;
+  if (dtype_is_float(*t)) return true;
+  return err_set(E_TYP_002, "dtype is %s, a floating type is needed", dtype_info[*t].name);
+}
+
 bool x_uniform_random(Expand *x);
 bool x_uniform_random(Expand *x) {
   DType t;
   int rank;
   int64_t dims[KL_RANK];
-  if (!dtype_of(x, "dtype", &t) || !shape_of(x, &rank, dims)) return false;
+  if (!random_float(x, &t) || !shape_of(x, &rank, dims)) return false;
   if (op_int(x->op, "diag_num") != 0)
     return err_set(E_OPR_004, "diag_num of uniform_random is not supported");
   Node *u = uniform(x, random_type(t), rank, dims, 0);
@@ -277,7 +284,7 @@ bool x_uniform_random_batch_size_like(Expand *x) {
   DType t;
   int rank;
   int64_t dims[KL_RANK];
-  if (!dtype_of(x, "dtype", &t) || !shape_like(x, &rank, dims)) return false;
+  if (!random_float(x, &t) || !shape_like(x, &rank, dims)) return false;
   Node *u = uniform(x, random_type(t), rank, dims, 0);
   return random_out(x, spread(x->g, u, op_float(x->op, "min"), op_float(x->op, "max")), t);
 }
@@ -288,7 +295,7 @@ bool x_gaussian_random(Expand *x) {
   DType t;
   int rank;
   int64_t dims[KL_RANK];
-  if (!dtype_of(x, "dtype", &t) || !shape_of(x, &rank, dims)) return false;
+  if (!random_float(x, &t) || !shape_of(x, &rank, dims)) return false;
   Node *u = uniform(x, random_type(t), rank, dims, 0),
        *v = uniform(x, random_type(t), rank, dims, 1);
   Node *radius = g_map1(g, P_SQRT, g_map2c(g, P_MUL, g_map1(g, P_LOG, u), -2));
@@ -316,7 +323,7 @@ bool x_truncated_gaussian_random(Expand *x) {
   DType t;
   int rank;
   int64_t dims[KL_RANK];
-  if (!dtype_of(x, "dtype", &t) || !shape_of(x, &rank, dims)) return false;
+  if (!random_float(x, &t) || !shape_of(x, &rank, dims)) return false;
   double edge = erf(2 / sqrt(2.0)), mean = op_float(x->op, "mean");
   Node *u = uniform(x, random_type(t), rank, dims, 0);
   Node *z = erf_inverse(x->g, spread(x->g, u, -edge, edge));
