@@ -79,7 +79,7 @@ bench: deps-build
 	@tests/bench/run.sh $(B)
 
 peers-test: deps-build
-	@$(MAKE) --no-print-directory -s -j$$(nproc) all benches
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all $(B)/peers/nets
 	@tests/peers/run.sh $(B)
 
 loc:
@@ -106,6 +106,9 @@ $(B)/kiln: $(TOOL_SRC:%.c=$(B)/%.o) $(B)/libkiln.a
 $(B)/tests/%: $(B)/tests/%.o $(HELP_SRC:%.c=$(B)/%.o) $(B)/libkiln.a
 	$(CC) $(CFLAGS) -rdynamic -o $@ $^ -lcmocka $(LDLIBS)
 $(B)/bench/%: $(B)/tests/bench/%.o $(B)/libkiln.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
+$(B)/peers/%: $(B)/tests/peers/%.o $(B)/libkiln.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
 # The plug-in's source is also part of the example that uses its operator.

@@ -158,7 +158,7 @@ static void declare_outputs(Op *op) {
   for (int i = 0; i < op->def->n_outs; i++) {
     const SlotDef *d = &op->def->outs[i];
     const Slot *have = op_outs(op, d->name);
-    if (d->optional || (have && have->n)) continue;
+    if ((d->optional && !d->intermediate) || (have && have->n)) continue;
     int n = d->list ? list_outputs(op) : 1;
     for (int j = 0; j < n; j++) {
       const char *name = temporary(net, op, first);

@@ -213,6 +213,12 @@ static bool set_attrs(const GradDef *d, const Op *op, Op *g, Arena *a) {
   for (int i = 0; d->copy_attrs && i < op->attrs.n; i++)
     if (strcmp(op->attrs.v[i].name, "op_role") && strcmp(op->attrs.v[i].name, "op_role_var"))
       op_set_attr(g, &op->attrs.v[i]);
+  /* PaddlePaddle knows no defaults of gradient operators */
+  for (int i = 0; d->copy_attrs && i < op->def->n_attrs; i++) {
+    const AttrDef *x = &op->def->attrs[i];
+    const Attr *v = x->extra ? NULL : op_attr(op, x->dflt.name); /* the default if it is not set */
+    if (v) op_set_attr(g, v);
+  }
   for (int i = 0; i < d->n_sets; i++) {
     const char *text = d->sets[i].value, *end;
     const AttrDef *want = g->def ? opdef_attr(g->def, d->sets[i].attr) : NULL;

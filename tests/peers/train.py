@@ -1,6 +1,6 @@
 """Training programs that PaddlePaddle wrote, trained by both from the same initial parameters on the same data.
 
-usage: train.py BUILD [--keep DIR] [NET ...]
+usage: train.py BUILD [--keep DIR] [--only NET ...]
 
 PaddlePaddle builds each network with its optimiser in static mode and writes the startup and the main program; both
 run STEPS steps. Losses of every step and all persistable variables afterwards (parameters, moments, running statistics) are compared.
@@ -197,14 +197,14 @@ def compare(build, name, net, folder):
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("build")
-    p.add_argument("nets", nargs="*")
+    p.add_argument("--only", nargs="*", default=[])
     p.add_argument("--keep")
     a = p.parse_args()
     paddle.enable_static()
     failed = 0
     with tempfile.TemporaryDirectory() as tmp:
         for name, net in NETS.items():
-            if a.nets and not any(n in name for n in a.nets):
+            if a.only and not any(n in name for n in a.only):
                 continue
             folder = f"{a.keep or tmp}/{name.replace(' ', '_').replace(',', '')}"
             os.makedirs(folder, exist_ok=True)
