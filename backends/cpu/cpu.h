@@ -133,6 +133,7 @@ typedef struct MicroProduct {
   bool add;
   int64_t batch, a_step, b_step;
 } MicroProduct;
+extern const char *micro_isa; /* a name in tiles.def, to have no other; NULL: the machine's best */
 /* NULL: BLAS serves them. always: wherever microkernels can. */
 MicroPlan *micro_plan(Arena *a, DType t, const MicroShape *s, bool always);
 int64_t micro_scratch(const MicroPlan *g); /* bytes that micro_run needs */

@@ -88,12 +88,12 @@ static int64_t round_up(int64_t a, int64_t to) { return div_up(a, to) * to; }
 
 /* Halves the longer side until there are enough pieces. */
 static void cut_sides(GemmPlan *g, int64_t want) {
-  enum { LEAST_M = 16, LEAST_N = 32 };
+  enum { LEAST_M = 16, LEAST_N = 64, ROUND_M = 4 };
   for (int64_t n = 1; n < want; n *= 2) {
     bool rows = g->cut_m >= g->cut_n;
     int64_t *side = rows ? &g->cut_m : &g->cut_n, least = rows ? LEAST_M : LEAST_N;
     if (*side < 2 * least) return;
-    *side = round_up(div_up(*side, 2), least);
+    *side = round_up(div_up(*side, 2), rows ? ROUND_M : LEAST_N);
   }
 }
 

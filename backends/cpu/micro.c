@@ -1,7 +1,7 @@
 /* Matrix products by microkernels (backends/llvm/micro.c): which tile, cache loops, packing.
  *
  * In: C (+)= sum over the batch of A_b B_b, with C by rows. A is read in place: by rows of a pitch that is a constant of the
- * code, or by columns. B is read in place if it is by rows and few rows of tiles use it; else a panel of it, as wide as a tile,
+ * code, or by columns. B is read in place where that is fast (see packs); else a panel of it, as wide as a tile,
  * is packed into the thread's scratch. Or, if A is by rows and B by columns, both are read in place by tiles of dot products. K
  * is cut so that a panel stays in the L2 cache (of the dot form: a tile's operands in L1). For each panel the tiles go down
  * the rows of A. Rows and vectors of columns are divided into equal blocks (no block is more than one longer than another).
@@ -54,9 +54,11 @@ typedef struct Blocks {
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
+const char *micro_isa;
+
 static Isa isa_here(void) {
 #define ISA(id, here)                                                                              \
-  if (here) return ISA_##id;
+  if ((here) && (!micro_isa || !strcmp(micro_isa, #id))) return ISA_##id;
 #include "tiles.def"
   return ISA_NONE;
 }
@@ -146,7 +148,17 @@ static void want_all(Arena *a, MicroPlan *g, int64_t m, int64_t n) {
 
 int64_t micro_scratch(const MicroPlan *g) { return g && g->b_pack ? PANEL_BYTES : 0; }
 
+/* B by rows is read in place if it is no wider than a panel, if few tiles use it, and if all of it stays in the L2 cache while
+ * not so many do. */
+static bool packs(const MicroShape *s, const MicroPlan *g) {
+  enum { FEW = 4, MANY = 64, L2_BYTES = 1 << 20 };
+  int64_t bytes = s->k * s->batch * s->b.ld * g->size, tiles = s->m[0] / g->tile.mr;
+  if (s->b.trans) return true;
+  return s->b.ld > g->tile.nv * g->tile.lanes && tiles > FEW && (bytes > L2_BYTES || tiles > MANY);
+}
+
 MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always) {
+  enum { PACK_FROM = 4 };   /* tiles below one another */
   enum { FLOPS = 4000000 }; /* of a call for which it pays to compile the code */
   MicroShape q = *s;
   if (s->c.trans) {
@@ -161,7 +173,7 @@ MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always) {
   MicroPlan g = {.swap = s->c.trans, .a_trans = q.a.trans, .size = dtype_info[t].size};
   if (!choose(t, &q, &g.tile)) return NULL;
   g.pitch = q.a.trans ? 0 : q.a.ld;
-  g.b_pack = g.tile.form == FORM_ROWS && (q.b.trans || q.m[0] > 8 * g.tile.mr);
+  g.b_pack = g.tile.form == FORM_ROWS && packs(&q, &g);
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 2; j++)
       if (q.m[i] > 0 && q.n[j] > 0) want_all(arena, &g, q.m[i], q.n[j]);
