@@ -101,7 +101,8 @@ typedef struct MemTable {
   void (*free)(void *p);
 } MemTable;
 extern MemTable mem_table;
-extern size_t mem_chunk; /* bytes of an arena's first chunk, 4096; tests that want a call for each piece make it 1 */
+/* bytes of an arena's first chunk, 4096; tests that want a call for each piece make it 1 */
+extern size_t mem_chunk;
 
 /* Allocations never return NULL: if memory is refused, E-MEM-001 is recorded and control goes to the innermost
  * guard of the thread (longjmp), or, without one, the diagnostic is printed and the process exits with 1.
@@ -481,7 +482,8 @@ const char *opdef_nearest(const char *type); /* for "did you mean"; NULL if noth
 const char *name_nearest(const char *name, int n, const char *const *names);
 /* Paddle's coercions; false if none applies (no error set) */
 bool attr_equal(const Attr *a, const Attr *b); /* of one type and value; the names do not matter */
-bool op_numbers_fit(const Op *op); /* no NaN, epsilon and probabilities in their ranges: E-OPR-003 */
+/* no NaN, epsilon and probabilities in their ranges: E-OPR-003 */
+bool op_numbers_fit(const Op *op);
 bool attr_coerce(Attr *a, AttrType to, Arena *arena);
 
 /* literal.c: attribute values, names and numbers as text */

@@ -811,8 +811,7 @@ int main(void) {
       TEST(test_missing_fields), TEST(test_strings),   TEST(test_other_formats),
       TEST(test_tensors),        TEST(test_heads),     TEST(test_var_dims),
       TEST(test_paths),          TEST(test_structure), TEST(test_size),
-      TEST(test_attributes),
-      TEST(test_refused),
+      TEST(test_attributes),     TEST(test_refused),
   };
   int failed = cmocka_run_group_tests(tests, set_up, NULL);
   print_message("%d files, %d accepted\n", n_files, n_accepted);
