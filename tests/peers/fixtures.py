@@ -1,0 +1,134 @@
+"""Writes tests/fixtures: programs and parameters as PaddlePaddle saves them, and what PaddlePaddle computes from them.
+
+usage: fixtures.py [FOLDER]
+
+Each folder NAME holds main.pdmodel, perhaps startup.pdmodel and first.pdiparams to start from, feed-NAME.npy and fetch-NAME.npy
+with a first dimension for the runs ('%' stands for '/'), and last.pdiparams with all persistable variables afterwards.
+"""
+from train import *
+
+RUNS, ROWS = 4, 3
+
+
+def stripped(program):
+    """Without the Python lines that made the operators, which name folders of this machine."""
+    for block in program.blocks:
+        for op in block.ops:
+            if op.has_attr("op_callstack"):
+                op._set_attr("op_callstack", ["File \"net.py\", line 1, in <module>"])
+    return program.desc.serialize_to_string()
+
+
+def write(folder, main, exe, data, fetch, startup=None, trains=True):
+    os.makedirs(folder, exist_ok=True)
+    first = values(main)
+    runs = []
+    for i in range(RUNS):
+        runs.append(exe.run(main, feed={n: v[i] for n, v in data.items()}, fetch_list=fetch))
+    for n, v in data.items():
+        np.save(f"{folder}/feed-{file_name(n)}.npy", v)
+    for i, v in enumerate(fetch):
+        np.save(f"{folder}/fetch-{file_name(v if isinstance(v, str) else v.name)}.npy", np.stack([r[i] for r in runs]))
+    with open(f"{folder}/main.pdmodel", "wb") as f:
+        f.write(stripped(main))
+    if startup:
+        with open(f"{folder}/startup.pdmodel", "wb") as f:
+            f.write(stripped(startup))
+    elif first:
+        write_params(f"{folder}/first.pdiparams", first)
+    if trains:
+        write_params(f"{folder}/last.pdiparams", values(main))
+
+
+def random(main, rng):
+    out = {}
+    for v in main.list_vars():
+        if v.desc.need_check_feed():
+            dims = [RUNS, ROWS, *v.shape[1:]]
+            out[v.name] = rng.randint(0, 4, dims).astype("int64") if v.dtype == paddle.int64 else rng.randn(*dims).astype("float32")
+    return out
+
+
+def mlp():
+    rng = np.random.RandomState(3)
+    given = lambda *d: A(initializer=paddle.nn.initializer.Assign(rng.uniform(-0.5, 0.5, d).astype("float32")))
+    h = static.nn.fc(data(6), 5, activation="tanh", weight_attr=given(6, 5), bias_attr=given(5))
+    h = static.nn.fc(h, 4, weight_attr=given(5, 4))
+    loss = paddle.mean(F.softmax_with_cross_entropy(h, static.data("y", [-1, 1], "int64")))
+    return loss, paddle.optimizer.Momentum(0.1, 0.9, weight_decay=paddle.regularizer.L2Decay(0.01)), [loss]
+
+
+def convnet():
+    h = static.nn.batch_norm(static.nn.conv2d(data(2, 7, 7), 4, 3, padding=1, bias_attr=False), act="relu")
+    h = F.avg_pool2d(F.dropout(h, 0.0, mode="upscale_in_train"), 3, 2, 1, exclusive=True)
+    h = F.max_pool2d(F.hardswish(static.nn.conv2d(h, 4, 3, stride=2, padding="SAME", groups=2)), 2, 1)
+    h = static.nn.fc(h, 4)
+    label = static.data("y", [-1, 1], "int64")
+    accuracy = static.accuracy(paddle.nn.functional.softmax(h), label, k=2)
+    loss = paddle.mean(F.softmax_with_cross_entropy(h, label))
+    return loss, paddle.optimizer.Adam(0.01), [loss, accuracy]
+
+
+def attention():
+    h = paddle.nn.Embedding(6, 4, padding_idx=0)(data(5, dtype="int64"))
+    q = paddle.transpose(paddle.reshape(paddle.nn.Linear(4, 4)(h), [0, 0, 2, 2]), [0, 2, 1, 3])
+    s = F.softmax(paddle.matmul(q, q, transpose_y=True) * 0.7)
+    h = paddle.nn.LayerNorm(4)(h + paddle.reshape(paddle.transpose(paddle.matmul(s, q), [0, 2, 1, 3]), [0, 0, 4]))
+    h = F.gelu(paddle.mean(h, axis=1))
+    loss = paddle.mean(F.softmax_with_cross_entropy(h, static.data("y", [-1, 1], "int64")))
+    return loss, paddle.optimizer.SGD(0.1, grad_clip=paddle.nn.ClipGradByGlobalNorm(0.5)), [loss]
+
+
+def regression_adamw():
+    out = static.nn.fc(static.nn.fc(data(6), 5, activation="sigmoid"), 1)
+    loss = paddle.mean(F.smooth_l1_loss(out, static.data("y", [-1, 1], "float32"), reduction="none"))
+    return loss, paddle.optimizer.AdamW(0.01, weight_decay=0.1), [loss]
+
+
+def main():
+    paddle.enable_static()
+    out = sys.argv[1] if len(sys.argv) > 1 else "tests/fixtures"
+    for net in (mlp, convnet, attention, regression_adamw):
+        paddle.seed(7)
+        main, startup = static.Program(), static.Program()
+        with static.program_guard(main, startup), paddle.utils.unique_name.guard(), static.scope_guard(static.Scope()):
+            loss, optimizer, fetch = net()
+            optimizer.minimize(loss)
+            exe = static.Executor(paddle.CPUPlace())
+            exe.run(startup)
+            write(f"{out}/{net.__name__}", main, exe, random(main, np.random.RandomState(5)), fetch, startup if net is mlp else None)
+    inference(f"{out}/inference")
+
+
+def inference(folder):
+    """As save_inference_model writes it, with feed and fetch operators."""
+    paddle.seed(8)
+    main, startup = static.Program(), static.Program()
+    with static.program_guard(main, startup), paddle.utils.unique_name.guard(), static.scope_guard(static.Scope()):
+        x = data(3, 9, 9)
+        h = F.relu6(paddle.nn.BatchNorm2D(4)(paddle.nn.Conv2D(3, 4, 3, stride=2, padding=1)(x)))
+        h = F.hardsigmoid(paddle.nn.Conv2D(4, 4, 3, groups=4, dilation=2, padding=2)(h)) * h
+        h = paddle.concat([F.interpolate(h, size=[3, 3], mode="bilinear"), F.adaptive_avg_pool2d(h, 3)], axis=1)
+        h = F.dropout(paddle.transpose(paddle.flatten(h, 2), [0, 2, 1]), 0.4)
+        y = F.softmax(paddle.squeeze(paddle.matmul(h, paddle.ones([8, 1])), -1))
+        exe = static.Executor(paddle.CPUPlace())
+        exe.run(startup)
+        for v in main.list_vars():
+            if v.persistable and "batch_norm" in v.name:  # not the identity
+                t = static.global_scope().find_var(v.name).get_tensor()
+                t.set(np.random.RandomState(9).uniform(0.5, 1.5, t.shape()).astype("float32"), paddle.CPUPlace())
+        static.save_inference_model(f"{folder}/main", [x], [y], exe)
+        model, feed, fetch = static.load_inference_model(f"{folder}/main", exe)
+        values_of = {"x": np.random.RandomState(5).randn(RUNS, ROWS, 3, 9, 9).astype("float32")}
+        got = [exe.run(model, feed={"x": v}, fetch_list=fetch)[0] for v in values_of["x"]]
+    with open(f"{folder}/main.pdmodel", "rb") as f:
+        model = static.Program.parse_from_string(f.read())
+    with open(f"{folder}/main.pdmodel", "wb") as f:
+        f.write(stripped(model))
+    os.rename(f"{folder}/main.pdiparams", f"{folder}/first.pdiparams")
+    np.save(f"{folder}/feed-x.npy", values_of["x"])
+    np.save(f"{folder}/fetch-{file_name(fetch[0].name)}.npy", np.stack(got))
+
+
+if __name__ == "__main__":
+    main()
