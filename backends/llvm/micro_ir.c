@@ -234,13 +234,14 @@ static void dot_rest(Text *t) {
   str_fmt(&t->s, "  br label %%end\n");
 }
 
-/* Lane i of the sum takes, in groups of `group` lanes, x and y by turns: which = 0 the even groups of each, 1 the odd ones. */
-static void halves(Text *t, const char *to, const char *x, const char *y, int group, int which) {
+/* Groups of `group` lanes of x and y by turns, at their own places, or (moved) each its other neighbour's: the sum of the two
+ * holds pairs of x in the even groups and of y in the odd ones. */
+static void by_turns(Text *t, const char *to, const char *x, const char *y, int group, bool moved) {
   str_fmt(&t->s, "  %s = shufflevector %s %s, %s %s, <%d x i32> <", to, t->vec, x, t->vec, y,
           t->m.lanes);
   for (int i = 0; i < t->m.lanes; i++) {
-    int pair = i / (2 * group), from_y = i / group % 2;
-    int at = (2 * pair + which) * group + i % group + from_y * t->m.lanes;
+    bool from_y = i / group % 2;
+    int at = i + (moved ? from_y ? -group : group : 0) + (from_y ? t->m.lanes : 0);
     str_fmt(&t->s, "%si32 %d", i ? ", " : "", at);
   }
   str_add(&t->s, ">\n");
@@ -259,8 +260,8 @@ static void dot_sums(Text *t, int r) {
       snprintf(y, sizeof y, "%%%s%d_%d%s", from, r, c + 1, tail);
       snprintf(lo, sizeof lo, "%%lo%d_%d.%d", r, c / 2, level);
       snprintf(hi, sizeof hi, "%%hi%d_%d.%d", r, c / 2, level);
-      halves(t, lo, x, c + 1 < n ? y : x, group, 0);
-      halves(t, hi, x, c + 1 < n ? y : x, group, 1);
+      by_turns(t, lo, x, c + 1 < n ? y : x, group, false);
+      by_turns(t, hi, x, c + 1 < n ? y : x, group, true);
       str_fmt(&t->s, "  %%sum%d_%d.%d = fadd %s %s, %s\n", r, c / 2, level + 1, t->vec, lo, hi);
     }
 }
