@@ -480,10 +480,10 @@ const AttrDef *opdef_attr(const OpDef *d, const char *attr);
 const char *opdef_nearest(const char *type); /* for "did you mean"; NULL if nothing is near */
 /* The same for any list */
 const char *name_nearest(const char *name, int n, const char *const *names);
-/* Paddle's coercions; false if none applies (no error set) */
 bool attr_equal(const Attr *a, const Attr *b); /* of one type and value; the names do not matter */
-/* no NaN, epsilon and probabilities in their ranges: E-OPR-003 */
+/* No NaN, epsilon and probabilities in their ranges: E-OPR-003 */
 bool op_numbers_fit(const Op *op);
+/* Paddle's coercions; false if none applies (no error set) */
 bool attr_coerce(Attr *a, AttrType to, Arena *arena);
 
 /* literal.c: attribute values, names and numbers as text */
