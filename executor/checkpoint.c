@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -53,6 +54,37 @@ static void remove_checkpoint(const char *path) {
     if (snprintf(name, sizeof name, "%s/%s", path, files[i]) < PATH_MAX) unlink(name);
   }
   rmdir(path);
+}
+
+/* Everything in a folder of ours that a killed process left half-written, then the folder. */
+static void remove_leftover(const char *path) {
+  char name[PATH_MAX];
+  DIR *d = opendir(path);
+  for (struct dirent *e; d && (e = readdir(d));)
+    if (snprintf(name, sizeof name, "%s/%s", path, e->d_name) < PATH_MAX) unlink(name);
+  if (d) closedir(d);
+  rmdir(path);
+}
+
+/* Folders .writing-PID of processes that are no more. */
+static void remove_leftovers(const char *dir) {
+  char name[PATH_MAX];
+  DIR *d = opendir(dir);
+  for (struct dirent *e; d && (e = readdir(d));) {
+    long pid = 0;
+    if (sscanf(e->d_name, ".writing-%ld", &pid) == 1 && pid > 0 && kill((pid_t)pid, 0) < 0 &&
+        errno == ESRCH && snprintf(name, sizeof name, "%s/%s", dir, e->d_name) < PATH_MAX)
+      remove_leftover(name);
+  }
+  if (d) closedir(d);
+}
+
+bool checkpoint_exists(const char *dir) {
+  DIR *d = opendir(dir);
+  bool found = false;
+  for (struct dirent *e; d && !found && (e = readdir(d));) found = !strncmp(e->d_name, "step-", 5);
+  if (d) closedir(d);
+  return found;
 }
 
 static int newest_first(const void *a, const void *b) {
@@ -126,6 +158,7 @@ bool checkpoint_save(const char *dir, Scope *s, const Program *p, uint64_t step,
   const char *tmp = arena_fmt(a, "%s/.writing-%ld", dir, (long)getpid());
   const char *aside = arena_fmt(a, "%s/.old-%ld", dir, (long)getpid());
   const char *final = arena_fmt(a, "%s/step-%010" PRIu64, dir, step);
+  remove_leftovers(dir);
   remove_checkpoint(tmp);
   bool ok = write_guarded(a, tmp, s, p, step, seed, extra ? extra : "") &&
             put_in_place(tmp, final, aside) && sync_dir(dir);

@@ -265,6 +265,8 @@ else bad "resumed = straight through" "killed: $interrupted; SHA-256 $(sum_of cu
 mkdir -p half/step-9999999999 && cp cut/step-*/extra half/step-9999999999/ 2>/dev/null
 cp -r "$(ls -d cut/step-* | tail -n 1)" half/
 expect_text "an incomplete checkpoint is passed over" 0 err 'resumed at epoch' "${small[@]}" --resume half
+ls -A cut | grep -q writing && bad "no leftovers of the killed run" "$(ls -A cut)" || pass "no leftovers of the killed run"
+expect_error "a new run into a folder with checkpoints" E-CKP-002 '--resume cut' "${small[@]}" --save cut
 expect_error "nothing to resume" E-CKP-001 'no complete checkpoint' "${train[@]}" "${feeds[@]}" --epochs 6 --resume nowhere
 expect_error "resume with another batch" E-CKP-001 '--batch 8' "${train[@]}" "${feeds[@]}" --batch 32 --epochs 6 --resume cut
 

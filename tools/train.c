@@ -7,6 +7,7 @@
 #include "tools.h"
 #include <inttypes.h>
 #include <string.h>
+#include <sys/stat.h>
 
 typedef struct Train {
   const char *startup, *params, *main, *test, *fetch, *save, *resume, *log, *device;
@@ -230,6 +231,17 @@ static bool initialise(Train *t, const Program *startup) {
   return ok;
 }
 
+/* Checkpoints of another run must not mix with ours: the newest one counts. */
+static bool may_save(const Train *t) {
+  struct stat save, from;
+  bool same = t->resume && !stat(t->save, &save) && !stat(t->resume, &from) &&
+              save.st_dev == from.st_dev && save.st_ino == from.st_ino;
+  if (same || !checkpoint_exists(t->save)) return true;
+  err_set(E_CKP_002, "%s holds checkpoints of another run", quoted(t->save));
+  err_help("go on with that run by --resume %s, save into another folder, or remove them", t->save);
+  return false;
+}
+
 static bool open_all(Train *t) {
   Program *startup = t->startup ? prog_load(t->startup) : NULL;
   bool ok = (startup || !t->startup) && (t->p = prog_load(t->main)) &&
@@ -241,7 +253,7 @@ static bool open_all(Train *t) {
     if (has_var(t->t, t->names[i])) t->test_names[t->n_test++] = t->names[i];
   ok = ok && (t->run = exec_new(&t->exec)) && initialise(t, startup);
   if (ok && t->log) ok = (t->events = events_open(t->log)) != NULL;
-  if (ok && t->save) ok = vfs_mkdirs(t->save);
+  if (ok && t->save) ok = vfs_mkdirs(t->save) && may_save(t);
   if (ok && t->resume) ok = resume(t);
   prog_free(startup);
   return ok;
