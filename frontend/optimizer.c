@@ -32,6 +32,12 @@ typedef struct OptimRow {
   AttrRow attrs[N_ATTRS];
 } OptimRow;
 
+#define ADAM_STATES                                                                                \
+  {"Moment1", "Moment1Out", "moment1", 0, false}, {"Moment2", "Moment2Out", "moment2", 0, false},  \
+      {"Beta1Pow", "Beta1PowOut", "beta1_pow_acc", 0.9, true}, {                                   \
+    "Beta2Pow", "Beta2PowOut", "beta2_pow_acc", 0.999, true                                        \
+  }
+
 /* The initial value of a beta power is its beta: filled in by state_init. */
 static const OptimRow rows[] = {
     {"sgd", {{0}}, {{0}}},
@@ -39,18 +45,12 @@ static const OptimRow rows[] = {
      {{"Velocity", "VelocityOut", "velocity", 0, false}},
      {{"mu", ARG(momentum), 0.9, false}, {"use_nesterov", ARG(nesterov), 0, true}}},
     {"adam",
-     {{"Moment1", "Moment1Out", "moment1", 0, false},
-      {"Moment2", "Moment2Out", "moment2", 0, false},
-      {"Beta1Pow", "Beta1PowOut", "beta1_pow_acc", 0.9, true},
-      {"Beta2Pow", "Beta2PowOut", "beta2_pow_acc", 0.999, true}},
+     {ADAM_STATES},
      {{"beta1", ARG(beta1), 0.9, false},
       {"beta2", ARG(beta2), 0.999, false},
       {"epsilon", ARG(epsilon), ROW, false}}},
     {"adamw",
-     {{"Moment1", "Moment1Out", "moment1", 0, false},
-      {"Moment2", "Moment2Out", "moment2", 0, false},
-      {"Beta1Pow", "Beta1PowOut", "beta1_pow_acc", 0.9, true},
-      {"Beta2Pow", "Beta2PowOut", "beta2_pow_acc", 0.999, true}},
+     {ADAM_STATES},
      {{"beta1", ARG(beta1), 0.9, false},
       {"beta2", ARG(beta2), 0.999, false},
       {"epsilon", ARG(epsilon), ROW, false},

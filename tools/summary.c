@@ -38,24 +38,6 @@ static int64_t node_flops(const Node *n) {
   return prim_is_map(n->prim) && n->prim != P_CAST ? count : 0;
 }
 
-/* Every variable that an operator writes is fetched, so that the expansion keeps all of them. */
-static int all_outputs(const Model *m, const char ***names) {
-  const Block *b = m->prog->blocks.v[0];
-  Map *seen = map_new(m->arena);
-  *names = arena_array(m->arena, const char *, b->vars.n + 1);
-  int n = 0;
-  for (int i = 0; i < b->ops.n; i++)
-    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
-      for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++) {
-        const char *name = b->ops.v[i]->outs.v[s].args[k];
-        const Var *v = block_var(b, name);
-        if (!v || v->kind != VK_TENSOR || v->persistable || map_get(seen, name)) continue;
-        map_put(seen, name, (void *)v);
-        (*names)[n++] = name;
-      }
-  return n;
-}
-
 static const char *main_output(const Op *op) {
   for (int i = 0; op->def && i < op->def->n_outs; i++) {
     const SlotDef *d = &op->def->outs[i];
@@ -157,7 +139,7 @@ static bool summarise(const char *path, const List *shapes, bool json) {
   if (ok) {
     const char **feeds = arena_array(m.arena, const char *, r.n_feeds + 1);
     for (int i = 0; i < r.n_feeds; i++) feeds[i] = r.feeds[i].name;
-    int n = all_outputs(&m, &names);
+    int n = model_outputs(&m, &names);
     g = expand_program(m.prog, r.n_feeds, feeds, n, names, declared_dims, &r);
     ok = g != NULL;
   }

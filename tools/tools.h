@@ -66,6 +66,8 @@ void model_close(Model *m);
  * data inputs and the last operator's outputs. Arrays in the model's arena. */
 int model_feeds(const Model *m, Var ***vars);
 int model_fetches(const Model *m, const char ***names);
+/* Every tensor that an operator writes, persistable ones left out; once each, in program order. */
+int model_outputs(const Model *m, const char ***names);
 /* "x=8x3x224x224" items; unnamed dims of other feeds become 1. Tensors without data, in the arena. */
 bool model_feed_shapes(const Model *m, const List *shapes, int *n, Feed **feeds);
 bool split_names(Arena *a, const char *text, int *n, const char ***names); /* "a,b" */

@@ -96,23 +96,6 @@ static bool compare_runs(Verify *v, const char *what, int n, const char *const *
   return ok;
 }
 
-static int outputs(Verify *v, const char ***names) {
-  const Block *b = v->m.prog->blocks.v[0];
-  Map *seen = map_new(v->m.arena);
-  int n = 0;
-  *names = arena_array(v->m.arena, const char *, b->vars.n + 1);
-  for (int i = 0; i < b->ops.n; i++)
-    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
-      for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++) {
-        const Var *var = block_var(b, b->ops.v[i]->outs.v[s].args[k]);
-        if (!var || var->kind != VK_TENSOR || var->persistable || map_get(seen, var->name))
-          continue;
-        map_put(seen, var->name, (void *)var);
-        (*names)[n++] = var->name;
-      }
-  return n;
-}
-
 /* ---- gradients, in float64 ---- */
 
 static void widen_attr(Attr *a) {
@@ -244,7 +227,7 @@ static bool verify(Verify *v, const char *path, const char *startup, const char 
     fill_random(t, (uint64_t)i + 5);
   }
   if (ok) {
-    int n = outputs(v, &all);
+    int n = model_outputs(&v->m, &all);
     ok = compare_runs(v, "operator", n, all);
   }
   if (ok) {
