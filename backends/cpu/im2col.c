@@ -9,8 +9,10 @@
  * products added up as one batch, if an item's taps (or positions) are few.
  *
  *   positions in the result:  a task takes some (outer item, tile), or the outer items of one row of the epilogue
- *   positions summed:         the steps (sum item, tile) are cut in chunks, a number fixed by shape; each chunk has a partial
- *                             result of its own in the workspace, and a second phase adds them in a fixed tree. */
+ *   positions summed:         a task takes a block of taps, which are columns of the result, through all steps (sum item,
+ *                             tile). If taps are too few for that, the steps are cut in chunks, a number fixed by
+ *                             shape; each chunk has a partial result of its own in the workspace, and a second phase
+ *                             adds them in a fixed tree. */
 #include "cpu.h"
 
 enum {
@@ -38,8 +40,10 @@ typedef struct Im2colPlan {
       per_task; /* outer items in a task, if it takes all tiles; else 0: a task is an (item, tile) */
   int64_t unit; /* outer items that make one row of the epilogue */
   int64_t steps, chunks;
-  int64_t group,
-      w_step; /* summed items whose products are one batch; how far w moves between them */
+  /* Taps in a col; blocks > 1 only if the positions are summed: tasks take columns of the result. */
+  int64_t block, blocks;
+  /* Summed items whose products are one batch; how far w moves between them. */
+  int64_t group, w_step;
 } Im2colPlan;
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -203,9 +207,9 @@ static void next_tap(const Im2colPlan *g, int size, int64_t *digit, int64_t *ind
   }
 }
 
-/* col[tap][p0..p1-1] for an outer and a sum item. */
-static void gather(const Plan *p, const char *x, int64_t item, int64_t sum, int64_t p0, int64_t p1,
-                   char *col) {
+/* col[t0..t1-1][p0..p1-1] for an outer and a sum item. */
+static void gather(const Plan *p, const char *x, int64_t item, int64_t sum, int64_t t0, int64_t t1,
+                   int64_t p0, int64_t p1, char *col) {
   const Im2colPlan *g = p->im2col;
   const Facts *f = &p->facts;
   const CDim *dim = f->dim[g->x];
@@ -218,6 +222,9 @@ static void gather(const Plan *p, const char *x, int64_t item, int64_t sum, int6
   const char *end = x + numel * f->size;
   index_add(&g->outer, g->walk_outer, item, index);
   index_add(&g->sum, g->walk_sum, sum, index);
+  index_add(&g->tap, g->walk_tap, t0, index);
+  for (int64_t j = g->tap.n - 1, i = t0; j >= 0; i /= g->walk_tap[j--].ext)
+    digit[j] = i % g->walk_tap[j].ext;
   for (int d = 0; d < f->n_dims[g->x]; d++) at += index[d] * dim[d].stride;
   r.at = x + at * f->size;
   for (int j = 0; j < g->pos.n; j++) {
@@ -226,7 +233,7 @@ static void gather(const Plan *p, const char *x, int64_t item, int64_t sum, int6
   }
   int64_t run = g->pos.n ? g->walk_pos[g->pos.n - 1].ext : 1, o0 = p0 / run, o1 = p1 / run;
   bool runs = are_runs(g, p0, p1), plain = f->plain[g->x];
-  for (int64_t t = 0; t < g->tap.total; t++, col += n) {
+  for (int64_t t = t0; t < t1; t++, col += n) {
     if (!plain && !clip(f, g, index, &r))
       memset(col, 0, (size_t)n);
     else if (runs && ends_inside(g, &r, f->size, end))
@@ -239,23 +246,25 @@ static void gather(const Plan *p, const char *x, int64_t item, int64_t sum, int6
 
 /* ---- products ---- */
 
-/* c += or = w * col for the tile at p0 of an outer item and of `count` sum items. */
+/* c += or = w * col for the tile at p0 of an outer item and of `count` sum items, taps t0 and on. */
 static void tile_product(const Plan *p, void *const *bufs, char *c, int64_t item, int64_t sum,
-                         int64_t count, int64_t p0, bool add, RunCtx *ctx) {
+                         int64_t count, int64_t t0, int64_t p0, bool add, RunCtx *ctx) {
   const Im2colPlan *g = p->im2col;
   const Facts *f = &p->facts;
-  int64_t n = least(g->tile, g->pos.total - p0), col = g->tap.total * n;
+  int64_t t1 = least(t0 + g->block, g->tap.total), n = least(g->tile, g->pos.total - p0);
+  int64_t col = (t1 - t0) * n;
   for (int64_t i = 0; i < count; i++)
-    gather(p, bufs[p->frame.x[g->x]], item, sum + i, p0, p0 + n,
+    gather(p, bufs[p->frame.x[g->x]], item, sum + i, t0, t1, p0, p0 + n,
            (char *)ctx->scratch + i * col * f->size);
   int64_t wo = f->base[g->w] + list_at(f, &g->outer, item, g->w) + list_at(f, &g->sum, sum, g->w);
   int64_t co = list_at(f, &g->outer, item, 2);
-  if (g->summed)
+  if (g->summed) {
     wo += p0 * g->w_pos;
-  else
+    co += t0 * (g->c_mat.trans ? g->c_mat.ld : 1);
+  } else
     co += p0 * g->c_pos;
   const char *w = (const char *)bufs[p->frame.x[g->w]] + wo * f->size;
-  int64_t m = g->summed ? g->tap.total : n, k = g->summed ? n : g->tap.total;
+  int64_t m = g->summed ? t1 - t0 : n, k = g->summed ? n : t1 - t0;
   MicroProduct q = {g->rows.total, m, k, .a = w, .b = ctx->scratch, .c = c + co * f->size};
   q.a_mat = g->w_mat;
   q.b_mat = (Mat){g->summed, n};
@@ -276,13 +285,27 @@ static void tile_tasks(const void *self, void *const *bufs, int64_t begin, int64
   int64_t a_row = g->unit * g->tiles; /* tiles in a row of the epilogue; 0: one task does all */
   for (int64_t i = begin * count, i1 = least(end * count, all); i < i1; i++) {
     for (int64_t s = 0; s < g->sum.total; s += g->group)
-      tile_product(p, bufs, c, i / g->tiles, s, least(g->group, g->sum.total - s),
+      tile_product(p, bufs, c, i / g->tiles, s, least(g->group, g->sum.total - s), 0,
                    i % g->tiles * g->tile, s > 0, ctx);
     if (!p->frame.fn) continue;
     if (!a_row)
       p->frame.fn(NULL, bufs, 0, p->frame.rows, ctx);
     else if ((i + 1) % a_row == 0)
       p->frame.fn(NULL, bufs, i / a_row, i / a_row + 1, ctx);
+  }
+}
+
+/* A task is a block of taps of an outer item. */
+static void tap_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
+                      RunCtx *ctx) {
+  const Plan *p = self;
+  const Im2colPlan *g = p->im2col;
+  char *c = bufs[p->frame.out];
+  for (int64_t t = begin; t < end; t++) {
+    for (int64_t s = 0; s < g->steps; s += g->group)
+      tile_product(p, bufs, c, t / g->blocks, s / g->tiles, least(g->group, g->steps - s),
+                   t % g->blocks * g->block, s % g->tiles * g->tile, s > 0, ctx);
+    if (p->frame.fn) p->frame.fn(NULL, bufs, 0, p->frame.rows, ctx);
   }
 }
 
@@ -297,8 +320,8 @@ static void chunk_tasks(const void *self, void *const *bufs, int64_t begin, int6
     char *c = g->chunks == 1 ? bufs[p->frame.out]
                              : (char *)bufs[p->frame.ws] + chunk * p->facts.numel * p->facts.size;
     for (int64_t s = s0; s < s1; s += g->group)
-      tile_product(p, bufs, c, item, s / g->tiles, least(g->group, s1 - s), s % g->tiles * g->tile,
-                   s > s0, ctx);
+      tile_product(p, bufs, c, item, s / g->tiles, least(g->group, s1 - s), 0,
+                   s % g->tiles * g->tile, s > s0, ctx);
     if (p->frame.fn && g->chunks == 1) p->frame.fn(NULL, bufs, 0, p->frame.rows, ctx);
   }
 }
@@ -370,8 +393,8 @@ static bool positions_summed(const Facts *f, int x) {
 static void cut_tiles(Im2colPlan *g, int size, int64_t want) {
   enum { TAPS = 512 }; /* that a batch aims at */
   int64_t run = g->pos.n ? g->walk_pos[g->pos.n - 1].ext : 1, all = g->pos.total;
-  int64_t items = g->summed || g->sum.n != 1 ? 1 : least(g->sum.total, div_up(TAPS, g->tap.total));
-  int64_t tile = most(COL_BYTES / (size * g->tap.total * items), 64);
+  int64_t items = g->summed || g->sum.n != 1 ? 1 : least(g->sum.total, div_up(TAPS, g->block));
+  int64_t tile = most(COL_BYTES / (size * g->block * items), 64);
   if (want > 1) tile = most(least(tile, div_up(all, want)), 32);
   if (tile > run) tile -= tile % run;
   g->tile = least(tile, all);
@@ -382,9 +405,27 @@ static void cut_tiles(Im2colPlan *g, int size, int64_t want) {
 static void group_items(const Facts *f, Im2colPlan *g, int64_t most_items) {
   g->group = 1;
   if (g->sum.n != 1 || (g->summed && g->tiles > 1)) return;
-  int64_t fit = most(COL_BYTES / (g->tap.total * g->tile * f->size), 1);
+  int64_t fit = most(COL_BYTES / (g->block * g->tile * f->size), 1);
   g->group = div_up(most_items, div_up(most_items, fit));
   g->w_step = list_step(f, &g->sum, g->w);
+}
+
+/* By blocks of taps, if there are enough for about so many. */
+static bool divide_taps(const Facts *f, Im2colPlan *g, Work *w, int64_t want) {
+  enum { LEAST = 12, FEW = 4, ROUND = 16 };
+  int64_t blocks = least(want, g->tap.total / LEAST);
+  if (blocks < least(want, FEW)) return false;
+  g->block = div_up(g->tap.total, most(blocks, 1));
+  if (g->block > 2 * ROUND) g->block = least(div_up(g->block, ROUND) * ROUND, g->tap.total);
+  g->blocks = div_up(g->tap.total, g->block);
+  cut_tiles(g, f->size, 1);
+  g->steps = g->sum.total * g->tiles;
+  g->chunks = 1;
+  group_items(f, g, g->steps);
+  w->fn[0] = tap_tasks;
+  w->n_tasks[0] = g->outer.total * g->blocks;
+  w->fused = w->n_tasks[0] == 1;
+  return true;
 }
 
 static void divide(Plan *p, Im2colPlan *g) {
@@ -392,6 +433,9 @@ static void divide(Plan *p, Im2colPlan *g) {
   Work *w = &p->work;
   int64_t want = tasks_for(f->flops), rows = p->frame.rows;
   w->n_phases = 1;
+  g->block = g->tap.total;
+  g->blocks = 1;
+  if (g->summed && divide_taps(f, g, w, most(want / g->outer.total, 1))) return;
   if (g->summed) {
     cut_tiles(g, f->size, 1);
     g->steps = g->sum.total * g->tiles;
@@ -449,12 +493,12 @@ bool im2col_plan(Arena *arena, Plan *p, int x) {
     return false;
   if (g.rows.total * lm.total * lk.total < 32 || lm.total == 1) return false;
   divide(p, &g);
-  p->work.scratch = (g.tap.total * g.tile * g.group * f->size + SLACK + 127) / 128 * 128;
+  p->work.scratch = (g.block * g.tile * g.group * f->size + SLACK + 127) / 128 * 128;
   if (p->work.scratch > (int64_t)1 << 28) return false;
   p->im2col = arena_dup(arena, &g, sizeof g);
   int64_t rest = g.pos.total % g.tile;
   MicroShape s = {.m = {g.rows.total},
-                  .n = {g.summed ? g.tap.total : g.tile, g.summed ? 0 : rest},
+                  .n = {g.summed ? g.block : g.tile, g.summed ? g.tap.total % g.block : rest},
                   .k = g.summed ? g.tile : g.tap.total,
                   .batch = g.group,
                   .a = g.w_mat,
