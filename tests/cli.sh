@@ -169,6 +169,13 @@ if command -v ptxas >/dev/null; then
 else
   echo "skipped: ptxas accepts it (no CUDA Toolkit)"
 fi
+expect "LeNet's programs" 0 "$build/examples/lenet" .
+for arch in sm_75 sm_80 sm_90; do
+  expect "compile: ptx of LeNet's training for $arch" 0 "$kiln" compile lenet_main.pdmodel --target cuda:$arch \
+    --emit ptx --feed-shape image=64x1x28x28 --feed-shape label=64x1 -o lenet.ptx
+  command -v ptxas >/dev/null || { echo "skipped: ptxas accepts LeNet for $arch (no CUDA Toolkit)"; continue; }
+  expect "ptxas accepts LeNet for $arch" 0 ptxas -arch=$arch -o /dev/null lenet.ptx
+done
 expect_error "ptx without a target" E-ARG-001 'cuda:sm_NN' "$kiln" compile main.pdmodel --emit ptx
 expect_error "unknown target" E-ARG-001 'quantum' "$kiln" compile main.pdmodel --target quantum
 expect_text "print-after" 0 err 'cse' "$kiln" compile main.pdmodel "${shapes[@]}" --print-after=cse
