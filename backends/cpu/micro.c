@@ -6,7 +6,7 @@
  * is cut so that a panel stays in the L2 cache (of the dot form: a tile's operands in L1). For each panel the tiles go down
  * the rows of A. Rows and vectors of columns are divided into equal blocks (no block is more than one longer than another).
  *
- * Which of the two providers: see micro_plan. The choice and the order of all sums follow from the shape alone. */
+ * Which of the two providers: see is_worth. The choice and the order of all sums follow from the shape alone. */
 #include "cpu.h"
 #include "../llvm/micro.h"
 
@@ -157,9 +157,15 @@ static bool packs(const MicroShape *s, const MicroPlan *g) {
   return s->b.ld > g->tile.nv * g->tile.lanes && tiles > FEW && (bytes > L2_BYTES || tiles > MANY);
 }
 
+/* Microkernels rather than OpenBLAS: by measurement (tests/bench/contract_bench.c) they are as fast or faster except for sums
+ * so short that moving C counts, and results of a few rows or columns; and their code takes some 10 ms each to compile. */
+static bool is_worth(DType t, const MicroShape *s) {
+  enum { FLOPS = 4000000, LEAST_K = 32, LEAST_M = 4, LEAST_N = 8 };
+  return t == DT_FLOAT32 && s->flops >= FLOPS && s->k * s->batch >= LEAST_K && s->m[0] >= LEAST_M &&
+         s->n[0] >= LEAST_N;
+}
+
 MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always) {
-  enum { PACK_FROM = 4 };   /* tiles below one another */
-  enum { FLOPS = 4000000 }; /* of a call for which it pays to compile the code */
   MicroShape q = *s;
   if (s->c.trans) {
     memcpy(q.m, s->n, sizeof q.m);
@@ -169,7 +175,7 @@ MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always) {
     q.a_varies = s->b_varies;
   }
   if (!q.a.trans && (q.a_varies || q.a.ld >= INT32_MAX / 64)) return NULL;
-  if (!always && (s->flops < FLOPS || q.m[0] < 4 || q.n[0] < 8 || t != DT_FLOAT32)) return NULL;
+  if (!always && !is_worth(t, &q)) return NULL;
   MicroPlan g = {.swap = s->c.trans, .a_trans = q.a.trans, .size = dtype_info[t].size};
   if (!choose(t, &q, &g.tile)) return NULL;
   g.pitch = q.a.trans ? 0 : q.a.ld;
