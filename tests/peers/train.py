@@ -116,8 +116,8 @@ def values(program):
     return out
 
 
-def feeds(program, rng):
-    rows, out = STEPS * BATCH, {}
+def feeds(program, rng, steps=STEPS):
+    rows, out = steps * BATCH, {}
     for v in program.list_vars():
         if not v.desc.need_check_feed():
             continue
@@ -145,19 +145,19 @@ def save(program, path):
         f.write(program.desc.serialize_to_string())
 
 
-def kiln_train(build, folder, loss, data, start):
+def kiln_train(build, folder, loss, data, start, steps=STEPS):
     """Losses and the folder of the last checkpoint."""
     args = []
     for name, value in data.items():
         np.save(f"{folder}/{name}.npy", value)
         args += ["--feed", f"{name}={folder}/{name}.npy"]
     os.system(f"rm -rf {folder}/log {folder}/save")
-    kiln(build, "train", *start, "--main", f"{folder}/main.pdmodel", *args, "--batch", BATCH, "--steps", STEPS,
+    kiln(build, "train", *start, "--main", f"{folder}/main.pdmodel", *args, "--batch", BATCH, "--steps", steps,
          "--fetch", loss, "--log", f"{folder}/log", "--save", f"{folder}/save")
     return logged_losses(f"{folder}/log", f"train/{loss}"), sorted(glob.glob(f"{folder}/save/step-*"))[-1]
 
 
-def compare(build, name, net, folder):
+def compare(build, name, net, folder, steps=STEPS):
     """(worst relative error of a loss, of a variable and its name)."""
     paddle.seed(7)
     main, startup = static.Program(), static.Program()
@@ -167,9 +167,9 @@ def compare(build, name, net, folder):
         exe = static.Executor(paddle.CPUPlace())
         exe.run(startup)
         first = values(main)
-        d = feeds(main, np.random.RandomState(5))
+        d = feeds(main, np.random.RandomState(5), steps)
         want = []
-        for i in range(STEPS):
+        for i in range(steps):
             part = {n: v[i * BATCH:(i + 1) * BATCH] for n, v in d.items()}
             want.append(float(exe.run(main, feed=part, fetch_list=[loss])[0]))
         last = values(main)
@@ -178,9 +178,9 @@ def compare(build, name, net, folder):
     write_params(f"{folder}/first.pdiparams", first)
     given = any(o.type == "assign_value" for o in startup.global_block().ops)
     start = ["--startup", f"{folder}/startup.pdmodel"] if given else ["--params", f"{folder}/first.pdiparams"]
-    got, where = kiln_train(build, folder, loss.name, d, start)
+    got, where = kiln_train(build, folder, loss.name, d, start, steps)
     after = read_params(f"{where}/tensors.pdiparams", list(first))
-    e_loss = np.abs(got - want).max() / np.abs(want).max() if len(got) == STEPS else float("inf")
+    e_loss = np.abs(got - want).max() / np.abs(want).max() if len(got) == steps else float("inf")
     worst, who = 0.0, ""
     for n, v in last.items():
         if (name, n.split("_moment")[0]) in FREE:
@@ -188,8 +188,8 @@ def compare(build, name, net, folder):
         e = float(np.linalg.norm(after[n].astype("float64") - v) / max(np.linalg.norm(v), 1e-3)) if after[n].shape == v.shape else float("inf")
         if not e <= worst:
             worst, who = e, n
-    got, _ = kiln_train(build, folder, loss.name, d, ["--startup", f"{folder}/startup.pdmodel"])  # with its own random numbers
-    if not (len(got) == STEPS and np.isfinite(got).all() and abs(got[0] - want[0]) < 0.5 * want[0]):
+    got, _ = kiln_train(build, folder, loss.name, d, ["--startup", f"{folder}/startup.pdmodel"], steps)  # with its own random numbers
+    if not (len(got) == steps and np.isfinite(got).all() and abs(got[0] - want[0]) < 0.5 * want[0]):
         return float("inf"), float("inf"), f"losses from PaddlePaddle's startup program: {got}, its own: {want}"
     return e_loss, worst, who
 
