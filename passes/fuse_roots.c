@@ -118,6 +118,40 @@ static void end_epilogue(Fuse *f, Node *c) {
   f->root[x->id] = true;
 }
 
+/* Does the view read every element of its operand? */
+static bool reads_all(const Node *v) {
+  unsigned used = 0;
+  for (int d = 0; d < v->in[0]->rank; d++) {
+    const AffDim *m = &v->map[0][d];
+    int64_t n = v->in[0]->dims[d];
+    bool whole = m->l0 >= 0 && m->l1 < 0 && m->div == 1 && v->dims[m->l0] == n &&
+                 ((m->c0 == 1 && m->off == 0) || (m->c0 == -1 && m->off == n - 1));
+    if (n == 1 && view_total(v)) continue;
+    if (!whole || used >> m->l0 & 1) return false;
+    used |= 1u << m->l0;
+  }
+  return node_numel(v) > 0;
+}
+
+/* Once all of u is computed, has all of its operand k been? */
+static bool needs_all(const Node *u, int k) {
+  if (u->prim == P_VIEW) return reads_all(u);
+  if (u->prim == P_GATHER) return k == 1 && node_numel(u) > 0 && node_numel(u->in[0]) > 0;
+  return true;
+}
+
+/* A check that its users would leave out, or do in part, is stored. */
+static void force_checks(Fuse *f) {
+  bool *whole = arena_array(f->a, bool, f->n); /* is it computed at every element? */
+  for (int i = f->n - 1; i >= 0; i--) {
+    Node *n = f->g->nodes.v[i];
+    whole[i] |= f->root[i];
+    if (n->prim == P_CHECK && !whole[i] && node_numel(n) > 0)
+      f->target[i] = f->root[i] = whole[i] = true;
+    for (int k = 0; k < n->n_in; k++) whole[n->in[k]->id] |= whole[i] && needs_all(n, k);
+  }
+}
+
 static void forced(Fuse *f) {
   Graph *g = f->g;
   for (int i = 0; i < g->writes.n; i++) {
@@ -139,6 +173,7 @@ static void forced(Fuse *f) {
     if (n->prim == P_CONTRACT) end_epilogue(f, n);
     for (int k = 0; k < n->n_in; k++) make_root(f, n->in[k]);
   }
+  force_checks(f);
 }
 
 /* Uses, counted through views and reshapes: they are never worth storing for themselves. */
