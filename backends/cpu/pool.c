@@ -13,7 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { POOL_MAX = 256, SPINS = 800, LINE = 64 };
+enum { POOL_MAX = 256, SPINS = 8000, LINE = 64 };
 
 typedef struct Worker {
   Pool *pool;
@@ -23,7 +23,9 @@ typedef struct Worker {
 
 struct Pool {
   int threads; /* the caller included */
-  int spins;   /* looks at a word before sleeping on it */
+  /* Looks at a word before sleeping on it: about a third of a millisecond, longer than the serial kernels of a step. A
+   * sleeper costs a system call to wake, and on a virtual machine far more than most kernels take. */
+  int spins;
   PoolFn *fn;
   void *user;
   int64_t n;
