@@ -13,7 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { POOL_MAX = 256, SPINS = 8000, LINE = 64 };
+enum { POOL_MAX = 256, SPINS = 1000, PAUSES = 400, LINE = 64 };
 
 typedef struct Worker {
   Pool *pool;
@@ -23,7 +23,7 @@ typedef struct Worker {
 
 struct Pool {
   int threads; /* the caller included */
-  /* Looks at a word before sleeping on it: about a third of a millisecond, longer than the serial kernels of a step. A
+  /* Looks at a word before sleeping on it: about a quarter of a millisecond, longer than the serial kernels of a step. A
    * sleeper costs a system call to wake, and on a virtual machine far more than most kernels take. */
   int spins;
   PoolFn *fn;
@@ -43,9 +43,13 @@ static void futex_wait(atomic_uint *word, unsigned seen) {
 static void futex_wake(atomic_uint *word, int n) {
   syscall(SYS_futex, (void *)word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0);
 }
-static inline void spin_pause(void) {
+/* The i-th look at a word: at first only a pause; later the core is offered to whoever else wants it, so that waiting
+ * does not hold up the thread that is waited for. */
+static inline void spin_pause(int i) {
+  if (i >= PAUSES) sched_yield();
 #if defined(__x86_64__)
-  __builtin_ia32_pause();
+  else
+    __builtin_ia32_pause();
 #endif
 }
 
@@ -84,7 +88,7 @@ static unsigned next_epoch(Pool *p, unsigned seen) {
   for (int i = 0; i < p->spins; i++) {
     unsigned e = atomic_load_explicit(&p->epoch, memory_order_acquire);
     if (e != seen) return e;
-    spin_pause();
+    spin_pause(i);
   }
   atomic_fetch_add(&p->sleepers, 1);
   unsigned e;
@@ -115,7 +119,7 @@ static void publish(Pool *p) {
 static void wait_done(Pool *p) {
   for (int i = 0; i < p->spins; i++) {
     if (!atomic_load_explicit(&p->pending, memory_order_acquire)) return;
-    spin_pause();
+    spin_pause(i);
   }
   atomic_store(&p->caller_sleeps, 1);
   unsigned left;
