@@ -17,20 +17,17 @@ def program(path):
 
 def trained(build, base, folder):
     """Worst error of losses, variables, and outputs of the test program."""
+    paddle.seed(7)
     main, test = program(f"{base}_main.pdmodel"), program(f"{base}_test.pdmodel")
     exe = static.Executor(paddle.CPUPlace())
     exe.run(program(f"{base}_startup.pdmodel"))
-    first, d, want = values(main), feeds(main, np.random.RandomState(5)), []
-    for i in range(STEPS):
-        part = {n: v[i * BATCH:(i + 1) * BATCH] for n, v in d.items()}
-        want.append(float(exe.run(main, feed=part, fetch_list=["loss"])[0]))
-    last = values(main)
+    first, d, want, last = peer_run(exe, main, "loss", STEPS)
     write_params(f"{folder}/first.pdiparams", first)
     os.system(f"cp {base}_main.pdmodel {folder}/main.pdmodel")
     got, where = kiln_train(build, folder, "loss", d, ["--params", f"{folder}/first.pdiparams"])
     after = read_params(f"{where}/tensors.pdiparams", list(first))
     e_loss = np.abs(got - want).max() / np.abs(want).max() if len(got) == STEPS else float("inf")
-    e_var = max((float(np.linalg.norm(after[n].astype("float64") - v) / max(np.linalg.norm(v), 1e-3)), n) for n, v in last.items())
+    e_var = worst_variable(after, last)
     names = ["loss", *[n for n in ("out", "scores") if test.global_block().has_var(n)]]
     part = {n: v[:BATCH] for n, v in d.items()}
     peer = dict(zip(names, exe.run(test, feed=part, fetch_list=names)))

@@ -157,6 +157,43 @@ def kiln_train(build, folder, loss, data, start, steps=STEPS):
     return logged_losses(f"{folder}/log", f"train/{loss}"), sorted(glob.glob(f"{folder}/save/step-*"))[-1]
 
 
+def worst_variable(got, want, leave_out=lambda n: False):
+    """(largest ||got - want|| / ||want||, its name)."""
+    worst, who = 0.0, ""
+    for n, v in want.items():
+        if leave_out(n):
+            continue
+        e = float(np.linalg.norm(got[n].astype("float64") - v) / max(np.linalg.norm(v), 1e-3)) if got[n].shape == v.shape else float("inf")
+        if not e <= worst:
+            worst, who = e, n
+    return worst, who
+
+
+def peer_run(exe, main, loss, steps, leave_out=lambda n: False):
+    """First values, data, losses and last values of PaddlePaddle's run, on the first of some random data sets on which the
+    run is well conditioned: rounding that changes the maximum of a window or the sign before a ReLU can change the whole
+    run, in PaddlePaddle as well. The measure is its own run from values that differ by 3e-7."""
+    first = values(main)
+
+    def run_from(start, d):
+        for n, v in start.items():
+            static.global_scope().find_var(n).get_tensor().set(v, paddle.CPUPlace())
+        losses = []
+        for i in range(steps):
+            part = {n: v[i * BATCH:(i + 1) * BATCH] for n, v in d.items()}
+            losses.append(float(exe.run(main, feed=part, fetch_list=[loss])[0]))
+        return losses, values(main)
+
+    noise = np.random.RandomState(1)
+    near = {n: (v * (1 + 3e-7 * noise.randn(*v.shape))).astype(v.dtype) if v.dtype.kind == "f" and v.size > 1 else v for n, v in first.items()}
+    for seed in range(5, 13):
+        d = feeds(main, np.random.RandomState(seed), steps)
+        want, last = run_from(first, d)
+        if worst_variable(run_from(near, d)[1], last, leave_out)[0] < 1e-4:
+            break
+    return first, d, want, last
+
+
 def compare(build, name, net, folder, steps=STEPS):
     """(worst relative error of a loss, of a variable and its name)."""
     paddle.seed(7)
@@ -166,13 +203,7 @@ def compare(build, name, net, folder, steps=STEPS):
         optimizer.minimize(loss)
         exe = static.Executor(paddle.CPUPlace())
         exe.run(startup)
-        first = values(main)
-        d = feeds(main, np.random.RandomState(5), steps)
-        want = []
-        for i in range(steps):
-            part = {n: v[i * BATCH:(i + 1) * BATCH] for n, v in d.items()}
-            want.append(float(exe.run(main, feed=part, fetch_list=[loss])[0]))
-        last = values(main)
+        first, d, want, last = peer_run(exe, main, loss, steps, lambda n: (name, n.split("_moment")[0]) in FREE)
     save(main, f"{folder}/main.pdmodel")
     save(startup, f"{folder}/startup.pdmodel")
     write_params(f"{folder}/first.pdiparams", first)
@@ -181,13 +212,7 @@ def compare(build, name, net, folder, steps=STEPS):
     got, where = kiln_train(build, folder, loss.name, d, start, steps)
     after = read_params(f"{where}/tensors.pdiparams", list(first))
     e_loss = np.abs(got - want).max() / np.abs(want).max() if len(got) == steps else float("inf")
-    worst, who = 0.0, ""
-    for n, v in last.items():
-        if (name, n.split("_moment")[0]) in FREE:
-            continue
-        e = float(np.linalg.norm(after[n].astype("float64") - v) / max(np.linalg.norm(v), 1e-3)) if after[n].shape == v.shape else float("inf")
-        if not e <= worst:
-            worst, who = e, n
+    worst, who = worst_variable(after, last, lambda n: (name, n.split("_moment")[0]) in FREE)
     got, _ = kiln_train(build, folder, loss.name, d, ["--startup", f"{folder}/startup.pdmodel"], steps)  # with its own random numbers
     if not (len(got) == steps and np.isfinite(got).all() and abs(got[0] - want[0]) < 0.5 * want[0]):
         return float("inf"), float("inf"), f"losses from PaddlePaddle's startup program: {got}, its own: {want}"
