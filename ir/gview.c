@@ -2,6 +2,7 @@
  * is wanted of it; out: a node whose map addresses every dimension of the operand from the loops over the result
  * (AffDim in ir.h). A view that would change nothing is the operand itself. */
 #include "ir.h"
+#include <math.h>
 #include <string.h>
 
 static const int64_t max_coef = INT32_MAX;
@@ -13,7 +14,8 @@ Node *g_view(Graph *g, Node *x, int rank, const int64_t *dims, const AffDim *map
   Node *n = g_node(g, P_VIEW, x->dtype, rank, dims, 1, &x);
   if (!n) return NULL;
   n->map[0] = x->rank ? arena_dup(g->arena, map, (size_t)x->rank * sizeof *map) : NULL;
-  n->f = value;
+  /* the padding as an element of its type: no backend converts it in a way of its own */
+  n->f = x->dtype == DT_BOOL ? value != 0 : dtype_is_float(x->dtype) ? value : trunc(value);
   return n;
 }
 

@@ -12,10 +12,14 @@ Val emit_address(Gen *g, int buf, DType t, const Aff *linear) {
   return LLVMBuildInBoundsGEP2(g->b, mem_type(g, t), g->bufs[buf], &at, 1, "");
 }
 
-static Val load(Gen *g, const Node *n, int buf, const Index *ix) {
+/* In a loop of depth `least` or deeper. */
+static Val load(Gen *g, const Node *n, int buf, const Index *ix, int least) {
   Aff lin = index_linear(g, ix, n->dims, 0, n->rank);
   if (g->probe) return NULL;
-  return val_load(g, n->dtype, emit_address(g, buf, n->dtype, &lin));
+  Val at = emit_address(g, buf, n->dtype, &lin);
+  int depth = gen_depth(g, at);
+  gen_at(g, depth > least ? depth : least);
+  return val_load(g, n->dtype, at);
 }
 
 /* ---- sources ---- */
@@ -221,7 +225,8 @@ static Val emit_kept(Gen *g, Node *n, NodeInfo *f, const Index *ix) {
       base = aff_mul(g->col_base, -1);
   col = aff_add(g, &col, &base);
   Val at = aff_value(g, &col);
-  gen_at(g, gen_depth(g, at));
+  int depth = gen_depth(g, at);
+  gen_at(g, depth ? depth : 1); /* in the loop over rows, behind the sweep that filled it */
   return gen_access(g, LLVMBuildLoad2(g->b, t, LLVMBuildInBoundsGEP2(g->b, t, p, &at, 1, ""), ""));
 }
 
@@ -336,10 +341,10 @@ static EmitFn *const emitters[P_N] = {
     [P_GATHER] = emit_gather, [P_CHECK] = emit_check,     [P_CONTRACT] = emit_contract};
 
 static Val emit_new(Gen *g, Node *n, NodeInfo *f, const Index *ix) {
-  if (f->input >= 0) return load(g, n, f->input, ix);
+  if (f->input >= 0) return load(g, n, f->input, ix, 0);
   if (f->acc) return g->probe ? NULL : emit_kept(g, n, f, ix);
   if (f->stored < g->sweep && f->heavy && g->point && index_equal(ix, g->point))
-    return load(g, n, f->output, ix);
+    return load(g, n, f->output, ix, 1); /* behind the sweep that stored it */
   EmitFn *fn = prim_is_map(n->prim) ? emit_map : emitters[n->prim];
   if (fn) return fn(g, n, ix);
   g->failed = prim_info[n->prim].name;

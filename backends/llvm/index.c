@@ -308,6 +308,11 @@ static bool reads_loop(const AffDim *map, int rank, int l) {
   return false;
 }
 
+static bool reads_first(const AffDim *m, const int64_t *ext) {
+  return m->off == 0 && (m->l0 < 0 || !m->c0 || ext[m->l0] == 1) &&
+         (m->l1 < 0 || !m->c1 || ext[m->l1] == 1);
+}
+
 bool map_run(const AffDim *map, int rank, const int64_t *dims, const int64_t *ext, int from, int to,
              int *at, int *end) {
   bool any = false;
@@ -319,7 +324,7 @@ bool map_run(const AffDim *map, int rank, const int64_t *dims, const int64_t *ex
     int p = plain_dim(map, rank, dims, ext, l);
     if (p < 0) return false;
     for (; next >= 0 && next < p; next++)
-      if (dims[next] != 1) return false;
+      if (dims[next] != 1 || !reads_first(&map[next], ext)) return false;
     if (next > p) return false;
     if (*at < 0) *at = p;
     next = *end = p + 1;
