@@ -25,8 +25,9 @@ enum { PROGRAMS = 360, SECONDS = 55, MOST_VALUES = 64, MOST_FETCH = 6 };
  *        l one for the last dimension, q a condition of the same shape, * three values of the same shape
  * attrs  %a an axis, %A axes, %P a permutation, %S a shape of as many elements, %D pairs for padding, %b true or false,
  *        %f the operand's element type, %t another, %z 0..2, %n 1..3, %i -3..3
- * size   how large the result is: 1 at most one, s as the operand, + the sum, * the product (of eight terms), ^ the
- *        exponential, n normalised
+ * size   how large the result is: 1 at most one, s as the operand, + the sum, * the product, # the product of as many
+ *        terms as the longest dimension, ^ the exponential; o at most one, n normalised: rounding errors of large operands
+ *        would show
  * jumps  needs operands that all executors have exactly: a rounding error would be a different result */
 typedef struct Row {
   const char *type, *ins, *attrs;
@@ -46,8 +47,8 @@ static const Row rows[] = {
     U("gelu", "", 's'),
     U("gelu", "approximate=true", 's'),
     U("erf", "", '1'),
-    U("sin", "", '1'),
-    U("cos", "", '1'),
+    U("sin", "", 'o'),
+    U("cos", "", 'o'),
     U("silu", "", 's'),
     U("swish", "", 's'),
     U("softplus", "", '+'),
@@ -86,30 +87,30 @@ static const Row rows[] = {
     {"hard_shrink", "X=v", "", 0, 9, 's', true, true},
     {"where", "Condition=q X=v Y==", "", 0, 9, 's', true, true},
     {"where", "Condition=q X=v Y=b", "", 0, 9, 's', true, true},
-    {"reduce_sum", "X=v", "dim=%A keep_dim=%b", 1, 9, '*', false, false},
+    {"reduce_sum", "X=v", "dim=%A keep_dim=%b", 1, 9, '#', false, false},
     {"reduce_mean", "X=v", "dim=%A keep_dim=%b", 1, 9, 's', false, false},
     {"reduce_max", "X=v", "dim=%A keep_dim=%b", 1, 9, 's', false, true},
     {"reduce_min", "X=v", "dim=%A keep_dim=%b", 1, 9, 's', false, true},
-    {"reduce_sum", "X=v", "reduce_all=true", 0, 9, '*', false, false},
+    {"reduce_sum", "X=v", "reduce_all=true", 0, 9, '#', false, false},
     {"mean", "X=v", "", 0, 9, 's', false, false},
     {"logsumexp", "X=v", "axis=%A keepdim=%b", 1, 9, '+', false, false},
-    {"p_norm", "X=v", "porder=1.0 axis=%a keepdim=%b", 1, 9, '*', false, false},
-    {"cumsum", "X=v", "axis=%a exclusive=%b reverse=%b", 1, 9, '*', false, false},
+    {"p_norm", "X=v", "porder=1.0 axis=%a keepdim=%b", 1, 9, '#', false, false},
+    {"cumsum", "X=v", "axis=%a exclusive=%b reverse=%b", 1, 9, '#', false, false},
     {"softmax", "X=v", "axis=%a", 1, 9, '1', false, false},
     {"log_softmax", "X=v", "axis=%a", 1, 9, '+', false, false},
     {"arg_max", "X=v", "axis=%aL keepdims=%b", 1, 9, 's', true, true},
     {"top_k_v2", "X=v", "k=1 axis=%a largest=%b", 1, 9, 's', true, true},
     {"argsort", "X=v", "axis=%a descending=%b", 1, 9, 's', true, true},
-    {"matmul_v2", "X=v Y=m", "", 1, 4, '*', false, false},
-    {"matmul_v2", "X=v Y==", "trans_y=true", 2, 4, '*', false, false},
-    {"matmul_v2", "X=v Y==", "trans_x=true", 2, 4, '*', false, false},
-    {"mul", "X=v Y=m", "", 2, 2, '*', false, false},
-    {"conv2d", "Input=v Filter=w", "strides=[%n,%n] paddings=[%z,%z] dilations=[%n,1]", 4, 4, '*',
+    {"matmul_v2", "X=v Y=m", "", 1, 4, '#', false, false},
+    {"matmul_v2", "X=v Y==", "trans_y=true", 2, 4, '#', false, false},
+    {"matmul_v2", "X=v Y==", "trans_x=true", 2, 4, '#', false, false},
+    {"mul", "X=v Y=m", "", 2, 2, '#', false, false},
+    {"conv2d", "Input=v Filter=w", "strides=[%n,%n] paddings=[%z,%z] dilations=[%n,1]", 4, 4, '#',
      false, false},
-    {"conv2d", "Input=v Filter=w", "padding_algorithm='SAME'", 4, 4, '*', false, false},
-    {"depthwise_conv2d", "Input=v Filter=d", "groups=3 paddings=[1,1] strides=[%n,1]", 4, 4, '*',
+    {"conv2d", "Input=v Filter=w", "padding_algorithm='SAME'", 4, 4, '#', false, false},
+    {"depthwise_conv2d", "Input=v Filter=d", "groups=3 paddings=[1,1] strides=[%n,1]", 4, 4, '#',
      false, false},
-    {"conv2d_transpose", "Input=v Filter=t", "strides=[%n,%n] paddings=[%z,0]", 4, 4, '*', false,
+    {"conv2d_transpose", "Input=v Filter=t", "strides=[%n,%n] paddings=[%z,0]", 4, 4, '#', false,
      false},
     {"pool2d", "X=v",
      "pooling_type='max' ksize=[%n,2] strides=[%n,%n] paddings=[0,%z] ceil_mode=%b", 4, 4, 's',
@@ -369,12 +370,17 @@ static void outputs(Gen *g, Op *op, const char *attrs) {
   }
 }
 
-static double size_of(char how, double most, double sum, double product) {
+static double size_of(char how, double most, double sum, double product, const Var *x) {
+  double longest = 1;
+  for (int d = 0; d < x->rank; d++)
+    longest = fmax(longest, x->dims[d] < 0 ? 70 : (double)x->dims[d]);
   switch (how) {
   case '1': return 1;
-  case 'n': return 4;
+  case 'o': return most > 20 ? 1e9 : 1;
+  case 'n': return most > 20 ? 1e9 : 4;
   case '+': return sum + 1;
-  case '*': return (product > sum ? product : sum) * 8;
+  case '*': return fmax(product, sum);
+  case '#': return fmax(product, sum) * longest;
   case '^': return most > 4 ? 1e9 : exp(most);
   default: return most;
   }
@@ -412,7 +418,7 @@ static bool append(Gen *g, const Row *r, const Value *x) {
   }
   const char *attrs = fits ? fill_in(g, r->attrs, x->var) : "";
   if (fits) set_attrs(op, attrs), outputs(g, op, attrs);
-  double size = size_of(r->size, most, sum, product);
+  double size = size_of(r->size, most, sum, product, x->var);
   if (!fits || size > 1e4 || !infer_op(op)) return undo(g, n_vars), false;
   for (int i = 0; i < op->outs.n; i++)
     for (int k = 0; k < op->outs.v[i].n; k++) {
@@ -427,7 +433,7 @@ static bool append(Gen *g, const Row *r, const Value *x) {
 
 /* batch_norm, whose running statistics are updated in place. */
 static bool append_batch_norm(Gen *g, const Value *x) {
-  if (x->var->rank < 2 || x->var->dims[1] < 0) return false;
+  if (x->var->rank < 2 || x->var->dims[1] < 0 || x->size > 20) return false;
   int n_vars = g->b->vars.n;
   static const char *const ins[] = {"Scale", "Bias", "Mean", "Variance"};
   static const char *const kinds[] = {"w", "w", "s", "p"};
@@ -599,6 +605,7 @@ static void fill(Tensor *t, uint64_t seed, char kind) {
     if (kind == 'p') v = 1.25 + 0.75 * v;
     if (kind == 'q') v = v > 0;
     if (kind == 'i') v = 0;
+    if (kind == 'r') v *= 0.01; /* the learning rate */
     tensor_set(t, i, v);
   }
 }
