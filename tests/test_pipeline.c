@@ -15,7 +15,7 @@
 #include <time.h>
 #include <cmocka.h>
 
-enum { PROGRAMS = 360, SECONDS = 55, MOST_VALUES = 64, MOST_FETCH = 6 };
+enum { PROGRAMS = 600, SECONDS = 55, MOST_VALUES = 64, MOST_FETCH = 6 };
 
 /* ---- the operators ---- */
 
@@ -360,8 +360,7 @@ static void outputs(Gen *g, Op *op, const char *attrs) {
   const OpDef *def = op->def;
   for (int i = 0; i < def->n_outs; i++) {
     if (def->outs[i].optional) continue;
-    int n = def->outs[i].list ? 1 : 1;
-    if (def->outs[i].list && strstr(attrs, "num=2")) n = 2;
+    int n = def->outs[i].list && strstr(attrs, "num=2") ? 2 : 1;
     for (int k = 0; k < n; k++) {
       Var *v = declare(g, "v", DT_NONE, 0, NULL);
       v->stop_gradient = def->outs[i].intermediate;
@@ -704,11 +703,22 @@ static bool compare(Way *w, const Program *p, int n_fetch, const char *const *fe
   return true;
 }
 
-static int choose_fetches(Gen *g, const Program *q, int n_grads, const char **fetch) {
+static void make_ways(Way *w, const Program *p, uint64_t seed) {
+  for (int k = 0; k < WAYS; k++) {
+    ExecOptions o = {.threads = k == THREE ? 3 : 1, .interpret = k == INTERPRETED, .seed = 11};
+    w[k] = (Way){.e = exec_new(&o), .s = scope_new()};
+    init_scope(w[k].s, p, seed);
+  }
+}
+
+static void free_ways(Way *w) {
+  for (int k = 0; k < WAYS; k++) exec_free(w[k].e), scope_free(w[k].s);
+}
+
+static int choose_fetches(Gen *g, int n_grads, const char **fetch) {
   int n = n_grads;
   while (n < MOST_FETCH - 1 && pick(g, 3)) fetch[n++] = g->v[pick(g, g->n)].var->name;
   fetch[n++] = g->v[g->n - 1].var->name;
-  (void)q;
   return n;
 }
 
@@ -717,12 +727,8 @@ static bool check_program(Gen *g, const Program *p, int n_grads, const char **fe
   Way w[WAYS];
   bool ok = true;
   tolerance = g->halves ? 0.03 : 2e-4;
-  int n_fetch = choose_fetches(g, p, n_grads, fetch);
-  for (int k = 0; k < WAYS; k++) {
-    ExecOptions o = {.threads = k == THREE ? 3 : 1, .interpret = k == INTERPRETED, .seed = 11};
-    w[k] = (Way){.e = exec_new(&o), .s = scope_new()};
-    init_scope(w[k].s, p, seed);
-  }
+  int n_fetch = choose_fetches(g, n_grads, fetch);
+  make_ways(w, p, seed);
   static const int64_t sizes[] = {3, 1, 0, 2, 70};
   int64_t first = sizes[pick(g, 5)],
           batches[3] = {first, pick(g, 3) ? first : sizes[pick(g, 5)], first};
@@ -736,7 +742,7 @@ static bool check_program(Gen *g, const Program *p, int n_grads, const char **fe
       for (int f = 0; w[k].ok && f < n_fetch; f++) mem_free(w[k].out[f].data);
     arena_free(a);
   }
-  for (int k = 0; k < WAYS; k++) exec_free(w[k].e), scope_free(w[k].s);
+  free_ways(w);
   return ok;
 }
 
@@ -792,7 +798,119 @@ static void programs(void **state) {
   assert_int_equal(bad, 0);
 }
 
+static Program *parsed(const char *text) {
+  Program *p = prog_parse(text, strlen(text), "text");
+  if (!p || !infer_program(p, false)) fail_msg("%s", err_get()->summary);
+  return p;
+}
+
+/* Small programs that random ones came down to. */
+static void small_programs(void **state) {
+  (void)state;
+  /* a dimension of size 1 that is read outside, between two that are read as one */
+  static const char outside[] = "  var x float32 [2, 1, 6] feed\n  var y\n"
+                                "  y = cumsum(X=x) {axis=1, exclusive=true}\n";
+  /* a padded column, peeled: its mean is read at a constant index */
+  static const char column[] =
+      "  var x float32 [37, 19] feed\n  var v\n  var y\n  var a\n  var b\n"
+      "  param w1 float32 [20]\n  param w2 float32 [20]\n"
+      "  var s1 float32 [20] persistable\n  var p1 float32 [20] persistable\n"
+      "  v = pad(X=x) {pad_value=0.5, paddings=[0, 0, 1, 0]}\n"
+      "  MeanOut=s1, SavedMean=a, SavedVariance=b, VarianceOut=p1, Y=y = batch_norm(Bias=w1, "
+      "Mean=s1, Scale=w2, Variance=p1, X=v) {epsilon=0.1}\n";
+  /* true is what 0.5 is as a bool */
+  static const char half[] = "  var x float32 [3] feed\n  var v\n  var y\n"
+                             "  v = less_than(X=x, Y=x)\n"
+                             "  y = pad(X=v) {pad_value=0.5, paddings=[1, 2]}\n";
+  static const char *const texts[] = {outside, column, half};
+  const char *fetch = "y";
+  tolerance = 1e-5;
+  for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+    Arena *a = arena_new();
+    Program *p = parsed(arena_fmt(a, "program\nblock 0 {\n%s}\n", texts[i]));
+    Way w[WAYS];
+    make_ways(w, p, i);
+    for (int k = 0; k < WAYS; k++) assert_true(run_way(&w[k], p, 1, i, 1, &fetch, a));
+    assert_true(compare(w, p, 1, &fetch));
+    for (int k = 0; k < WAYS; k++) mem_free(w[k].out[0].data);
+    free_ways(w);
+    prog_free(p);
+    arena_free(a);
+  }
+}
+
+/* State may change its size: within a run, and between programs that share a scope. */
+static void state_sizes(void **state) {
+  (void)state;
+  Program *grow = parsed("program\nblock 0 {\n  var s float32 [-1] persistable\n"
+                         "  var x float32 [2] feed\n  var y float32 [-1]\n"
+                         "  y = scale(X=s) {scale=2.0}\n  s = concat(X=[y, x]) {axis=0}\n}\n");
+  Program *two = parsed("program\nblock 0 {\n  var s float32 [2] persistable\n"
+                        "  s = fill_constant() {shape=[2]L, value=1.0}\n}\n");
+  Program *five = parsed("program\nblock 0 {\n  var s float32 [5] persistable\n"
+                         "  s = fill_constant() {shape=[5]L, value=3.0}\n}\n");
+  Program *steps[] = {two, grow, grow, five, grow, two, grow, two, five, five};
+  for (int interpret = 0; interpret < 2; interpret++) {
+    Executor *e = exec_new(&(ExecOptions){.threads = 1, .interpret = interpret});
+    Scope *s = scope_new();
+    float x[2] = {7, 8}, want[16];
+    int n = 0;
+    Tensor tx = {.dtype = DT_FLOAT32, .rank = 1, .dims = {2}, .data = x};
+    Feed feed = {"x", &tx};
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+      if (!exec_run(e, s, steps[i], steps[i] == grow, &feed, 0, NULL, NULL))
+        fail_msg("%s", err_get()->summary);
+      if (steps[i] == grow) {
+        for (int k = 0; k < n; k++) want[k] *= 2;
+        want[n] = 7, want[n + 1] = 8, n += 2;
+      } else {
+        n = steps[i] == two ? 2 : 5;
+        for (int k = 0; k < n; k++) want[k] = n == 2 ? 1 : 3;
+      }
+      const Tensor *t = scope_get(s, "s");
+      assert_int_equal(tensor_numel(t), n);
+      assert_memory_equal(t->data, want, (size_t)n * sizeof *want);
+    }
+    exec_free(e), scope_free(s);
+  }
+  prog_free(grow), prog_free(two), prog_free(five);
+}
+
+/* A check is made at every element, also where only some of the checked tensor is used, or nothing. */
+static void checks(void **state) {
+  (void)state;
+  static const char *const uses[] = {
+      "  y = gather(X=w, Index=i) {axis=0}\n",
+      "  v = gather(X=w, Index=i) {axis=0}\n  y = slice(Input=v) {axes=[0], starts=[0], "
+      "ends=[1]}\n",
+      "  v = gather(X=w, Index=i) {axis=0}\n  y = slice(Input=v) {axes=[0], starts=[1], "
+      "ends=[1]}\n",
+      "  v = one_hot_v2(X=i) {depth=4}\n  y = slice(Input=v) {axes=[0], starts=[0], ends=[2]}\n",
+  };
+  for (size_t u = 0; u < sizeof uses / sizeof *uses; u++)
+    for (int interpret = 0; interpret < 2; interpret++) {
+      char text[600];
+      snprintf(text, sizeof text,
+               "program\nblock 0 {\n  var w float32 [4, 2] feed\n  var i int64 [3] feed\n"
+               "  var v\n  var y\n%s}\n",
+               uses[u]);
+      Program *p = parsed(text);
+      Executor *e = exec_new(&(ExecOptions){.threads = 1, .interpret = interpret});
+      Scope *s = scope_new();
+      float w[8] = {0};
+      int64_t i[3] = {0, 1, 9};
+      Tensor tw = {.dtype = DT_FLOAT32, .rank = 2, .dims = {4, 2}, .data = w},
+             ti = {.dtype = DT_INT64, .rank = 1, .dims = {3}, .data = i}, out = {0};
+      const char *fetch = "y";
+      assert_false(exec_run(e, s, p, 2, (Feed[]){{"w", &tw}, {"i", &ti}}, 1, &fetch, &out));
+      assert_int_equal(err_get()->code, E_DAT_002);
+      err_clear();
+      exec_free(e), scope_free(s), prog_free(p);
+    }
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(programs)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(programs), cmocka_unit_test(small_programs),
+                                     cmocka_unit_test(state_sizes), cmocka_unit_test(checks)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
