@@ -705,7 +705,10 @@ static bool compare(Way *w, const Program *p, int n_fetch, const char *const *fe
 
 static void make_ways(Way *w, const Program *p, uint64_t seed) {
   for (int k = 0; k < WAYS; k++) {
-    ExecOptions o = {.threads = k == THREE ? 3 : 1, .interpret = k == INTERPRETED, .seed = 11};
+    ExecOptions o = {.threads = k == THREE ? 3 : 1,
+                     .interpret = k == INTERPRETED,
+                     .no_blas = seed % 4 == 3,
+                     .seed = 11};
     w[k] = (Way){.e = exec_new(&o), .s = scope_new()};
     init_scope(w[k].s, p, seed);
   }
