@@ -108,13 +108,6 @@ static void fill_plan(Executable *x) {
   }
 }
 
-static bool program_updates(const Program *p) {
-  const Block *b = p->blocks.v[0];
-  for (int i = 0; i < b->ops.n; i++)
-    if (op_role(b->ops.v[i]) & (ROLE_BACKWARD | ROLE_OPTIMIZE)) return true;
-  return false;
-}
-
 /* Options may have left out fuse or memplan: then there is something to look at, but nothing to run. */
 static bool is_planned(const Graph *g, bool stopped) {
   bool ok = !stopped;
@@ -137,7 +130,6 @@ Executable *compile(const CompileRequest *r) {
   x->arena = a;
   x->graph = g;
   x->backend = backend;
-  x->updates = program_updates(r->prog);
 
   PassOptions passes = {0};
   if (r->passes)

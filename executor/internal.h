@@ -16,7 +16,6 @@ struct Executable {
   Buffer ***bufs;   /* per kernel: buffers in the order of the KernelFn's argument */
   int *n_bufs;
   int64_t scratch_bytes; /* the most that any kernel wants per thread */
-  bool updates;          /* the program holds backward or optimise operators: runs count as steps */
   PlanInfo plan;
   const char *key; /* see run.c */
   CompileOptions options;

@@ -356,7 +356,6 @@ struct kl_program {
   uint64_t id;        /* differs for every Program of the process */
   int64_t seed;       /* 0 = not set */
   struct kl_net *net; /* the builder's net, NULL for other programs */
-  Diag *broken;       /* the builder's first error; later calls are no-ops */
 };
 
 /* program.c: build and edit. Names and lists are copied. */

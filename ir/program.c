@@ -80,7 +80,6 @@ Program *prog_clone(const Program *p) {
   }
   c->file = arena_str(c->arena, p->file);
   c->seed = p->seed;
-  if (p->broken) c->broken = arena_dup(c->arena, p->broken, sizeof *p->broken);
   arena_keep(c->arena);
   return c;
 }
