@@ -62,7 +62,7 @@ def main():
     rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 5
     os.makedirs(out, exist_ok=True)
     models = tempfile.mkdtemp()
-    subprocess.run([f"{build}/bench/nets", models], check=True)
+    subprocess.run([f"{build}/bench/nets", models] + sorted({w[0] for w in WORK}), check=True)
     rows, results = [], []
     for name, batch, reps in WORK:
         times = {}
