@@ -1,7 +1,7 @@
 /* The whole compilation, top to bottom.
  *
  *   Program --expand--> Graph --passes: simplify constfold cse dce split fuse--> Kernels
- *           --schedule (backend: workspace)--> --memplan--> offsets --backend--> code --> Executable
+ *           --schedule (backend: workspace)--> --order memplan--> offsets --backend--> code --> Executable
  *
  * In: a program, the shapes of its feeds and state, and what to fetch. Out: an Executable, or one diagnostic. */
 #include "internal.h"

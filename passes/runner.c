@@ -100,7 +100,6 @@ static bool run_all(Graph *g, Dump *d, bool *stopped) {
   for (int i = 0; i < pass_n; i++) {
     const PassInfo *p = &pass_info[i];
     if (listed(o->disable, p->name)) continue;
-    if (p->run == pass_memplan && !schedule(g, o)) return false;
     double start = now_ms();
     int before = g->nodes.n;
     p->run(g);
@@ -108,6 +107,7 @@ static bool run_all(Graph *g, Dump *d, bool *stopped) {
       fprintf(log, "%-10s %9.3f ms  %6d -> %d nodes\n", p->name, now_ms() - start, before,
               g->nodes.n);
     verify(g, p->name);
+    if (p->run == pass_fuse && !schedule(g, o)) return false;
     if (!print_and_dump(d, g, i + 1, p->name)) return false;
     if (o->stop_after && !strcmp(o->stop_after, p->name)) {
       *stopped = true;
