@@ -37,6 +37,9 @@ void pass_options_from_env(PassOptions *o);
 #include "passes.def"
 #undef PASS
 
+/* layout_conv.c: tests set it, so that channels come last also where it does not pay. */
+extern bool layout_always;
+
 /* memplan.c: no two buffers that are live at once overlap, and every node of a kernel's interface has one. Asserted in
  * debug builds after memplan; false, with the reason in `why` (may be NULL), if the plan is broken. */
 bool memplan_check(const Graph *g, Str *why);

@@ -16,7 +16,7 @@ enum { MAX_ROUNDS = 24, MAX_ARGS = 3 };
 typedef struct Rule {
   const char *name, *from, *to; /* variables are single letters; numbers match constants exactly */
   int types;
-  Node *(*fn)(Graph *g, Node *n); /* instead of from and to */
+  RewriteFn *fn; /* instead of from and to */
 } Rule;
 
 static const Rule rules[] = {
@@ -149,11 +149,12 @@ static Node *build(Graph *g, const char *pat, const Node *like, Node *var[26]) {
 
 static int type_bit(DType t) { return dtype_is_float(t) ? FLOATS : t == DT_BOOL ? BOOLS : INTS; }
 
-static Node *apply(Graph *g, Node *n) {
+static Node *apply_rules(Graph *g, Node *n, RewriteFn *except) {
   if (prim_info[n->prim].class == 'S') return NULL;
   for (int i = 0; i < N_RULES; i++) {
     const Rule *r = &rules[i];
     Node *var[26] = {NULL}, *to = NULL;
+    if (r->fn && r->fn == except) continue;
     if (!(r->types & type_bit(n->dtype))) continue;
     if (r->fn)
       to = r->fn(g, n);
@@ -166,10 +167,17 @@ static Node *apply(Graph *g, Node *n) {
   return NULL;
 }
 
-void pass_simplify(Graph *g) {
+static Node *apply(Graph *g, Node *n) { return apply_rules(g, n, NULL); }
+static Node *apply_on_layouts(Graph *g, Node *n) { return apply_rules(g, n, rule_contract_view); }
+
+static void simplify(Graph *g, RewriteFn *fn) {
   for (int round = 0; round < MAX_ROUNDS; round++) {
     graph_sweep(g);
-    if (!graph_rewrite(g, apply)) break;
+    if (!graph_rewrite(g, fn)) break;
   }
   graph_sweep(g);
 }
+
+void pass_simplify(Graph *g) { simplify(g, apply); }
+
+void simplify_layouts(Graph *g) { simplify(g, apply_on_layouts); }

@@ -6,6 +6,7 @@
  * compiled and interpreted, and compares the two. */
 #include "opcase.h"
 #include "../executor/executor.h"
+#include "../passes/passes.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -371,8 +372,12 @@ static void test_executor(void **state) {
     const OpDef *def = opdef_at(i);
     if (!chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM))) continue;
     for (int k = 0; k < example_count(def); k++)
-      for (int t = 0; t < 2; t++) sweep_executor(def, k, t ? DT_FLOAT64 : DT_FLOAT32, exec);
+      for (int t = 0; t < 2; t++) {
+        layout_always = t; /* the channel last in float64 */
+        sweep_executor(def, k, t ? DT_FLOAT64 : DT_FLOAT32, exec);
+      }
   }
+  layout_always = false;
   for (int t = 0; t < 2; t++) exec_free(exec[t]);
   printf("%d examples compiled and interpreted alike\n", n_cases - n_bad);
   assert_int_equal(n_bad, 0);

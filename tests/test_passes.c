@@ -634,6 +634,78 @@ static void test_lenet_groups(void **state) {
 
 /* ---- the plan ---- */
 
+/* ---- layout ---- */
+
+/* A view that only orders dimensions anew, more than ones among them. */
+static bool permutes(const Node *v) {
+  unsigned used = 0;
+  int last = -1;
+  bool moves = false;
+  if (v->prim != P_VIEW || node_numel(v) != node_numel(v->in[0])) return false;
+  for (int d = 0; d < v->in[0]->rank; d++) {
+    const AffDim *m = &v->map[0][d];
+    if (v->in[0]->dims[d] == 1) continue;
+    if (m->l0 < 0 || !aff_is_loop(m, m->l0) || (used >> m->l0 & 1)) return false;
+    used |= 1u << m->l0;
+    moves |= m->l0 < last;
+    last = m->l0;
+  }
+  return moves;
+}
+
+/* All that a network of convolutions is made of, with odd and even numbers of channels. */
+static kl_var *channels(kl_net *net) {
+  kl_var *x = kl_data(net, "x", KL_FLOAT32, -1, 3, 11, 12);
+  kl_var *y = kl_data(net, "label", KL_INT64, -1, 1);
+  kl_var *h = kl_conv2d(x, 16, 5, .stride = 2, .pad = 2, .act = "relu");
+  h = kl_pool2d(h, "max", 3, 1, 1);
+  kl_var *r = kl_batch_norm(kl_conv2d(h, 16, 3, .pad = 1, .no_bias = true), .act = "relu");
+  r = kl_batch_norm(kl_conv2d(r, 16, 3, .pad = 1, .groups = 16, .no_bias = true), .act = "relu");
+  h = kl_relu(kl_add(kl_batch_norm(kl_conv2d(r, 16, 1, .no_bias = true)), h));
+  kl_var *g = kl_conv2d(h, 24, 3, .dilation = 2, .pad = 2, .groups = 4, .act = "sigmoid");
+  kl_var *s = kl_pool2d(h, "avg", .global = true); /* squeeze and excitation */
+  h = kl_mul(h, kl_sigmoid(kl_conv2d(kl_conv2d(s, 5, 1, .act = "relu"), 16, 1)));
+  h = kl_concat(1, kl_pool2d(h, "avg", 2, 2), kl_pool2d(g, "max", 2, 2));
+  h = kl_batch_norm(h, .act = "relu");
+  kl_var *w =
+      kl_parameter(net, "up", KL_FLOAT32, 4, (int64_t[]){40, 7, 3, 3}, (kl_param){0}, false);
+  h = kl_op(net, "conv2d_transpose", "strides=[2,2] paddings=[1,1]", "Input", h, "Filter", w);
+  return loss_of(kl_fc(h, 10, "relu"), y);
+}
+
+/* Permuting views are left where tensors come in and go out, at the flattening layer and its gradient, and behind the
+ * gradient of the transposed convolution's filter. */
+static void test_layout(void **state) {
+  (void)state;
+  for (int all = 0; all < 2; all++) {
+    kl_net *net = kl_net_new();
+    kl_var *loss = channels(net);
+    kl_minimize(loss, kl_momentum(0.01, 0.9));
+    Graph *g = graph_of(net, loss, 3);
+    bool stopped;
+    layout_always = true;
+    if (all)
+      check_passes(g, 2e-4);
+    else
+      assert_true(passes_run(g, &(PassOptions){.stop_after = "layout"}, &stopped));
+    layout_always = false;
+    int inside = 0, convs = 0;
+    for (int i = 0; i < g->nodes.n; i++) {
+      const Node *n = g->nodes.v[i];
+      if (n->prim == P_CONTRACT && n->rank == 4) {
+        convs++;
+        assert_true(n->dims[3] == n->in[1]->dims[3] || n->dims[3] == n->in[1]->dims[2]);
+      }
+      inside += permutes(n) && !node_is_source(n->in[0]);
+    }
+    for (int i = 0; i < g->writes.n; i++) inside -= permutes(g->writes.v[i].node);
+    print_message("%d contractions over windows, %d permutations\n", convs, inside);
+    assert_int_equal(inside, 3);
+    graph_free(g);
+    kl_net_free(net);
+  }
+}
+
 static void test_plan_check(void **state) {
   (void)state;
   Graph *g =
@@ -728,6 +800,7 @@ int main(void) {
       cmocka_unit_test_teardown(test_random_graphs, clear_error),
       cmocka_unit_test_teardown(test_programs, clear_error),
       cmocka_unit_test_teardown(test_lenet_groups, clear_error),
+      cmocka_unit_test_teardown(test_layout, clear_error),
       cmocka_unit_test_teardown(test_plan_check, clear_error),
       cmocka_unit_test_teardown(test_failing_checks_leave_state, clear_error),
       cmocka_unit_test_teardown(test_workspace, clear_error),
