@@ -87,14 +87,15 @@ static PlanKind check_contract(Arena *a, Node *node, Tensor *const *values, bool
   Plan *p = contract_plan(a, &k, no_blas);
   if (p->kind == PLAN_LOOPS) return p->kind;
   MicroModule *micro = NULL;
-  assert_true(!no_blas || p->micro);
-  if (p->micro) assert_true(micro_add(p->micro, NULL, &micro));
+  assert_true(!no_blas || p->set);
+  assert_true(plan_micro(p, NULL, &micro));
   assert_true(p->frame.epilogue == epilogue);
   KernelCode code = {0};
   contract_code(p, epilogue ? twice_and_one : NULL, &code);
   int64_t n = node_numel(node), size = dtype_info[node->dtype].size;
   const Tensor *want = values[node->id];
-  row_numel = n / p->frame.rows;
+  int64_t rows = p->frame.rows * p->frame.parts;
+  row_numel = n / rows;
   row_type = node->dtype;
   double terms = (double)p->facts.flops / 2 / (double)n;
   double eps = node->dtype == DT_FLOAT32 ? 6e-8 : 1.2e-16;
@@ -108,8 +109,7 @@ static PlanKind check_contract(Arena *a, Node *node, Tensor *const *values, bool
     void *bufs[4] = {values[node->in[0]->id]->data, values[node->in[1]->id]->data, got.data, ws};
     run_code(&code, bufs, s);
     mem_free(ws);
-    for (int64_t i = 0; epilogue && i < p->frame.rows && i < 4096; i++)
-      assert_int_equal(rows_seen[i], 1);
+    for (int64_t i = 0; epilogue && i < rows && i < 4096; i++) assert_int_equal(rows_seen[i], 1);
     if (s == ALL_AT_ONCE)
       first = got;
     else
@@ -200,11 +200,14 @@ static void check_graph(Graph *g, Feeds *f, const int *kinds, bool backend) {
     Node *n = g->nodes.v[i];
     if (n->prim != P_CONTRACT) continue;
     for (int e = 0; e < 2; e++) check_contract(f->a, n, values, e, true);
+    check_contract(f->a, n, values, true, false);
+    micro_isa = "none";
     for (int e = 0; e < 2; e++) {
       int kind = (int)check_contract(f->a, n, values, e, false);
       if (kinds && kinds[c] != ANY && kinds[c] != kind)
         fail_msg("contraction %d: algorithm %d, not %d", c, kind, kinds[c]);
     }
+    micro_isa = NULL;
     c++;
   }
   for (int i = 0, n = g->nodes.n; i < n && backend; i++)
@@ -372,20 +375,51 @@ static AffDim loop2(int l0, int c0, int l1, int c1, int off) {
 }
 
 /* result [n, h, w, o]: channels last, and a filter stored taps first. */
-static void test_channels_last(void **state) {
-  (void)state;
+typedef struct Nhwc {
+  int64_t n, h, w, c, groups, o, kh, kw, stride, dilation, pad;
+} Nhwc;
+
+static int64_t out_size(const Nhwc *v, int64_t in, int64_t k) {
+  return (in + 2 * v->pad - v->dilation * (k - 1) - 1) / v->stride + 1;
+}
+
+/* Forward, and the gradients of input and filter as derivation makes them, all operands channels-last. */
+static void check_channels_last(const Nhwc *v) {
   Feeds f = feeds_new();
   Graph *g = graph_new(NULL, false);
-  int64_t dx[4] = {3, 10, 11, 6}, dw[4] = {3, 3, 6, 9}, ext[7] = {3, 10, 11, 9, 6, 3, 3};
-  AffDim mx[4] = {aff_loop(0), loop2(1, 1, 5, 1, -1), loop2(2, 1, 6, 1, -1), aff_loop(4)};
-  AffDim mw[4] = {aff_loop(5), aff_loop(6), aff_loop(4), aff_loop(3)};
+  int64_t oh = out_size(v, v->h, v->kh), ow = out_size(v, v->w, v->kw), gr = v->groups;
+  int64_t dx[4] = {v->n, v->h, v->w, v->c * gr}, dw[4] = {v->kh, v->kw, v->c, v->o * gr};
+  int s = (int)v->stride, d = (int)v->dilation, p = -(int)v->pad;
+  int64_t ext[8] = {v->n, oh, ow, gr, v->o, v->kh, v->kw, v->c};
+  AffDim mx[4] = {aff_loop(0), loop2(1, s, 5, d, p), loop2(2, s, 6, d, p),
+                  loop2(3, (int)v->c, 7, 1, 0)};
+  AffDim mw[4] = {aff_loop(5), aff_loop(6), aff_loop(7), loop2(3, (int)v->o, 4, 1, 0)};
   Node *x = random_feed(g, &f, "x", DT_FLOAT32, 4, dx),
        *w = random_feed(g, &f, "w", DT_FLOAT32, 4, dw);
-  assert_non_null(g_contract(g, x, w, 4, 7, ext, mx, mw));
-  assert_non_null(g_contract(g, w, x, 4, 7, ext, mw, mx)); /* operands swapped */
+  Node *y = g_contract(g, x, w, 5, 8, ext, mx, mw);
+  assert_non_null(y);
+  assert_non_null(g_contract(g, w, x, 5, 8, ext, mw, mx)); /* operands swapped */
+  Node *gy = random_feed(g, &f, "gy", DT_FLOAT32, 5, y->dims), *xs[2] = {x, w}, *gxs[2];
+  assert_true(derive(g, 1, &y, &gy, 2, xs, gxs));
   check_graph(g, &f, NULL, true);
   graph_free(g);
   arena_free(f.a);
+}
+
+/* All strides, paddings, dilations, groups; rows shorter and longer than a tile; a few channels; tails of columns. */
+static void test_channels_last(void **state) {
+  (void)state;
+  static const Nhwc all[] = {
+      {3, 10, 11, 6, 1, 9, 3, 3, 1, 1, 1},   {1, 7, 7, 33, 1, 40, 3, 3, 1, 1, 1},
+      {2, 14, 14, 16, 1, 24, 3, 3, 2, 1, 1}, {1, 30, 31, 3, 1, 20, 7, 7, 2, 1, 3},
+      {2, 9, 9, 8, 1, 65, 1, 1, 2, 1, 0},    {2, 9, 8, 40, 1, 12, 1, 1, 1, 1, 0},
+      {1, 12, 13, 5, 1, 17, 3, 3, 1, 2, 2},  {1, 15, 12, 6, 1, 10, 3, 2, 3, 2, 1},
+      {2, 8, 8, 4, 3, 8, 3, 3, 1, 1, 1},     {1, 1, 50, 7, 1, 33, 1, 5, 1, 1, 0},
+      {1, 17, 17, 4, 1, 48, 7, 1, 1, 1, 0},  {1, 40, 60, 16, 1, 32, 3, 3, 1, 1, 1},
+      {5, 7, 7, 12, 2, 16, 3, 3, 2, 1, 1},   {1, 6, 6, 9, 1, 8, 6, 6, 1, 1, 0},
+      {1, 5, 5, 8, 1, 16, 3, 3, 1, 1, 4},    {2, 1, 1, 30, 1, 30, 1, 1, 1, 1, 0},
+  };
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) check_channels_last(&all[i]);
 }
 
 /* Products whose strides BLAS does not take: gathered. Mirrored, stepped and transposed batches. */
@@ -465,8 +499,9 @@ static void check_micro(DType t, const MicroShape *s, bool add, bool at_end) {
     arena_free(a);
     return;
   }
-  struct MicroModule *module;
-  assert_true(micro_add(g, NULL, &module));
+  MicroSet *set = micro_set(g);
+  MicroModule *module = micro_compile(set->n, set->spec, NULL, set->fn);
+  assert_non_null(module);
   int64_t m = s->m[0], n = s->n[0], k = s->k, size = dtype_info[t].size, step_a = m * k,
           step_b = k * n;
   Fenced fa = fenced((size_t)(step_a * s->batch * size), at_end),

@@ -199,9 +199,9 @@ static void fold_tasks(const void *self, void *const *bufs, int64_t begin, int64
     item_block(p, bufs, i / g->blocks, i % g->blocks * g->block, ctx);
     if (!p->frame.fn) continue;
     if (!a_row)
-      p->frame.fn(NULL, bufs, 0, p->frame.rows, ctx);
+      run_epilogue(&p->frame, bufs, 0, p->frame.rows, ctx);
     else if ((i + 1) % a_row == 0)
-      p->frame.fn(NULL, bufs, i / a_row, i / a_row + 1, ctx);
+      run_epilogue(&p->frame, bufs, i / a_row, i / a_row + 1, ctx);
   }
 }
 

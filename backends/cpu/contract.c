@@ -2,12 +2,14 @@
  *
  * In: the kernel's CONTRACT, a sum of products over loops whose operands are addressed by AffDims. Out: a Plan.
  * The loops of extent 1 are dropped, and each other loop is classed by the tensors it moves through. Then
+ *   one of neighbouring channels or columns, results too    conv.c     direct convolution, matrix products
  *   both operands plain (in bounds, no division), strides that BLAS takes   gemm.c     matrix products
  *   one operand a window of its tensor                                      im2col.c   convolution, gradient of the filter
  *   one operand addressed by position = (result - tap) / stride             col2im.c   gradient of the input
  *   anything else, and types other than float32 and float64                 generated loops
  * im2col and col2im both serve windows without division: the one with less arithmetic is taken. */
 #include "cpu.h"
+#include "../llvm/llvm.h"
 #include <limits.h>
 #include <cblas.h>
 
@@ -252,21 +254,23 @@ static bool frame_of(const Kernel *k, Frame *f) {
   const Node *raw = k->outputs.v[f->out - k->inputs.n];
   if (dtype_info[raw->dtype].size < dtype_info[k->core->dtype].size) return false;
   f->ws = k->inputs.n + k->outputs.n;
-  f->rows = 1;
+  f->rows = f->parts = 1;
   for (int d = k->core->rank - 1; d >= 0; d--)
     if (k->core->dims[d] > 1) f->rows = k->core->dims[d];
+  if (f->epilogue) f->parts = loop_tasks(k, LOOP_EPILOGUE) / f->rows;
   return true;
 }
 
 void plan_products(Arena *a, Plan *p, MicroShape *s) {
   s->flops = p->facts.flops;
   p->micro = micro_plan(a, p->facts.dtype, s, p->no_blas);
+  if (p->micro) p->set = micro_set(p->micro);
   p->pack_at = p->work.scratch;
   p->work.scratch += micro_scratch(p->micro);
 }
 
 void multiply(const Plan *p, const MicroProduct *q, void *scratch) {
-  if (micro_ready(p->micro)) {
+  if (p->micro && p->set->ready) {
     micro_run(p->micro, q, (char *)scratch + p->pack_at);
     return;
   }
@@ -281,12 +285,24 @@ Plan *contract_plan(Arena *a, const Kernel *k, bool no_blas) {
   p->no_blas = no_blas;
   if (!frame_of(k, &p->frame) || !facts_of(k->core, &p->facts)) return p;
   const Facts *f = &p->facts;
-  if (f->plain[0] && f->plain[1] && gemm_plan(a, p))
+  if (conv_plan(a, p))
+    p->kind = PLAN_CONV;
+  else if (f->plain[0] && f->plain[1] && gemm_plan(a, p))
     p->kind = PLAN_GEMM;
   else if (window_plan(a, p, 0) || window_plan(a, p, 1))
     p->kind = p->im2col ? PLAN_IM2COL : PLAN_COL2IM;
-  if (no_blas && !p->micro) p->kind = PLAN_LOOPS;
+  if (no_blas && !p->set) p->kind = PLAN_LOOPS;
   return p;
+}
+
+void run_epilogue(const Frame *f, void *const *bufs, int64_t r0, int64_t r1, RunCtx *ctx) {
+  if (f->fn) f->fn(NULL, bufs, r0 * f->parts, r1 * f->parts, ctx);
+}
+
+bool plan_micro(Plan *p, const CompileOptions *o, MicroModule **module) {
+  if (p->kind == PLAN_LOOPS || !p->set) return true;
+  *module = micro_compile(p->set->n, p->set->spec, o, p->set->fn);
+  return p->set->ready = *module != NULL;
 }
 
 void contract_code(Plan *p, KernelFn *epilogue, KernelCode *code) {
@@ -301,7 +317,7 @@ void contract_code(Plan *p, KernelFn *epilogue, KernelCode *code) {
   if (epilogue && !w->fused) {
     int i = code->n_phases++;
     code->phase[i].fn = epilogue;
-    code->phase[i].n_tasks = p->frame.rows;
+    code->phase[i].n_tasks = p->frame.rows * p->frame.parts;
   }
   code->scratch_bytes = w->scratch;
 }

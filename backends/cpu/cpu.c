@@ -76,7 +76,10 @@ static bool cpu_schedule(Kernel *k) {
   k->flops = operations(k);
   k->bytes = traffic(k);
   k->workspace = 0;
-  if (k->kind == K_CONTRACT) k->workspace = contract_plan(a, k, false)->work.workspace;
+  for (int no_blas = 0; no_blas < 2 && k->kind == K_CONTRACT; no_blas++) {
+    int64_t bytes = contract_plan(a, k, no_blas)->work.workspace;
+    if (bytes > k->workspace) k->workspace = bytes;
+  }
   if (k->kind == K_CALL) k->workspace = call_workspace(k);
   if (k->kind == K_SCATTER) k->flops += 4 * node_numel(k->core->in[2]);
   if (k->kind == K_SORT)
@@ -136,9 +139,9 @@ static int generated(int n, Kernel *const *k, Plan *const *plan, Kernel **sub, L
 
 static bool compile_micro(Module *m, int n, Plan *const *plan, const CompileOptions *o) {
   for (int i = 0; i < n; i++)
-    if (plan[i] && plan[i]->kind != PLAN_LOOPS && plan[i]->micro) {
-      if (!micro_add(plan[i]->micro, o, &m->micro[m->n_micro])) return false;
-      m->n_micro++;
+    if (plan[i]) {
+      if (!plan_micro(plan[i], o, &m->micro[m->n_micro])) return false;
+      m->n_micro += m->micro[m->n_micro] != NULL;
     }
   return true;
 }

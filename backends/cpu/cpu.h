@@ -3,6 +3,7 @@
 #ifndef KILN_CPU_H
 #define KILN_CPU_H
 #include "../backend.h"
+#include "../llvm/micro.h"
 #include <string.h>
 
 /* ---- contract.c: what a contraction looks like, and which algorithm serves it ---- */
@@ -62,7 +63,8 @@ typedef struct Mat {
 typedef struct Frame {
   int x[2], out, ws; /* slots in bufs: operands, raw result, workspace */
   bool epilogue;     /* has one */
-  int64_t rows;      /* extent of the epilogue's row axis */
+  int64_t rows;      /* extent of the result's outermost loop */
+  int64_t parts;     /* rows of the epilogue in each of those */
   KernelFn *fn;      /* the epilogue; self is NULL */
 } Frame;
 
@@ -75,7 +77,7 @@ typedef struct Work {
   int64_t workspace, scratch;
 } Work;
 
-typedef enum PlanKind { PLAN_LOOPS, PLAN_GEMM, PLAN_IM2COL, PLAN_COL2IM } PlanKind;
+typedef enum PlanKind { PLAN_LOOPS, PLAN_GEMM, PLAN_IM2COL, PLAN_COL2IM, PLAN_CONV } PlanKind;
 typedef struct Plan {
   PlanKind kind;
   bool no_blas;
@@ -85,12 +87,18 @@ typedef struct Plan {
   struct GemmPlan *gemm;
   struct Im2colPlan *im2col;
   struct Col2imPlan *col2im;
+  struct ConvPlan *conv;
   struct MicroPlan *micro; /* of its matrix products; NULL: by BLAS */
   int64_t pack_at;         /* where the thread's scratch for them begins */
+  struct MicroSet *set;    /* the microkernels to compile; NULL: none */
 } Plan;
 
-/* no_blas: what microkernels cannot do is left to generated loops. The workspace does not depend on it. */
+/* no_blas: what microkernels cannot do is left to generated loops. */
 Plan *contract_plan(Arena *a, const Kernel *k, bool no_blas);
+/* The epilogue of rows r0..r1-1 of Frame.rows. */
+void run_epilogue(const Frame *f, void *const *bufs, int64_t r0, int64_t r1, RunCtx *ctx);
+/* Compiles the plan's microkernels, if it has any: E-GEN-001. */
+bool plan_micro(Plan *p, const CompileOptions *o, MicroModule **module);
 /* Phases for the executor; epilogue is NULL if the kernel has none. */
 void contract_code(Plan *p, KernelFn *epilogue, KernelCode *code);
 /* Tasks worth making of so much arithmetic. */
@@ -137,10 +145,15 @@ extern const char *micro_isa; /* a name in tiles.def, to have no other; NULL: th
 /* NULL: BLAS serves them. always: wherever microkernels can. */
 MicroPlan *micro_plan(Arena *a, DType t, const MicroShape *s, bool always);
 int64_t micro_scratch(const MicroPlan *g); /* bytes that micro_run needs */
-struct MicroModule;
-/* Compiles its code. */
-bool micro_add(MicroPlan *g, const CompileOptions *o, struct MicroModule **module);
-bool micro_ready(const MicroPlan *g);
+/* The microkernels of a plan; fn is filled in when they are compiled. */
+typedef struct MicroSet {
+  int n;
+  MicroSpec *spec;
+  MicroFn **fn;
+  bool ready;
+} MicroSet;
+int micro_want(Arena *a, MicroSet *set, const MicroSpec *s); /* its index in the set */
+MicroSet *micro_set(MicroPlan *g);
 void micro_run(const MicroPlan *g, const MicroProduct *q, void *scratch);
 
 /* ---- contract.c again: the products of a plan ---- */
@@ -148,7 +161,8 @@ void plan_products(Arena *a, Plan *p,
                    MicroShape *s); /* chooses who does them; adds to the scratch */
 void multiply(const Plan *p, const MicroProduct *q, void *scratch); /* the thread's scratch */
 
-/* ---- gemm.c, im2col.c, col2im.c: three ways ---- */
+/* ---- conv.c, gemm.c, im2col.c, col2im.c: four ways ---- */
+bool conv_plan(Arena *a, Plan *p);
 bool gemm_plan(Arena *a, Plan *p);
 bool im2col_plan(Arena *a, Plan *p, int x); /* x: the operand that is gathered */
 bool col2im_plan(Arena *a, Plan *p, int x); /* x: the operand that is divided */

@@ -172,7 +172,7 @@ static void gemm_tasks(const void *self, void *const *bufs, int64_t begin, int64
       r0 = n0 / g->unit, r1 = n1 / g->unit;
     else if (g->outer.total > 1)
       r0 = i0 / g->unit, r1 = i1 / g->unit;
-    p->frame.fn(NULL, bufs, r0, r1, ctx);
+    run_epilogue(&p->frame, bufs, r0, r1, ctx);
   }
 }
 

@@ -289,9 +289,9 @@ static void tile_tasks(const void *self, void *const *bufs, int64_t begin, int64
                    i % g->tiles * g->tile, s > 0, ctx);
     if (!p->frame.fn) continue;
     if (!a_row)
-      p->frame.fn(NULL, bufs, 0, p->frame.rows, ctx);
+      run_epilogue(&p->frame, bufs, 0, p->frame.rows, ctx);
     else if ((i + 1) % a_row == 0)
-      p->frame.fn(NULL, bufs, i / a_row, i / a_row + 1, ctx);
+      run_epilogue(&p->frame, bufs, i / a_row, i / a_row + 1, ctx);
   }
 }
 
@@ -305,7 +305,7 @@ static void tap_tasks(const void *self, void *const *bufs, int64_t begin, int64_
     for (int64_t s = 0; s < g->steps; s += g->group)
       tile_product(p, bufs, c, t / g->blocks, s / g->tiles, least(g->group, g->steps - s),
                    t % g->blocks * g->block, s % g->tiles * g->tile, s > 0, ctx);
-    if (p->frame.fn) p->frame.fn(NULL, bufs, 0, p->frame.rows, ctx);
+    run_epilogue(&p->frame, bufs, 0, p->frame.rows, ctx);
   }
 }
 
@@ -322,7 +322,7 @@ static void chunk_tasks(const void *self, void *const *bufs, int64_t begin, int6
     for (int64_t s = s0; s < s1; s += g->group)
       tile_product(p, bufs, c, item, s / g->tiles, least(g->group, s1 - s), 0,
                    s % g->tiles * g->tile, s > s0, ctx);
-    if (p->frame.fn && g->chunks == 1) p->frame.fn(NULL, bufs, 0, p->frame.rows, ctx);
+    if (g->chunks == 1) run_epilogue(&p->frame, bufs, 0, p->frame.rows, ctx);
   }
 }
 
@@ -353,7 +353,7 @@ static void sum_tasks(const void *self, void *const *bufs, int64_t begin, int64_
     sum_float(bufs[p->frame.out], bufs[p->frame.ws], numel, n, begin * row, end * row);
   else
     sum_double(bufs[p->frame.out], bufs[p->frame.ws], numel, n, begin * row, end * row);
-  if (p->frame.fn) p->frame.fn(NULL, bufs, begin, end, ctx);
+  run_epilogue(&p->frame, bufs, begin, end, ctx);
 }
 
 /* ---- planning ---- */

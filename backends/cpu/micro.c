@@ -7,30 +7,10 @@
  * the rows of A. Rows and vectors of columns are divided into equal blocks (no block is more than one longer than another).
  *
  * Which of the two providers: see is_worth. The choice and the order of all sums follow from the shape alone. */
-#include "cpu.h"
+#include "tiles.h"
 #include "../llvm/micro.h"
 
-enum { MOST_ROWS = 28, MOST_VECTORS = 6, PANEL_BYTES = 512 << 10, DOT_BYTES = 4 << 10 };
-
-typedef enum Isa {
-#define ISA(id, here) ISA_##id,
-#include "tiles.def"
-  ISA_NONE
-} Isa;
-
-typedef enum Form { FORM_ROWS, FORM_DOT } Form;
-typedef struct TileRow {
-  Isa isa;
-  DType dtype;
-  int lanes;
-  Form form;
-  int mr, nv;
-} TileRow;
-
-static const TileRow tiles[] = {
-#define TILE(isa, dtype, lanes, form, mr, nv) {ISA_##isa, DT_##dtype, lanes, FORM_##form, mr, nv},
-#include "tiles.def"
-    {ISA_NONE, DT_NONE, 0, FORM_ROWS, 0, 0}};
+enum { PANEL_BYTES = 512 << 10, DOT_BYTES = 4 << 10 };
 
 struct MicroPlan {
   TileRow tile;
@@ -39,56 +19,14 @@ struct MicroPlan {
   bool b_pack;
   int64_t pitch; /* of A's rows; 0: by columns */
   int size;      /* bytes of an element */
-  int n_spec;
-  MicroSpec *spec;
-  MicroFn **made; /* of each spec */
-  MicroFn *fn[MOST_ROWS + 1][MOST_VECTORS + 1][2];
-  bool ready;
+  MicroSet set;
+  int8_t fn[MOST_ROWS + 1][MOST_VECTORS + 1][2]; /* into the set */
 };
-
-/* `total` in n blocks, the first `more` of them of size+1, the others of size. */
-typedef struct Blocks {
-  int64_t n, size, more;
-} Blocks;
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-const char *micro_isa;
-
-static Isa isa_here(void) {
-#define ISA(id, here)                                                                              \
-  if ((here) && (!micro_isa || !strcmp(micro_isa, #id))) return ISA_##id;
-#include "tiles.def"
-  return ISA_NONE;
-}
-
-static int64_t unit_of(const TileRow *t) { return t->form == FORM_DOT ? 1 : t->lanes; }
-
-static Blocks vectors_of(int64_t n, const TileRow *t) {
-  int64_t v = div_up(n, unit_of(t)), blocks = div_up(v, t->nv);
-  return (Blocks){blocks, v / blocks, v % blocks};
-}
-
-/* Blocks of one size save code: a few more blocks are taken for it. */
-static Blocks rows_of(int64_t m, const TileRow *t) {
-  int64_t blocks = div_up(m, t->mr);
-  for (int64_t n = blocks; n <= blocks + blocks / 4 + 1 && 2 * m > n * t->mr; n++)
-    if (m % n == 0) return (Blocks){n, m / n, 0};
-  return (Blocks){blocks, m / blocks, m % blocks};
-}
-
-/* Cycles of a step of k: two multiply-adds, two loads a cycle; a sum of its own every four cycles. */
-static double cycles(double mr, double nv) {
-  double c = mr * nv / 2, loads = (mr + nv) / 2;
-  if (loads > c) c = loads;
-  return c < 4 ? 4 : c + loads / 16;
-}
 
 /* Cycles of a whole product, about: measured are the cost of packing an element of a column, and the sums at the end of a
  * dot tile. */
 static double cost(const MicroShape *s, const TileRow *t, bool pack) {
-  Blocks r = rows_of(s->m[0], t), v = vectors_of(s->n[0], t);
+  Blocks r = row_blocks(s->m[0], t), v = vector_blocks(s->n[0], t);
   double c = 0, k = (double)s->k, batch = (double)s->batch;
   for (int i = 0; i < 4; i++) {
     bool more_r = i & 1, more_v = i & 2;
@@ -96,10 +34,10 @@ static double cost(const MicroShape *s, const TileRow *t, bool pack) {
     double times =
         (double)(more_r ? r.more : r.n - r.more) * (double)(more_v ? v.more : v.n - v.more);
     if (t->form == FORM_DOT)
-      c += times *
-           (batch * (double)div_up(s->k, t->lanes) * cycles(rows, vectors) * 1.15 + 12 * rows + 15);
+      c += times * (batch * (double)div_up(s->k, t->lanes) * tile_cycles(rows, vectors) * 1.15 +
+                    12 * rows + 15);
     else
-      c += times * batch * k * cycles(rows, vectors);
+      c += times * batch * k * tile_cycles(rows, vectors);
   }
   if (pack) c += 0.65 * batch * k * (double)s->n[0];
   return c;
@@ -107,9 +45,9 @@ static double cost(const MicroShape *s, const TileRow *t, bool pack) {
 
 /* The shape's tile of least cost; false: there is none for this machine. */
 static bool choose(DType t, const MicroShape *s, TileRow *best) {
-  Isa isa = isa_here();
+  Isa isa = tile_isa();
   double least_cost = 0;
-  for (const TileRow *r = tiles; r->isa != ISA_NONE; r++) {
+  for (const TileRow *r = tile_table; r->isa != ISA_NONE; r++) {
     bool dot = r->form == FORM_DOT;
     if (r->isa != isa || r->dtype != t || (dot && (s->a.trans || !s->b.trans))) continue;
     double c = cost(s, r, s->b.trans && !dot);
@@ -120,24 +58,30 @@ static bool choose(DType t, const MicroShape *s, TileRow *best) {
   return least_cost > 0;
 }
 
+int micro_want(Arena *a, MicroSet *set, const MicroSpec *s) {
+  for (int i = 0; i < set->n; i++)
+    if (micro_same(&set->spec[i], s)) return i;
+  MicroSpec *all = arena_array(a, MicroSpec, set->n + 1);
+  if (set->n) memcpy(all, set->spec, sizeof *all * (size_t)set->n);
+  all[set->n] = *s;
+  set->spec = all;
+  set->fn = arena_array(a, MicroFn *, set->n + 1);
+  return set->n++;
+}
+
 static void want(Arena *a, MicroPlan *g, int64_t rows, int64_t vectors, bool tail) {
   MicroSpec s = {.dtype = g->tile.dtype, .lanes = g->tile.lanes, .mr = (int)rows};
   s.nv = (int)vectors;
   s.tail = tail;
   s.pitch = g->pitch;
   s.dot = g->tile.form == FORM_DOT;
-  for (int i = 0; i < g->n_spec; i++)
-    if (g->spec[i].mr == s.mr && g->spec[i].nv == s.nv && g->spec[i].tail == tail) return;
-  MicroSpec *all = arena_array(a, MicroSpec, g->n_spec + 1);
-  if (g->n_spec) memcpy(all, g->spec, sizeof *all * (size_t)g->n_spec);
-  all[g->n_spec++] = s;
-  g->spec = all;
+  g->fn[rows][vectors][tail] = (int8_t)micro_want(a, &g->set, &s);
 }
 
 /* The functions that a product of m x n needs. */
 static void want_all(Arena *a, MicroPlan *g, int64_t m, int64_t n) {
-  Blocks r = rows_of(m, &g->tile), v = vectors_of(n, &g->tile);
-  bool tail = n % unit_of(&g->tile) != 0;
+  Blocks r = row_blocks(m, &g->tile), v = vector_blocks(n, &g->tile);
+  bool tail = n % tile_unit(&g->tile) != 0;
   for (int i = 0; i < 2; i++) {
     if (i ? !r.more : r.more == r.n) continue;
     if (v.more) want(a, g, r.size + i, v.size + 1, false);
@@ -183,71 +127,19 @@ MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always) {
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 2; j++)
       if (q.m[i] > 0 && q.n[j] > 0) want_all(arena, &g, q.m[i], q.n[j]);
-  g.made = arena_array(arena, MicroFn *, g.n_spec);
   return arena_dup(arena, &g, sizeof g);
 }
 
-bool micro_add(MicroPlan *g, const CompileOptions *o, struct MicroModule **module) {
-  *module = micro_compile(g->n_spec, g->spec, o, g->made);
-  if (!*module) return false;
-  for (int i = 0; i < g->n_spec; i++)
-    g->fn[g->spec[i].mr][g->spec[i].nv][g->spec[i].tail] = g->made[i];
-  return g->ready = true;
-}
-
-bool micro_ready(const MicroPlan *g) { return g && g->ready; }
+MicroSet *micro_set(MicroPlan *g) { return &g->set; }
 
 /* ---- packing ---- */
-
-#define PACK(NAME, T)                                                                              \
-  /* B by columns: element (k, n) at b[n*ld + k]; to[k*width + n]. In blocks of BLOCK x BLOCK. */  \
-  static void NAME(T *restrict to, int64_t width, const T *restrict b, int64_t ld, int64_t k,      \
-                   int64_t n) {                                                                    \
-    typedef T Vec __attribute__((vector_size(16)));                                                \
-    enum { BLOCK = 16 / sizeof(T) };                                                               \
-    int64_t k0 = 0;                                                                                \
-    for (; k0 + BLOCK <= k; k0 += BLOCK) {                                                         \
-      int64_t n0 = 0;                                                                              \
-      for (; n0 + BLOCK <= n; n0 += BLOCK) {                                                       \
-        Vec x[BLOCK], y[BLOCK];                                                                    \
-        for (int i = 0; i < BLOCK; i++) memcpy(&x[i], b + (n0 + i) * ld + k0, sizeof *x);          \
-        TRANSPOSE_##T(x, y);                                                                       \
-        for (int i = 0; i < BLOCK; i++) memcpy(to + (k0 + i) * width + n0, &y[i], sizeof *y);      \
-      }                                                                                            \
-      for (; n0 < n; n0++)                                                                         \
-        for (int i = 0; i < BLOCK; i++) to[(k0 + i) * width + n0] = b[n0 * ld + k0 + i];           \
-    }                                                                                              \
-    for (; k0 < k; k0++)                                                                           \
-      for (int64_t n0 = 0; n0 < n; n0++) to[k0 * width + n0] = b[n0 * ld + k0];                    \
-  }
-#define TRANSPOSE_float(x, y)                                                                      \
-  do {                                                                                             \
-    Vec p = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5),                                       \
-        q = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7),                                       \
-        r = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5),                                       \
-        s = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);                                       \
-    y[0] = __builtin_shufflevector(p, r, 0, 1, 4, 5);                                              \
-    y[1] = __builtin_shufflevector(p, r, 2, 3, 6, 7);                                              \
-    y[2] = __builtin_shufflevector(q, s, 0, 1, 4, 5);                                              \
-    y[3] = __builtin_shufflevector(q, s, 2, 3, 6, 7);                                              \
-  } while (0)
-#define TRANSPOSE_double(x, y)                                                                     \
-  do {                                                                                             \
-    y[0] = __builtin_shufflevector(x[0], x[1], 0, 2);                                              \
-    y[1] = __builtin_shufflevector(x[0], x[1], 1, 3);                                              \
-  } while (0)
-PACK(pack_float, float)
-PACK(pack_double, double)
 
 /* Rows k0..k0+k-1 of the panel of n columns from column n0, of one of the batch. */
 static void pack(const MicroPlan *g, const MicroProduct *q, const char *b, int64_t k0, int64_t k,
                  int64_t n0, int64_t n, int64_t width, char *to) {
   if (q->b_mat.trans) {
     b += (n0 * q->b_mat.ld + k0) * g->size;
-    if (g->size == 4)
-      pack_float((float *)to, width, (const float *)b, q->b_mat.ld, k, n);
-    else
-      pack_double((double *)to, width, (const double *)b, q->b_mat.ld, k, n);
+    pack_columns(g->size, to, width, b, q->b_mat.ld, k, n);
     return;
   }
   b += (k0 * q->b_mat.ld + n0) * g->size;
@@ -264,8 +156,8 @@ typedef struct Panel {
 } Panel;
 
 static void run_panel(const MicroPlan *g, const MicroProduct *q, const Panel *p, void *scratch) {
-  Blocks rows = rows_of(q->m, &g->tile);
-  int64_t width = p->vectors * unit_of(&g->tile), size = g->size;
+  Blocks rows = row_blocks(q->m, &g->tile);
+  int64_t width = p->vectors * tile_unit(&g->tile), size = g->size;
   const char *b = (const char *)q->b + p->first * q->b_step * size;
   MicroArgs x = {.k = p->k, .columns = p->n, .add = p->add, .batch = p->batch};
   x.ldc = q->c_mat.ld * size;
@@ -289,18 +181,18 @@ static void run_panel(const MicroPlan *g, const MicroProduct *q, const Panel *p,
     int64_t mr = rows.size + (i < rows.more);
     x.a = a + (g->a_trans ? p->k0 * q->a_mat.ld + m0 : m0 * q->a_mat.ld + p->k0) * size;
     x.c = (char *)q->c + (m0 * q->c_mat.ld + p->n0) * size;
-    g->fn[mr][p->vectors][tail](&x);
+    g->set.fn[g->fn[mr][p->vectors][tail]](&x);
     m0 += mr;
   }
 }
 
 /* The rows k0.. of `batch` products. */
 static void run_block(const MicroPlan *g, const MicroProduct *q, Panel *p, void *scratch) {
-  Blocks v = vectors_of(q->n, &g->tile);
+  Blocks v = vector_blocks(q->n, &g->tile);
   p->n0 = 0;
   for (int64_t i = 0; i < v.n; i++, p->n0 += p->n) {
     p->vectors = v.size + (i < v.more);
-    p->n = least(p->vectors * unit_of(&g->tile), q->n - p->n0);
+    p->n = least(p->vectors * tile_unit(&g->tile), q->n - p->n0);
     run_panel(g, q, p, scratch);
   }
 }

@@ -46,14 +46,15 @@ static bool start(void) {
   return orc(LLVMOrcCreateLLJIT(&micro.jit, NULL), "LLVM's JIT cannot start");
 }
 
-static bool same(const MicroSpec *a, const MicroSpec *b) {
+bool micro_same(const MicroSpec *a, const MicroSpec *b) {
   return a->dtype == b->dtype && a->lanes == b->lanes && a->mr == b->mr && a->nv == b->nv &&
-         a->tail == b->tail && a->dot == b->dot && a->pitch == b->pitch;
+         a->tail == b->tail && a->dot == b->dot && a->pitch == b->pitch && a->run == b->run &&
+         a->jump == b->jump;
 }
 
 static Micro *find(const MicroSpec *s) {
   Micro *m = micro.all;
-  while (m && !same(&m->spec, s)) m = m->next;
+  while (m && !micro_same(&m->spec, s)) m = m->next;
   return m;
 }
 

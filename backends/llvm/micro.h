@@ -13,6 +13,9 @@ typedef struct MicroSpec {
   bool dot;
   /* Elements from a row of A to the next; 0: A by columns, `lda` apart, its rows are neighbours (not with dot). */
   int64_t pitch;
+  /* > 0: after so many rows A goes on `jump` elements, C `cjump` bytes, from where those began; pitch > 0, not with dot */
+  int run;
+  int64_t jump;
 } MicroSpec;
 
 /* Strides in bytes. The code generator knows the layout: fields of 8 bytes each. */
@@ -23,7 +26,9 @@ typedef struct MicroArgs {
   int64_t k, columns; /* columns of the tile that are there: (nv-1)*lanes < columns <= nv*lanes */
   int64_t add;        /* 0: C = sum; else C += sum */
   int64_t batch, a_step, b_step;
+  int64_t cjump; /* only if run > 0 */
 } MicroArgs;
+bool micro_same(const MicroSpec *a, const MicroSpec *b);
 typedef void MicroFn(const MicroArgs *args);
 
 /* Functions for n specs, compiled for this machine; equal specs share code across modules. E-GEN-001. Any thread. */

@@ -56,6 +56,7 @@ static void fields(Text *t) {
       {"batch", "i64", offsetof(MicroArgs, batch)},
       {"a_step", "i64", offsetof(MicroArgs, a_step)},
       {"b_step", "i64", offsetof(MicroArgs, b_step)},
+      {"cjump", "i64", offsetof(MicroArgs, cjump)},
   };
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     field(t, all[i].name, all[i].at, all[i].type);
@@ -85,6 +86,12 @@ static void load_vector(Text *t, const char *to, const char *ptr, bool masked) {
     str_fmt(&t->s, "  %s = load %s, ptr %s, align %d\n", to, t->vec, ptr, t->bytes);
 }
 
+/* Bytes from the first row of A to row r. */
+static long long row_at(const Text *t, int r) {
+  int run = t->m.run ? t->m.run : t->m.mr;
+  return (r / run * t->m.jump + r % run * t->m.pitch) * t->bytes;
+}
+
 /* One step of k at distance u: pre + names of the accumulators before and after; ap and bp are the loop's pointers. */
 static void step(Text *t, const char *loop, int u, const char *from, const char *to) {
   Str *s = &t->s;
@@ -98,7 +105,7 @@ static void step(Text *t, const char *loop, int u, const char *from, const char 
     load_vector(t, name, ptr, t->m.tail && v == nv - 1);
   }
   for (int r = 0; r < t->m.mr; r++) {
-    long long at = t->m.pitch ? (r * t->m.pitch + u) * t->bytes : r * t->bytes;
+    long long at = t->m.pitch ? row_at(t, r) + u * t->bytes : r * t->bytes;
     str_fmt(s, "  %%%s.aq%d.%d = getelementptr i8, ptr %%%s.ap%d, i64 %lld\n", loop, u, r, loop,
             t->m.pitch ? 0 : u, at);
     str_fmt(s, "  %%%s.x%d.%d = load %s, ptr %%%s.aq%d.%d, align %d\n", loop, u, r, t->elem, loop,
@@ -160,13 +167,21 @@ static void join(Text *t, const char *block, const char *before, const char *loo
   each(t, line);
 }
 
+/* %wN.oR: bytes from the first row of C to row r. */
+static void row_of_c(Text *t, int add, int r) {
+  int run = t->m.run ? t->m.run : t->m.mr;
+  str_fmt(&t->s, "  %%w%d.m%d = mul i64 %%cjump, %d\n", add, r, r / run);
+  str_fmt(&t->s, "  %%w%d.n%d = mul i64 %%ldc, %d\n", add, r, r % run);
+  str_fmt(&t->s, "  %%w%d.o%d = add i64 %%w%d.m%d, %%w%d.n%d\n", add, r, add, r, add, r);
+}
+
 static void store(Text *t) {
   Str *s = &t->s;
   char name[48], ptr[48];
   for (int add = 0; add < 2; add++) {
     str_fmt(s, "%s:\n", add ? "adding" : "storing");
     for (int r = 0; r < t->m.mr; r++) {
-      str_fmt(s, "  %%w%d.o%d = mul i64 %%ldc, %d\n", add, r, r);
+      row_of_c(t, add, r);
       for (int v = 0; v < t->m.nv; v++) {
         bool masked = t->m.tail && v == t->m.nv - 1;
         str_fmt(s, "  %%w%d.p%d_%d0 = getelementptr i8, ptr %%c0, i64 %%w%d.o%d\n", add, r, v, add,

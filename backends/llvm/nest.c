@@ -93,13 +93,15 @@ static bool may_merge(Gen *g, const Nest *t, int d) {
   return true;
 }
 
+/* The rows of an epilogue (by_row) are the outermost axes as far as they are one, but for the last. */
 static void nest_axes(Gen *g, Nest *t) {
-  int d = 0;
+  int d = 0, last = t->rank - 1;
+  while (last > 0 && t->ext[last] == 1) last--;
   while (d < t->rank) {
     Axis a = {.first = d, .last = d, .ext = t->ext[d]};
     bool red = t->red >> d & 1;
     for (d++; d < t->rank && (t->red >> d & 1) == red && a.ext != 1; d++) {
-      if (t->by_row && t->n_out == 0 && !red) break;
+      if (t->by_row && t->n_out == 0 && !red && d == last) break;
       if ((red && t->unroll) || !may_merge(g, t, d - 1)) break;
       a.ext *= t->ext[d];
       a.last = d;

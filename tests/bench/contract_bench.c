@@ -44,9 +44,10 @@ typedef struct Peak {
 
 /* A microkernel on operands that stay in the first-level cache: all that the multipliers can do. */
 static void peak_open(Peak *p) {
-  MicroSpec s = {DT_FLOAT32, 8, 6, 2, false, false, 0};
+  MicroSpec s = {.dtype = DT_FLOAT32, .lanes = 8, .mr = 6, .nv = 2};
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) s = (MicroSpec){DT_FLOAT32, 16, 14, 2, false, false, 0};
+  if (__builtin_cpu_supports("avx512f"))
+    s = (MicroSpec){.dtype = DT_FLOAT32, .lanes = 16, .mr = 14, .nv = 2};
 #endif
   p->module = micro_compile(1, &s, NULL, &p->fn);
   if (!p->module) exit((err_print(stderr, false), 1));
@@ -78,9 +79,10 @@ typedef struct Side {
 
 static void side_open(Side *s, Arena *a, const Kernel *k, bool ours, MicroModule **micro,
                       int threads) {
+  micro_isa = ours ? NULL : "none";
   s->plan = contract_plan(a, k, false);
-  if (ours && s->plan->micro && !micro_add(s->plan->micro, NULL, micro))
-    exit((err_print(stderr, false), 1));
+  micro_isa = NULL;
+  if (ours && !plan_micro(s->plan, NULL, micro)) exit((err_print(stderr, false), 1));
   contract_code(s->plan, NULL, &s->code);
   s->scratch = mem_alloc((size_t)(s->code.scratch_bytes * threads) + 64);
 }
@@ -98,7 +100,7 @@ static double side_run(const Side *s, void *const *bufs, Pool *pool, int repeat)
 static Peak the_peak;
 
 static void measure(const char *name, Node *n, Pool *pool) {
-  static const char *const how[] = {"loops", "gemm", "im2col", "col2im"};
+  static const char *const how[] = {"loops", "gemm", "im2col", "col2im", "conv"};
   Arena *a = arena_new();
   Kernel k = {.kind = K_CONTRACT, .core = n};
   void *bufs[4];
@@ -156,14 +158,19 @@ static void layer(Graph *g, const char *name, Node *y, Node *x, Node *w, Pool *p
   }
 }
 
+/* x [n, size, size, c] and w [k, k, c, o] to [n, out, out, o]. */
 static void conv(const char *name, int64_t n, int64_t c, int64_t o, int64_t size, int64_t k,
                  int64_t stride, int64_t pad, Pool *pool) {
-  static const int64_t ones[2] = {1, 1};
-  int64_t xd[4] = {n, c, size, size}, wd[4] = {o, c, k, k}, s[2] = {stride, stride},
-          p[2] = {pad, pad};
+  int64_t out = (size + 2 * pad - k) / stride + 1, xd[4] = {n, size, size, c}, wd[4] = {k, k, c, o};
+  int64_t ext[7] = {n, out, out, o, k, k, c};
+  AffDim mx[4] = {aff_loop(0),
+                  {1, 4, (int32_t)stride, 1, -pad, 1},
+                  {2, 5, (int32_t)stride, 1, -pad, 1},
+                  aff_loop(6)},
+         mw[4] = {aff_loop(4), aff_loop(5), aff_loop(6), aff_loop(3)};
   Graph *g = graph_new(NULL, false);
   Node *x = g_feed(g, "x", DT_FLOAT32, 4, xd), *w = g_feed(g, "w", DT_FLOAT32, 4, wd);
-  layer(g, name, g_conv(g, x, w, 2, s, p, p, ones, 1), x, w, pool);
+  layer(g, name, g_contract(g, x, w, 4, 7, ext, mx, mw), x, w, pool);
   graph_free(g);
 }
 

@@ -1,0 +1,418 @@
+/* Convolutions over channels-last operands, and matrix products, without im2col: the plan. See conv_run.c for how it runs.
+ *
+ * In: a contraction whose result has neighbouring columns (loops that move the filter B only), and whose other operand A has
+ * neighbouring channels (summed) at positions; A's positions are windows (position and tap), maybe divided by a stride.
+ * A matrix product is the case of one tap. Out: a ConvPlan, or false.
+ *
+ * A division by s is undone: the results of one residue of the position modulo s use every tap of one residue only, and are
+ * a convolution of stride 1 (a part). Taps that run backwards are turned round with their filter index. Then a tile is MR positions by NV
+ * vectors of columns, summed over taps and channels by one microkernel; along w, taps and channels are neighbours in
+ * memory and so one sum (Georganas et al., High-performance deep learning via a single building block, arXiv 1906.06440). Tiles lie in
+ * one row of positions, or, if rows are short, hold several. B is packed into panels as wide as a tile. Where
+ * windows leave A, the rows that a task reads are copied with zeros around them. */
+#include "conv.h"
+
+enum { STRIP_BYTES = 512 << 10, PACK_ROWS = 128 };
+
+/* ---- which loops are what ---- */
+
+typedef struct Spatial {
+  int dim;      /* of A */
+  int pos, tap; /* loops; -1: none */
+} Spatial;
+
+typedef struct Found {
+  int x; /* operand A */
+  int n;
+  Spatial sp[2]; /* w, then h */
+  LoopList images, groups, channels, columns;
+} Found;
+
+static LoopClass position_class(int x) { return x ? LC_N : LC_M; }
+static LoopClass column_class(int x) { return x ? LC_M : LC_N; }
+
+/* The dimension of A that a loop moves through, if it is one only; -1. */
+static int dim_of_loop(const Facts *f, int x, int loop) {
+  int found = -1;
+  for (int d = 0; d < f->n_dims[x]; d++)
+    for (int i = 0; i < 2; i++)
+      if (f->dim[x][d].l[i] == loop) {
+        if (found >= 0) return -1;
+        found = d;
+      }
+  return found;
+}
+
+static int other_loop(const CDim *c, int loop) { return c->l[0] == loop ? c->l[1] : c->l[0]; }
+static int64_t factor(const CDim *c, int loop) {
+  for (int i = 0; i < 2; i++)
+    if (c->l[i] == loop && loop >= 0) return c->c[i];
+  return 0;
+}
+
+static bool add_spatial(const Facts *f, Found *r, int loop) {
+  int d = dim_of_loop(f, r->x, loop);
+  if (d < 0 || r->n == 2) return false;
+  int tap = other_loop(&f->dim[r->x][d], loop);
+  if (tap >= 0 && f->loop[tap].class != LC_K) return false;
+  r->sp[r->n++] = (Spatial){d, loop, tap};
+  return true;
+}
+
+/* Positions: the two innermost of the loops that move A and the result, or those with windows; the rest are images. */
+static bool find_positions(const Facts *f, Found *r) {
+  LoopList l = loops_of(f, 1u << position_class(r->x));
+  list_sort(f, &l, 2);
+  for (int i = l.n - 1; i >= 0; i--) {
+    int d = dim_of_loop(f, r->x, l.id[i]);
+    if (d < 0) return false;
+    const CDim *c = &f->dim[r->x][d];
+    bool window = c->guard || c->l[1] >= 0;
+    if (r->n < 2 ? !add_spatial(f, r, l.id[i]) : window) return false;
+  }
+  for (int i = 0; i < l.n - r->n; i++) list_add(f, &r->images, l.id[i]);
+  return true;
+}
+
+static bool find_loops(const Facts *f, int x, Found *r) {
+  *r = (Found){.x = x};
+  r->images.total = r->groups.total = r->channels.total = r->columns.total = 1;
+  LoopList rest = {.total = 1};
+  if (!f->plain[!x] || !find_positions(f, r)) return false;
+  r->groups = loops_of(f, 1u << LC_BATCH);
+  r->columns = merge_tail(f, loops_of(f, 1u << column_class(x)), 2, 1u << 2 | 1u << !x, &rest);
+  if (rest.n || (r->columns.total > 1 && list_step(f, &r->columns, 2) != 1)) return false;
+  LoopList k = loops_of(f, 1u << LC_K), plain = {.total = 1};
+  for (int i = 0; i < k.n; i++)
+    if (k.id[i] != (r->n > 0 ? r->sp[0].tap : -1) && k.id[i] != (r->n > 1 ? r->sp[1].tap : -1))
+      list_add(f, &plain, k.id[i]);
+  r->channels = merge_tail(f, plain, x, 1u << x | 1u << !x, &rest);
+  if (rest.n || (r->channels.total > 1 && list_step(f, &r->channels, x) != 1)) return false;
+  for (int d = 0; d < f->n_dims[x]; d++) { /* no windows but those that were found */
+    bool spatial = (r->n > 0 && r->sp[0].dim == d) || (r->n > 1 && r->sp[1].dim == d);
+    if (!spatial && (f->dim[x][d].guard || f->dim[x][d].div > 1)) return false;
+  }
+  return true;
+}
+
+/* ---- parts ---- */
+
+static int64_t floor_mod(int64_t a, int64_t n) { return ((a % n) + n) % n; }
+
+static PartAxis turned(PartAxis p) {
+  if (p.tap_step >= 0) return p;
+  p.in += p.tap_step * (p.taps - 1);
+  p.k += p.k_step * (p.taps - 1);
+  p.tap_step = -p.tap_step;
+  p.k_step = -p.k_step;
+  return p;
+}
+
+/* The parts of one axis; 0: not of the form. */
+static int axis_parts(const Facts *f, const Found *r, int i, PartAxis *to) {
+  if (i >= r->n) {
+    *to = (PartAxis){.out_step = 1, .n = 1, .in_step = 1, .taps = 1, .k_step = 1};
+    return 1;
+  }
+  const CDim *c = &f->dim[r->x][r->sp[i].dim];
+  int64_t n = f->loop[r->sp[i].pos].ext, taps = r->sp[i].tap < 0 ? 1 : f->loop[r->sp[i].tap].ext;
+  int64_t cp = factor(c, r->sp[i].pos), ct = factor(c, r->sp[i].tap), s = c->div;
+  PartAxis p = {.out_step = 1, .n = n, .in = c->off, .in_step = cp, .tap_step = ct, .taps = taps};
+  p.k_step = 1;
+  if (s == 1) {
+    *to = turned(p);
+    return cp > 0;
+  }
+  if (cp != 1 || s > 4) return 0;
+  for (int64_t res = 0; res < s; res++) {
+    PartAxis *q = &to[res];
+    *q = (PartAxis){.out = res, .out_step = s, .n = div_up(n - res, s), .in_step = 1, .k_step = 1};
+    for (int64_t t = 0; t < taps; t++) {
+      if (floor_mod(res + ct * t + c->off, s)) continue;
+      int64_t at = (res + ct * t + c->off) / s;
+      if (!q->taps)
+        q->k = t, q->in = at;
+      else if (q->taps == 1)
+        q->k_step = t - q->k, q->tap_step = at - q->in;
+      q->taps++;
+    }
+    *q = turned(*q);
+  }
+  return (int)s;
+}
+
+static bool inside(const PartAxis *p, int64_t size) {
+  return !p->taps || !p->n ||
+         (p->in >= 0 && p->in + p->in_step * (p->n - 1) + p->tap_step * (p->taps - 1) < size);
+}
+
+static bool make_parts(const Facts *f, const Found *r, ConvPlan *p) {
+  PartAxis w[4], h[4];
+  int nw = axis_parts(f, r, 0, w), nh = axis_parts(f, r, 1, h);
+  if (!nw || !nh) return false;
+  for (int i = 0; i < nh; i++)
+    for (int j = 0; j < nw; j++) {
+      Part *q = &p->part[p->n_parts++];
+      *q = (Part){.h = h[i], .w = w[j]};
+      q->k = h[i].taps * w[j].taps * p->channels;
+      q->b_at = p->b_size;
+      p->b_size += q->k;
+      p->copy |= q->k && (!inside(&q->h, p->size_h) || !inside(&q->w, p->size_w));
+    }
+  return true;
+}
+
+/* Without windows, rows that follow one another in A and the result are one row, and so are images. */
+static void join_rows(const Facts *f, ConvPlan *p) {
+  Part *q = &p->part[0];
+  if (p->n_parts > 1 || p->copy || q->h.taps > 1 || q->w.taps > 1) return;
+  int64_t a_step = p->a_w * q->w.in_step;
+  if (q->h.n > 1) {
+    if (p->a_h * q->h.in_step != a_step * q->w.n || p->c_h != p->c_w * q->w.n) return;
+    q->w.n *= q->h.n;
+    q->h = (PartAxis){.out_step = 1, .n = 1, .in_step = 1, .taps = 1, .k_step = 1};
+  }
+  while (p->images.n) {
+    const CLoop *l = &f->loop[p->images.id[p->images.n - 1]];
+    if (l->s[p->a] != a_step * q->w.n || l->s[2] != p->c_w * q->w.n) return;
+    q->w.n *= l->ext;
+    p->images.total /= l->ext;
+    p->images.n--;
+  }
+}
+
+/* ---- tiles ---- */
+
+/* How a part's positions become tiles of at most mr, and what they cost per step of k and vector. */
+static double part_tiles(Part *q, const TileRow *t, const Blocks *panels) {
+  double best = 0;
+  for (int way = 0; way < 2; way++) {
+    int64_t run = way ? t->mr / (q->w.n ? q->w.n : 1) : 0;
+    if (way && run < 2) break;
+    Blocks b = way ? equal_blocks(q->h.n, run) : row_blocks(q->w.n, t);
+    double c = 0;
+    for (int i = 0; i < 2; i++)
+      for (int j = 0; j < 2; j++) {
+        double tiles = (double)(i ? b.more : b.n - b.more) * (double)(way ? 1 : q->h.n),
+               vectors = (double)(j ? panels->more : panels->n - panels->more);
+        double mr = (double)((b.size + i) * (way ? q->w.n : 1)), nv = (double)(panels->size + j);
+        c += tiles * vectors * ((double)q->k * tile_cycles(mr, nv) + mr * nv + 30);
+      }
+    if (way && c >= best) break;
+    best = c;
+    q->run = way ? b.size + (b.more > 0) : 0;
+    q->rows = b;
+  }
+  return best;
+}
+
+static bool choose_tile(DType dtype, ConvPlan *p) {
+  double least_cost = 0;
+  Isa isa = tile_isa();
+  ConvPlan best = *p;
+  for (const TileRow *t = tile_table; t->isa != ISA_NONE; t++) {
+    if (t->isa != isa || t->dtype != dtype || t->form != FORM_ROWS) continue;
+    double c = 0;
+    p->tile = *t;
+    p->panels = vector_blocks(p->columns, t);
+    for (int i = 0; i < p->n_parts; i++) c += part_tiles(&p->part[i], t, &p->panels);
+    if (least_cost && c >= least_cost) continue;
+    least_cost = c;
+    best = *p;
+  }
+  *p = best;
+  return least_cost > 0;
+}
+
+static int want(Arena *a, ConvPlan *p, const Part *q, int64_t tile, int panel) {
+  int64_t positions = q->run ? tile * q->w.n : tile;
+  MicroSpec s = {.dtype = p->tile.dtype, .lanes = p->tile.lanes, .mr = (int)positions};
+  s.nv = (int)(p->panels.size + (panel == 0));
+  s.tail = panel == 2;
+  s.pitch = q->w.in_step * q->pixel;
+  if (q->run && tile > 1) {
+    s.run = (int)q->w.n;
+    s.jump = q->h.in_step * q->line;
+  }
+  return micro_want(a, &p->set, &s);
+}
+
+static void want_all(Arena *a, ConvPlan *p, Part *q) {
+  bool tail = p->columns % p->tile.lanes != 0;
+  for (int i = 0; i < 2; i++) {
+    if (i ? q->rows.more == q->rows.n : !q->rows.more) continue;
+    int64_t tile = q->rows.size + (i == 0);
+    if (p->panels.more) q->fn[i][0] = want(a, p, q, tile, 0);
+    if (p->panels.n - p->panels.more > tail) q->fn[i][1] = want(a, p, q, tile, 1);
+    if (tail) q->fn[i][2] = want(a, p, q, tile, 2);
+  }
+}
+
+/* ---- tasks ---- */
+
+static int64_t strip_rows(const PartAxis *h, int64_t n) {
+  return n && h->taps ? h->in_step * (n - 1) + h->tap_step * (h->taps - 1) + 1 : 0;
+}
+
+static int64_t strip_bytes(const ConvPlan *p, int64_t rows, int size) {
+  int64_t m = 0;
+  for (int i = 0; i < p->n_parts; i++) {
+    const Part *q = &p->part[i];
+    m = most(m, strip_rows(&q->h, least(rows, q->h.n)) * q->strip_w * p->channels * size);
+  }
+  return m;
+}
+
+/* Cuts images along their rows, and columns by panels, into enough tasks; what is read least often twice is cut. */
+static void divide(const Facts *f, ConvPlan *p) {
+  int64_t want = tasks_for(f->flops), items = p->images.total * p->groups.total;
+  int64_t tallest = 0;
+  for (int i = 0; i < p->n_parts; i++) tallest = most(tallest, p->part[i].h.n);
+  p->by_block = tallest == 1 && !p->part[0].run && p->n_parts == 1;
+  p->units = p->by_block ? p->part[0].rows.n : tallest;
+  bool whole = false;
+  for (int i = 0; i < p->n_parts; i++) whole |= p->part[i].run > 0;
+  if (whole) p->units = 1;
+  p->chunks = p->panel_groups = 1;
+  if (p->copy && !p->by_block && !whole)
+    while (p->chunks < p->units &&
+           strip_bytes(p, div_up(p->units, p->chunks), f->size) > STRIP_BYTES)
+      p->chunks++;
+  int64_t a_bytes = p->part[0].w.n * p->part[0].h.n * p->channels, b_bytes = p->b_size * p->columns;
+  while (items * p->chunks * p->panel_groups < want) {
+    bool rows = p->chunks * 2 <= p->units && (p->by_block || p->units / p->chunks >= 4);
+    bool panels = p->panel_groups * 2 <= p->panels.n;
+    if (rows && (!panels || a_bytes / p->chunks >= b_bytes / p->panel_groups))
+      p->chunks *= 2;
+    else if (panels)
+      p->panel_groups *= 2;
+    else
+      break;
+  }
+  p->chunks = least(p->chunks, p->units);
+  if (p->copy)
+    p->strip_bytes =
+        strip_bytes(p, p->chunks == 1 ? tallest : div_up(p->units, p->chunks), f->size);
+}
+
+/* Elements of a row of the epilogue, if tasks hold whole ones; else 0. */
+static int64_t whole_rows(const Plan *plan, const ConvPlan *p) {
+  const Facts *f = &plan->facts;
+  int64_t e = f->numel / (plan->frame.rows * plan->frame.parts), h = 0, w = 0;
+  if (p->panel_groups > 1 || p->c_w != p->columns) return 0;
+  for (int i = 0; i < p->n_parts; i++) {
+    h = most(h, p->part[i].h.out + p->part[i].h.out_step * (p->part[i].h.n - 1) + 1);
+    w = most(w, p->part[i].w.out + p->part[i].w.out_step * (p->part[i].w.n - 1) + 1);
+  }
+  if (h > 1 && p->c_h != w * p->c_w) return 0;
+  int64_t part = p->chunks == 1 ? h * w * p->c_w
+                 : p->by_block  ? p->c_w
+                                : p->c_h * p->part[0].h.out_step;
+  return part % e == 0 ? e : 0;
+}
+
+/* ---- the plan ---- */
+
+/* B is read in place if its rows lie as panels would, or if few tiles use each of them and the rest stays in cache. */
+static bool packs(const Facts *f, const ConvPlan *p) {
+  enum { FEW = 4, MANY = 64, L2_BYTES = 1 << 20 };
+  const Part *q = &p->part[0];
+  bool rows = p->n_parts == 1 && q->fold && p->b_o == 1 && q->h.k_step == 1 && q->w.k_step == 1 &&
+              p->b_i >= p->columns && (q->w.taps == 1 || p->b_kw == p->channels * p->b_i) &&
+              (q->h.taps == 1 || p->b_kh == q->w.taps * p->channels * p->b_i);
+  if (!rows) return true;
+  int64_t tiles = q->rows.n * (q->run ? 1 : q->h.n) * p->images.total;
+  if (p->panels.n == 1 && p->b_i == p->columns) return false;
+  return tiles > FEW && (q->k * p->b_i * f->size > L2_BYTES || tiles > MANY);
+}
+
+static void lay_out(ConvPlan *p, Part *q) {
+  q->strip_w = strip_rows(&q->w, q->w.n);
+  q->pixel = p->copy ? p->channels : p->a_w;
+  q->line = p->copy ? p->channels * q->strip_w : p->a_h;
+  q->fold = q->w.taps == 1 || (q->w.tap_step == 1 && q->pixel == p->channels);
+}
+
+static bool worth(const Plan *plan, const ConvPlan *p) {
+  enum { FLOPS = 1000000, LEAST_K = 8, LEAST_M = 4, LEAST_N = 8 };
+  const Facts *f = &plan->facts;
+  int64_t positions = p->part[0].w.n * p->part[0].h.n, k = 0;
+  for (int i = 0; i < p->n_parts; i++) k = most(k, p->part[i].k);
+  if (p->columns < LEAST_N || positions < LEAST_M || k < LEAST_K) return false;
+  return f->dtype == DT_FLOAT32 && (f->flops >= FLOPS || plan->no_blas);
+}
+
+static void strides_of(const Facts *f, const Found *r, ConvPlan *p) {
+  static const CDim none = {.size = 1};
+  const CDim *w = r->n > 0 ? &f->dim[r->x][r->sp[0].dim] : &none,
+             *h = r->n > 1 ? &f->dim[r->x][r->sp[1].dim] : &none;
+  const CLoop one = {.ext = 1};
+  const CLoop *lw = r->n > 0 ? &f->loop[r->sp[0].pos] : &one,
+              *lh = r->n > 1 ? &f->loop[r->sp[1].pos] : &one,
+              *tw = r->n > 0 && r->sp[0].tap >= 0 ? &f->loop[r->sp[0].tap] : &one,
+              *th = r->n > 1 && r->sp[1].tap >= 0 ? &f->loop[r->sp[1].tap] : &one;
+  p->a_base = f->base[p->a] - (w->div == 1 ? w->off * w->stride : 0) -
+              (h->div == 1 ? h->off * h->stride : 0);
+  p->a_w = w->stride;
+  p->a_h = h->stride;
+  p->size_w = w->size;
+  p->size_h = h->size;
+  p->b_base = f->base[p->b];
+  p->b_kh = th->s[p->b];
+  p->b_kw = tw->s[p->b];
+  p->b_i = list_step(f, &r->channels, p->b);
+  p->b_o = list_step(f, &r->columns, p->b);
+  p->c_w = lw->s[2];
+  p->c_h = lh->s[2];
+}
+
+static bool try_operand(Arena *arena, Plan *plan, int x) {
+  const Facts *f = &plan->facts;
+  Found r;
+  if (!find_loops(f, x, &r)) return false;
+  ConvPlan *p = arena_new_of(arena, ConvPlan);
+  *p = (ConvPlan){.a = x, .b = !x, .images = r.images, .groups = r.groups};
+  p->channels = r.channels.total;
+  p->columns = r.columns.total;
+  strides_of(f, &r, p);
+  if (!make_parts(f, &r, p)) return false;
+  join_rows(f, p);
+  if (!worth(plan, p)) return false;
+  for (int i = 0; i < p->n_parts; i++) lay_out(p, &p->part[i]);
+  if (p->part[0].pixel * p->part[0].w.in_step >= INT32_MAX / 64 ||
+      p->part[0].line * p->part[0].h.in_step >= INT32_MAX / 64 || !choose_tile(f->dtype, p))
+    return false;
+  for (int i = 0; i < p->n_parts; i++)
+    if (p->part[i].k) want_all(arena, p, &p->part[i]);
+  divide(f, p);
+  plan->conv = p;
+  return true;
+}
+
+bool conv_plan(Arena *a, Plan *plan) {
+  if (!try_operand(a, plan, 0) && !try_operand(a, plan, 1)) return false;
+  ConvPlan *p = plan->conv;
+  Work *w = &plan->work;
+  plan->set = &p->set;
+  int64_t vectors = p->panels.n * p->panels.size + p->panels.more, longest = 0;
+  p->pack = packs(&plan->facts, p);
+  p->row_elems = whole_rows(plan, p);
+  for (int i = 0; i < p->n_parts; i++) {
+    p->part[i].b_at *= vectors * p->tile.lanes;
+    longest = most(longest, p->part[i].k);
+  }
+  p->b_size *= vectors * p->tile.lanes;
+  if (p->pack) {
+    w->workspace = p->b_size * p->groups.total * plan->facts.size;
+    p->k_cuts = div_up(longest, PACK_ROWS);
+    p->k_cut = div_up(longest, p->k_cuts);
+    w->fn[0] = conv_pack;
+    w->n_tasks[0] = p->groups.total * p->n_parts * p->k_cuts;
+    w->n_phases = 1;
+  }
+  w->fn[w->n_phases] = conv_tasks;
+  w->n_tasks[w->n_phases++] = p->images.total * p->groups.total * p->chunks * p->panel_groups;
+  w->fused = p->row_elems > 0;
+  w->scratch = p->strip_bytes;
+  return true;
+}

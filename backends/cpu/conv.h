@@ -1,0 +1,58 @@
+/* What conv.c (planning) and conv_run.c (running) share: convolutions, and products, as tiles of positions by channels. */
+#ifndef KILN_CONV_H
+#define KILN_CONV_H
+#include "tiles.h"
+#include "../llvm/micro.h"
+
+/* One spatial axis of a part: result position out + out_step*j, 0 <= j < n, reads operand A at in + in_step*j + tap_step*t
+ * with filter index k + k_step*t, 0 <= t < taps. tap_step >= 0. */
+typedef struct PartAxis {
+  int64_t out, out_step, n;
+  int64_t in, in_step, tap_step;
+  int64_t taps, k, k_step;
+} PartAxis;
+
+/* The results of one residue of the positions (one part unless A's map divides), as a convolution without division. */
+typedef struct Part {
+  PartAxis h, w;
+  int64_t k;    /* summed in all: taps_h * taps_w * channels; 0: the results are zero */
+  int64_t b_at; /* its panels in packed B, in elements */
+  int64_t
+      run; /* > 0: a tile holds up to so many whole rows of n_w positions; 0: it lies in one row */
+  Blocks rows;              /* run > 0: how h.n is cut, else w.n */
+  int64_t strip_w, strip_h; /* columns, and rows for `chunk` result rows, of A that are read */
+  int64_t pixel, line;      /* elements between columns and rows of A as the tiles read it */
+  bool fold;                /* taps along w and channels are one summed run */
+  int fn[2]
+        [3]; /* into ConvPlan.set: tile of size+1, size; panel of size+1, size, size with a tail */
+} Part;
+
+enum { MOST_PARTS = 16 };
+typedef struct ConvPlan {
+  int a, b;                /* which operand holds positions, which the filter */
+  LoopList images, groups; /* outer loops: without B; of all three tensors */
+  int64_t channels, columns;
+  int64_t a_base, a_h, a_w, size_h,
+      size_w; /* of A: elements, strides of the spatial dimensions, their sizes */
+  int64_t b_base, b_kh, b_kw, b_i, b_o;
+  int64_t c_h, c_w;
+  TileRow tile;
+  Blocks panels; /* of the columns, in vectors */
+  int n_parts;
+  Part part[MOST_PARTS];
+  bool copy;      /* A's rows are copied, with zeros around, before they are read */
+  bool pack;      /* B is packed in a phase of its own; else it is read in place */
+  int64_t b_size; /* packed elements per group */
+  int64_t units,
+      chunks; /* what a task takes of an image: units are result rows, or blocks of one */
+  int64_t panel_groups;
+  bool by_block;         /* units are blocks of the only row */
+  int64_t k_cut, k_cuts; /* rows of B per packing task */
+  int64_t strip_bytes;   /* scratch for the copied rows of a task */
+  int64_t row_elems;     /* elements of a row of the epilogue */
+  MicroSet set;
+} ConvPlan;
+
+KernelFn conv_pack, conv_tasks; /* conv_run.c */
+
+#endif

@@ -1,0 +1,225 @@
+/* Convolutions as conv.c plans them, run. In: a ConvPlan and buffers; out: the result, after the epilogue where it is fused.
+ *
+ * Phase 1, if B is packed: for each group, part and panel, the rows (tap h, tap w, channel) of B by the columns of a panel.
+ * Phase 2: a task has a chunk of the positions of an image and some of the panels; for each part its rows of A are copied if
+ * need be, then for each panel the tiles go over the positions, so that a panel stays in the cache. */
+#include "conv.h"
+
+/* ---- packing B ---- */
+
+enum { PACK_BLOCK = 16 }; /* rows of B that are read together */
+
+/* Rows k0..k1-1 of a panel of `columns` columns. */
+static void pack_rows(const ConvPlan *p, const Part *q, int size, const char *b, int64_t k0,
+                      int64_t k1, int64_t columns, int64_t width, char *to) {
+  for (int64_t k = k0, n; k < k1; k += n, to += n * width * size) {
+    int64_t i = k % p->channels, tap = k / p->channels;
+    n = least(p->channels - i, k1 - k);
+    const char *from = b + ((q->h.k + q->h.k_step * (tap / q->w.taps)) * p->b_kh +
+                            (q->w.k + q->w.k_step * (tap % q->w.taps)) * p->b_kw + i * p->b_i) *
+                               size;
+    if (p->b_i == 1 && p->b_o != 1) {
+      pack_columns(size, to, width, from, p->b_o, n, columns);
+      continue;
+    }
+    for (int64_t r = 0; r < n; r++) {
+      const char *row = from + r * p->b_i * size;
+      char *out = to + r * width * size;
+      if (p->b_o == 1)
+        memcpy(out, row, (size_t)(columns * size));
+      else
+        for (int64_t c = 0; c < columns; c++)
+          memcpy(out + c * size, row + c * p->b_o * size, (size_t)size);
+    }
+  }
+}
+
+/* A task has some rows of all panels of a part. */
+void conv_pack(const void *self, void *const *bufs, int64_t begin, int64_t end, RunCtx *ctx) {
+  const Plan *plan = self;
+  const ConvPlan *p = plan->conv;
+  const Facts *f = &plan->facts;
+  (void)ctx;
+  for (int64_t t = begin; t < end; t++) {
+    int64_t cut = t % p->k_cuts, i = t / p->k_cuts % p->n_parts, group = t / p->k_cuts / p->n_parts;
+    const Part *q = &p->part[i];
+    const char *b = (const char *)bufs[plan->frame.x[p->b]] +
+                    (p->b_base + list_at(f, &p->groups, group, p->b)) * f->size;
+    char *to = (char *)bufs[plan->frame.ws] + (group * p->b_size + q->b_at) * f->size;
+    int64_t end_k = least((cut + 1) * p->k_cut, q->k), lanes = p->tile.lanes;
+    for (int64_t k0 = cut * p->k_cut; k0 < end_k; k0 += PACK_BLOCK)
+      for (int64_t panel = 0; panel < p->panels.n; panel++) {
+        int64_t v0 = block_start(&p->panels, panel), width = block_size(&p->panels, panel) * lanes;
+        pack_rows(p, q, f->size, b + v0 * lanes * p->b_o * f->size, k0,
+                  least(k0 + PACK_BLOCK, end_k), least(width, p->columns - v0 * lanes), width,
+                  to + (q->k * v0 * lanes + k0 * width) * f->size);
+      }
+  }
+}
+
+/* ---- A's rows with zeros around ---- */
+
+/* Rows j0..j1-1 of a part read this: strip_rows x strip_w x channels. */
+static void copy_strip(const ConvPlan *p, const Part *q, int size, const char *a, int64_t j0,
+                       int64_t rows, char *to) {
+  int64_t y0 = q->h.in + q->h.in_step * j0, pixel = p->channels * size, line = q->strip_w * pixel;
+  int64_t left = least(most(-q->w.in, 0), q->strip_w),
+          right = least(most(q->w.in + q->strip_w - p->size_w, 0), q->strip_w - left),
+          n = q->strip_w - left - right;
+  for (int64_t r = 0; r < rows; r++, to += line) {
+    int64_t y = y0 + r;
+    if (y < 0 || y >= p->size_h || n == 0) {
+      memset(to, 0, (size_t)line);
+      continue;
+    }
+    memset(to, 0, (size_t)(left * pixel));
+    const char *from = a + (y * p->a_h + (q->w.in + left) * p->a_w) * size;
+    if (p->a_w == p->channels)
+      memcpy(to + left * pixel, from, (size_t)(n * pixel));
+    else
+      for (int64_t i = 0; i < n; i++)
+        memcpy(to + (left + i) * pixel, from + i * p->a_w * size, (size_t)pixel);
+    memset(to + (left + n) * pixel, 0, (size_t)(right * pixel));
+  }
+}
+
+/* ---- tiles ---- */
+
+/* What a task works on, of one part. */
+typedef struct Work1 {
+  const Plan *plan;
+  const ConvPlan *p;
+  const Part *q;
+  const char *a;  /* of the part's first position and tap at j = 0 */
+  const char *b;  /* panels, or B itself */
+  char *c;        /* of the part's first result */
+  int64_t j0, j1; /* rows, or blocks of the only one */
+} Work1;
+
+static void call(const Work1 *w, MicroFn *fn, MicroArgs *x) {
+  const ConvPlan *p = w->p;
+  const Part *q = w->q;
+  int64_t size = w->plan->facts.size;
+  x->ldc = p->c_w * q->w.out_step * size;
+  x->cjump = p->c_h * q->h.out_step * size;
+  if (q->fold) {
+    x->k = q->w.taps * p->channels;
+    x->batch = q->h.taps;
+    x->a_step = q->h.tap_step * q->line * size;
+    x->b_step = x->k * x->ldb;
+    fn(x);
+    return;
+  }
+  const char *a = x->a, *b = x->b;
+  x->k = p->channels;
+  x->batch = q->w.taps;
+  x->a_step = q->w.tap_step * q->pixel * size;
+  x->b_step = x->k * x->ldb;
+  for (int64_t t = 0; t < q->h.taps; t++) {
+    x->a = a + t * q->h.tap_step * q->line * size;
+    x->b = b + t * q->w.taps * x->b_step;
+    x->add = t > 0;
+    fn(x);
+  }
+}
+
+static void run_panel(const Work1 *w, int64_t panel) {
+  const ConvPlan *p = w->p;
+  const Part *q = w->q;
+  int64_t size = w->plan->facts.size, lanes = p->tile.lanes, v0 = block_start(&p->panels, panel);
+  int64_t width = block_size(&p->panels, panel) * lanes,
+          columns = least(width, p->columns - v0 * lanes);
+  int kind = panel < p->panels.more ? 0 : columns < width ? 2 : 1;
+  MicroFn *fn[2] = {p->set.fn[q->fn[0][kind]], p->set.fn[q->fn[1][kind]]};
+  MicroArgs x = {.columns = columns, .ldb = (p->pack ? width : p->b_i) * size};
+  const char *b = w->b + (p->pack ? q->k * v0 * lanes : v0 * lanes) * size;
+  char *c = w->c + v0 * lanes * size;
+  int64_t a_line = q->h.in_step * q->line * size, c_line = p->c_h * q->h.out_step * size,
+          a_pos = q->w.in_step * q->pixel * size, c_pos = p->c_w * q->w.out_step * size;
+  int64_t i0 = 0, i1 = q->rows.n, j0 = w->j0, j1 = w->j1;
+  if (p->by_block) i0 = j0, i1 = j1, j0 = 0, j1 = 1;
+  if (q->run) j0 = 0, j1 = 1;
+  for (int64_t j = j0; j < j1; j++)
+    for (int64_t i = i0; i < i1; i++) {
+      int64_t at = block_start(&q->rows, i), line = q->run ? at : j, pos = q->run ? 0 : at;
+      x.a = w->a + (line - (q->run || p->by_block ? 0 : w->j0)) * a_line + pos * a_pos;
+      x.b = b;
+      x.c = c + line * c_line + pos * c_pos;
+      x.add = 0;
+      call(w, fn[i >= q->rows.more], &x);
+    }
+}
+
+static void zero_part(const Work1 *w) {
+  const ConvPlan *p = w->p;
+  const Part *q = w->q;
+  int64_t size = w->plan->facts.size;
+  for (int64_t j = w->j0; j < w->j1; j++)
+    for (int64_t i = 0; i < q->w.n; i++)
+      memset(w->c + (j * p->c_h * q->h.out_step + i * p->c_w * q->w.out_step) * size, 0,
+             (size_t)(p->columns * size));
+}
+
+static void run_part(const Plan *plan, const Part *q, const char *a, const char *b, char *c,
+                     int64_t j0, int64_t j1, int64_t pg, void *scratch) {
+  const ConvPlan *p = plan->conv;
+  int64_t size = plan->facts.size;
+  if (!p->by_block) j1 = least(j1, q->h.n);
+  if (j0 >= j1 || !q->w.n) return;
+  Work1 w = {.plan = plan, .p = p, .q = q, .b = b, .j0 = j0, .j1 = j1};
+  w.c = c + (q->h.out * p->c_h + q->w.out * p->c_w) * size;
+  if (!q->k) {
+    if (pg == 0) zero_part(&w);
+    return;
+  }
+  int64_t first = p->by_block ? 0 : j0;
+  if (p->copy) {
+    int64_t rows =
+        q->h.in_step * ((p->by_block ? 1 : j1 - j0) - 1) + q->h.tap_step * (q->h.taps - 1) + 1;
+    copy_strip(p, q, (int)size, a, first, rows, scratch);
+    w.a = scratch;
+  } else
+    w.a = a + ((q->h.in + q->h.in_step * first) * p->a_h + q->w.in * p->a_w) * size;
+  w.b += p->pack ? q->b_at * size : 0;
+  int64_t p0 = pg * p->panels.n / p->panel_groups, p1 = (pg + 1) * p->panels.n / p->panel_groups;
+  for (int64_t i = p0; i < p1; i++) run_panel(&w, i);
+}
+
+void conv_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end, RunCtx *ctx) {
+  const Plan *plan = self;
+  const ConvPlan *p = plan->conv;
+  const Facts *f = &plan->facts;
+  for (int64_t t = begin; t < end; t++) {
+    int64_t pg = t % p->panel_groups, chunk = t / p->panel_groups % p->chunks,
+            item = t / p->panel_groups / p->chunks, image = item % p->images.total,
+            group = item / p->images.total;
+    int64_t u0 = chunk * p->units / p->chunks, u1 = (chunk + 1) * p->units / p->chunks;
+    bool all = !p->by_block && p->chunks == 1;
+    const char *a =
+        (const char *)bufs[plan->frame.x[p->a]] +
+        (p->a_base + list_at(f, &p->images, image, p->a) + list_at(f, &p->groups, group, p->a)) *
+            f->size;
+    int64_t at = list_at(f, &p->images, image, 2) + list_at(f, &p->groups, group, 2);
+    char *c = (char *)bufs[plan->frame.out] + at * f->size;
+    const char *b = p->pack ? (const char *)bufs[plan->frame.ws] + group * p->b_size * f->size
+                            : (const char *)bufs[plan->frame.x[p->b]] +
+                                  (p->b_base + list_at(f, &p->groups, group, p->b)) * f->size;
+    int64_t rows = 0, wide = 0;
+    for (int i = 0; i < p->n_parts; i++) {
+      const Part *q = &p->part[i];
+      run_part(plan, q, a, b, c, u0, all ? q->h.n : u1, pg, ctx->scratch);
+      rows = most(rows, q->h.out + q->h.out_step * (q->h.n - 1) + 1);
+      wide = most(wide, q->w.out + q->w.out_step * (q->w.n - 1) + 1);
+    }
+    if (!plan->frame.fn) continue;
+    int64_t e0 = 0, e1 = rows * wide * p->c_w;
+    if (p->by_block) {
+      e0 = block_start(&p->part[0].rows, u0) * p->c_w;
+      e1 = block_start(&p->part[0].rows, u1) * p->c_w;
+    } else if (!all) {
+      e0 = u0 * p->part[0].h.out_step * p->c_h;
+      e1 = least(u1 * p->part[0].h.out_step, rows) * p->c_h;
+    }
+    plan->frame.fn(NULL, bufs, (at + e0) / p->row_elems, (at + e1) / p->row_elems, ctx);
+  }
+}

@@ -1,0 +1,47 @@
+/* Tiles of the register-blocked microkernels: the table, how results are cut into tiles, what a tile costs. */
+#ifndef KILN_TILES_H
+#define KILN_TILES_H
+#include "cpu.h"
+
+enum { MOST_ROWS = 28, MOST_VECTORS = 6 };
+
+typedef enum Isa {
+#define ISA(id, here) ISA_##id,
+#include "tiles.def"
+  ISA_NONE
+} Isa;
+
+typedef enum Form { FORM_ROWS, FORM_DOT } Form;
+typedef struct TileRow {
+  Isa isa;
+  DType dtype;
+  int lanes;
+  Form form;
+  int mr, nv;
+} TileRow;
+extern const TileRow tile_table[]; /* ends with ISA_NONE */
+
+/* `total` in n blocks, the first `more` of them of size+1, the others of size. */
+typedef struct Blocks {
+  int64_t n, size, more;
+} Blocks;
+static inline int64_t block_size(const Blocks *b, int64_t i) { return b->size + (i < b->more); }
+static inline int64_t block_start(const Blocks *b, int64_t i) {
+  return i * b->size + (i < b->more ? i : b->more);
+}
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+Isa tile_isa(void);                  /* the one to use here; ISA_NONE: no microkernels */
+int64_t tile_unit(const TileRow *t); /* columns of a "vector": lanes, or 1 in the form DOT */
+Blocks equal_blocks(int64_t total, int64_t largest);
+Blocks vector_blocks(int64_t n, const TileRow *t); /* n columns in panels, counted in vectors */
+/* Blocks of one size save code: a few more blocks are taken for it. */
+Blocks row_blocks(int64_t m, const TileRow *t);
+/* Of a step of k: two multiply-adds, two loads a cycle; a sum of its own every four cycles. */
+double tile_cycles(double mr, double nv);
+/* B by columns, element (k, n) at b[n*ld + k], to rows: to[k*width + n]; elements of `size` bytes, 4 or 8. */
+void pack_columns(int size, void *to, int64_t width, const void *b, int64_t ld, int64_t k,
+                  int64_t n);
+
+#endif
