@@ -554,7 +554,8 @@ static void test_epilogue(void **state) {
     if (!m) fail_error("epilogue");
     assert_true(tensor_make(&out, c->a, DT_FLOAT32, y->rank, y->dims));
     memcpy(out.data, values[core->id]->data, tensor_bytes(&out));
-    int64_t rows = d[0] > 1 ? d[0] : d[1] > 1 ? d[1] : d[2];
+    int64_t rows = loop_tasks(k, part);
+    assert_int_equal(rows, d[0] * d[1] > 1 ? d[0] * d[1] : d[2]);
     for (int64_t r = 0; r < rows; r += 3) {
       void *bufs[4] = {c->feed[0].data, c->feed[1].data, c->feed[2].data, out.data};
       RunCtx ctx = {0};
