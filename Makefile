@@ -18,7 +18,7 @@ comma   := ,
 LIB_SRC  := $(wildcard ir/*.c ir/ops/*.c passes/*.c executor/*.c backends/*/*.c frontend/*.c)
 TOOL_SRC := $(wildcard tools/*.c)
 TEST_SRC := $(wildcard tests/test_*.c)
-HELP_SRC := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
+HELP_SRC := $(filter-out $(TEST_SRC) tests/plan_check.c,$(wildcard tests/*.c))
 EX_SRC   := $(wildcard frontend/examples/*.c)
 PB       := $(B)/gen/kiln.pb-c.c
 LIB_OBJ  := $(LIB_SRC:%.c=$(B)/%.o) $(PB:.c=.o)
@@ -60,7 +60,7 @@ test: deps-test
 	@tests/run.sh build build/san
 
 .PHONY: tests benches
-tests: $(TESTS) all
+tests: $(TESTS) $(B)/tests/plan_check $(B)/bench/nets all
 benches: $(BENCHES)
 
 check: deps-test
@@ -105,6 +105,8 @@ $(B)/kiln: $(TOOL_SRC:%.c=$(B)/%.o) $(B)/libkiln.a
 	$(CC) $(CFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
 $(B)/tests/%: $(B)/tests/%.o $(HELP_SRC:%.c=$(B)/%.o) $(B)/libkiln.a
 	$(CC) $(CFLAGS) -rdynamic -o $@ $^ -lcmocka $(LDLIBS)
+$(B)/tests/plan_check: $(B)/tests/plan_check.o
+	$(CC) $(CFLAGS) -o $@ $^
 $(B)/bench/%: $(B)/tests/bench/%.o $(B)/libkiln.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)

@@ -43,6 +43,8 @@ extern bool layout_always;
 /* memplan.c: no two buffers that are live at once overlap, and every node of a kernel's interface has one. Asserted in
  * debug builds after memplan; false, with the reason in `why` (may be NULL), if the plan is broken. */
 bool memplan_check(const Graph *g, Str *why);
+/* planfile.c: the plan as text, in the format that tests/plan_check.c reads. After memplan. */
+void plan_print(const Graph *g, Str *out);
 
 /* backward.c: append_backward on block 0 of p. Gradients of loss with respect to every parameter (is_parameter and not
  * stop_gradient), or to the n_params named ones. Follows PaddlePaddle's rules (names, roles, sum of fan-outs).

@@ -3,7 +3,7 @@
 #include <string.h>
 
 typedef struct Options {
-  const char *target, *fetch, *emit, *out;
+  const char *target, *fetch, *emit, *out, *plan;
   List shapes;
   PassOptions passes;
 } Options;
@@ -52,6 +52,14 @@ static bool emit(const Options *o, const Model *m, Executable *x, Str *s) {
   return executable_emit(x, o->emit, s);
 }
 
+static bool write_plan(const Options *o, const Model *m, Executable *x) {
+  Str s;
+  str_init(&s, m->arena);
+  if (!executable_graph(x)->buffers.n) return err_set(E_ARG_001, "--plan needs the pass memplan");
+  plan_print(executable_graph(x), &s);
+  return vfs_write(o->plan, s.s, s.n);
+}
+
 static bool run(Options *o, const char *path) {
   Model m;
   Str s;
@@ -75,7 +83,7 @@ static bool run(Options *o, const char *path) {
     if (code && !strcmp(o->emit, "ptx") && !o->target)
       ok = err_set(E_ARG_001, "--emit ptx needs --target cuda:sm_NN");
   }
-  ok = ok && (x = compile(&r)) != NULL;
+  ok = ok && (x = compile(&r)) != NULL && (!o->plan || write_plan(o, &m, x));
   if (ok) {
     str_init(&s, m.arena);
     ok = emit(o, &m, x, &s) && vfs_write(o->out, s.s, s.n);
@@ -95,6 +103,8 @@ int verb_compile(int argc, char **argv) {
       {"--fetch", FLAG_TEXT, &o.fetch, "A,B", "what to compute (the program's fetches)"},
       {"--emit", FLAG_TEXT, &o.emit, "FORM", "program|graph|dot|html|llvm|asm|ptx|object (graph)"},
       {"-o", FLAG_TEXT, &o.out, "FILE", "where to (stdout)"},
+      {"--plan", FLAG_TEXT, &o.plan, "FILE",
+       "write the memory plan, with what its peak is made of"},
       {"--print-after", FLAG_TEXT, &o.passes.print_after, "PASS|all",
        "print the graph after a pass, on stderr"},
       {"--stop-after", FLAG_TEXT, &o.passes.stop_after, "PASS",
