@@ -76,8 +76,18 @@ PlanInfo executable_plan(const Executable *x);
 PlanInfo exec_last_plan(const Executor *e);
 
 /* profile.c */
-/* Tables per operator and per kernel */
-void exec_profile_print(const Executor *e, FILE *to, bool json);
+enum { ROOF_SIZES = 5 };
+/* What the machine reaches: FLOP per second, and bytes per second over as many bytes (increasing). */
+typedef struct Roof {
+  double flops, bytes[ROOF_SIZES], rate[ROOF_SIZES];
+} Roof;
+/* The least time: the larger of arithmetic over the peak and traffic over the bandwidth of its size. */
+double roof_seconds(const Roof *r, double flops, double bytes);
+/* Tables per operator and per kernel; with a roof (or NULL) also each kernel's bound and the part of it reached. */
+void exec_profile_print(const Executor *e, const Roof *roof, FILE *to, bool json);
+void exec_profile_clear(Executor *e); /* forgets the times so far */
+/* The sum of the bounds of the kernels of the executable that this executor last ran: seconds. */
+double exec_bound(const Executor *e, const Roof *roof);
 
 /* checkpoint.c: a folder DIR/step-NNNNNNNNNN with one file of tensors, one of names and state, and a manifest written
  * last; complete or not there. `extra` is kept verbatim (position in the data, schedule state, random stream). */

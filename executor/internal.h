@@ -28,7 +28,7 @@ Profile *profile_new(bool trace);
 void profile_free(Profile *p);
 void profile_add(Profile *p, const Executable *x, int kernel, double t0, double t1); /* seconds */
 bool profile_write_trace(const Profile *p, const char *path);
-void profile_print(const Profile *p, FILE *to, bool json);
+void profile_print(const Profile *p, const Roof *roof, FILE *to, bool json);
 double now_seconds(void);
 
 /* nancheck.c */

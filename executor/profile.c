@@ -128,23 +128,39 @@ static Row **sorted(const Profile *p, Map *m, double *total) {
   return rows;
 }
 
-static void print_table(const Profile *p, Map *m, const char *title, FILE *to) {
+double roof_seconds(const Roof *r, double flops, double bytes) {
+  int i = 0;
+  while (i + 1 < ROOF_SIZES && bytes > r->bytes[i]) i++;
+  double arithmetic = flops / r->flops, traffic = bytes / r->rate[i];
+  return arithmetic > traffic ? arithmetic : traffic;
+}
+
+static double row_bound(const Row *r, const Roof *roof) {
+  double n = (double)r->runs;
+  return n * roof_seconds(roof, r->flops / n, r->bytes / n);
+}
+
+/* Operators have no bound of their own: a kernel counts for several. */
+static void print_table(const Profile *p, Map *m, const char *title, const Roof *roof, FILE *to) {
   double total;
   Row **rows = sorted(p, m, &total);
-  fprintf(to, "%-40s %8s %10s %7s %9s %9s %8s\n", title, "runs", "total ms", "share", "us/run",
-          "GFLOP/s", "GB/s");
+  fprintf(to, "%-40s %8s %10s %7s %9s %9s %8s%s\n", title, "runs", "total ms", "share", "us/run",
+          "GFLOP/s", "GB/s", roof ? "  bound us of bound" : "");
   for (int i = 0; i < map_n(m); i++) {
     const Row *r = rows[i];
     double s = r->seconds > 0 ? r->seconds : 1e-12;
-    fprintf(to, "%-40.40s %8lld %10.3f %6.1f%% %9.1f %9.2f %8.2f%s%s\n", r->name,
-            (long long)r->runs, r->seconds * 1e3, 100 * r->seconds / (total > 0 ? total : 1),
-            r->seconds * 1e6 / (double)r->runs, r->flops / s * 1e-9, r->bytes / s * 1e-9,
-            r->from ? "  " : "", r->from ? r->from : "");
+    fprintf(to, "%-40.40s %8lld %10.3f %6.1f%% %9.1f %9.2f %8.2f", r->name, (long long)r->runs,
+            r->seconds * 1e3, 100 * r->seconds / (total > 0 ? total : 1),
+            r->seconds * 1e6 / (double)r->runs, r->flops / s * 1e-9, r->bytes / s * 1e-9);
+    if (roof)
+      fprintf(to, " %9.1f %8.3f", row_bound(r, roof) * 1e6 / (double)r->runs,
+              row_bound(r, roof) / s);
+    fprintf(to, "%s%s\n", r->from ? "  " : "", r->from ? r->from : "");
   }
   fprintf(to, "%-40s %8s %10.3f\n\n", "total", "", total * 1e3);
 }
 
-static void print_json(const Profile *p, Map *m, const char *title, FILE *to) {
+static void print_json(const Profile *p, Map *m, const char *title, const Roof *roof, FILE *to) {
   double total;
   Row **rows = sorted(p, m, &total);
   Str s;
@@ -155,23 +171,25 @@ static void print_json(const Profile *p, Map *m, const char *title, FILE *to) {
     str_add(&s, i ? ",\n  {\"name\": " : "\n  {\"name\": ");
     str_json(r->name, &s);
     if (r->from) str_add(&s, ", \"from\": "), str_json(r->from, &s);
-    str_fmt(&s, ", \"runs\": %lld, \"ms\": %.6f, \"flops\": %.0f, \"bytes\": %.0f}",
+    str_fmt(&s, ", \"runs\": %lld, \"ms\": %.6f, \"flops\": %.0f, \"bytes\": %.0f",
             (long long)r->runs, r->seconds * 1e3, r->flops, r->bytes);
+    if (roof) str_fmt(&s, ", \"bound_ms\": %.6f", row_bound(r, roof) * 1e3);
+    str_add(&s, "}");
   }
   fprintf(to, "%s]", s.s);
 }
 
-void profile_print(const Profile *p, FILE *to, bool json) {
+void profile_print(const Profile *p, const Roof *roof, FILE *to, bool json) {
   if (json) {
     fprintf(to, "{");
-    print_json(p, p->ops, "operators", to);
+    print_json(p, p->ops, "operators", NULL, to);
     fprintf(to, ",\n");
-    print_json(p, p->kernels, "kernels", to);
+    print_json(p, p->kernels, "kernels", roof, to);
     fprintf(to, "}\n");
     return;
   }
-  print_table(p, p->ops, "operator", to);
-  print_table(p, p->kernels, "kernel", to);
+  print_table(p, p->ops, "operator", NULL, to);
+  print_table(p, p->kernels, "kernel", roof, to);
 }
 
 bool profile_write_trace(const Profile *p, const char *path) {

@@ -66,8 +66,23 @@ ExecOptions *exec_options(Executor *e) { return &e->opt; }
 uint64_t exec_step(const Executor *e) { return e->step; }
 void exec_set_step(Executor *e, uint64_t step) { e->step = step; }
 PlanInfo exec_last_plan(const Executor *e) { return e->last ? e->last->plan : (PlanInfo){0}; }
-void exec_profile_print(const Executor *e, FILE *to, bool json) {
-  if (e->profile) profile_print(e->profile, to, json);
+void exec_profile_print(const Executor *e, const Roof *roof, FILE *to, bool json) {
+  if (e->profile) profile_print(e->profile, roof, to, json);
+}
+
+void exec_profile_clear(Executor *e) {
+  if (!e->profile || e->opt.trace) return;
+  profile_free(e->profile);
+  e->profile = NULL;
+  e->profile = profile_new(false);
+}
+
+double exec_bound(const Executor *e, const Roof *roof) {
+  double sum = 0;
+  const Graph *g = e->last ? e->last->graph : NULL;
+  for (int i = 0; g && i < g->kernels.n; i++)
+    sum += roof_seconds(roof, (double)g->kernels.v[i]->flops, (double)g->kernels.v[i]->bytes);
+  return sum;
 }
 
 /* ---- feeds ---- */

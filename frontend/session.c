@@ -89,7 +89,7 @@ kl_scope *kl_exec_scope(kl_exec *exe) { return exe ? exe->scope : NULL; }
 void kl_print_profile(kl_exec *exe) {
   API_GUARD();
   if (!exe) return;
-  exec_profile_print(exe->run, stdout, false);
+  exec_profile_print(exe->run, NULL, stdout, false);
 }
 
 bool kl_run(kl_exec *exe, const kl_program *p, const kl_feed *feeds, const kl_fetch *fetches) {

@@ -210,6 +210,11 @@ expect_error "no batch left" E-DAT-001 'make no batch' "${train[@]}" "${feeds[@]
 expect_text "bench" 0 out '^median ' "$kiln" bench main.pdmodel --startup "$data/net_startup.kl" --feed-shape x=64x16 --feed-shape y=64x1 --fetch loss --reps 20
 expect "bench --json" 0 "$kiln" bench main.pdmodel --startup "$data/net_startup.kl" --feed-shape x=8x16 --feed-shape y=8x1 --fetch loss --reps 5 --json &&
   valid_json "bench JSON" out
+expect_text "bench --start --profile" 0 out 'of bound' "$kiln" bench main.pdmodel --startup "$data/net_startup.kl" --feed-shape x=8x16 --feed-shape y=8x1 --reps 5 --profile --start
+grep -q 'from exec() to the first result' out && pass "time to the first result" || bad "time to the first result" "$(cat out)"
+expect "bench --profile --json" 0 "$kiln" bench main.pdmodel --startup "$data/net_startup.kl" --feed-shape x=8x16 --feed-shape y=8x1 --reps 5 --profile --start --json &&
+  valid_json "bench profile JSON" out
+expect_text "bench --once" 0 out '^[L-]$' "$kiln" bench main.pdmodel --startup "$data/net_startup.kl" --once
 expect_text "verify" 0 out 'all checks passed' "$kiln" verify main.pdmodel --startup "$data/net_startup.kl" --feed-shape x=9x16 --feed-shape y=9x1
 
 # ---- wrong data ----

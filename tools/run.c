@@ -57,7 +57,7 @@ static bool run_model(const Options *o, const char *path) {
   ok = ok && (e = exec_new(&o->exec)) && exec_run(e, s, m.prog, d.n, feeds, n, names, out);
   for (int i = 0; ok && i < n; i++)
     ok = deliver(m.arena, o->fetches.n ? o->fetches.v[i] : names[i], &out[i]);
-  if (ok && o->exec.profile) exec_profile_print(e, stdout, o->json);
+  if (ok && o->exec.profile) exec_profile_print(e, NULL, stdout, o->json);
   for (int i = 0; i < n; i++) mem_free(out[i].data);
   exec_free(e);
   if (d.arena) dataset_close(&d);

@@ -274,7 +274,7 @@ static bool train(Train *t) {
   bool ok = open_all(t) && run_epochs(t);
   progress_clear(&t->progress);
   if (ok && t->save) ok = save_checkpoint(t) && save_params(t);
-  if (ok && t->exec.profile) exec_profile_print(t->run, stdout, false);
+  if (ok && t->exec.profile) exec_profile_print(t->run, NULL, stdout, false);
   exec_free(t->run);
   events_close(t->events);
   if (t->data.arena) dataset_close(&t->data);

@@ -1,6 +1,6 @@
 /* Speed of the CPU backend's contractions, without epilogues, beside the same plans with OpenBLAS: contract_bench [THREADS].
- * Rounds of ours, OpenBLAS and a loop of independent multiply-adds follow one another, so that all three see the same
- * machine; printed are the medians of the rounds as parts of that peak, and their ratio.
+ * Rounds of ours, OpenBLAS and the peak loop (multiply-adds on registers alone) follow one another, so that all three see
+ * the same machine; printed are the medians of the rounds as parts of that peak, and their ratio.
  * The shapes: sgemm, forward convolutions of ResNet and MobileNet, and LeNet (20-50-500) and the MLP 784-256-128-10
  * with their gradients. */
 #include <stdio.h>
@@ -8,6 +8,7 @@
 #include <time.h>
 #include "../../backends/cpu/cpu.h"
 #include "../../backends/llvm/micro.h"
+#include "../../tools/peak.h"
 
 typedef struct Phase {
   const KernelCode *code;
@@ -33,39 +34,6 @@ static double now(void) {
 static int by_value(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
   return (x > y) - (x < y);
-}
-
-/* FLOP per nanosecond of one core. */
-typedef struct Peak {
-  MicroModule *module;
-  MicroFn *fn;
-  float a[64], b[64];
-} Peak;
-
-/* A microkernel on operands that stay in the first-level cache: all that the multipliers can do. */
-static void peak_open(Peak *p) {
-  MicroSpec s = {.dtype = DT_FLOAT32, .lanes = 8, .mr = 6, .nv = 2};
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f"))
-    s = (MicroSpec){.dtype = DT_FLOAT32, .lanes = 16, .mr = 14, .nv = 2};
-#endif
-  p->module = micro_compile(1, &s, NULL, &p->fn);
-  if (!p->module) exit((err_print(stderr, false), 1));
-}
-
-static double peak(const Peak *p) {
-  enum { K = 20000 };
-  static float c[14 * 32];
-  bool wide = false;
-#if defined(__x86_64__)
-  wide = __builtin_cpu_supports("avx512f");
-#endif
-  int64_t rows = wide ? 14 : 6, columns = wide ? 32 : 16;
-  MicroArgs x = {
-      .a = p->a, .b = p->b, .c = c, .ldc = columns * 4, .k = K, .columns = columns, .batch = 1};
-  double t = now();
-  p->fn(&x);
-  return 2.0 * K * (double)(rows * columns) / (now() - t);
 }
 
 enum { ROUNDS = 15 };
@@ -97,8 +65,6 @@ static double side_run(const Side *s, void *const *bufs, Pool *pool, int repeat)
   return (now() - t) / repeat;
 }
 
-static Peak the_peak;
-
 static void measure(const char *name, Node *n, Pool *pool) {
   static const char *const how[] = {"loops", "gemm", "im2col", "col2im", "conv"};
   Arena *a = arena_new();
@@ -121,7 +87,7 @@ static void measure(const char *name, Node *n, Pool *pool) {
   int repeat = 1 + (int)(1e6 / (double)p->facts.flops * 50);
   for (int r = 0; r < ROUNDS && p->kind != PLAN_LOOPS; r++) {
     for (int i = 0; i < 2; i++) side[i].t[r] = side_run(&side[i], bufs, pool, repeat);
-    top[r] = peak(&the_peak) * pool_threads(pool);
+    top[r] = peak_flops(pool, 1e-3) * 1e-9;
   }
   qsort(top, ROUNDS, sizeof *top, by_value);
   double part[2];
@@ -199,7 +165,6 @@ int main(int argc, char **argv) {
                                      {256, 256, 256}, {512, 512, 512}};
   unsetenv("OPENBLAS_CORETYPE");
   blas_setup();
-  peak_open(&the_peak);
   Pool *pool = pool_new(argc > 1 ? atoi(argv[1]) : 1);
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
     sgemm(sizes[i][0], sizes[i][1], sizes[i][2], pool);
@@ -223,6 +188,5 @@ int main(int argc, char **argv) {
   conv("3x3 128-128 28, batch 8", 8, 128, 128, 28, 3, 1, 1, pool);
   conv("3x3 256-256 14/2, batch 8", 8, 256, 256, 14, 3, 2, 1, pool);
   pool_free(pool);
-  micro_free(the_peak.module);
   return 0;
 }

@@ -1,0 +1,14 @@
+/* What this machine can do at most, measured: the scale that kernels are compared with. */
+#ifndef KILN_PEAK_H
+#define KILN_PEAK_H
+#include "../backends/backend.h"
+#include "../executor/executor.h"
+
+/* Multiply-adds of float32 on registers alone, on all threads of the pool, for about `seconds`: FLOP per second. */
+double peak_flops(Pool *pool, double seconds);
+/* Bytes per second when `bytes` in all are read, or read and written (the better of a sum and a triad), again and again. */
+double peak_bytes(Pool *pool, int64_t bytes, double seconds);
+/* Bandwidths at sizes from the first-level cache to memory; flops stays 0. */
+void peak_roof(Pool *pool, Roof *roof);
+
+#endif
