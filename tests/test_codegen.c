@@ -530,6 +530,54 @@ static void test_contractions(void **state) {
     }
 }
 
+typedef struct Depthwise {
+  int64_t n, h, w, c, kh, kw, stride, dilation, lo, hi;
+} Depthwise;
+
+/* Channels last: which = 0 forward, 1 gradient of the input, 2 of the filter. */
+static void check_depthwise(const Depthwise *d, DType t, int which) {
+  Case *c = case_new();
+  Graph *g = c->g;
+  int64_t oh = (d->h + d->lo + d->hi - d->dilation * (d->kh - 1) - 1) / d->stride + 1,
+          ow = (d->w + d->lo + d->hi - d->dilation * (d->kw - 1) - 1) / d->stride + 1;
+  int64_t ext[6] = {d->n, oh, ow, d->c, d->kh, d->kw};
+  Node *in[2] = {feed(c, t, 4, I64(d->n, d->h, d->w, d->c), -2, 2),
+                 feed(c, t, 4, I64(d->kh, d->kw, 1, d->c), -2, 2)};
+  int32_t s = (int32_t)d->stride, l = (int32_t)d->dilation;
+  AffDim row = {1, 4, s, l, -d->lo, 1}, col = {2, 5, s, l, -d->lo, 1};
+  AffDim mx[4] = {aff_loop(0), row, col, aff_loop(3)},
+         mw[4] = {aff_loop(4), aff_loop(5), aff_const(0), aff_loop(3)};
+  Node *y = g_contract(g, in[0], in[1], 4, 6, ext, mx, mw), *r = y;
+  if (which) {
+    Node *gy = feed(c, t, 4, ext, -2, 2);
+    assert_true(derive(g, 1, &y, &gy, 1, &in[which - 1], &r));
+  }
+  if (r->prim == P_CONTRACT && which < 2) {
+    Kernel k = {.kind = K_CONTRACT, .core = r};
+    assert_int_equal(loop_is_stencil(&k), d->c > 1 && d->h * d->w > 1);
+  }
+  check_contract(c, r, which == 0, "depthwise");
+  case_free(c);
+}
+
+static void test_depthwise(void **state) {
+  (void)state;
+  static const Depthwise cases[] = {
+      {1, 7, 7, 32, 3, 3, 1, 1, 1, 1},   {2, 9, 40, 16, 3, 3, 1, 1, 1, 1},
+      {2, 8, 23, 17, 3, 3, 2, 1, 1, 1},  {1, 8, 24, 20, 3, 3, 2, 1, 0, 1},
+      {3, 11, 33, 48, 5, 5, 1, 1, 2, 2}, {1, 12, 29, 3, 5, 5, 2, 1, 2, 2},
+      {2, 13, 31, 8, 3, 3, 1, 2, 2, 2},  {1, 13, 31, 8, 3, 3, 2, 3, 3, 2},
+      {1, 1, 50, 33, 1, 3, 1, 1, 0, 0},  {2, 20, 1, 64, 3, 1, 1, 1, 0, 0},
+      {1, 20, 6, 24, 7, 7, 1, 1, 3, 3},  {5, 3, 3, 1, 3, 3, 1, 1, 1, 1},
+      {1, 5, 19, 40, 2, 2, 3, 1, 0, 0},  {1, 30, 30, 130, 3, 3, 1, 1, 5, 7},
+      {2, 6, 70, 96, 3, 3, 1, 1, 1, 1},  {1, 1, 1, 40, 3, 3, 1, 1, 1, 1}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+    for (int which = 0; which < 3; which++) {
+      check_depthwise(&cases[i], DT_FLOAT32, which);
+      if (i % 3 == 0) check_depthwise(&cases[i], DT_FLOAT64, which);
+    }
+}
+
 /* The epilogue alone, on the rows where the raw result lies in the output. */
 static void test_epilogue(void **state) {
   (void)state;
@@ -813,6 +861,7 @@ int main(void) {
                                      cmocka_unit_test(test_check),
                                      cmocka_unit_test(test_concat),
                                      cmocka_unit_test(test_contractions),
+                                     cmocka_unit_test(test_depthwise),
                                      cmocka_unit_test(test_epilogue),
                                      cmocka_unit_test(test_ptx),
                                      cmocka_unit_test(test_emit_errors),

@@ -6,6 +6,7 @@
  *   both operands plain (in bounds, no division), strides that BLAS takes   gemm.c     matrix products
  *   one operand a window of its tensor                                      im2col.c   convolution, gradient of the filter
  *   one operand addressed by position = (result - tap) / stride             col2im.c   gradient of the input
+ *   depthwise, channels last                                               llvm/stencil.c
  *   anything else, and types other than float32 and float64                 generated loops
  * im2col and col2im both serve windows without division: the one with less arithmetic is taken. */
 #include "cpu.h"
@@ -285,6 +286,7 @@ Plan *contract_plan(Arena *a, const Kernel *k, bool no_blas) {
   p->no_blas = no_blas;
   if (!frame_of(k, &p->frame) || !facts_of(k->core, &p->facts)) return p;
   const Facts *f = &p->facts;
+  if (loop_is_stencil(k)) return p;
   if (conv_plan(a, p))
     p->kind = PLAN_CONV;
   else if (f->plain[0] && f->plain[1] && gemm_plan(a, p))

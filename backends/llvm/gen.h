@@ -60,6 +60,7 @@ struct Gen {
   LLVMModuleRef m;
   LLVMBuilderRef b;
   bool gpu, fma;
+  int vector_bytes, registers; /* of the CPU's vectors */
   LLVMTypeRef i1, i8, i16, i32, i64, f16, f32, f64, ptr;
   LLVMMetadataRef access; /* the access group of all loads and stores at points */
   unsigned md_access, md_loop;
@@ -204,8 +205,28 @@ typedef struct Nest {
 int nest_n(const Kernel *k, LoopPart part);
 void nest_plan(Gen *g, int i, Nest *t);
 
+/* loop.c: one loop, lo..hi-1; its variable is in from..to. */
+typedef struct Loop {
+  LLVMBasicBlockRef head, exit;
+  Val phi, hi, step;
+  int64_t trip; /* iterations; 0: not known here */
+} Loop;
+typedef enum LoopHint {
+  LOOP_PLAIN,
+  LOOP_POINTS, /* accesses at its points do not depend on one another */
+  LOOP_WIDE /* the same; a body that fills the vector registers: one vector of points at a time */
+} LoopHint;
+Loop loop_open(Gen *g, Val lo, Val hi, Val step, int64_t from, int64_t to, int *var);
+void loop_close(Gen *g, const Loop *l, LoopHint hint);
+
 /* loop.c: nest i of the kernel over the tasks begin..end-1; GPU: the results begin, begin+step, ... */
 void gen_nest(Gen *g, int i, Val begin, Val end, Val step);
+
+/* stencil.c: NULL: not such a contraction. */
+typedef struct Stencil Stencil;
+Stencil *stencil_plan(Arena *a, const Kernel *k, LoopPart part);
+int64_t stencil_tasks(const Stencil *s);
+void gen_stencil(Gen *g, const Stencil *s, Val begin, Val end); /* tasks */
 
 /* kernel.c: a function of the module for the kernel; false: g->failed says which primitive cannot be generated. */
 bool gen_kernel(Gen *g, Kernel *k, LoopPart part, const char *symbol);

@@ -52,7 +52,11 @@ static void cpu_function(Gen *g, const char *symbol) {
   at = gen_i64(g, offsetof(RunCtx, step));
   g->step =
       LLVMBuildLoad2(g->b, g->i64, LLVMBuildInBoundsGEP2(g->b, g->i8, g->ctx, &at, 1, ""), "");
-  do_nests(g);
+  Stencil *stencil = stencil_plan(g->a, g->k, g->part);
+  if (stencil)
+    gen_stencil(g, stencil, g->begin, g->end);
+  else
+    do_nests(g);
 }
 
 static Val special_register(Gen *g, const char *name) {

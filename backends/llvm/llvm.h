@@ -7,6 +7,7 @@
  * merge.c    which dimensions are traversed as one loop
  * nest.c     the shape of a kernel's loop nest; tasks
  * loop.c     the loop nests around emit, for the CPU and for CUDA
+ * stencil.c  depthwise contractions in register tiles
  * kernel.c   functions around the nests
  * target.c   target machines, optimisation, texts and objects
  * jit.c      a process-wide cache of compiled kernels on ORC */
@@ -28,6 +29,8 @@ typedef struct LoopModule LoopModule;
 
 /* The number of tasks of the function; fixed by the shapes. */
 int64_t loop_tasks(const Kernel *k, LoopPart part);
+/* Is LOOP_CONTRACT's code of this kernel more than plain loops: as fast as the machine can do it? */
+bool loop_is_stencil(const Kernel *k);
 /* Code for part[i] of k[i] (part NULL: LOOP_MAIN of all), with the signature of backend.h; `self` is unused. fn[i] lives until
  * loops_free. Equal kernels share code across modules. E-GEN-001. Any thread. */
 LoopModule *loops_compile(const Graph *g, int n, Kernel *const *k, const LoopPart *part,

@@ -9,12 +9,6 @@
 
 enum { MAX_PHASES = 8, MAX_ACCS = 64, PROBE_NODES = 4000, CODE_NODES = 8000 };
 
-typedef struct Loop {
-  LLVMBasicBlockRef head, exit;
-  Val phi, hi, step;
-  int64_t trip; /* iterations; 0: not known here */
-} Loop;
-
 typedef struct Acc {
   Node *n;
   int sweep;
@@ -35,7 +29,7 @@ typedef struct Work {
 
 /* ---- loops ---- */
 
-static Loop loop_open(Gen *g, Val lo, Val hi, Val step, int64_t from, int64_t to, int *var) {
+Loop loop_open(Gen *g, Val lo, Val hi, Val step, int64_t from, int64_t to, int *var) {
   Loop l = {.hi = hi, .step = step};
   if (LLVMIsAConstantInt(lo) && LLVMIsAConstantInt(hi) && LLVMIsAConstantInt(step))
     l.trip = LLVMConstIntGetSExtValue(hi) - LLVMConstIntGetSExtValue(lo);
@@ -75,29 +69,47 @@ static LLVMMetadataRef loop_word(Gen *g, const char *name, Val v) {
   return LLVMMDNodeInContext2(g->c, words, 2);
 }
 
+static int wide_width(const Gen *g, int64_t n) {
+  int64_t best = n;
+  int width = 1;
+  for (int w = 2; w * 4 <= g->vector_bytes; w *= 2)
+    if (n / w + n % w < best) {
+      best = n / w + n % w;
+      width = w;
+    }
+  return width;
+}
+
 /* llvm.loop !{itself, parallel_accesses, ...}: the node that refers to itself is distinct, as LLVM demands. */
-static Val loop_id(Gen *g, int64_t trip) {
+static Val loop_id(Gen *g, int64_t trip, LoopHint hint) {
   LLVMMetadataRef words[2] = {LLVMMDStringInContext2(g->c, "llvm.loop.parallel_accesses", 27),
                               g->access};
-  LLVMMetadataRef self = LLVMTemporaryMDNode(g->c, NULL, 0), ops[4] = {self};
-  int n = 1, width = trip > 0 ? short_width(trip) : 0;
+  LLVMMetadataRef self = LLVMTemporaryMDNode(g->c, NULL, 0), ops[6] = {self};
+  bool wide = hint == LOOP_WIDE;
+  int n = 1, width = wide ? wide_width(g, trip) : trip > 0 ? short_width(trip) : 0;
+  Val yes = LLVMConstInt(g->i1, 1, 0), one = LLVMConstInt(g->i32, 1, 0);
   ops[n++] = LLVMMDNodeInContext2(g->c, words, 2);
   if (width) {
     ops[n++] = loop_word(g, "llvm.loop.vectorize.width", LLVMConstInt(g->i32, (uint64_t)width, 0));
-    ops[n++] = loop_word(g, "llvm.loop.vectorize.enable", LLVMConstInt(g->i1, 1, 0));
+    ops[n++] = loop_word(g, "llvm.loop.vectorize.enable", yes);
+  }
+  if (wide) {
+    ops[n++] = loop_word(g, "llvm.loop.interleave.count", one);
+    LLVMMetadataRef stop = LLVMMDStringInContext2(g->c, "llvm.loop.unroll.disable", 24);
+    ops[n++] = LLVMMDNodeInContext2(g->c, &stop, 1);
   }
   LLVMMetadataRef node = LLVMMDNodeInContext2(g->c, ops, (size_t)n);
   LLVMMetadataReplaceAllUsesWith(self, node);
   return LLVMMetadataAsValue(g->c, node);
 }
 
-static void loop_close(Gen *g, const Loop *l, bool parallel) {
+void loop_close(Gen *g, const Loop *l, LoopHint hint) {
   gen_at(g, g->depth);
   LLVMBasicBlockRef latch = LLVMGetInsertBlock(g->b);
   Val next = LLVMBuildNSWAdd(g->b, l->phi, l->step, "");
   Val br =
       LLVMBuildCondBr(g->b, LLVMBuildICmp(g->b, LLVMIntSLT, next, l->hi, ""), l->head, l->exit);
-  if (parallel && g->access) LLVMSetMetadata(br, g->md_loop, loop_id(g, l->trip));
+  if (hint && g->access) LLVMSetMetadata(br, g->md_loop, loop_id(g, l->trip, hint));
   LLVMAddIncoming(l->phi, &next, &latch, 1);
   memo_drop(g, g->depth);
   gen_block(g, l->exit, --g->depth);
@@ -349,7 +361,7 @@ static void inner_loop(Work *w, Aff *slot, Val lo, Val hi) {
     Loop l = loop_open(g, a, b, one, from, to - 1, &var);
     Aff at = aff_var(var, w->phases);
     do_points(w, slot, &at, w->phases);
-    loop_close(g, &l, true);
+    loop_close(g, &l, LOOP_POINTS);
   }
 }
 
@@ -370,7 +382,7 @@ static void each_column(Work *w, ColumnFn *fn, void *user) {
                      gen_i64(g, 1), 0, ext - 1, &var);
   w->out[t->n_out - 1] = aff_var(var, 1);
   fn(w, user);
-  loop_close(g, &l, true);
+  loop_close(g, &l, LOOP_POINTS);
 }
 
 static void init_accs(Work *w, void *user) {
@@ -476,7 +488,7 @@ static void do_sweep(Work *w) {
     inner_loop(w, &w->sum[n], NULL, NULL);
   else
     do_points(w, NULL, NULL, 1);
-  for (int a = n - 1; a >= 0; a--) loop_close(g, &open[a], false);
+  for (int a = n - 1; a >= 0; a--) loop_close(g, &open[a], LOOP_PLAIN);
 }
 
 static void do_row(Work *w) {
@@ -517,7 +529,7 @@ static void do_rows(Work *w, Val from, Val to, Val step) {
     if (ext % t->block) w->hi = gen_min(g, w->hi, gen_i64(g, ext));
   }
   do_row(w);
-  loop_close(g, &l, false);
+  loop_close(g, &l, LOOP_PLAIN);
 }
 
 /* Indices begin..end-1 of the first result loop. */
@@ -540,7 +552,7 @@ static void do_by_row(Work *w, Val begin, Val end) {
     if (t->n_out) w->out[a] = aff_var(var, 1);
   }
   do_row(w);
-  while (n--) loop_close(g, &open[n], false);
+  while (n--) loop_close(g, &open[n], LOOP_PLAIN);
 }
 
 /* ---- the nest ---- */

@@ -162,8 +162,9 @@ int64_t loop_tasks(const Kernel *k, LoopPart part) {
   g->a = a;
   g->k = (Kernel *)k;
   g->part = part;
-  int64_t tasks = 0;
-  for (int i = 0; i < nest_n(k, part); i++) {
+  Stencil *stencil = stencil_plan(a, k, part);
+  int64_t tasks = stencil ? stencil_tasks(stencil) : 0;
+  for (int i = 0; !stencil && i < nest_n(k, part); i++) {
     Nest t;
     nest_plan(g, i, &t);
     tasks += t.tasks;

@@ -13,6 +13,7 @@
 struct Target {
   LLVMTargetMachineRef tm;
   bool gpu, fma;
+  int vector_bytes, registers; /* of a CPU */
 };
 
 struct Batch {
@@ -47,23 +48,32 @@ static LLVMModuleRef parse(LLVMContextRef c, const char *text) {
   return m;
 }
 
-/* Without the instruction, llvm.fma becomes a call of fmaf. */
-static bool has_fma(LLVMTargetMachineRef tm) {
+/* What the machine has, from code made for it. Without the instruction, llvm.fma becomes a call of fmaf. */
+static void probe(Target *t) {
   LLVMContextRef c = LLVMContextCreate();
   LLVMModuleRef m = parse(c, "declare float @llvm.fma.f32(float, float, float)\n"
                              "define float @f(float %x) {\n"
                              " %r = call float @llvm.fma.f32(float %x, float %x, float %x)\n"
-                             " ret float %r\n}\n");
+                             " ret float %r\n}\n"
+                             "define <16 x float> @g(<16 x float> %x) #0 {\n"
+                             " %r = fadd <16 x float> %x, %x\n"
+                             " ret <16 x float> %r\n}\n"
+                             "attributes #0 = { \"prefer-vector-width\"=\"512\" }\n");
   LLVMMemoryBufferRef buf = NULL;
   char *why = NULL;
-  bool yes = false;
-  if (m && !LLVMTargetMachineEmitToMemoryBuffer(tm, m, LLVMAssemblyFile, &why, &buf))
-    yes = !strstr(LLVMGetBufferStart(buf), "fmaf");
+  t->vector_bytes = 16;
+  t->registers = 32;
+  if (m && !LLVMTargetMachineEmitToMemoryBuffer(t->tm, m, LLVMAssemblyFile, &why, &buf)) {
+    const char *text = LLVMGetBufferStart(buf);
+    bool zmm = strstr(text, "zmm"), ymm = strstr(text, "ymm"), xmm = strstr(text, "xmm");
+    t->fma = !strstr(text, "fmaf");
+    if (zmm || ymm) t->vector_bytes = zmm ? 64 : 32;
+    if (!zmm && (ymm || xmm)) t->registers = 16;
+  }
   if (why) LLVMDisposeMessage(why);
   if (buf) LLVMDisposeMemoryBuffer(buf);
   if (m) LLVMDisposeModule(m);
   LLVMContextDispose(c);
-  return yes;
 }
 
 static LLVMTargetMachineRef machine(const char *triple, const char *cpu, const char *features) {
@@ -123,7 +133,10 @@ Target *target_open(const char *name) {
     mem_free(r);
     return NULL;
   }
-  t.fma = t.gpu || has_fma(t.tm);
+  if (t.gpu)
+    t.fma = true;
+  else
+    probe(&t);
   *r = t;
   return r;
 }
@@ -161,6 +174,8 @@ static bool generate(Batch *b, Gen *g, int n, Kernel *const *k, const LoopPart *
   g->b = b->b;
   g->gpu = b->t->gpu;
   g->fma = b->t->fma;
+  g->vector_bytes = b->t->vector_bytes;
+  g->registers = b->t->registers;
   gen_types(g, b->c);
   if (!g->gpu) g->access = LLVMValueAsMetadata(ag);
   for (int i = 0; i < n; i++)
