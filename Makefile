@@ -12,16 +12,22 @@ WARN    := -Wall -Wextra -Wpedantic -Werror
 CFLAGS  += -std=c17 -g $(OPT) $(WARN) -fPIC -fvisibility=hidden -ffp-contract=off -D_GNU_SOURCE \
            -DKILN_VERSION='"$(VERSION)"' -I$(B)/gen -I$(LLVM)/include -MMD -MP \
            $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
-LDLIBS  += -L$(LLVM)/lib -lLLVM-19 -lprotobuf-c -lopenblas -lz -lm -lpthread -ldl
+LDLIBS  += -lprotobuf-c -lopenblas -lz -lm -lpthread -ldl
 comma   := ,
 
-LIB_SRC  := $(wildcard ir/*.c ir/ops/*.c passes/*.c executor/*.c backends/*/*.c frontend/*.c)
+# The module of code generation; the rest plans without LLVM.
+GEN_SRC  := $(filter-out %/nest.c %/merge.c %/stencil.c,$(wildcard backends/llvm/*.c))
+LIB_SRC  := $(filter-out $(GEN_SRC),$(wildcard ir/*.c ir/ops/*.c passes/*.c executor/*.c backends/*/*.c frontend/*.c))
 TOOL_SRC := $(wildcard tools/*.c)
 TEST_SRC := $(wildcard tests/test_*.c)
 HELP_SRC := $(filter-out $(TEST_SRC) tests/plan_check.c,$(wildcard tests/*.c))
 EX_SRC   := $(wildcard frontend/examples/*.c)
 PB       := $(B)/gen/kiln.pb-c.c
 LIB_OBJ  := $(LIB_SRC:%.c=$(B)/%.o) $(PB:.c=.o)
+GEN_OBJ  := $(GEN_SRC:%.c=$(B)/%.o)
+# What generated code depends on: its hash keeps the program, the module and the disk cache together.
+ID       := $(B)/gen/build_id.h
+ID_SRC   := $(wildcard backends/llvm/* backends/code/* ir/*.def) backends/backend.h ir/ir.h
 TESTS    := $(TEST_SRC:tests/%.c=$(B)/tests/%)
 BENCHES  := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
 PLUGINS  := $(filter frontend/examples/custom_%,$(EX_SRC))
@@ -30,7 +36,7 @@ EXAMPLES := $(patsubst frontend/examples/%.c,$(B)/examples/%,$(filter-out $(PLUG
 
 .PHONY: all help demo test check bless bench peers-test loc install deps-build deps-test clean
 .SECONDARY:
-all: $(B)/kiln $(B)/libkiln.so $(B)/libkiln.a $(EXAMPLES)
+all: $(B)/kiln $(B)/libkiln.so $(B)/libkiln.a $(B)/libkiln-codegen.so $(EXAMPLES)
 
 help:
 	@sed -n 's/^#: //p' Makefile
@@ -91,7 +97,11 @@ $(B)/gen/%.pb-c.c: ir/%.proto
 	protoc-c --proto_path=ir --c_out=$(@D) $<
 $(PB:.c=.o): $(PB)
 	$(CC) $(CFLAGS) -w -c -o $@ $<
-$(B)/%.o: %.c | $(PB)
+$(ID): $(ID_SRC)
+	@mkdir -p $(@D)
+	@id=$$(cat $(sort $(ID_SRC)) $(LLVM)/include/llvm/Config/llvm-config.h | sha256sum | cut -c1-16); \
+	  echo "#define KILN_BUILD_ID \"$(VERSION)-$$id\"" > $@
+$(B)/%.o: %.c | $(PB) $(ID)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -c -o $@ $<
 $(B)/libkiln.a: $(LIB_OBJ)
@@ -101,6 +111,8 @@ $(B)/libkiln.so.0: $(LIB_OBJ)
 	$(CC) $(CFLAGS) -shared -Wl,-soname,libkiln.so.0 -o $@ $^ $(LDLIBS)
 $(B)/libkiln.so: $(B)/libkiln.so.0
 	ln -sf libkiln.so.0 $@
+$(B)/libkiln-codegen.so: $(GEN_OBJ) $(B)/libkiln.a
+	$(CC) $(CFLAGS) -shared -Wl,--exclude-libs,ALL -Wl,--gc-sections -o $@ $^ -L$(LLVM)/lib -lLLVM-19 -lm -lpthread
 $(B)/kiln: $(TOOL_SRC:%.c=$(B)/%.o) $(B)/libkiln.a
 	$(CC) $(CFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
 $(B)/tests/%: $(B)/tests/%.o $(HELP_SRC:%.c=$(B)/%.o) $(B)/libkiln.a
@@ -126,7 +138,7 @@ install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/share/man/man1
 	install $(B)/kiln $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 $(B)/libkiln.a $(DESTDIR)$(PREFIX)/lib/
-	install $(B)/libkiln.so.0 $(DESTDIR)$(PREFIX)/lib/
+	install $(B)/libkiln.so.0 $(B)/libkiln-codegen.so $(DESTDIR)$(PREFIX)/lib/
 	ln -sf libkiln.so.0 $(DESTDIR)$(PREFIX)/lib/libkiln.so
 	install -m 644 frontend/kiln.h $(DESTDIR)$(PREFIX)/include/
 	sed 's|@PREFIX@|$(PREFIX)|;s|@VERSION@|$(VERSION)|' frontend/kiln.pc.in > $(DESTDIR)$(PREFIX)/lib/pkgconfig/kiln.pc

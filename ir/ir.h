@@ -221,6 +221,8 @@ extern VfsTable vfs_table;
 bool vfs_read(Arena *a, const char *path, uint8_t **data, size_t *n);
 /* Written under a temporary name, synced, renamed; "-" is stdout. E-IO-002. */
 bool vfs_write(const char *path, const void *data, size_t n);
+/* Not synced: after a crash of the system the file may be damaged. For what can be made again. */
+bool vfs_write_loose(const char *path, const void *data, size_t n);
 /* The same in pieces: open, add, then commit (true) or abandon. */
 typedef struct VfsOut VfsOut;
 VfsOut *vfs_out_open(const char *path);
@@ -231,6 +233,22 @@ bool vfs_out_close_all(int n, VfsOut *const *o, bool commit);
 bool vfs_is_dir(const char *path);
 bool vfs_is_file(const char *path);
 bool vfs_mkdirs(const char *path);
+
+/* ---- cache.c: the disk cache ---- */
+
+/* The value last put under the key, in the arena. False: there is none, or it is damaged. Sets no error. */
+bool cache_get(Arena *a, const void *key, size_t n_key, const uint8_t **value, size_t *n);
+/* False: it is not kept; no error is set. */
+bool cache_put(const void *key, size_t n_key, const void *value, size_t n);
+typedef struct CacheInfo {
+  const char *dir; /* NULL: the cache is off, or there is no home folder */
+  bool usable;     /* false: others may write to the folder */
+  int entries;
+  int64_t bytes, limit;
+} CacheInfo;
+CacheInfo cache_info(Arena *a);
+void cache_clear(Arena *a);
+uint64_t hash_bytes(uint64_t seed, const void *p, size_t n);
 
 /* ---- type.c: element types and tensors ---- */
 

@@ -94,8 +94,8 @@ bool vfs_read(Arena *a, const char *path, uint8_t **data, size_t *n) {
 
 struct VfsOut {
   int fd;
-  bool failed;
-  bool has_temp; /* else the standard output or a device, or the file is in place */
+  bool failed, loose; /* loose: nothing is synced */
+  bool has_temp;      /* else the standard output or a device, or the file is in place */
   bool has_backup, replaced;
   char *path, *temp, *dir, *backup;
   size_t n; /* bytes waiting in buf */
@@ -193,7 +193,7 @@ static int sync_fd(int fd) {
 static bool settle(VfsOut *o, bool commit) {
   bool ok = commit && !o->failed && flush(o);
   if (o->fd <= 2) return ok;
-  if (ok && o->has_temp && sync_fd(o->fd)) ok = write_failed(o, "sync");
+  if (ok && o->has_temp && !o->loose && sync_fd(o->fd)) ok = write_failed(o, "sync");
   if (vfs_table.close(o->fd) && ok) ok = write_failed(o, "close");
   o->fd = -1;
   return ok;
@@ -235,7 +235,7 @@ bool vfs_out_close_all(int n, VfsOut *const *o, bool commit) {
   for (int i = 0; i < n; i++)
     if (o[i]) ok = settle(o[i], ok);
   for (int i = 0; i < n; i++)
-    if (ok && o[i] && o[i]->has_temp) ok = open_folder(o[i]);
+    if (ok && o[i] && o[i]->has_temp && !o[i]->loose) ok = open_folder(o[i]);
   for (int i = 0; i < n; i++)
     if (ok && o[i] && o[i]->has_temp) ok = replace(o[i], n > 1);
   for (int i = 0; i < n; i++) {
@@ -246,7 +246,7 @@ bool vfs_out_close_all(int n, VfsOut *const *o, bool commit) {
   }
   for (int i = 0; i < n; i++) {
     if (!o[i]) continue;
-    if (ok && o[i]->replaced) ok = sync_folder(o[i]);
+    if (ok && o[i]->replaced && !o[i]->loose) ok = sync_folder(o[i]);
     if (o[i]->fd > 2) vfs_table.close(o[i]->fd);
     mem_free(o[i]);
   }
@@ -258,6 +258,14 @@ bool vfs_out_close(VfsOut *o, bool commit) { return vfs_out_close_all(1, &o, com
 bool vfs_write(const char *path, const void *data, size_t n) {
   VfsOut *o = vfs_out_open(path);
   if (!o) return false;
+  vfs_out_add(o, data, n);
+  return vfs_out_close(o, true);
+}
+
+bool vfs_write_loose(const char *path, const void *data, size_t n) {
+  VfsOut *o = vfs_out_open(path);
+  if (!o) return false;
+  o->loose = true;
   vfs_out_add(o, data, n);
   return vfs_out_close(o, true);
 }

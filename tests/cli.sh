@@ -7,7 +7,7 @@ data=$PWD/tests/data
 kiln=$build/kiln
 tmp=$(mktemp -d)
 trap 'mountpoint -q "$tmp/small" && umount "$tmp/small"; chmod -R u+w "$tmp"; rm -rf "$tmp"' EXIT
-export KILN_DEBUG='' NO_COLOR=1
+export KILN_DEBUG='' NO_COLOR=1 KILN_CACHE_DIR=$tmp/cache
 fails=0
 cd "$tmp" || exit 1
 
@@ -92,7 +92,7 @@ expect_text "no verb" 2 err '^usage' "$kiln"
 expect_text "help" 0 out '  train ' "$kiln" --help
 expect_text "version" 0 out '^kiln [0-9]' "$kiln" --version
 expect_text "unknown verb" 2 err 'did you mean train' "$kiln" tain
-for verb in info ops explain summary dump compile run train eval bench verify convert; do
+for verb in info ops explain summary dump compile run train eval bench verify convert cache; do
   expect_text "$verb --help" 0 out "^usage: kiln $verb" "$kiln" $verb --help
 done
 expect_text "unknown flag" 2 err 'did you mean --batch' "${train[@]}" "${feeds[@]}" --bach 3
@@ -338,7 +338,7 @@ if nm "$kiln" | grep -q __asan_init; then
   echo "skipped: installation (a sanitizer build)"
 else
   expect "make install" 0 env MAKEFLAGS= make -s -C "$data/../.." B="$build" install DESTDIR="$tmp/root" PREFIX=/usr
-  for f in bin/kiln lib/libkiln.so lib/libkiln.so.0 lib/libkiln.a include/kiln.h lib/pkgconfig/kiln.pc share/man/man1/kiln.1; do
+  for f in bin/kiln lib/libkiln.so lib/libkiln.so.0 lib/libkiln.a lib/libkiln-codegen.so include/kiln.h lib/pkgconfig/kiln.pc share/man/man1/kiln.1; do
     [ -e "root/usr/$f" ] && pass "installed $f" || bad "installed $f" "not there"
   done
   hidden=$(nm -D --defined-only root/usr/lib/libkiln.so | awk '$3 !~ /^(kl_|_)/ {print $3}' | head -n 5)

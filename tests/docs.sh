@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.." || exit 1
 build=${1:-build}
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
+export KILN_CACHE_DIR=$dir/cache
 failures=0
 lib=$(cd "$build" && pwd) || exit 1
 kiln=$lib/kiln

@@ -30,6 +30,8 @@ one() {
 }
 
 for build in "$@"; do
+  rm -rf "$build/tests/cache"
+  export KILN_CACHE_DIR=$PWD/$build/tests/cache
   for test in "$build"/tests/test_*; do
     [ -x "$test" ] && [ -f "$test" ] && one "$test" "$test.log" "$test"
   done

@@ -141,19 +141,25 @@ static void compare(Case *c, const Tensor *want, const Tensor *got, double max_u
   }
 }
 
+static CodeBatch *compile_part(Case *c, Kernel *k, LoopPart part, KernelFn **fn) {
+  CompileOptions o = {.dump_dir = getenv("KILN_TEST_DUMP")};
+  CodeBatch *b = code_batch(c->a);
+  loop_code(b, k, part, fn);
+  return code_make(b, &o) ? b : NULL;
+}
+
 /* Compile the kernel, run it whole and in pieces, compare with the interpreter. */
 static void check_part(Case *c, Kernel *k, LoopPart part, double max_ulp, double scale,
                        const char *what) {
   EvalEnv env = {.lookup = lookup, .user = c, .seed = 77, .step = 5};
   KernelFn *fn;
-  CompileOptions o = {.dump_dir = getenv("KILN_TEST_DUMP")};
   Tensor **values = arena_array(c->a, Tensor *, c->g->nodes.n), whole[8], cut[8];
   for (int i = 0; i < k->outputs.n; i++)
     vec_add(c->g->arena, &c->g->fetches, ((NamedNode){"y", k->outputs.v[i]}));
   graph_number(c->g);
   if (!graph_eval(c->g, &env, c->a, values)) fail_error(what);
-  LoopModule *m = loops_compile(c->g, 1, &k, &part, &o, &fn);
-  if (!m) fail_error(what);
+  CodeBatch *b = compile_part(c, k, part, &fn);
+  if (!b) fail_error(what);
   int64_t tasks = loop_tasks(k, part);
   Failed f = {0};
   for (int i = 0; i < k->outputs.n; i++) {
@@ -171,7 +177,7 @@ static void check_part(Case *c, Kernel *k, LoopPart part, double max_ulp, double
   assert_int_equal(f.n, 0);
   for (int i = 0; i < k->outputs.n; i++)
     compare(c, values[k->outputs.v[i]->id], &whole[i], max_ulp, scale, what);
-  loops_free(m);
+  code_free(b);
 }
 
 static void case_free(Case *c) {
@@ -455,8 +461,8 @@ static void test_check(void **state) {
   Kernel *kernel = kernel_of(c, K_LOOP, NULL, 1, &y, 0);
   check_part(c, kernel, LOOP_MAIN, 0, 0, "check");
   KernelFn *fn;
-  LoopModule *m = loops_compile(c->g, 1, &kernel, NULL, NULL, &fn);
-  assert_non_null(m);
+  CodeBatch *b = compile_part(c, kernel, LOOP_MAIN, &fn);
+  assert_non_null(b);
   Failed f = {0};
   Tensor out;
   assert_true(tensor_make(&out, c->a, DT_FLOAT32, 2, I64(40, 50)));
@@ -467,7 +473,7 @@ static void test_check(void **state) {
   assert_int_equal(f.node, k->id);
   assert_int_equal(f.index, 1234);
   assert_int_equal(f.value, 10);
-  loops_free(m);
+  code_free(b);
   case_free(c);
 }
 
@@ -597,12 +603,11 @@ static void test_epilogue(void **state) {
     graph_number(c->g);
     assert_true(graph_eval(c->g, &env, c->a, values));
     KernelFn *fn;
-    LoopPart part = LOOP_EPILOGUE;
-    LoopModule *m = loops_compile(c->g, 1, &k, &part, NULL, &fn);
-    if (!m) fail_error("epilogue");
+    CodeBatch *code = compile_part(c, k, LOOP_EPILOGUE, &fn);
+    if (!code) fail_error("epilogue");
     assert_true(tensor_make(&out, c->a, DT_FLOAT32, y->rank, y->dims));
     memcpy(out.data, values[core->id]->data, tensor_bytes(&out));
-    int64_t rows = loop_tasks(k, part);
+    int64_t rows = loop_tasks(k, LOOP_EPILOGUE);
     assert_int_equal(rows, d[0] * d[1] > 1 ? d[0] * d[1] : d[2]);
     for (int64_t r = 0; r < rows; r += 3) {
       void *bufs[4] = {c->feed[0].data, c->feed[1].data, c->feed[2].data, out.data};
@@ -610,7 +615,7 @@ static void test_epilogue(void **state) {
       fn(NULL, bufs, r, r + 3 < rows ? r + 3 : rows, &ctx);
     }
     compare(c, values[y->id], &out, 0, 0, "epilogue");
-    loops_free(m);
+    code_free(code);
     case_free(c);
   }
 }
@@ -698,7 +703,7 @@ static void test_emit_errors(void **state) {
     CompileOptions o = {.target = bad[i].target};
     Str out;
     str_init(&out, c->a);
-    assert_false(loops_emit(c->g, 1, &k, NULL, &o, bad[i].what, &out));
+    assert_false(loops_emit(1, &k, NULL, &o, bad[i].what, &out));
     assert_int_equal(err_get()->code, E_GEN_002);
     err_clear();
   }
@@ -707,7 +712,7 @@ static void test_emit_errors(void **state) {
     CompileOptions o = {.target = i < 3 ? NULL : "cpu:x86-64"};
     Str out;
     str_init(&out, c->a);
-    if (!loops_emit(c->g, 1, &k, NULL, &o, texts[i % 3], &out)) fail_error(texts[i % 3]);
+    if (!loops_emit(1, &k, NULL, &o, texts[i % 3], &out)) fail_error(texts[i % 3]);
     assert_true(out.n > 100);
   }
   case_free(c);
@@ -757,7 +762,7 @@ static void test_vectors(void **state) {
     CompileOptions o = {.target = "cpu:skylake-avx512"};
     Str out;
     str_init(&out, c->a);
-    if (!loops_emit(c->g, 1, &k, NULL, &o, "llvm", &out)) fail_error("llvm");
+    if (!loops_emit(1, &k, NULL, &o, "llvm", &out)) fail_error("llvm");
     if (!strstr(out.s, "<16 x float>")) fail_msg("kernel %d has no vectors:\n%s", i, out.s);
     if (strstr(out.s, "gather")) fail_msg("kernel %d gathers:\n%s", i, out.s);
     if (strstr(out.s, "memcheck")) fail_msg("kernel %d checks its buffers:\n%s", i, out.s);
@@ -773,17 +778,18 @@ static void test_cache(void **state) {
   Kernel *k = ptx_kernel(c, 1), *l = ptx_kernel(d, 1), *other = ptx_kernel(e, 2);
   Kernel *all[3] = {k, other, l};
   KernelFn *fn[3], *again, *last;
-  LoopModule *m = loops_compile(c->g, 3, all, NULL, NULL, fn), *m2;
-  assert_non_null(m);
+  CodeBatch *b = code_batch(c->a), *b2, *b3;
+  for (int i = 0; i < 3; i++) loop_code(b, all[i], LOOP_MAIN, &fn[i]);
+  assert_true(code_make(b, NULL));
   assert_true(fn[0] == fn[2] && fn[0] != fn[1]);
-  m2 = loops_compile(d->g, 1, &l, NULL, NULL, &again);
+  b2 = compile_part(d, l, LOOP_MAIN, &again);
   assert_true(again == fn[0]);
-  loops_free(m);
+  code_free(b);
   l->inputs.v[0].aligned = true;
-  m = loops_compile(d->g, 1, &l, NULL, NULL, &last);
+  b3 = compile_part(d, l, LOOP_MAIN, &last);
   assert_true(last != again);
-  loops_free(m);
-  loops_free(m2);
+  code_free(b3);
+  code_free(b2);
   case_free(c);
   case_free(d);
   case_free(e);
@@ -809,11 +815,12 @@ static void test_refused_memory(void **state) {
         Str out;
         str_init(&out, a);
         if (what) {
-          assert_true(loops_emit(c->g, 1, &k, NULL, NULL, "object", &out));
+          assert_true(loops_emit(1, &k, NULL, NULL, "object", &out));
         } else {
-          LoopModule *m = loops_compile(c->g, 1, &k, NULL, NULL, &fn);
-          assert_non_null(m);
-          loops_free(m);
+          CodeBatch *b = code_batch(a);
+          loop_code(b, k, LOOP_MAIN, &fn);
+          assert_true(code_make(b, NULL));
+          code_free(b);
         }
         mem_unguard(&guard);
         done = what && !fail_alloc_done();

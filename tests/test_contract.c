@@ -86,9 +86,10 @@ static PlanKind check_contract(Arena *a, Node *node, Tensor *const *values, bool
   vec_add(a, &k.outputs, epilogue ? &maps : node);
   Plan *p = contract_plan(a, &k, no_blas);
   if (p->kind == PLAN_LOOPS) return p->kind;
-  MicroModule *micro = NULL;
+  CodeBatch *batch = code_batch(a);
   assert_true(!no_blas || p->set);
-  assert_true(plan_micro(p, NULL, &micro));
+  plan_micro(p, batch);
+  assert_true(code_make(batch, NULL));
   assert_true(p->frame.epilogue == epilogue);
   KernelCode code = {0};
   contract_code(p, epilogue ? twice_and_one : NULL, &code);
@@ -122,7 +123,7 @@ static PlanKind check_contract(Arena *a, Node *node, Tensor *const *values, bool
       fail_msg("element %lld is %.9g, not %.9g: loops %d, algorithm %d, epilogue %d", (long long)i,
                g, w, node->n_loops, p->kind, epilogue);
   }
-  micro_free(micro);
+  code_free(batch);
   return p->kind;
 }
 
@@ -500,8 +501,9 @@ static void check_micro(DType t, const MicroShape *s, bool add, bool at_end) {
     return;
   }
   MicroSet *set = micro_set(g);
-  MicroModule *module = micro_compile(set->n, set->spec, NULL, set->fn);
-  assert_non_null(module);
+  CodeBatch *batch = code_batch(a);
+  for (int i = 0; i < set->n; i++) micro_code(batch, &set->spec[i], &set->fn[i]);
+  assert_true(code_make(batch, NULL));
   int64_t m = s->m[0], n = s->n[0], k = s->k, size = dtype_info[t].size, step_a = m * k,
           step_b = k * n;
   Fenced fa = fenced((size_t)(step_a * s->batch * size), at_end),
@@ -538,7 +540,7 @@ static void check_micro(DType t, const MicroShape *s, bool add, bool at_end) {
                s->a.trans, s->b.trans, s->c.trans, (long long)i, at_of(t, fc.data, i), want[i]);
   Fenced all[4] = {fa, fb, fc, scratch};
   for (int i = 0; i < 4; i++) munmap(all[i].base, all[i].bytes);
-  micro_free(module);
+  code_free(batch);
   arena_free(a);
 }
 

@@ -301,10 +301,10 @@ void run_epilogue(const Frame *f, void *const *bufs, int64_t r0, int64_t r1, Run
   if (f->fn) f->fn(NULL, bufs, r0 * f->parts, r1 * f->parts, ctx);
 }
 
-bool plan_micro(Plan *p, const CompileOptions *o, MicroModule **module) {
-  if (p->kind == PLAN_LOOPS || !p->set) return true;
-  *module = micro_compile(p->set->n, p->set->spec, o, p->set->fn);
-  return p->set->ready = *module != NULL;
+void plan_micro(Plan *p, CodeBatch *b) {
+  if (p->kind == PLAN_LOOPS || !p->set) return;
+  for (int i = 0; i < p->set->n; i++) micro_code(b, &p->set->spec[i], &p->set->fn[i]);
+  p->set->ready = true;
 }
 
 void contract_code(Plan *p, KernelFn *epilogue, KernelCode *code) {

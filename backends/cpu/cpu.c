@@ -11,9 +11,7 @@
 
 struct Module {
   Arena *arena;
-  LoopModule *loops;
-  MicroModule **micro;
-  int n_micro;
+  CodeBatch *code;
 };
 
 /* ---- estimates ---- */
@@ -112,91 +110,57 @@ static bool library_code(Arena *a, const Kernel *k, KernelCode *code) {
   return k->kind != K_CALL || call_code(a, k, code);
 }
 
-/* The others, around what was generated. */
-static void loop_code(Plan *p, LoopPart part, KernelFn *fn, KernelCode *code) {
+/* What is generated of a kernel, and the code then. */
+typedef struct Part {
+  Plan *plan; /* K_CONTRACT */
+  LoopPart part;
+  KernelFn *fn; /* NULL: nothing */
+  int64_t tasks;
+} Part;
+
+static void want_code(CodeBatch *b, Kernel *k, Part *p) {
+  if (p->plan) plan_micro(p->plan, b);
+  if (!part_of(k, p->plan, &p->part)) return;
+  loop_code(b, k, p->part, &p->fn);
+  p->tasks = loop_tasks(k, p->part);
+}
+
+/* The phases around it. */
+static void set_phases(const Part *p, KernelCode *code) {
   if (code->n_phases) return;
-  if (part == LOOP_EPILOGUE) {
-    contract_code(p, fn, code);
+  if (p->plan && p->part == LOOP_EPILOGUE) {
+    contract_code(p->plan, p->fn, code);
     return;
   }
   code->n_phases = 1;
-  code->phase[0].fn = fn;
-}
-
-/* The kernels that need generated code: returns how many; of[i] is the place of kernel i among them, or -1. */
-static int generated(int n, Kernel *const *k, Plan *const *plan, Kernel **sub, LoopPart *part,
-                     int *of) {
-  int m = 0;
-
-  for (int i = 0; i < n; i++) {
-    of[i] = -1;
-    if (!part_of(k[i], plan[i], &part[m])) continue;
-    sub[m] = k[i];
-    of[i] = m++;
-  }
-  return m;
-}
-
-static bool compile_micro(Module *m, int n, Plan *const *plan, const CompileOptions *o) {
-  for (int i = 0; i < n; i++)
-    if (plan[i]) {
-      if (!plan_micro(plan[i], o, &m->micro[m->n_micro])) return false;
-      m->n_micro += m->micro[m->n_micro] != NULL;
-    }
-  return true;
-}
-
-static void drop_code(Module *m) {
-  loops_free(m->loops);
-  for (int i = 0; i < m->n_micro; i++) micro_free(m->micro[i]);
-}
-
-/* Microkernels of the plans and loops of the n_sub kernels. */
-static bool compile_code(Module *m, const Graph *g, int n, Plan *const *plan, int n_sub,
-                         Kernel *const *sub, const LoopPart *part, const CompileOptions *o,
-                         KernelFn **fn) {
-  MemGuard guard;
-  if (MEM_GUARD(guard)) {
-    drop_code(m);
-    mem_rethrow();
-  }
-  bool ok = compile_micro(m, n, plan, o);
-  if (ok && n_sub) ok = (m->loops = loops_compile(g, n_sub, sub, part, o, fn)) != NULL;
-  mem_unguard(&guard);
-  if (!ok) drop_code(m);
-  return ok;
+  code->phase[0].fn = p->fn;
+  code->phase[0].n_tasks = p->tasks;
 }
 
 static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const CompileOptions *o,
                            KernelCode *code) {
+  (void)g;
   Arena *a = arena_scratch();
   Module *m = arena_new_of(a, Module);
-  m->arena = a;
-  blas_setup();
-  Plan **plan = arena_array(a, Plan *, n + 1);
-  Kernel **sub = arena_array(a, Kernel *, n + 1);
-  LoopPart *part = arena_array(a, LoopPart, n + 1);
-  int *of = arena_array(a, int, n + 1);
-  m->micro = arena_array(a, MicroModule *, n + 1);
-  for (int i = 0; i < n; i++) plan[i] = plan_of(a, k[i], o);
-  int n_sub = generated(n, k, plan, sub, part, of);
-  KernelFn **fn = arena_array(a, KernelFn *, n_sub + 1);
+  Part *part = arena_array(a, Part, n + 1);
   bool ok = true;
+  m->arena = a;
+  m->code = code_batch(a);
+  blas_setup();
   for (int i = 0; ok && i < n; i++) {
+    part[i].plan = plan_of(a, k[i], o);
     ok = library_code(a, k[i], &code[i]);
-    if (of[i] >= 0 && part[of[i]] != LOOP_EPILOGUE)
-      code[i].phase[0].n_tasks = loop_tasks(k[i], part[of[i]]);
+    want_code(m->code, k[i], &part[i]);
   }
-  if (ok) ok = compile_code(m, g, n, plan, n_sub, sub, part, o, fn);
-  if (!ok) {
+  if (!ok || !code_make(m->code, o)) {
     arena_free(a);
     return NULL;
   }
   arena_keep(a); /* no memory is asked for from here on */
   for (int i = 0; i < n; i++) {
-    LoopPart what = of[i] < 0 ? LOOP_EPILOGUE : part[of[i]];
-    loop_code(plan[i], what, of[i] < 0 ? NULL : fn[of[i]], &code[i]);
-    code[i].cost = cost_of(k[i], plan[i] ? plan[i]->kind : PLAN_LOOPS);
+    Plan *plan = part[i].plan;
+    set_phases(&part[i], &code[i]);
+    code[i].cost = cost_of(k[i], plan ? plan->kind : PLAN_LOOPS);
     if (k[i]->kind == K_CALL) code[i].cost = 0; /* on the calling thread */
   }
   return m;
@@ -204,19 +168,20 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
 
 static void cpu_module_free(Module *m) {
   if (!m) return;
-  drop_code(m);
+  code_free(m->code);
   arena_free(m->arena);
 }
 
 static bool cpu_emit(const Graph *g, int n, Kernel *const *k, const CompileOptions *o,
                      const char *what, Str *out) {
+  (void)g;
   Arena *a = arena_scratch();
-  Plan **plan = arena_array(a, Plan *, n + 1);
   Kernel **sub = arena_array(a, Kernel *, n + 1);
   LoopPart *part = arena_array(a, LoopPart, n + 1);
-  int *of = arena_array(a, int, n + 1);
-  for (int i = 0; i < n; i++) plan[i] = plan_of(a, k[i], o);
-  bool ok = loops_emit(g, generated(n, k, plan, sub, part, of), sub, part, o, what, out);
+  int m = 0;
+  for (int i = 0; i < n; i++)
+    if (part_of(k[i], plan_of(a, k[i], o), &part[m])) sub[m++] = k[i];
+  bool ok = loops_emit(m, sub, part, o, what, out);
   arena_free(a);
   return ok;
 }

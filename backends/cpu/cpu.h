@@ -98,7 +98,7 @@ Plan *contract_plan(Arena *a, const Kernel *k, bool no_blas);
 /* The epilogue of rows r0..r1-1 of Frame.rows. */
 void run_epilogue(const Frame *f, void *const *bufs, int64_t r0, int64_t r1, RunCtx *ctx);
 /* Compiles the plan's microkernels, if it has any: E-GEN-001. */
-bool plan_micro(Plan *p, const CompileOptions *o, MicroModule **module);
+void plan_micro(Plan *p, CodeBatch *b);
 /* Phases for the executor; epilogue is NULL if the kernel has none. */
 void contract_code(Plan *p, KernelFn *epilogue, KernelCode *code);
 /* Tasks worth making of so much arithmetic. */

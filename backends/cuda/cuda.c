@@ -59,7 +59,8 @@ static bool cuda_emit(const Graph *g, int n, Kernel *const *k, const CompileOpti
       part[m] = how[k[i]->kind].part;
       sub[m++] = k[i];
     }
-  bool ok = loops_emit(g, m, sub, part, o, what, out);
+  (void)g;
+  bool ok = loops_emit(m, sub, part, o, what, out);
   const char *comment = strcmp(what, "llvm") ? "//" : ";";
   for (int i = 0; ok && i < n; i++)
     if (!how[k[i]->kind].generated) str_fmt(out, "%s not generated: %s\n", comment, k[i]->name);

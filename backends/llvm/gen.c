@@ -112,29 +112,3 @@ Val gen_access(Gen *g, Val access) {
   if (g->access) LLVMSetMetadata(access, g->md_access, LLVMMetadataAsValue(g->c, g->access));
   return access;
 }
-
-/* Facts about a node, filled in at its first use: levels and costs follow its operands inside the kernel. */
-NodeInfo *gen_info(Gen *g, Node *n) {
-  if (n->mark >= 0 && n->mark < g->info.n && g->info.v[n->mark]->node == n)
-    return g->info.v[n->mark];
-  NodeInfo f = {.node = n, .input = -1, .output = -1, .stored = INT32_MAX, .inside = true};
-  for (int i = 0; i < g->k->inputs.n; i++)
-    if (g->k->inputs.v[i].node == n) f.input = i, f.inside = false;
-  for (int i = 0; i < g->k->outputs.n; i++)
-    if (g->k->outputs.v[i] == n) f.output = g->k->inputs.n + i;
-  static const bool heavy[P_N] = {
-      [P_EXP] = true, [P_LOG] = true, [P_TANH] = true, [P_ERF] = true,
-      [P_SIN] = true, [P_POW] = true, [P_DIV] = true,  [P_RANDOM] = true};
-  f.heavy = heavy[n->prim];
-  if (f.inside && !(n == g->k->core && g->part != LOOP_MAIN))
-    for (int i = 0; i < n->n_in; i++) {
-      NodeInfo *x = gen_info(g, n->in[i]);
-      int level = x->level + kernel_sweeps(g->k, n->in[i]);
-      if (!x->inside) continue;
-      f.heavy |= x->heavy;
-      if (level > f.level) f.level = level;
-    }
-  n->mark = g->info.n;
-  vec_add(g->a, &g->info, arena_dup(g->a, &f, sizeof f));
-  return g->info.v[n->mark];
-}

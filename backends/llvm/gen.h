@@ -107,7 +107,6 @@ uint64_t gen_hash(const int64_t *key, int n);
 Memo *memo_find(Gen *g, const int64_t *key, int n);
 Memo *memo_add(Gen *g, int depth, const int64_t *key, int n);
 void memo_drop(Gen *g, int depth); /* of that depth and deeper */
-NodeInfo *gen_info(Gen *g, Node *n);
 Val gen_i64(Gen *g, int64_t v);
 Val gen_call(Gen *g, const char *intrinsic, LLVMTypeRef t, int n, Val *args); /* overloaded on t */
 Val gen_min(Gen *g, Val x, Val y);                                            /* of i64 */
@@ -134,11 +133,11 @@ void index_reshape(Gen *g, const Index *ix, const int64_t *dims, int rank, const
 /* The operand's index for a map over the loops ix (extents ext). False: always outside. *guard: i1 or NULL = inside. */
 bool index_map(Gen *g, const Index *ix, const int64_t *ext, const AffDim *map, int rank,
                const int64_t *dims, Index *out, Val *guard);
-/* Loops from..to-1 as one run: does the map read them as adjacent operand dimensions *at..*end-1, or not at all (*at -1)? */
+
+/* merge.c: loops from..to-1 as one run: does the map read them as adjacent operand dimensions *at..*end-1, or not at all (*at -1)? */
 bool map_run(const AffDim *map, int rank, const int64_t *dims, const int64_t *ext, int from, int to,
              int *at, int *end);
-
-/* merge.c: may dimensions d and d+1 of n be one loop without costing divisions? */
+/* May dimensions d and d+1 of n be one loop without costing divisions? */
 bool can_merge(Gen *g, Node *n, int d);
 /* The same for loops of a map that reads x. */
 bool can_merge_map(Gen *g, Node *x, const AffDim *map, const int64_t *ext, int d);
@@ -204,6 +203,7 @@ typedef struct Nest {
 /* nest.c. i: the operand of a K_CONCAT, otherwise 0. */
 int nest_n(const Kernel *k, LoopPart part);
 void nest_plan(Gen *g, int i, Nest *t);
+NodeInfo *gen_info(Gen *g, Node *n);
 
 /* loop.c: one loop, lo..hi-1; its variable is in from..to. */
 typedef struct Loop {
@@ -222,7 +222,7 @@ void loop_close(Gen *g, const Loop *l, LoopHint hint);
 /* loop.c: nest i of the kernel over the tasks begin..end-1; GPU: the results begin, begin+step, ... */
 void gen_nest(Gen *g, int i, Val begin, Val end, Val step);
 
-/* stencil.c: NULL: not such a contraction. */
+/* stencil.c: NULL: not such a contraction. stencil_gen.c: its code. */
 typedef struct Stencil Stencil;
 Stencil *stencil_plan(Arena *a, const Kernel *k, LoopPart part);
 int64_t stencil_tasks(const Stencil *s);
@@ -235,13 +235,19 @@ bool gen_kernel(Gen *g, Kernel *k, LoopPart part, const char *symbol);
 typedef struct Target Target;
 Target *target_open(const char *name); /* E-GEN-001, E-GEN-002 */
 void target_close(Target *t);          /* NULL is allowed */
-/* One batch: a context and a module for the target, functions named symbol[i]. E-GEN-001. */
+/* One batch: a context, and a module for the target. E-GEN-001. */
 typedef struct Batch Batch;
-Batch *batch_new(Target *t, Arena *a, int n, Kernel *const *k, const LoopPart *part,
-                 const char *const *symbol);
+Batch *batch_new(Target *t, Arena *a);        /* in the arena; batch_free all the same */
+bool batch_parse(Batch *b, const char *text); /* the module is this text */
+/* The module has functions named symbol[i] (part NULL: LOOP_MAIN of all). */
+bool batch_kernels(Batch *b, Arena *a, int n, Kernel *const *k, const LoopPart *part,
+                   const char *const *symbol);
 bool batch_optimise(Batch *b);
-bool batch_text(Batch *b, Str *out);                /* LLVM IR */
-bool batch_emit(Batch *b, bool object, Str *out);   /* assembly or object bytes */
-void batch_free(Batch *b);                          /* NULL is allowed */
-bool loop_is_empty(const Kernel *k, LoopPart part); /* an epilogue without work */
+bool batch_text(Batch *b, Str *out);              /* LLVM IR */
+bool batch_emit(Batch *b, bool object, Str *out); /* assembly or object bytes */
+void batch_free(Batch *b);
+/* A whole batch as text or object: see loops_emit. */
+bool target_emit(int n, Kernel *const *k, const LoopPart *part, const CompileOptions *o,
+                 const char *what, Str *out);
+void target_describe(Str *out);
 #endif

@@ -286,52 +286,6 @@ static bool map_dim(Gen *g, const Index *ix, const AffDim *m, int64_t dim, Aff *
   return true;
 }
 
-/* The operand dimension that reads loop l and only it, one to one over its whole extent; -1 otherwise. */
-static int plain_dim(const AffDim *map, int rank, const int64_t *dims, const int64_t *ext, int l) {
-  int at = -1;
-  for (int p = 0; p < rank; p++) {
-    bool u0 = map[p].l0 == l && map[p].c0, u1 = map[p].l1 == l && map[p].c1;
-    if (!u0 && !u1) continue;
-    int other = u0 ? map[p].l1 : map[p].l0;
-    int64_t c = u0 ? map[p].c0 : map[p].c1;
-    if (at >= 0 || (u0 && u1) || (other >= 0 && ext[other] > 1) || c != 1 || map[p].off ||
-        map[p].div != 1 || dims[p] != ext[l])
-      return -1;
-    at = p;
-  }
-  return at;
-}
-
-static bool reads_loop(const AffDim *map, int rank, int l) {
-  for (int p = 0; p < rank; p++)
-    if ((map[p].l0 == l && map[p].c0) || (map[p].l1 == l && map[p].c1)) return true;
-  return false;
-}
-
-static bool reads_first(const AffDim *m, const int64_t *ext) {
-  return m->off == 0 && (m->l0 < 0 || !m->c0 || ext[m->l0] == 1) &&
-         (m->l1 < 0 || !m->c1 || ext[m->l1] == 1);
-}
-
-bool map_run(const AffDim *map, int rank, const int64_t *dims, const int64_t *ext, int from, int to,
-             int *at, int *end) {
-  bool any = false;
-  int next = *at = *end = -1;
-  for (int l = from; l < to; l++) any |= ext[l] > 1 && reads_loop(map, rank, l);
-  if (!any) return true;
-  for (int l = from; l < to; l++) {
-    if (ext[l] == 1) continue;
-    int p = plain_dim(map, rank, dims, ext, l);
-    if (p < 0) return false;
-    for (; next >= 0 && next < p; next++)
-      if (dims[next] != 1 || !reads_first(&map[next], ext)) return false;
-    if (next > p) return false;
-    if (*at < 0) *at = p;
-    next = *end = p + 1;
-  }
-  return true;
-}
-
 bool index_map(Gen *g, const Index *ix0, const int64_t *ext, const AffDim *map, int rank,
                const int64_t *dims, Index *out, Val *guard) {
   Index ix = *ix0;

@@ -1,4 +1,6 @@
-/* The shared generator: Kernels -> LLVM IR -> machine code (CPU) or PTX (CUDA). Private to the backends.
+/* The shared generator: Kernels -> LLVM IR -> machine code (CPU) or PTX (CUDA). Private to the backends. All of it but
+ * nest.c, merge.c and stencil.c, which plan without LLVM, is in the module libkiln-codegen.so, which ../code opens when there is
+ * something to compile.
  *
  * emit.c     a node at an index -> an LLVM value: recursively over everything that fusion put inside a kernel
  * index.c    index vectors as affine expressions over loop variables: views, reshapes, ranges, guards
@@ -7,13 +9,14 @@
  * merge.c    which dimensions are traversed as one loop
  * nest.c     the shape of a kernel's loop nest; tasks
  * loop.c     the loop nests around emit, for the CPU and for CUDA
- * stencil.c  depthwise contractions in register tiles
+ * stencil.c  depthwise contractions in register tiles: the plan; stencil_gen.c: the code
  * kernel.c   functions around the nests
+ * micro_ir.c microkernels
  * target.c   target machines, optimisation, texts and objects
- * jit.c      a process-wide cache of compiled kernels on ORC */
+ * codegen.c  the module's entry: objects of many functions in parallel */
 #ifndef KILN_LLVM_H
 #define KILN_LLVM_H
-#include "../backend.h"
+#include "../code/code.h"
 
 /* Which code of a kernel. */
 typedef enum LoopPart {
@@ -25,21 +28,25 @@ typedef enum LoopPart {
   LOOP_CONTRACT /* K_CONTRACT: the whole kernel as plain loops, any AffDim; tasks = loop_tasks() */
 } LoopPart;
 
-typedef struct LoopModule LoopModule;
+typedef struct LoopJob {
+  Kernel *kernel;
+  LoopPart part;
+} LoopJob;
 
 /* The number of tasks of the function; fixed by the shapes. */
 int64_t loop_tasks(const Kernel *k, LoopPart part);
 /* Is LOOP_CONTRACT's code of this kernel more than plain loops: as fast as the machine can do it? */
 bool loop_is_stencil(const Kernel *k);
-/* Code for part[i] of k[i] (part NULL: LOOP_MAIN of all), with the signature of backend.h; `self` is unused. fn[i] lives until
- * loops_free. Equal kernels share code across modules. E-GEN-001. Any thread. */
-LoopModule *loops_compile(const Graph *g, int n, Kernel *const *k, const LoopPart *part,
-                          const CompileOptions *o, KernelFn **fn);
-void loops_free(LoopModule *m); /* NULL is allowed */
-/* The same as text ("llvm", "asm", "ptx") or object bytes ("object") for o->target. E-GEN-001, E-GEN-002. */
-bool loops_emit(const Graph *g, int n, Kernel *const *k, const LoopPart *part,
-                const CompileOptions *o, const char *what, Str *out);
-/* Lines "key: value": the host's CPU name and the vector features that code is generated for. */
+/* Code for a part of k, with the signature of backend.h; `self` is unused. See code_want. */
+void loop_code(CodeBatch *b, Kernel *k, LoopPart part, KernelFn **fn);
+/* The same as text ("llvm", "asm", "ptx") or object bytes ("object") for o->target. E-GEN-001, E-GEN-002, E-GEN-003. */
+bool loops_emit(int n, Kernel *const *k, const LoopPart *part, const CompileOptions *o,
+                const char *what, Str *out);
+/* Lines "key: value": the host's CPU name and the vector features that code is generated for, LLVM's version. */
 void loops_describe(Str *out);
+/* An epilogue without work. */
+static inline bool loop_is_empty(const Kernel *k, LoopPart part) {
+  return part == LOOP_EPILOGUE && k->outputs.n == 1 && k->outputs.v[0] == k->core;
+}
 
 #endif

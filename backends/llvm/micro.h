@@ -2,7 +2,7 @@
  * The accumulators stay in registers over all of K and the batch; see micro_ir.c for the form of the code. */
 #ifndef KILN_MICRO_H
 #define KILN_MICRO_H
-#include "../backend.h"
+#include "../code/code.h"
 
 /* One function. The tile has mr rows and nv vectors of `lanes` elements. */
 typedef struct MicroSpec {
@@ -31,10 +31,8 @@ typedef struct MicroArgs {
 bool micro_same(const MicroSpec *a, const MicroSpec *b);
 typedef void MicroFn(const MicroArgs *args);
 
-/* Functions for n specs, compiled for this machine; equal specs share code across modules. E-GEN-001. Any thread. */
-typedef struct MicroModule MicroModule;
-MicroModule *micro_compile(int n, const MicroSpec *spec, const CompileOptions *o, MicroFn **fn);
-void micro_free(MicroModule *m); /* NULL is allowed */
+/* A function for the spec, compiled for this machine: see code_want. */
+void micro_code(CodeBatch *b, const MicroSpec *spec, MicroFn **fn);
 
 /* micro_ir.c: a module's text with that function. */
 void micro_text(const MicroSpec *spec, const char *symbol, Str *out);

@@ -8,6 +8,32 @@
  *   columns  it is not: rows as for maps, sums inside, and a block of the last result axis innermost, summed side by side */
 #include "gen.h"
 
+/* Facts about a node, filled in at its first use: levels and costs follow its operands inside the kernel. */
+NodeInfo *gen_info(Gen *g, Node *n) {
+  if (n->mark >= 0 && n->mark < g->info.n && g->info.v[n->mark]->node == n)
+    return g->info.v[n->mark];
+  NodeInfo f = {.node = n, .input = -1, .output = -1, .stored = INT32_MAX, .inside = true};
+  for (int i = 0; i < g->k->inputs.n; i++)
+    if (g->k->inputs.v[i].node == n) f.input = i, f.inside = false;
+  for (int i = 0; i < g->k->outputs.n; i++)
+    if (g->k->outputs.v[i] == n) f.output = g->k->inputs.n + i;
+  static const bool heavy[P_N] = {
+      [P_EXP] = true, [P_LOG] = true, [P_TANH] = true, [P_ERF] = true,
+      [P_SIN] = true, [P_POW] = true, [P_DIV] = true,  [P_RANDOM] = true};
+  f.heavy = heavy[n->prim];
+  if (f.inside && !(n == g->k->core && g->part != LOOP_MAIN))
+    for (int i = 0; i < n->n_in; i++) {
+      NodeInfo *x = gen_info(g, n->in[i]);
+      int level = x->level + kernel_sweeps(g->k, n->in[i]);
+      if (!x->inside) continue;
+      f.heavy |= x->heavy;
+      if (level > f.level) f.level = level;
+    }
+  n->mark = g->info.n;
+  vec_add(g->a, &g->info, arena_dup(g->a, &f, sizeof f));
+  return g->info.v[n->mark];
+}
+
 int nest_n(const Kernel *k, LoopPart part) {
   return part == LOOP_MAIN && k->kind == K_CONCAT ? k->core->n_in : 1;
 }

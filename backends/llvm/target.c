@@ -162,10 +162,6 @@ static bool fine(Batch *b, const char *doing) {
   return err_set(E_GEN_001, "LLVM, %s: %s", doing, b->trouble);
 }
 
-bool loop_is_empty(const Kernel *k, LoopPart part) {
-  return part == LOOP_EPILOGUE && k->outputs.n == 1 && k->outputs.v[0] == k->core;
-}
-
 static bool generate(Batch *b, Gen *g, int n, Kernel *const *k, const LoopPart *part,
                      const char *const *symbol) {
   LLVMValueRef ag;
@@ -189,38 +185,33 @@ static bool generate(Batch *b, Gen *g, int n, Kernel *const *k, const LoopPart *
   return !bad;
 }
 
-static bool fill_batch(Batch *b, Arena *a, int n, Kernel *const *k, const LoopPart *part,
-                       const char *const *symbol) {
-  Gen *g = arena_new_of(a, Gen);
-  g->a = a;
-  b->m = parse(b->c, "!kiln.access = !{!0}\n!0 = distinct !{}\n");
+bool batch_parse(Batch *b, const char *text) {
+  b->m = parse(b->c, text);
   if (!b->m) return false;
-  b->b = LLVMCreateBuilderInContext(b->c);
   LLVMTargetDataRef layout = LLVMCreateTargetDataLayout(b->t->tm);
   char *triple = LLVMGetTargetMachineTriple(b->t->tm);
   LLVMSetModuleDataLayout(b->m, layout);
   LLVMSetTarget(b->m, triple);
   LLVMDisposeTargetData(layout);
   LLVMDisposeMessage(triple);
+  return fine(b, "parsing");
+}
+
+bool batch_kernels(Batch *b, Arena *a, int n, Kernel *const *k, const LoopPart *part,
+                   const char *const *symbol) {
+  Gen *g = arena_new_of(a, Gen);
+  g->a = a;
+  if (!batch_parse(b, "!kiln.access = !{!0}\n!0 = distinct !{}\n")) return false;
+  b->b = LLVMCreateBuilderInContext(b->c);
   return generate(b, g, n, k, part, symbol) && fine(b, "generating");
 }
 
-Batch *batch_new(Target *t, Arena *a, int n, Kernel *const *k, const LoopPart *part,
-                 const char *const *symbol) {
-  Batch *const b = arena_new_of(a, Batch);
+Batch *batch_new(Target *t, Arena *a) {
+  Batch *b = arena_new_of(a, Batch);
   b->t = t;
   b->c = LLVMContextCreate();
   LLVMContextSetDiagnosticHandler(b->c, complain, b);
-  MemGuard guard;
-  if (MEM_GUARD(guard)) {
-    batch_free(b);
-    mem_rethrow();
-  }
-  bool ok = fill_batch(b, a, n, k, part, symbol);
-  mem_unguard(&guard);
-  if (ok) return b;
-  batch_free(b);
-  return NULL;
+  return b;
 }
 
 bool batch_optimise(Batch *b) {
@@ -283,26 +274,24 @@ void batch_free(Batch *b) {
 
 static bool emit_batch(Target *t, Arena *a, int n, Kernel *const *k, const LoopPart *part,
                        const char *what, Str *out) {
-  const char **symbol = arena_array(a, const char *, n);
+  const char **symbol = arena_array(a, const char *, n + 1);
   for (int i = 0; i < n; i++) symbol[i] = k[i]->name;
-  Batch *const b = batch_new(t, a, n, k, part, symbol);
-  if (!b) return false;
+  Batch *b = batch_new(t, a);
   MemGuard guard;
   if (MEM_GUARD(guard)) {
     batch_free(b);
     mem_rethrow();
   }
   bool ok =
-      batch_optimise(b) &&
+      batch_kernels(b, a, n, k, part, symbol) && batch_optimise(b) &&
       (!strcmp(what, "llvm") ? batch_text(b, out) : batch_emit(b, !strcmp(what, "object"), out));
   mem_unguard(&guard);
   batch_free(b);
   return ok;
 }
 
-bool loops_emit(const Graph *g, int n, Kernel *const *k, const LoopPart *part,
-                const CompileOptions *o, const char *what, Str *out) {
-  (void)g;
+bool target_emit(int n, Kernel *const *k, const LoopPart *part, const CompileOptions *o,
+                 const char *what, Str *out) {
   Target *const t = target_open(o ? o->target : NULL);
   if (!t) return false;
   bool known = !strcmp(what, "llvm") || !strcmp(what, t->gpu ? "ptx" : "asm") ||
@@ -326,7 +315,7 @@ bool loops_emit(const Graph *g, int n, Kernel *const *k, const LoopPart *part,
   return ok;
 }
 
-void loops_describe(Str *out) {
+void target_describe(Str *out) {
   static const char *const shown[] = {"avx2",     "fma",      "avx512f", "avx512bf16", "avx512fp16",
                                       "amx-bf16", "amx-int8", "neon",    "sve"};
   char *cpu = LLVMGetHostCPUName(), *features = LLVMGetHostCPUFeatures(), word[32];

@@ -45,12 +45,12 @@ typedef struct Side {
   double t[ROUNDS];
 } Side;
 
-static void side_open(Side *s, Arena *a, const Kernel *k, bool ours, MicroModule **micro,
-                      int threads) {
+static void side_open(Side *s, Arena *a, const Kernel *k, bool ours, CodeBatch *code, int threads) {
   micro_isa = ours ? NULL : "none";
   s->plan = contract_plan(a, k, false);
   micro_isa = NULL;
-  if (ours && !plan_micro(s->plan, NULL, micro)) exit((err_print(stderr, false), 1));
+  if (ours) plan_micro(s->plan, code);
+  if (!code_make(code, NULL)) exit((err_print(stderr, false), 1));
   contract_code(s->plan, NULL, &s->code);
   s->scratch = mem_alloc((size_t)(s->code.scratch_bytes * threads) + 64);
 }
@@ -78,10 +78,10 @@ static void measure(const char *name, Node *n, Pool *pool) {
   }
   vec_add(a, &k.outputs, n);
   bufs[2] = mem_alloc((size_t)node_numel(n) * 4);
-  MicroModule *micro = NULL;
   Side side[2] = {{0}, {0}};
+  CodeBatch *code[2] = {code_batch(a), code_batch(a)};
   double top[ROUNDS];
-  for (int i = 0; i < 2; i++) side_open(&side[i], a, &k, !i, &micro, pool_threads(pool));
+  for (int i = 0; i < 2; i++) side_open(&side[i], a, &k, !i, code[i], pool_threads(pool));
   const Plan *p = side[0].plan;
   bufs[3] = mem_alloc((size_t)p->work.workspace + 64);
   int repeat = 1 + (int)(1e6 / (double)p->facts.flops * 50);
@@ -100,11 +100,11 @@ static void measure(const char *name, Node *n, Pool *pool) {
   }
   printf("%-32s %-7s %3lld tasks %9.1f us  %4.2f of peak  OpenBLAS %4.2f  %5.2fx%s\n", name,
          how[p->kind], (long long)side[0].code.phase[0].n_tasks, side[0].t[ROUNDS / 2] / 1e3,
-         part[0], part[1], part[0] / part[1], micro ? "" : " (OpenBLAS)");
+         part[0], part[1], part[0] / part[1], p->set ? "" : " (OpenBLAS)");
   fflush(stdout);
   for (int i = 0; i < 4; i++) mem_free(bufs[i]);
   for (int i = 0; i < 2; i++) mem_free(side[i].scratch);
-  micro_free(micro);
+  for (int i = 0; i < 2; i++) code_free(code[i]);
   arena_free(a);
 }
 
