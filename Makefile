@@ -47,7 +47,7 @@ help:
 #: make check     house rules: includes, formatting, warnings with gcc and clang, sizes
 #: make bless     rewrite the expected output of the golden tests
 #: make docs      rewrite the pages that come from the tables: operators, error codes
-#: make bench     compare the speed with the peers (prepares them in .venv)
+#: make bench     compare the speed with the peers (prepares them in .venv), about 25 minutes
 #: make peers-test   compare operators, training and files with PaddlePaddle (prepares it in .venv)
 #: make install   PREFIX=/usr/local DESTDIR=
 deps-build:
