@@ -7,7 +7,8 @@
  *   at the exit. Other outputs take the buffer of an input that dies in the kernel and is read only at the index written.
  * 3 Offsets: buffers live at the same time must not overlap: largest first, each into the smallest gap that fits
  *   (greedy by size: Pisarchyk and Lee, Efficient memory management for deep neural net inference, 2020), also tried in
- *   order of time; the smaller plan is kept. */
+ *   order of time and of lifetime. While the plan exceeds the lower bound, what reaches above it is placed first in another
+ *   round (squeaky wheel optimization: Joslin and Clements, 1999); the smallest plan is kept. */
 #include "rewrite.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -200,56 +201,75 @@ static int by_span(const void *a, const void *b) {
   return by_size(a, b);
 }
 
-static int by_offset(const void *a, const void *b) {
-  const Buffer *x = *(Buffer *const *)a, *y = *(Buffer *const *)b;
-  return (x->offset > y->offset) - (x->offset < y->offset);
-}
-
-/* Places v[0..n-1] in this order; returns the size. */
-static int64_t place(Arena *a, Buffer **v, int n) {
-  Buffer **near = arena_array(a, Buffer *, n); /* placed ones live at the same time, by offset */
+/* Places v[0..n-1] in this order; returns the size. `by_offset` has room for them: what is placed, by offset. */
+static int64_t place(Buffer **by_offset, Buffer **v, int n) {
   int64_t top = 0;
   for (int i = 0; i < n; i++) {
     Buffer *b = v[i];
-    int m = 0;
-    for (int j = 0; j < i; j++)
-      if (overlap(v[j], b)) near[m++] = v[j];
-    if (m > 1) qsort(near, (size_t)m, sizeof *near, by_offset);
-    int64_t end = 0, best = -1, best_gap = 0;
-    for (int j = 0; j < m; j++) {
-      int64_t gap = near[j]->offset - end, after = near[j]->offset + round_up(near[j]->bytes);
-      if (gap >= round_up(b->bytes) && (best < 0 || gap < best_gap)) best = end, best_gap = gap;
+    int64_t bytes = round_up(b->bytes), end = 0, best = -1, best_gap = 0;
+    for (int j = 0; j < i; j++) {
+      const Buffer *p = by_offset[j];
+      if (!overlap(p, b)) continue;
+      int64_t gap = p->offset - end, after = p->offset + round_up(p->bytes);
+      if (gap >= bytes && (best < 0 || gap < best_gap)) best = end, best_gap = gap;
       if (after > end) end = after;
     }
     b->offset = best >= 0 ? best : end;
-    if (b->offset + round_up(b->bytes) > top) top = b->offset + round_up(b->bytes);
+    if (b->offset + bytes > top) top = b->offset + bytes;
+    int at = i;
+    for (; at > 0 && by_offset[at - 1]->offset > b->offset; at--) by_offset[at] = by_offset[at - 1];
+    by_offset[at] = b;
   }
   return top;
 }
 
+/* The largest sum of bytes that are live at once. */
+static int64_t find_bound(const Plan *p, Buffer *const *v, int n) {
+  int64_t live = 0, most = 0, *change = arena_array(p->a, int64_t, p->n_kernels + 2);
+  for (int i = 0; i < n; i++) {
+    int last = v[i]->last < p->n_kernels ? v[i]->last : p->n_kernels;
+    change[v[i]->first] += round_up(v[i]->bytes);
+    change[last + 1] -= round_up(v[i]->bytes);
+  }
+  for (int k = 0; k <= p->n_kernels; k++) {
+    live += change[k];
+    if (live > most) most = live;
+  }
+  return most;
+}
+
+/* Those that reach above the limit go first, in the order that they have. */
+static void move_to_front(Arena *a, Buffer **v, int n, int64_t limit) {
+  Buffer **old = arena_dup(a, v, sizeof *v * (size_t)n);
+  int to = 0;
+  for (int pass = 0; pass < 2; pass++)
+    for (int i = 0; i < n; i++)
+      if ((old[i]->offset + round_up(old[i]->bytes) > limit) == !pass) v[to++] = old[i];
+}
+
 static void assign_offsets(Plan *p) {
   static int (*const orders[])(const void *, const void *) = {by_size, by_time, by_span};
-  enum { N = sizeof orders / sizeof *orders };
+  enum { ORDERS = sizeof orders / sizeof *orders, ROUNDS = 24 };
   Graph *g = p->g;
   Buffer **v = arena_array(p->a, Buffer *, g->buffers.n + 1);
-  int n = 0, best = 0;
-  int64_t size[N];
+  Buffer **scratch = arena_array(p->a, Buffer *, g->buffers.n + 1), **best = NULL;
+  int n = 0;
   for (int i = 0; i < g->buffers.n; i++)
     if (g->buffers.v[i]->kind == B_ARENA) v[n++] = g->buffers.v[i];
-  for (int o = 0; o < N; o++) {
+  g->lower_bound = find_bound(p, v, n);
+  g->arena_bytes = INT64_MAX;
+  for (int o = 0; o < ORDERS; o++) {
     if (n > 1) qsort(v, (size_t)n, sizeof *v, orders[o]);
-    size[o] = place(p->a, v, n);
-    if (size[o] < size[best]) best = o;
+    for (int round = 0; round < ROUNDS && g->arena_bytes > g->lower_bound; round++) {
+      int64_t size = place(scratch, v, n);
+      if (size < g->arena_bytes) {
+        g->arena_bytes = size;
+        best = arena_dup(p->a, v, sizeof *v * (size_t)n);
+      }
+      if (n) move_to_front(p->a, v, n, g->lower_bound);
+    }
   }
-  if (n > 1) qsort(v, (size_t)n, sizeof *v, orders[best]);
-  g->arena_bytes = place(p->a, v, n);
-  g->lower_bound = 0;
-  for (int k = 0; k < p->n_kernels; k++) {
-    int64_t live = 0;
-    for (int i = 0; i < n; i++)
-      if (v[i]->first <= k && k <= v[i]->last) live += round_up(v[i]->bytes);
-    if (live > g->lower_bound) g->lower_bound = live;
-  }
+  place(scratch, best, n);
 }
 
 void pass_memplan(Graph *g) {
