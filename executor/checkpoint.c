@@ -214,7 +214,7 @@ static bool apply(const Loaded *l, const char *path, Scope *s, const Program *p,
     return false;
   }
   Tensor *t = arena_array(a, Tensor, n + 1);
-  if (!params_decode(l->tensors, l->n_tensors, path, n, vars, a, t)) return false;
+  if (!params_view(l->tensors, l->n_tensors, path, n, vars, t)) return false;
   scope_set_all(s, a, n, vars, t);
   return true;
 }

@@ -1,5 +1,8 @@
 /* Scopes: tensors by name that outlive a run (parameters, optimiser state, running statistics).
  *
+ * Large tensors of a parameter file stay where the file is mapped, if they are aligned there: pages come in when they are
+ * read, and become the scope's own when they are written. A mapping goes with the last tensor in it.
+ *
  * In: names and values. Out: tensors whose data stays at one address until the variable gets another size or the scope
  * is freed. Look-ups from several threads are safe; so is setting different variables, but not changing a variable while
  * somebody runs with it. */
@@ -8,8 +11,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+typedef struct Mapping {
+  uint8_t *data;
+  size_t n;
+  int live; /* tensors in it */
+  struct Mapping *next;
+} Mapping;
+
 struct kl_scope {
   Arena *arena;
+  Mapping *mappings;
   Map *by_name; /* name -> Tensor*; removed variables keep their (empty) Tensor for reuse */
   pthread_mutex_t lock;
 };
@@ -24,12 +35,30 @@ Scope *scope_new(void) {
   return s;
 }
 
+static void drop_mapping(Mapping *m) {
+  vfs_unmap(m->data, m->n);
+  mem_free(m);
+}
+
+/* Frees a tensor's data or, for that of a file, its place in the mapping. */
+static void release(Scope *s, void *data) {
+  uint8_t *p = data;
+  for (Mapping **link = &s->mappings, *m; data && (m = *link); link = &m->next) {
+    if (p < m->data || p >= m->data + m->n) continue;
+    if (--m->live) return;
+    *link = m->next;
+    drop_mapping(m);
+    return;
+  }
+  mem_free(data);
+}
+
 void scope_free(Scope *s) {
   if (!s) return;
   for (int i = 0; i < map_n(s->by_name); i++) {
     void *t;
     map_at(s->by_name, i, &t);
-    mem_free(((Tensor *)t)->data);
+    release(s, ((Tensor *)t)->data);
   }
   pthread_mutex_destroy(&s->lock);
   arena_free(s->arena);
@@ -62,7 +91,7 @@ void scope_reserve(Scope *s, const char *name) { entry(s, name); }
 void scope_give(Scope *s, const char *name, const Tensor *value) {
   pthread_mutex_lock(&s->lock);
   Tensor *t = map_get(s->by_name, name);
-  if (value->data != t->data) mem_free(t->data);
+  if (value->data != t->data) release(s, t->data);
   *t = *value;
   pthread_mutex_unlock(&s->lock);
 }
@@ -92,7 +121,7 @@ void scope_remove(Scope *s, const char *name) {
   pthread_mutex_lock(&s->lock);
   Tensor *t = map_get(s->by_name, name);
   if (t) {
-    mem_free(t->data);
+    release(s, t->data);
     t->data = NULL;
   }
   pthread_mutex_unlock(&s->lock);
@@ -144,39 +173,80 @@ bool scope_save_params(Scope *s, const Program *p, const char *path) {
   return ok;
 }
 
-/* Copies, all in memory of their own until the last one is there. */
-static void copy_all(int n, const Tensor *t, Tensor *copy) {
+static bool stays(const Mapping *m, const Tensor *t) {
+  return m && tensor_bytes(t) >= PARAMS_LARGE && (uintptr_t)t->data % PARAMS_ALIGN == 0;
+}
+
+/* Copies, but of what stays in the mapping, all in memory of their own until the last one is there. */
+static void copy_all(int n, const Tensor *t, Mapping *m, Tensor *copy) {
   for (int i = 0; i < n; i++) {
     copy[i] = t[i];
+    if (stays(m, &t[i])) continue;
     copy[i].data = NULL;
     copy[i].data = mem_alloc(tensor_bytes(&t[i]) + 1);
     memcpy(copy[i].data, t[i].data, tensor_bytes(&t[i]));
   }
 }
 
-void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t) {
+static void adopt(Scope *s, Mapping *m) {
+  pthread_mutex_lock(&s->lock);
+  m->next = s->mappings;
+  s->mappings = m;
+  pthread_mutex_unlock(&s->lock);
+}
+
+/* All of them or, if memory is refused, none. m: NULL, or where they are mapped; it is the scope's if it has live ones then. */
+static void set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t, Mapping *m) {
   Tensor *const copy = arena_array(a, Tensor, n + 1);
   MemGuard guard;
   if (MEM_GUARD(guard)) {
-    for (int i = 0; i < n; i++) mem_free(copy[i].data);
+    for (int i = 0; i < n; i++)
+      if (!stays(m, &t[i])) mem_free(copy[i].data);
     mem_rethrow();
   }
   for (int i = 0; i < n; i++) scope_reserve(s, vars[i]->name);
-  copy_all(n, t, copy);
+  copy_all(n, t, m, copy);
   mem_unguard(&guard);
+  for (int i = 0; i < n; i++)
+    if (stays(m, &t[i])) m->live++;
+  if (m && m->live) adopt(s, m);
   for (int i = 0; i < n; i++) scope_give(s, vars[i]->name, &copy[i]);
+}
+
+void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t) {
+  set_all(s, a, n, vars, t, NULL);
+}
+
+/* m->data is the file's content; m->n of it. */
+static bool take_params(Scope *s, const Program *p, const char *path, Arena *a, Mapping *m,
+                        bool mapped) {
+  Var **vars;
+  int n = params_list(p, a, &vars);
+  Tensor *t = arena_array(a, Tensor, n + 1);
+  if (!params_view(m->data, m->n, path, n, vars, t)) return false;
+  set_all(s, a, n, vars, t, mapped ? m : NULL);
+  return true;
+}
+
+static bool map_params(Scope *s, const Program *p, const char *path, Arena *a) {
+  Mapping *m = mem_alloc(sizeof *m);
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    drop_mapping(m);
+    mem_rethrow();
+  }
+  bool ok = vfs_map(path, &m->data, &m->n) && take_params(s, p, path, a, m, true);
+  mem_unguard(&guard);
+  if (!m->live) drop_mapping(m);
+  return ok;
 }
 
 bool scope_load_params(Scope *s, const Program *p, const char *path) {
   Arena *a = arena_scratch();
-  Var **vars;
-  int n = params_list(p, a, &vars);
-  Tensor *t = arena_array(a, Tensor, n + 1);
-  uint8_t *bytes;
-  size_t n_bytes;
-  bool ok =
-      vfs_read(a, path, &bytes, &n_bytes) && params_decode(bytes, n_bytes, path, n, vars, a, t);
-  if (ok) scope_set_all(s, a, n, vars, t);
+  Mapping m = {0};
+  bool ok = strcmp(path, "-")
+                ? map_params(s, p, path, a)
+                : vfs_read(a, path, &m.data, &m.n) && take_params(s, p, path, a, &m, false);
   arena_free(a);
   return ok;
 }

@@ -214,11 +214,17 @@ typedef struct VfsTable {
   int (*fsync)(int fd);
   int (*close)(int fd);
   int (*rename)(const char *from, const char *to);
+  void *(*map)(size_t n, int fd); /* NULL: refused */
+  int (*unmap)(void *p, size_t n);
 } VfsTable;
 extern VfsTable vfs_table;
 
 /* The whole regular file; "-" is stdin. Memory from the arena, a NUL after the end. E-IO-001. */
 bool vfs_read(Arena *a, const char *path, uint8_t **data, size_t *n);
+/* The whole regular file as memory that may be written (the file stays as it is) until vfs_unmap. E-IO-001. If the file is
+ * cut off or overwritten meanwhile, pages not yet touched follow it, and those behind its end raise SIGBUS. */
+bool vfs_map(const char *path, uint8_t **data, size_t *n);
+void vfs_unmap(void *data, size_t n);
 /* Written under a temporary name, synced, renamed; "-" is stdout. E-IO-002. */
 bool vfs_write(const char *path, const void *data, size_t n);
 /* Not synced: after a crash of the system the file may be damaged. For what can be made again. */
@@ -794,7 +800,8 @@ Program *prog_load_any(const char *path);
 /* By extension: .kl text, otherwise ProgramDesc */
 bool prog_save(const Program *p, const char *path);
 /* params.c: tensors in the .pdiparams layout. */
-/* Entries back to back, in the given order */
+/* Entries back to back, in the given order. Large data starts at multiples of PARAMS_ALIGN, so that it can be mapped. */
+enum { PARAMS_ALIGN = 64, PARAMS_LARGE = 4096 };
 bool params_encode(Str *out, int n, const Tensor *const *t);
 /* The persistable variables that a combined file holds, sorted bytewise by name. */
 int params_list(const Program *p, Arena *a, Var ***vars);
@@ -802,6 +809,9 @@ int params_list(const Program *p, Arena *a, Var ***vars);
  * The sizes of all entries are checked before any is accepted. E-PAR. */
 bool params_decode(const uint8_t *bytes, size_t n_bytes, const char *file, int n, Var *const *vars,
                    Arena *a, Tensor *out);
+/* The same, but the data stays where it is in `bytes`, on any alignment. */
+bool params_view(uint8_t *bytes, size_t n_bytes, const char *file, int n, Var *const *vars,
+                 Tensor *out);
 
 /* ---- Kernels: what fusion makes of a Graph ---- */
 

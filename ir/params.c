@@ -4,7 +4,8 @@
  *
  * A combined file is the entries of the persistable variables back to back in bytewise order of their names, without
  * names or counts. Reading first walks all headers and checks every size against what is left, then copies any data.
- * LoD levels are checked (whole offsets, from 0, not decreasing) and skipped. */
+ * LoD levels are checked (whole offsets, from 0, not decreasing) and skipped. When writing, a description may be padded, so
+ * that the data of large tensors is aligned and can be used where the file is mapped. */
 #include "ir.h"
 #include "kiln.pb-c.h"
 #include <inttypes.h>
@@ -178,11 +179,14 @@ static bool take_entry(Reader *r, Arena *tmp, const Var *v, Tensor *t, const uin
   return true;
 }
 
-static void copy_data(Arena *a, const uint8_t *from, Tensor *t) {
+/* Into the arena, or NULL: as it stands. Truth values become 0 or 1. */
+static void put_data(Arena *a, uint8_t *from, Tensor *t) {
   size_t n = tensor_bytes(t);
-  uint8_t *to = t->data = arena_alloc(a, n);
-  if (n) memcpy(to, from, n);
-  for (size_t i = 0; t->dtype == DT_BOOL && i < n; i++) to[i] = to[i] != 0;
+  uint8_t *to = a ? arena_alloc(a, n) : from;
+  if (a && n) memcpy(to, from, n);
+  for (size_t i = 0; t->dtype == DT_BOOL && i < n; i++)
+    if (to[i] > 1) to[i] = 1;
+  t->data = to;
 }
 
 __attribute__((noinline)) static bool take_all(Reader *r, Arena *tmp, int n, Var *const *vars,
@@ -210,7 +214,7 @@ __attribute__((noinline)) static bool take_all(Reader *r, Arena *tmp, int n, Var
     err_help("The file belongs to another program, one with more persistable variables.");
     return at(r, r->p);
   }
-  for (int i = 0; i < n; i++) copy_data(a, data[i], &out[i]);
+  for (int i = 0; i < n; i++) put_data(a, (uint8_t *)data[i], &out[i]);
   return true;
 }
 
@@ -227,6 +231,11 @@ bool params_decode(const uint8_t *bytes, size_t n_bytes, const char *file, int n
   mem_unguard(&g);
   arena_free(tmp);
   return ok;
+}
+
+bool params_view(uint8_t *bytes, size_t n_bytes, const char *file, int n, Var *const *vars,
+                 Tensor *out) {
+  return params_decode(bytes, n_bytes, file, n, vars, NULL, out);
 }
 
 /* ---- which variables ---- */
@@ -255,7 +264,20 @@ int params_list(const Program *p, Arena *a, Var ***vars) {
 
 /* ---- writing ---- */
 
-static void put_entry(Str *out, const Tensor *t) {
+/* Readers of protocol buffers skip fields that they do not know: such a field fills the description up to where the data
+ * behind it is aligned. `at`: of the description in the file. */
+static int32_t pad_desc(uint8_t *desc, int32_t n, size_t at) {
+  enum { UNKNOWN_BYTES = 15 << 3 | 2 };
+  size_t gap = (PARAMS_ALIGN - (at + (size_t)n) % PARAMS_ALIGN) % PARAMS_ALIGN;
+  if (gap == 1) gap += PARAMS_ALIGN;
+  if (!gap) return n;
+  desc[n] = UNKNOWN_BYTES;
+  desc[n + 1] = (uint8_t)(gap - 2);
+  memset(desc + n + 2, 0, gap - 2);
+  return n + (int32_t)gap;
+}
+
+static void put_entry(Str *out, size_t start, const Tensor *t) {
   uint8_t desc[DESC_MOST];
   Pb__VarType__TensorDesc d = PB__VAR_TYPE__TENSOR_DESC__INIT;
   d.data_type = (Pb__VarType__Type)dtype_info[t->dtype].paddle;
@@ -264,6 +286,8 @@ static void put_entry(Str *out, const Tensor *t) {
   int32_t n_desc = (int32_t)protobuf_c_message_pack(&d.base, desc);
   const uint32_t version = 0;
   const uint64_t levels = 0;
+  const size_t head = 2 * sizeof version + sizeof levels + sizeof n_desc;
+  if (tensor_bytes(t) >= PARAMS_LARGE) n_desc = pad_desc(desc, n_desc, out->n - start + head);
   str_addn(out, (const char *)&version, sizeof version);
   str_addn(out, (const char *)&levels, sizeof levels);
   str_addn(out, (const char *)&version, sizeof version);
@@ -273,10 +297,11 @@ static void put_entry(Str *out, const Tensor *t) {
 }
 
 bool params_encode(Str *out, int n, const Tensor *const *t) {
+  size_t start = out->n;
   for (int i = 0; i < n; i++) {
     if (!t[i] || t[i]->dtype >= DT_N)
       return err_set(E_RUN_001, "tensor %d of %d to save has no value", i, n);
-    put_entry(out, t[i]);
+    put_entry(out, start, t[i]);
   }
   return true;
 }

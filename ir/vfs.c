@@ -9,11 +9,16 @@
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 static int posix_open(const char *path, int flags, int mode) { return open(path, flags, mode); }
-VfsTable vfs_table = {posix_open, read, write, fsync, close, rename};
+static void *posix_map(size_t n, int fd) {
+  void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+  return p == MAP_FAILED ? NULL : p;
+}
+VfsTable vfs_table = {posix_open, read, write, fsync, close, rename, posix_map, munmap};
 
 static const size_t max_file = (size_t)8 << 30;
 
@@ -58,22 +63,32 @@ static bool read_all(Arena *a, int fd, const char *path, size_t guess, uint8_t *
   return true;
 }
 
-bool vfs_read(Arena *a, const char *path, uint8_t **data, size_t *n) {
-  if (!strcmp(path, "-")) return read_all(a, 0, path, 65536, data, n);
+/* A regular file to be read, or -1. */
+static int open_regular(const char *path, struct stat *st) {
   int fd = open_file(path, O_RDONLY | O_NONBLOCK | O_NOCTTY);
   if (fd < 0) {
     err_set(E_IO_001, "cannot open %s: %s", quoted(path), strerror(errno));
     if (errno == ENOENT) err_help("Check the path; it is relative to the folder you are in.");
-    return false;
+    return -1;
   }
-  struct stat st;
-  bool ok;
-  if (fstat(fd, &st))
-    ok = err_set(E_IO_001, "cannot read %s: %s", quoted(path), strerror(errno));
-  else if (!S_ISREG(st.st_mode)) {
-    ok = err_set(E_IO_001, "%s is %s, not a regular file", quoted(path), kind_of(st.st_mode));
+  if (fstat(fd, st))
+    err_set(E_IO_001, "cannot read %s: %s", quoted(path), strerror(errno));
+  else if (!S_ISREG(st->st_mode)) {
+    err_set(E_IO_001, "%s is %s, not a regular file", quoted(path), kind_of(st->st_mode));
     err_help("Give a regular file, or - to read the standard input.");
-  } else if ((uint64_t)st.st_size > max_file)
+  } else
+    return fd;
+  vfs_table.close(fd);
+  return -1;
+}
+
+bool vfs_read(Arena *a, const char *path, uint8_t **data, size_t *n) {
+  if (!strcmp(path, "-")) return read_all(a, 0, path, 65536, data, n);
+  struct stat st;
+  int fd = open_regular(path, &st);
+  if (fd < 0) return false;
+  bool ok;
+  if ((uint64_t)st.st_size > max_file)
     ok = err_set(E_MEM_002, "%s has %lld bytes; at most 8 GiB are read", quoted(path),
                  (long long)st.st_size);
   else {
@@ -88,6 +103,22 @@ bool vfs_read(Arena *a, const char *path, uint8_t **data, size_t *n) {
   }
   vfs_table.close(fd);
   return ok;
+}
+
+bool vfs_map(const char *path, uint8_t **data, size_t *n) {
+  struct stat st;
+  int fd = open_regular(path, &st);
+  if (fd < 0) return false;
+  *data = NULL;
+  *n = (size_t)st.st_size;
+  if (*n && !(*data = vfs_table.map(*n, fd)))
+    err_set(E_IO_001, "cannot map %s into memory: %s", quoted(path), strerror(errno));
+  vfs_table.close(fd);
+  return *data || !*n;
+}
+
+void vfs_unmap(void *data, size_t n) {
+  if (data) vfs_table.unmap(data, n);
 }
 
 /* ---- writing ---- */

@@ -457,6 +457,59 @@ static void files(void **state) {
   arena_free(a);
 }
 
+/* Does the address lie in a mapping of this file? NULL: is there any mapping of it? */
+static bool mapped(const char *path, const void *p) {
+  FILE *f = fopen("/proc/self/maps", "r");
+  char line[1024];
+  bool found = false;
+  while (f && fgets(line, sizeof line, f)) {
+    unsigned long from, to;
+    sscanf(line, "%lx-%lx", &from, &to);
+    found |= strstr(line, path) && (!p || ((uintptr_t)p >= from && (uintptr_t)p < to));
+  }
+  if (f) fclose(f);
+  return found;
+}
+
+/* Large parameters stay in the mapped file; updates change memory and not the file. */
+static void mapped_parameters(void **state) {
+  (void)state;
+  kl_net *net = kl_net_new();
+  kl_var *x = kl_data(net, "x", KL_FLOAT32, -1, 64), *y = kl_data(net, "y", KL_FLOAT32, -1, 1);
+  kl_minimize(kl_mse(kl_fc(kl_fc(x, 96, .act = "tanh"), 1), y), kl_sgd(0.1));
+  const char *dir = scratch_folder();
+  Arena *a = arena_new();
+  const char *params = arena_fmt(a, "%s/all.pdiparams", dir);
+  kl_exec *exe = kl_exec_new(kl_exec_defaults), *other = kl_exec_new(kl_exec_defaults);
+  kl_run(exe, kl_startup(net), NULL, NULL);
+  assert_true(kl_save_params(exe, kl_main(net), params));
+  uint8_t *before, *after;
+  size_t n, m;
+  assert_true(vfs_read(a, params, &before, &n));
+  assert_true(kl_load_params(other, kl_main(net), params));
+  assert_true(kl_load_params(other, kl_main(net), params)); /* the first mapping goes */
+  const kl_tensor *w = kl_get(other, "fc_0.w_0");
+  float *fresh = kl_get(exe, "fc_0.w_0")->data;
+  assert_true(mapped(params, w->data));
+  assert_false(mapped(params, kl_get(other, "fc_0.b_0")->data));
+  assert_memory_equal(w->data, fresh, 64 * 96 * 4);
+  float xs[2][64] = {{1, 2, 3}}, ys[2] = {5, -5};
+  kl_tensor tx = kl_array(KL_FLOAT32, xs, 2, 64), ty = kl_array(KL_FLOAT32, ys, 2, 1);
+  for (int i = 0; i < 2; i++)
+    kl_run(i ? exe : other, kl_main(net), kl_feeds({"x", &tx}, {"y", &ty}), NULL);
+  no_error();
+  assert_memory_equal(w->data, fresh, 64 * 96 * 4); /* both made the same step */
+  assert_true(vfs_read(a, params, &after, &m));
+  assert_true(n == m && !memcmp(before, after, n));
+  kl_tensor zero = kl_array(KL_FLOAT32, memset(fresh, 0, 64 * 96 * 4), 64, 96);
+  assert_true(kl_set(other, "fc_0.w_0", &zero));
+  kl_exec_free(other);
+  assert_false(mapped(params, NULL));
+  kl_exec_free(exe), kl_net_free(net);
+  scratch_remove(dir);
+  arena_free(a);
+}
+
 /* ---- schedules ---- */
 
 static double halve(int64_t step, void *user) { return *(double *)user / (double)(step + 1); }
@@ -508,6 +561,7 @@ int main(void) {
       TEST(shared_parameters),
       TEST(clones),
       TEST(files),
+      TEST(mapped_parameters),
       TEST(schedules),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -389,7 +389,8 @@ static void step_allocations(const Scenario *s, size_t chunk) {
 }
 
 static void step_files(const Scenario *s, FailFile what) {
-  static const char *const names[FAIL_N] = {"open", "read", "write", "sync", "close", "rename"};
+  static const char *const names[FAIL_N] = {"open",  "read",   "write", "sync",
+                                            "close", "rename", "map"};
   bool hit = true;
   for (int n = 1; hit; n++) {
     int64_t used = in_use;

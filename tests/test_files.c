@@ -321,6 +321,31 @@ static void test_param_bytes(void **state) {
   arena_free(a);
 }
 
+/* Large data is aligned in the file by descriptions that are padded. */
+static void test_param_alignment(void **state) {
+  (void)state;
+  Arena *a = arena_new();
+  Str out;
+  str_init(&out, a);
+  str_add(&out, "before"); /* what counts is the distance from the first entry */
+  Tensor t[80], back[80];
+  const Tensor *p[80];
+  for (int i = 0; i < 80; i++) { /* sizes that leave every remainder */
+    int64_t dims[] = {1, i % 2 ? PARAMS_LARGE + i : 1 + i};
+    assert_true(tensor_make(&t[i], a, DT_UINT8, 2, dims));
+    memset(t[i].data, i, tensor_bytes(&t[i]));
+    p[i] = &t[i];
+  }
+  assert_true(params_encode(&out, 80, p));
+  uint8_t *bytes = (uint8_t *)out.s + 6;
+  assert_true(params_view(bytes, out.n - 6, "f", 80, NULL, back));
+  for (int i = 0; i < 80; i++) {
+    assert_memory_equal(back[i].data, t[i].data, tensor_bytes(&t[i]));
+    if (i % 2) assert_int_equal(((uint8_t *)back[i].data - bytes) % PARAMS_ALIGN, 0);
+  }
+  arena_free(a);
+}
+
 static void test_param_errors(void **state) {
   (void)state;
   Program *p = network();
@@ -652,14 +677,23 @@ static void test_listings(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_text_round_trip), cmocka_unit_test(test_bytes_round_trip),
-      cmocka_unit_test(test_seed_and_layout), cmocka_unit_test(test_exact_bytes),
-      cmocka_unit_test(test_damage),          cmocka_unit_test(test_param_bytes),
-      cmocka_unit_test(test_param_errors),    cmocka_unit_test(test_param_levels),
-      cmocka_unit_test(test_wrong_formats),   cmocka_unit_test(test_text_errors),
-      cmocka_unit_test(test_literals),        cmocka_unit_test(test_differences),
-      cmocka_unit_test(test_save_and_load),   cmocka_unit_test(test_unknown_operators),
-      cmocka_unit_test(test_int_overflow),    cmocka_unit_test(test_refused_memory),
+      cmocka_unit_test(test_text_round_trip),
+      cmocka_unit_test(test_bytes_round_trip),
+      cmocka_unit_test(test_seed_and_layout),
+      cmocka_unit_test(test_exact_bytes),
+      cmocka_unit_test(test_damage),
+      cmocka_unit_test(test_param_bytes),
+      cmocka_unit_test(test_param_alignment),
+      cmocka_unit_test(test_param_errors),
+      cmocka_unit_test(test_param_levels),
+      cmocka_unit_test(test_wrong_formats),
+      cmocka_unit_test(test_text_errors),
+      cmocka_unit_test(test_literals),
+      cmocka_unit_test(test_differences),
+      cmocka_unit_test(test_save_and_load),
+      cmocka_unit_test(test_unknown_operators),
+      cmocka_unit_test(test_int_overflow),
+      cmocka_unit_test(test_refused_memory),
       cmocka_unit_test(test_listings),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

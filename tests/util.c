@@ -69,10 +69,12 @@ static int failing_rename(const char *from, const char *to) {
   return hit(FAIL_RENAME) ? -1 : real_vfs.rename(from, to);
 }
 
+static void *failing_map(size_t n, int fd) { return hit(FAIL_MAP) ? NULL : real_vfs.map(n, fd); }
+
 void fail_file(FailFile what, int n, int error) {
   if (!real_vfs.open) real_vfs = vfs_table;
-  vfs_table = (VfsTable){failing_open, failing_read,  failing_write,
-                         failing_sync, failing_close, failing_rename};
+  vfs_table = (VfsTable){failing_open,  failing_read,   failing_write, failing_sync,
+                         failing_close, failing_rename, failing_map,   real_vfs.unmap};
   faults[what].left = n;
   faults[what].error = error;
   faults[what].done = false;

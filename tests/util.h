@@ -14,6 +14,7 @@ typedef enum FailFile {
   FAIL_SYNC,
   FAIL_CLOSE,
   FAIL_RENAME,
+  FAIL_MAP,
   FAIL_N
 } FailFile;
 void fail_file(FailFile what, int n, int error);
