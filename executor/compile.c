@@ -42,15 +42,16 @@ static bool feed_dims(const CompileRequest *r, const Var *v, DType *t, int *rank
 static bool dims_of(void *user, const Var *v, bool fed, DType *t, int *rank, int64_t *dims) {
   const CompileRequest *r = user;
   if (fed) return feed_dims(r, v, t, rank, dims);
-  const Tensor *s = r->scope ? scope_get(r->scope, v->name) : NULL;
-  if (r->scope && !s) {
+  Tensor s;
+  bool known = r->scope && scope_shape(r->scope, v->name, &s);
+  if (r->scope && !known) {
     err_set(E_RUN_001, "%s has no value", quoted(v->name));
     err_help("run the startup program, or load parameters, first");
     return false;
   }
-  *t = s ? s->dtype : v->dtype;
-  *rank = s ? s->rank : v->rank;
-  memcpy(dims, s ? s->dims : v->dims, sizeof *dims * (size_t)*rank);
+  *t = known ? s.dtype : v->dtype;
+  *rank = known ? s.rank : v->rank;
+  memcpy(dims, known ? s.dims : v->dims, sizeof *dims * (size_t)*rank);
   return true;
 }
 
@@ -89,6 +90,25 @@ static void bind_kernels(Executable *x) {
     for (int j = 0; j < k->outputs.n; j++) b[m++] = k->outputs.v[j]->buf;
     if (k->ws) b[m++] = k->ws;
     x->n_bufs[i] = m;
+  }
+}
+
+/* A variable that is read is wanted as it is read, one that is only written as it is written. */
+static void bind_states(Executable *x) {
+  const Graph *g = x->graph;
+  x->states = arena_array(x->arena, StateUse, g->buffers.n + 1);
+  for (int i = 0; i < g->buffers.n; i++) {
+    const Buffer *b = g->buffers.v[i];
+    if (b->kind != B_STATE) continue;
+    StateUse *s = &x->states[x->n_states++];
+    *s = (StateUse){b, NULL, -1};
+    for (int j = 0; j < g->writes.n && s->write < 0; j++)
+      if (!strcmp(g->writes.v[j].name, b->name)) s->write = j;
+    if (s->write >= 0) s->layout = g->writes.v[s->write].layout;
+    for (int j = 0; j < g->nodes.n; j++) {
+      const Node *n = g->nodes.v[j];
+      if (n->prim == P_STATE && n->buf == b) s->layout = n->n_ia ? n->ia : NULL;
+    }
   }
 }
 
@@ -149,6 +169,7 @@ Executable *compile(const CompileRequest *r) {
     int n = g->kernels.n;
     x->code = arena_array(a, KernelCode, n + 1);
     bind_kernels(x);
+    bind_states(x);
     x->module = backend->compile(g, n, g->kernels.v, &x->options, x->code);
     ok = x->module != NULL; /* and from here on no memory is asked for */
   }

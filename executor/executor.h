@@ -9,9 +9,14 @@
 typedef struct kl_scope Scope;
 Scope *scope_new(void);
 void scope_free(Scope *s);
-/* The tensor or NULL. The pointer stays valid until the scope is freed or the variable is set with another size. */
-Tensor *scope_get(Scope *s, const char *name);
-/* Copies (data NULL: zeros). Returns the scope's tensor. */
+/* The tensor or NULL. The pointer stays valid until the scope is freed or the variable is set with another size; what it
+ * points to is the value at the time of the call: after a run, call again. */
+const Tensor *scope_get(Scope *s, const char *name);
+/* The same to change elements, until the next run. */
+Tensor *scope_edit(Scope *s, const char *name);
+/* Type and dimensions alone; false if there is no such tensor. */
+bool scope_shape(Scope *s, const char *name, Tensor *t);
+/* Copies (data NULL: zeros). Returns the scope's tensor, whose elements may be changed until the next run. */
 Tensor *scope_set(Scope *s, const char *name, DType t, int rank, const int64_t *dims,
                   const void *data);
 void scope_remove(Scope *s, const char *name);

@@ -5,6 +5,13 @@
 #include "../passes/passes.h"
 #include "../backends/backend.h"
 
+/* A state variable in a run. */
+typedef struct StateUse {
+  const Buffer *buf;
+  const int64_t *layout; /* in which its elements are wanted */
+  int write;             /* position in Graph.writes, or -1 */
+} StateUse;
+
 /* A compiled program for one set of feed shapes, state shapes and fetches. Immutable once made: several runs may use it,
  * each with memory of its own. */
 struct Executable {
@@ -15,6 +22,8 @@ struct Executable {
   KernelCode *code; /* one per kernel */
   Buffer ***bufs;   /* per kernel: buffers in the order of the KernelFn's argument */
   int *n_bufs;
+  StateUse *states; /* of the buffers that are state */
+  int n_states;
   int64_t scratch_bytes; /* the most that any kernel wants per thread */
   PlanInfo plan;
   const char *key; /* see run.c */
@@ -38,7 +47,11 @@ bool find_not_finite(const CompileRequest *r, const EvalEnv *env, const char *se
 
 /* scope.c: a new value in two steps, the second of which needs no memory and so cannot fail. */
 void scope_reserve(Scope *s, const char *name);
-void scope_give(Scope *s, const char *name, const Tensor *value); /* takes its data, of mem_alloc */
+/* Takes its data, of mem_alloc, which is in that layout (see Node.ia of STATE; NULL: as it is). */
+void scope_give(Scope *s, const char *name, const Tensor *value, const int64_t *layout);
+/* A variable's elements in a layout, NULL if it has none; permuted if they are not there. Who writes is alone with the
+ * variable, and gives it back by scope_give; of who only reads there may be several. */
+void *scope_data(Scope *s, const char *name, const int64_t *layout, bool write, Pool *pool);
 /* All of them or, if memory is refused, none. */
 void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t);
 

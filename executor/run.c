@@ -147,10 +147,10 @@ static bool state_fits(const Executable *x, Scope *s) {
   for (int i = 0; i < x->graph->nodes.n; i++) {
     const Node *n = x->graph->nodes.v[i];
     if (n->prim != P_STATE) continue;
-    const Tensor *t = scope_get(s, n->s);
-    if (!t || t->dtype != n->dtype || t->rank != n->rank ||
-        memcmp(t->dims, n->dims, sizeof *t->dims * (size_t)t->rank))
-      return false;
+    Tensor t;
+    if (!scope_shape(s, n->s, &t) || t.dtype != n->dtype || t.rank != n->rank) return false;
+    t = tensor_layout(&t, n->n_ia ? n->ia : NULL);
+    if (memcmp(t.dims, n->dims, sizeof *t.dims * (size_t)t.rank)) return false;
   }
   return true;
 }
@@ -247,8 +247,11 @@ static void take_memory(Run *u, const Graph *g, const Tensor *out) {
     const NamedNode *w = &g->writes.v[u->n_state];
     Tensor *t = &u->fresh[u->n_state];
     *t = shape_of(w->node);
-    const Tensor *old = scope_get(u->scope, w->name);
-    if (old && tensor_bytes(old) == tensor_bytes(t)) continue;
+    int64_t back[KL_VAR_RANK];
+    layout_inverse(t->rank, w->layout, back);
+    *t = tensor_layout(t, back);
+    Tensor old;
+    if (scope_shape(u->scope, w->name, &old) && tensor_bytes(&old) == tensor_bytes(t)) continue;
     scope_reserve(u->scope, w->name);
     t->data = mem_alloc(tensor_bytes(t) + 64);
   }
@@ -269,12 +272,11 @@ static void give_back(Run *u) {
     if (u->own[i]) mem_free(u->out[i].data);
 }
 
-static void *state_data(const Run *u, const Graph *g, const Buffer *b) {
-  for (int i = 0; i < g->writes.n; i++)
-    if (u->fresh[i].data && !strcmp(g->writes.v[i].name, b->name) &&
-        tensor_bytes(&u->fresh[i]) == (size_t)b->bytes)
-      return u->fresh[i].data;
-  return scope_get(u->scope, b->name)->data;
+static void *state_data(const Run *u, const StateUse *s) {
+  if (s->write >= 0 && u->fresh[s->write].data &&
+      tensor_bytes(&u->fresh[s->write]) == (size_t)s->buf->bytes)
+    return u->fresh[s->write].data;
+  return scope_data(u->scope, s->buf->name, s->layout, s->write >= 0, u->e->pool);
 }
 
 static void bind_buffers(Run *u) {
@@ -287,9 +289,11 @@ static void bind_buffers(Run *u) {
     case B_FETCH: u->at[i] = u->e->memory + b->offset; break;
     case B_DATA: u->at[i] = (void *)b->data; break;
     case B_FEED: u->at[i] = feed_value(u->req, b->name)->data; break;
-    case B_STATE: u->at[i] = state_data(u, g, b); break;
+    case B_STATE: break;
     }
   }
+  for (int i = 0; i < u->x->n_states; i++)
+    u->at[u->x->states[i].buf->id] = state_data(u, &u->x->states[i]);
   int most = 0;
   for (int i = 0; i < g->kernels.n; i++)
     if (u->x->n_bufs[i] > most) most = u->x->n_bufs[i];
@@ -366,8 +370,9 @@ static void hand_over(Run *u, const Graph *g, Tensor *out) {
   for (int i = 0; i < g->fetches.n; i++) out[i] = u->out[i];
   for (int i = 0; i < g->writes.n; i++) {
     Tensor *t = &u->fresh[i];
-    if (!t->data) t->data = scope_get(u->scope, g->writes.v[i].name)->data;
-    scope_give(u->scope, g->writes.v[i].name, t);
+    const NamedNode *w = &g->writes.v[i];
+    if (!t->data) t->data = scope_data(u->scope, w->name, w->layout, true, NULL);
+    scope_give(u->scope, w->name, t, w->layout);
   }
 }
 
@@ -387,7 +392,7 @@ static bool finish(Run *u, Tensor *out) {
 
 static Tensor *env_lookup(void *user, const char *name, bool state) {
   Run *u = user;
-  return state ? scope_get(u->scope, name) : (Tensor *)feed_value(u->req, name);
+  return (Tensor *)(uintptr_t)(state ? scope_get(u->scope, name) : feed_value(u->req, name));
 }
 
 /* State as it was before a run that may have to be undone. */
@@ -439,7 +444,7 @@ static bool run_interpreted(Run *u, Tensor *out) {
         arena_dup(u->e->tmp, values[g->writes.v[i].node->id]->data, tensor_bytes(&u->fresh[i]));
   for (int i = 0; ok && i < g->writes.n; i++) {
     void *to = u->fresh[i].data;
-    if (!to) to = scope_get(u->scope, g->writes.v[i].name)->data;
+    if (!to) to = scope_data(u->scope, g->writes.v[i].name, NULL, true, NULL);
     memcpy(to, kept[i], tensor_bytes(&u->fresh[i]));
   }
   if (ok) hand_over(u, g, out);

@@ -3,9 +3,14 @@
  * Large tensors of a parameter file stay where the file is mapped, if they are aligned there: pages come in when they are
  * read, and become the scope's own when they are written. A mapping goes with the last tensor in it.
  *
- * In: names and values. Out: tensors whose data stays at one address until the variable gets another size or the scope
- * is freed. Look-ups from several threads are safe; so is setting different variables, but not changing a variable while
- * somebody runs with it. */
+ * In: names and values. Out: tensors, whose memory stays where it is until the variable gets another size or the scope is
+ * freed. Look-ups from several threads are safe; so is setting different variables, but not changing a variable while
+ * somebody runs with it.
+ *
+ * A variable is kept in the layout in which programs compute with it (Node.ia of STATE): the first run permutes it, and from
+ * then on nobody does. What only reads gets a copy in its layout beside, what writes changes the variable's own: then the
+ * copies go, so that no two forms of a variable are ever at odds. To the outside its dimensions are in their own order; for
+ * who asks for the elements there is a copy in that order, made when asked for. */
 #include "internal.h"
 #include <pthread.h>
 #include <stdlib.h>
@@ -18,10 +23,25 @@ typedef struct Mapping {
   struct Mapping *next;
 } Mapping;
 
+/* The elements in a layout. */
+typedef struct Form {
+  int64_t layout[KL_VAR_RANK];
+  void *data; /* NULL: none */
+  struct Form *next;
+} Form;
+
+typedef struct Entry {
+  Tensor shown; /* to the outside; its data is that of a form, or `stale`, or NULL */
+  bool pinned;  /* shown.data may still be read out there */
+  void *stale;  /* pinned elements of an earlier value: their memory stays */
+  Form own;     /* data NULL: the variable has no value */
+  Form *copies; /* in other layouts, of equal value; each of mem_alloc */
+} Entry;
+
 struct kl_scope {
   Arena *arena;
   Mapping *mappings;
-  Map *by_name; /* name -> Tensor*; removed variables keep their (empty) Tensor for reuse */
+  Map *by_name; /* name -> Entry*; removed variables keep their (empty) Entry for reuse */
   pthread_mutex_t lock;
 };
 
@@ -53,46 +73,209 @@ static void release(Scope *s, void *data) {
   mem_free(data);
 }
 
+static bool is_layout(const Form *f, int rank, const int64_t *layout) {
+  for (int d = 0; d < rank; d++)
+    if (f->layout[d] != (layout ? layout[d] : d)) return false;
+  return true;
+}
+
+static void set_layout(Form *f, int rank, const int64_t *layout) {
+  for (int d = 0; d < rank; d++) f->layout[d] = layout ? layout[d] : d;
+}
+
+static void drop_copies(Scope *s, Entry *e) {
+  for (Form *f = e->copies, *next; f; f = next) {
+    next = f->next;
+    bool shown = e->shown.data == f->data;
+    if (shown && e->pinned)
+      e->stale = f->data;
+    else
+      release(s, f->data);
+    if (shown && !e->pinned) e->shown.data = NULL;
+    mem_free(f);
+  }
+  e->copies = NULL;
+}
+
+static void clear(Scope *s, Entry *e) {
+  e->pinned = false;
+  drop_copies(s, e);
+  release(s, e->own.data);
+  release(s, e->stale);
+  e->own.data = e->stale = e->shown.data = NULL;
+}
+
 void scope_free(Scope *s) {
   if (!s) return;
   for (int i = 0; i < map_n(s->by_name); i++) {
-    void *t;
-    map_at(s->by_name, i, &t);
-    release(s, ((Tensor *)t)->data);
+    void *e;
+    map_at(s->by_name, i, &e);
+    clear(s, e);
   }
   pthread_mutex_destroy(&s->lock);
   arena_free(s->arena);
 }
 
-Tensor *scope_get(Scope *s, const char *name) {
-  pthread_mutex_lock(&s->lock);
-  Tensor *t = map_get(s->by_name, name);
-  pthread_mutex_unlock(&s->lock);
-  return t && t->data ? t : NULL;
-}
-
-/* The variable's tensor, without data if it is new. */
-static Tensor *entry(Scope *s, const char *name) {
+/* Runs fn under the lock, also if memory is refused. */
+typedef void Locked(Scope *s, void *user);
+static void locked(Scope *s, Locked *fn, void *user) {
   pthread_mutex_lock(&s->lock);
   MemGuard guard;
   if (MEM_GUARD(guard)) {
     pthread_mutex_unlock(&s->lock);
     mem_rethrow();
   }
-  Tensor *t = map_get(s->by_name, name);
-  if (!t) map_put(s->by_name, name, t = arena_new_of(s->arena, Tensor));
+  fn(s, user);
   mem_unguard(&guard);
   pthread_mutex_unlock(&s->lock);
-  return t;
 }
 
-void scope_reserve(Scope *s, const char *name) { entry(s, name); }
+static Entry *find(Scope *s, const char *name) {
+  Entry *e = map_get(s->by_name, name);
+  return e && e->own.data ? e : NULL;
+}
 
-void scope_give(Scope *s, const char *name, const Tensor *value) {
+/* ---- layouts ---- */
+
+typedef struct Permutation {
+  void *to;
+  Tensor from;
+  int64_t layout[KL_VAR_RANK];
+} Permutation;
+
+static void permute_share(void *user, int thread, int64_t begin, int64_t end) {
+  const Permutation *p = user;
+  (void)thread;
+  tensor_permute_some(p->to, &p->from, p->layout, begin, end);
+}
+
+/* The own form's elements in another layout. */
+static void permute(const Entry *e, const int64_t *layout, void *to, Pool *pool) {
+  int64_t inverse[KL_VAR_RANK];
+  Permutation p = {.to = to, .from = tensor_layout(&e->shown, e->own.layout)};
+  p.from.data = e->own.data;
+  layout_inverse(e->shown.rank, e->own.layout, inverse);
+  for (int d = 0; d < e->shown.rank; d++) p.layout[d] = inverse[layout ? layout[d] : d];
+  int64_t n = tensor_permute_tasks(&p.from, p.layout);
+  if (pool)
+    pool_run(pool, n, permute_share, &p);
+  else
+    tensor_permute(to, &p.from, p.layout);
+}
+
+static Form *find_form(Entry *e, const int64_t *layout) {
+  Form *f = &e->own;
+  while (f && !is_layout(f, e->shown.rank, layout)) f = f == &e->own ? e->copies : f->next;
+  return f;
+}
+
+/* A copy beside the own form. */
+static Form *add_copy(Entry *e, const int64_t *layout, Pool *pool) {
+  Form *const f = mem_alloc(sizeof *f);
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    mem_free(f);
+    mem_rethrow();
+  }
+  bool stale = !layout && e->stale;
+  f->data = stale ? e->stale : mem_alloc(tensor_bytes(&e->shown) + 64);
+  mem_unguard(&guard);
+  if (stale) e->stale = NULL;
+  permute(e, layout, f->data, pool);
+  set_layout(f, e->shown.rank, layout);
+  f->next = e->copies;
+  return e->copies = f;
+}
+
+/* The one form that is left is in this layout. */
+static void keep_only(Scope *s, Entry *e, const int64_t *layout, Pool *pool) {
+  Form *f = find_form(e, layout);
+  if (!f) f = add_copy(e, layout, pool);
+  if (f != &e->own) {
+    Form was = e->own;
+    e->own = *f;
+    *f = was;
+    f->next = e->own.next;
+    e->own.next = NULL;
+  }
+  drop_copies(s, e);
+}
+
+/* ---- access ---- */
+
+typedef struct Request {
+  const char *name;
+  const int64_t *layout;
+  bool alone; /* the other forms go */
+  Pool *pool;
+  Entry *entry; /* out; NULL: no value */
+  void *data;
+} Request;
+
+static void serve(Scope *s, void *user) {
+  Request *r = user;
+  Entry *e = r->entry = find(s, r->name);
+  if (!e) return;
+  if (r->alone) keep_only(s, e, r->layout, r->pool);
+  Form *f = find_form(e, r->layout);
+  r->data = f ? f->data : add_copy(e, r->layout, r->pool)->data;
+}
+
+void *scope_data(Scope *s, const char *name, const int64_t *layout, bool write, Pool *pool) {
+  Request r = {name, layout, write, pool, NULL, NULL};
+  locked(s, serve, &r);
+  return r.data;
+}
+
+static void show(Scope *s, void *user) {
+  Request *r = user;
+  serve(s, user);
+  if (!r->entry) return;
+  r->entry->shown.data = r->data;
+  r->entry->pinned |= !r->alone;
+}
+
+const Tensor *scope_get(Scope *s, const char *name) {
+  Request r = {.name = name};
+  locked(s, show, &r);
+  return r.entry ? &r.entry->shown : NULL;
+}
+
+Tensor *scope_edit(Scope *s, const char *name) {
+  Request r = {.name = name, .alone = true};
+  locked(s, show, &r);
+  return r.entry ? &r.entry->shown : NULL;
+}
+
+bool scope_shape(Scope *s, const char *name, Tensor *t) {
   pthread_mutex_lock(&s->lock);
-  Tensor *t = map_get(s->by_name, name);
-  if (value->data != t->data) release(s, t->data);
-  *t = *value;
+  const Entry *e = find(s, name);
+  if (e) *t = e->shown;
+  pthread_mutex_unlock(&s->lock);
+  t->data = NULL;
+  return e != NULL;
+}
+
+static void reserve(Scope *s, void *user) {
+  const char *name = user;
+  if (!map_get(s->by_name, name)) map_put(s->by_name, name, arena_new_of(s->arena, Entry));
+}
+
+void scope_reserve(Scope *s, const char *name) { locked(s, reserve, (void *)(uintptr_t)name); }
+
+void scope_give(Scope *s, const char *name, const Tensor *value, const int64_t *layout) {
+  pthread_mutex_lock(&s->lock);
+  Entry *e = map_get(s->by_name, name);
+  if (value->data == e->own.data) {
+    drop_copies(s, e);
+  } else {
+    clear(s, e);
+    e->own.data = value->data;
+  }
+  void *shown = e->shown.data;
+  e->shown = *value;
+  e->shown.data = shown;
+  set_layout(&e->own, value->rank, layout);
   pthread_mutex_unlock(&s->lock);
 }
 
@@ -106,24 +289,23 @@ Tensor *scope_set(Scope *s, const char *name, DType d, int rank, const int64_t *
   }
   if (!dims_numel(d, rank, dims, &n)) return NULL;
   size_t bytes = (size_t)n * (size_t)dtype_info[d].size;
-  Tensor *t = entry(s, name), now = {.dtype = d, .rank = rank, .data = t->data};
-  if (!t->data || tensor_bytes(t) != bytes) now.data = mem_alloc(bytes ? bytes : 1);
+  scope_reserve(s, name);
+  Tensor *old = scope_edit(s, name), now = {.dtype = d, .rank = rank};
+  bool fits = old && tensor_bytes(old) == bytes;
+  now.data = fits ? old->data : mem_alloc(bytes ? bytes : 1);
   if (rank) memcpy(now.dims, dims, sizeof *dims * (size_t)rank);
   if (data)
     memmove(now.data, data, bytes);
   else
     memset(now.data, 0, bytes);
-  scope_give(s, name, &now);
-  return t;
+  scope_give(s, name, &now, NULL);
+  return scope_edit(s, name);
 }
 
 void scope_remove(Scope *s, const char *name) {
   pthread_mutex_lock(&s->lock);
-  Tensor *t = map_get(s->by_name, name);
-  if (t) {
-    release(s, t->data);
-    t->data = NULL;
-  }
+  Entry *e = map_get(s->by_name, name);
+  if (e) clear(s, e);
   pthread_mutex_unlock(&s->lock);
 }
 
@@ -131,36 +313,62 @@ static int by_text(const void *a, const void *b) {
   return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-int scope_names(Scope *s, Arena *a, const char ***names) {
-  pthread_mutex_lock(&s->lock);
-  MemGuard guard;
-  if (MEM_GUARD(guard)) {
-    pthread_mutex_unlock(&s->lock);
-    mem_rethrow();
-  }
-  int n = 0;
-  *names = arena_array(a, const char *, map_n(s->by_name) + 1);
+typedef struct Names {
+  Arena *a;
+  const char **name;
+  int n;
+} Names;
+
+static void list_names(Scope *s, void *user) {
+  Names *l = user;
+  l->name = arena_array(l->a, const char *, map_n(s->by_name) + 1);
   for (int i = 0; i < map_n(s->by_name); i++) {
-    void *t;
-    const char *name = map_at(s->by_name, i, &t);
-    if (((Tensor *)t)->data) (*names)[n++] = arena_str(a, name);
+    void *e;
+    const char *name = map_at(s->by_name, i, &e);
+    if (((Entry *)e)->own.data) l->name[l->n++] = arena_str(l->a, name);
   }
-  mem_unguard(&guard);
-  pthread_mutex_unlock(&s->lock);
-  qsort(*names, (size_t)n, sizeof **names, by_text);
-  return n;
+}
+
+int scope_names(Scope *s, Arena *a, const char ***names) {
+  Names l = {.a = a};
+  locked(s, list_names, &l);
+  qsort(l.name, (size_t)l.n, sizeof *l.name, by_text);
+  *names = l.name;
+  return l.n;
+}
+
+/* ---- parameters ---- */
+
+/* The value in its own order: the scope's memory, or a copy in the arena. */
+typedef struct Copy {
+  const char *name;
+  Arena *a;
+  Tensor *t; /* out; NULL: no value */
+} Copy;
+
+static void copy_out(Scope *s, void *user) {
+  Copy *c = user;
+  Entry *e = find(s, c->name);
+  if (!e) return;
+  Form *f = find_form(e, NULL);
+  c->t = arena_dup(c->a, &e->shown, sizeof e->shown);
+  c->t->data = f ? f->data : arena_alloc(c->a, tensor_bytes(&e->shown));
+  if (!f) permute(e, NULL, c->t->data, NULL);
 }
 
 bool scope_encode_params(Scope *s, const Program *p, Str *out) {
   Var **vars;
   int n = params_list(p, out->a, &vars);
   const Tensor **t = arena_array(out->a, const Tensor *, n + 1);
-  for (int i = 0; i < n; i++)
-    if (!(t[i] = scope_get(s, vars[i]->name))) {
+  for (int i = 0; i < n; i++) {
+    Copy c = {vars[i]->name, out->a, NULL};
+    locked(s, copy_out, &c);
+    if (!(t[i] = c.t)) {
       err_set(E_RUN_001, "%s has no value to save", quoted(vars[i]->name));
       err_help("run the startup program, or load parameters, before saving them");
       return false;
     }
+  }
   return params_encode(out, n, t);
 }
 
@@ -210,7 +418,7 @@ static void set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t
   for (int i = 0; i < n; i++)
     if (stays(m, &t[i])) m->live++;
   if (m && m->live) adopt(s, m);
-  for (int i = 0; i < n; i++) scope_give(s, vars[i]->name, &copy[i]);
+  for (int i = 0; i < n; i++) scope_give(s, vars[i]->name, &copy[i], NULL);
 }
 
 void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t) {

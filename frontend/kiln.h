@@ -413,7 +413,8 @@ typedef struct kl_fetch {
  * memory (kl_tensor_free). A program is compiled when it meets new shapes and kept. */
 KL_API bool kl_run(kl_exec *exe, const kl_program *p, const kl_feed *feeds,
                    const kl_fetch *fetches);
-/* The value of a persistable variable; it belongs to the scope. NULL if it has none (no error). */
+/* The value of a persistable variable; it belongs to the scope. NULL if it has none (no error). After a run, ask again:
+ * the executor may keep the variable in another layout. */
 KL_API const kl_tensor *kl_get(kl_exec *exe, const char *name);
 KL_API bool kl_set(kl_exec *exe, const char *name, const kl_tensor *value); /* copied */
 /* Training state in a folder, complete or not there; `note` is kept verbatim. kl_resume returns the step, or -1. */

@@ -132,7 +132,7 @@ bool kl_set(kl_exec *exe, const char *name, const kl_tensor *value) {
 bool kl_set_rate(kl_exec *exe, const kl_var *rate, double value) {
   if (err_any()) return false;
   if (!rate) return err_set(E_ARG_002, "kl_set_rate: the learning-rate variable is NULL");
-  Tensor *t = scope_get(exe->scope, rate->name);
+  Tensor *t = scope_edit(exe->scope, rate->name);
   if (!t) return err_set(E_RUN_001, "%s has no value: run the startup program first", rate->name);
   if (!isfinite(value))
     return err_set(E_ARG_002, "kl_set_rate: %g is no learning rate for %s", value,

@@ -109,10 +109,16 @@ static bool eval_bound(Eval *e, const Node *n, Tensor *out) {
   Tensor *t = e->env->lookup(e->env->user, n->s, n->prim == P_STATE);
   const char *kind = n->prim == P_STATE ? "persistable variable" : "feed";
   if (!t || !t->data) return err_set(E_RUN_001, "%s %s has no value", kind, quoted(n->s));
-  if (t->dtype != n->dtype || tensor_numel(t) != node_numel(n))
+  bool permuted = n->prim == P_STATE && n->n_ia;
+  if (t->dtype != n->dtype || tensor_numel(t) != node_numel(n) || (permuted && t->rank != n->rank))
     return err_set(E_DAT_001, "%s %s is %s, not %s", kind, quoted(n->s),
                    shape_text(t->dtype, t->rank, t->dims), shape_text(n->dtype, n->rank, n->dims));
-  out->data = t->data;
+  if (!permuted) {
+    out->data = t->data;
+    return true;
+  }
+  out->data = arena_alloc(e->a, tensor_bytes(t));
+  tensor_permute(out->data, t, n->ia);
   return true;
 }
 

@@ -369,7 +369,7 @@ static void note_state_write(void *user, const Op *op, const char *name) {
   if (n->prim == P_STATE && strcmp(n->s, name) == 0) return;
   for (int i = 0; i < g->writes.n; i++)
     if (strcmp(g->writes.v[i].name, name) == 0) return;
-  NamedNode w = {arena_str(g->arena, name), n};
+  NamedNode w = {arena_str(g->arena, name), n, NULL};
   vec_add(g->arena, &g->writes, w);
 }
 
@@ -386,7 +386,7 @@ static bool fetch_nodes(Expand *x, int n, const char *const *fetches) {
       if (!v) return false;
       map_put(x->env, fetches[i], v);
     }
-    NamedNode f = {arena_str(x->g->arena, fetches[i]), v};
+    NamedNode f = {arena_str(x->g->arena, fetches[i]), v, NULL};
     vec_add(x->g->arena, &x->g->fetches, f);
   }
   return true;

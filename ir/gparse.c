@@ -247,9 +247,26 @@ static bool read_contract(Reader *r, Node *n) {
   return true;
 }
 
+/* layout [2, 0, 1], if it is there */
+static bool read_layout(Reader *r, int rank, int64_t **layout) {
+  int64_t v[KL_RANK];
+  int n;
+  *layout = NULL;
+  if (!accept_word(r, "layout")) return true;
+  if (!integers(r, KL_RANK, &n, v)) return false;
+  if (n != rank || !n) return fail(r, "a number for each dimension before this");
+  *layout = arena_dup(r->g->arena, v, (size_t)n * sizeof *v);
+  return true;
+}
+
 /* The unbraced part. */
 static bool read_payload(Reader *r, Node *n) {
-  if (n->prim == P_FEED || n->prim == P_STATE || n->prim == P_DATA)
+  if (n->prim == P_STATE) {
+    if (!string(r, &n->s) || !read_layout(r, n->rank, &n->ia)) return false;
+    n->n_ia = n->ia ? n->rank : 0;
+    return true;
+  }
+  if (n->prim == P_FEED || n->prim == P_DATA)
     return string(r, &n->s) && (n->prim != P_DATA || read_data(r, n));
   if (n->prim == P_CONST) return dtype_is_float(n->dtype) ? number(r, &n->f) : integer(r, &n->i);
   if (n->prim == P_CONTRACT) return read_contract(r, n);
@@ -310,7 +327,7 @@ static bool read_fields(Reader *r, Node *n) {
     const GraphField *f = &graph_field[i];
     if (f->prim == n->prim && (f->kind == GF_IA || f->kind == GF_CODE)) n->n_ia = f->at + 1;
   }
-  if (n->n_ia) n->ia = arena_array(r->g->arena, int64_t, n->n_ia);
+  if (n->n_ia && !n->ia) n->ia = arena_array(r->g->arena, int64_t, n->n_ia);
   for (int i = 0; i < graph_field_n; i++) {
     if (graph_field[i].prim != n->prim) continue;
     if (!expect(r, fields++ ? "," : "{") || !read_field(r, n, &graph_field[i])) return false;
@@ -353,8 +370,11 @@ static bool read_node(Reader *r) {
 }
 
 static bool read_named(Reader *r, bool fetch) {
-  NamedNode x;
+  NamedNode x = {0};
+  int64_t *layout = NULL;
   if (!string(r, &x.name) || !node_ref(r, &x.node)) return false;
+  if (!fetch && !read_layout(r, x.node->rank, &layout)) return false;
+  x.layout = layout;
   if (fetch)
     vec_add(r->g->arena, &r->g->fetches, x);
   else

@@ -151,6 +151,12 @@ static void add_fields(Str *o, const Node *n) {
   if (k) str_add(o, "}");
 }
 
+static void add_layout(Str *o, int rank, const int64_t *layout) {
+  if (!layout || !rank) return;
+  str_add(o, " layout ");
+  add_dims(o, rank, layout);
+}
+
 static void add_node(Str *o, const Node *n) {
   str_fmt(o, "%%%d %s ", n->id, dtype_info[n->dtype].name);
   add_dims(o, n->rank, n->dims);
@@ -160,6 +166,7 @@ static void add_node(Str *o, const Node *n) {
     str_add(o, " ");
     add_string(o, n->s ? n->s : "");
   }
+  if (n->prim == P_STATE) add_layout(o, n->n_ia, n->ia);
   if (n->prim == P_DATA) add_data(o, n);
   if (n->prim == P_CONST) {
     str_add(o, " ");
@@ -257,7 +264,9 @@ void graph_print(const Graph *g, Str *out) {
       const NamedNode *x = w ? &g->fetches.v[i] : &g->writes.v[i];
       str_add(out, w ? "fetch " : "write ");
       add_string(out, x->name);
-      str_fmt(out, " %%%d\n", x->node->id);
+      str_fmt(out, " %%%d", x->node->id);
+      add_layout(out, x->node->rank, x->layout);
+      str_add(out, "\n");
     }
   }
   for (int i = 0; i < g->kernels.n; i++) add_kernel(out, g->kernels.v[i]);

@@ -19,8 +19,17 @@ static bool same_dims(const Node *a, const Node *b, int but_axis) {
   return true;
 }
 
+static bool is_layout(int rank, const int64_t *layout) {
+  unsigned seen = 0;
+  for (int d = 0; d < rank; d++)
+    if (layout[d] >= 0 && layout[d] < rank) seen |= 1u << layout[d];
+  return seen == (1u << rank) - 1;
+}
+
 static bool check_source(const Graph *g, const Node *n) {
   (void)g;
+  if (n->prim == P_STATE && n->n_ia && (n->n_ia != n->rank || !is_layout(n->rank, n->ia)))
+    return bad(n, "its layout is no permutation of its dimensions");
   if ((n->prim == P_FEED || n->prim == P_STATE) && !n->s) return bad(n, "it has no name");
   if (n->prim == P_DATA && !n->data) return bad(n, "it has no elements");
   if (n->prim == P_IOTA && (n->i < 0 || n->i >= n->rank)) return bad(n, "its axis is out of range");
@@ -192,9 +201,11 @@ static bool check_node(const Graph *g, const Node *n, int at) {
 }
 
 static bool check_named(const Graph *g, const NamedNode *x) {
-  if (x->name && x->node && x->node->id >= 0 && x->node->id < g->nodes.n &&
-      g->nodes.v[x->node->id] == x->node)
-    return true;
+  bool there = x->name && x->node && x->node->id >= 0 && x->node->id < g->nodes.n &&
+               g->nodes.v[x->node->id] == x->node;
+  if (there && x->layout && !is_layout(x->node->rank, x->layout))
+    return bad(x->node, "it is written in a layout that is no permutation of its dimensions");
+  if (there) return true;
   return err_set(E_VER_004, "%s is written or fetched, but its node is not in the graph",
                  quoted(x->name ? x->name : ""));
 }

@@ -282,6 +282,14 @@ typedef struct Tensor {
 } Tensor;
 int64_t tensor_numel(const Tensor *t);
 size_t tensor_bytes(const Tensor *t);
+/* Dimensions in another order: dims[d] of the result is dims[layout[d]] of t; NULL: as they are. */
+Tensor tensor_layout(const Tensor *t, const int64_t *layout);
+void layout_inverse(int rank, const int64_t *layout, int64_t *inverse);
+/* permute.c: the elements of t, stored to `to` in that order. Work is cut in tensor_permute_tasks() tasks. */
+void tensor_permute(void *to, const Tensor *t, const int64_t *layout);
+int64_t tensor_permute_tasks(const Tensor *t, const int64_t *layout);
+void tensor_permute_some(void *to, const Tensor *t, const int64_t *layout, int64_t begin,
+                         int64_t end);
 double tensor_get(const Tensor *t, int64_t i); /* any type, as double */
 void tensor_set(Tensor *t, int64_t i, double v);
 /* Zeroed, in the arena */
@@ -592,6 +600,8 @@ typedef struct ExitCopy {
 typedef struct NamedNode {
   const char *name;
   Node *node;
+  const int64_t
+      *layout; /* of writes: dimension d of the node is the variable's layout[d]; NULL: d */
 } NamedNode;
 
 struct Graph {

@@ -64,7 +64,7 @@ Node *fold_const_map(Graph *g, Node *n) {
   }
   Node *r = g_node(one, n->prim, n->dtype, 0, n->dims, n->n_in, in);
   r->i = n->i;
-  vec_add(one->arena, &one->fetches, ((NamedNode){"", r}));
+  vec_add(one->arena, &one->fetches, ((NamedNode){"", r, NULL}));
   Tensor **values = arena_array(one->arena, Tensor *, one->nodes.n);
   EvalEnv env = {0};
   Node *to = NULL;
@@ -102,7 +102,7 @@ void pass_constfold(Graph *g) {
   }
   for (int i = 0; i < g->nodes.n; i++)
     if (g->nodes.v[i]->mark == 3)
-      vec_add(sub->arena, &sub->fetches, ((NamedNode){"", g->nodes.v[i]->repl}));
+      vec_add(sub->arena, &sub->fetches, ((NamedNode){"", g->nodes.v[i]->repl, NULL}));
   Tensor **values = arena_array(sub->arena, Tensor *, sub->nodes.n);
   EvalEnv env = {0};
   if (sub->fetches.n && graph_eval(sub, &env, sub->arena, values)) {

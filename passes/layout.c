@@ -7,7 +7,8 @@
  *
  * The convolutions fix the layouts of their operands and results; from there layouts spread over the neighbours, breadth first,
  * each value having the first that reaches it. Where two meet that differ, and at feeds, fetches and what needs the
- * elements in their own order, a permuting view stands between. As in Liu et al., Optimizing CNN model inference on CPUs,
+ * elements in their own order, a permuting view stands between. State variables are read and written in their layout: the
+ * executor keeps them so from step to step. As in Liu et al., Optimizing CNN model inference on CPUs,
  * 2019, but over all values of a training step. */
 #include "layout.h"
 #include "simplify.h"
@@ -57,6 +58,15 @@ static void choose(Spread *s, Graph *g) {
     set(s, n, &f.layout[2]);
   }
   for (int i = 0; i < s->queue.n; i++) spread_from(s, s->queue.v[i]);
+  Map *state = map_new(s->a); /* all reads of a variable take the layout of the first */
+  for (int i = 0; i < g->nodes.n; i++) {
+    const Node *n = g->nodes.v[i];
+    const Node *first = n->prim == P_STATE ? map_get(state, n->s) : n;
+    if (first)
+      s->layout[i] = s->layout[first->id];
+    else
+      map_put(state, n->s, g->nodes.v[i]);
+  }
 }
 
 void pass_layout(Graph *g) {

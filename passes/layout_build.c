@@ -1,6 +1,7 @@
 /* A Graph anew in given layouts. In: a layout for every node. Out: the same values; each node is computed as its twin where
  * its primitive can be, else as it is with a permuting view behind it. Views and contractions take operands in any layout,
- * because their maps say where an element is; feeds and fetches stay as the user has them. */
+ * because their maps say where an element is. State variables are kept in their layout; feeds and fetches stay as the user
+ * has them. */
 #include "layout.h"
 #include <string.h>
 
@@ -20,20 +21,26 @@ static void twin_dims(const Node *n, const Layout *l, int64_t *dims) {
   for (int i = 0; i < n->rank; i++) dims[i] = n->dims[l->perm[i]];
 }
 
+/* Does the layout move more than dimensions of size 1? */
+static bool moves_elements(const Node *x, const int8_t *perm) {
+  int last = -1;
+  for (int i = 0; i < x->rank; i++) {
+    if (x->dims[perm[i]] == 1) continue;
+    if (perm[i] < last) return true;
+    last = perm[i];
+  }
+  return false;
+}
+
 /* Dimension i of the result is dimension perm[i] of x; where only ones move it is a reshape. */
 static Node *permute(Graph *g, Node *x, const int8_t *perm) {
   int p[KL_RANK];
   int64_t dims[KL_RANK];
-  int last = -1;
-  bool reshape = true;
   for (int i = 0; i < x->rank; i++) {
     p[i] = perm[i];
     dims[i] = x->dims[p[i]];
-    if (dims[i] == 1) continue;
-    reshape &= p[i] > last;
-    last = p[i];
   }
-  return reshape ? g_reshape(g, x, x->rank, dims) : g_permute(g, x, p);
+  return moves_elements(x, perm) ? g_permute(g, x, p) : g_reshape(g, x, x->rank, dims);
 }
 
 static Node *get_own(Build *b, const Node *n) {
@@ -143,10 +150,26 @@ static Node *build_contract(Build *b, const Node *n, const Layout *l) {
   return g_contract(b->g, x, w, n->rank, n->n_loops, ext, map[0], map[1]);
 }
 
+static int64_t *layout_list(Graph *g, int rank, const Layout *l) {
+  int64_t *list = arena_array(g->arena, int64_t, rank);
+  for (int d = 0; d < rank; d++) list[d] = l->perm[d];
+  return list;
+}
+
+static Node *build_state(Build *b, const Node *n, const Layout *l) {
+  int64_t dims[KL_RANK];
+  if (n->n_ia || !moves_elements(n, l->perm)) return NULL;
+  twin_dims(n, l, dims);
+  Node *r = g_state(b->g, n->s, n->dtype, n->rank, dims);
+  if (r) r->ia = layout_list(b->g, n->rank, l), r->n_ia = n->rank;
+  return r;
+}
+
 static Node *build_twin(Build *b, const Node *n, const Layout *l) {
   if (prim_is_map(n->prim)) return build_map(b, n, l);
   if (prim_is_reduce(n->prim)) return build_reduce(b, n, l);
   switch (n->prim) {
+  case P_STATE: return build_state(b, n, l);
   case P_CONCAT: return build_concat(b, n, l);
   case P_RESHAPE: return build_reshape(b, n, l);
   case P_VIEW: return build_view(b, n, l);
@@ -165,6 +188,19 @@ static void build_node(Build *b, Node *n) {
   if (!b->layout[n->id].set) b->twin[n->id] = n;
 }
 
+/* A variable that is read too is written in the layout in which it is read. */
+static void write_state(Build *b, int n_old, Node **old, NamedNode *w) {
+  const Node *s = NULL;
+  for (int i = 0; i < n_old && !s; i++)
+    if (old[i]->prim == P_STATE && !strcmp(old[i]->s, w->name)) s = old[i];
+  if (s && s->rank == w->node->rank && b->twin[s->id] && b->twin[s->id]->n_ia) {
+    Layout l = layout_of(b, s);
+    w->layout = layout_list(b->g, s->rank, &l);
+    w->node = get(b, w->node, &l);
+  } else
+    w->node = get_own(b, w->node);
+}
+
 void layout_build(Graph *g, const Layout *layout) {
   Arena *a = arena_scratch();
   Node **old = g->nodes.v;
@@ -180,7 +216,7 @@ void layout_build(Graph *g, const Layout *layout) {
     for (int k = 0; k < n->n_in; k++) n->in[k] = get_own(&b, n->in[k]);
     vec_add(g->arena, &g->nodes, n);
   }
-  for (int i = 0; i < g->writes.n; i++) g->writes.v[i].node = get_own(&b, g->writes.v[i].node);
+  for (int i = 0; i < g->writes.n; i++) write_state(&b, n_old, old, &g->writes.v[i]);
   for (int i = 0; i < g->fetches.n; i++) g->fetches.v[i].node = get_own(&b, g->fetches.v[i].node);
   graph_set_op(g, op);
   arena_free(a);

@@ -19,8 +19,13 @@ static Tensor *value_of(Values *v, const Node *n) {
   const char *key = arena_fmt(v->a, "%s:%s", n->prim == P_STATE ? "state" : "feed", n->s);
   Tensor *t = map_get(v->by_name, key);
   if (t) return t;
+  Tensor like = {.dtype = n->dtype, .rank = n->rank};
+  int64_t back[KL_VAR_RANK];
+  memcpy(like.dims, n->dims, sizeof *n->dims * (size_t)n->rank);
+  layout_inverse(n->rank, n->n_ia ? n->ia : NULL, back);
+  like = tensor_layout(&like, back);
   t = arena_new_of(v->a, Tensor);
-  assert_true(tensor_make(t, v->a, n->dtype, n->rank, n->dims));
+  assert_true(tensor_make(t, v->a, n->dtype, n->rank, like.dims));
   uint32_t h = 2166136261u;
   for (const char *s = key; *s; s++) h = (h ^ (uint8_t)*s) * 16777619u;
   for (int64_t i = 0; i < tensor_numel(t); i++) {
@@ -51,6 +56,16 @@ static Tensor copy_of(const Tensor *t, Arena *a) {
   return c;
 }
 
+/* The variable's value from what is written in a layout. */
+static Tensor written(const Tensor *t, const int64_t *layout, Arena *a) {
+  int64_t back[KL_VAR_RANK];
+  layout_inverse(t->rank, layout, back);
+  Tensor r = tensor_layout(t, back);
+  r.data = arena_alloc(a, tensor_bytes(t) + 1);
+  tensor_permute(r.data, t, back);
+  return r;
+}
+
 Outcome outcome_by_interpreter(Graph *g, Arena *a) {
   Values v = {g, a, map_new(a)};
   EvalEnv env = {lookup, &v, SEED, STEP};
@@ -58,7 +73,8 @@ Outcome outcome_by_interpreter(Graph *g, Arena *a) {
   if (!graph_eval(g, &env, a, values)) fail_with_diag("interpreter");
   Outcome o = {g->writes.n + g->fetches.n, NULL};
   o.v = arena_array(a, Tensor, o.n);
-  for (int i = 0; i < g->writes.n; i++) o.v[i] = copy_of(values[g->writes.v[i].node->id], a);
+  for (int i = 0; i < g->writes.n; i++)
+    o.v[i] = written(values[g->writes.v[i].node->id], g->writes.v[i].layout, a);
   for (int i = 0; i < g->fetches.n; i++)
     o.v[g->writes.n + i] = copy_of(values[g->fetches.v[i].node->id], a);
   return o;
@@ -89,7 +105,7 @@ static void bind_sources(Machine *m) {
   for (int i = 0; i < m->g->nodes.n; i++) {
     const Node *n = m->g->nodes.v[i];
     if (n->prim == P_FEED || n->prim == P_STATE)
-      memcpy(m->bound[n->buf->id], value_of(&m->values, n)->data, bytes_of(n));
+      tensor_permute(m->bound[n->buf->id], value_of(&m->values, n), n->n_ia ? n->ia : NULL);
     if (n->prim == P_DATA) memcpy(m->bound[n->buf->id], n->data, bytes_of(n));
   }
 }
@@ -151,7 +167,7 @@ static void run_kernel(Machine *m, const Kernel *k) {
     vec_add(sub->arena, &sub->nodes, c);
   }
   for (int i = 0; i < k->outputs.n; i++)
-    vec_add(sub->arena, &sub->fetches, ((NamedNode){"", k->outputs.v[i]->repl}));
+    vec_add(sub->arena, &sub->fetches, ((NamedNode){"", k->outputs.v[i]->repl, NULL}));
   graph_number(sub);
   EvalEnv env = {lookup, &m->values, SEED, STEP};
   Tensor **values = arena_array(sub->arena, Tensor *, sub->nodes.n);
@@ -203,7 +219,8 @@ Outcome outcome_by_kernels(Graph *g, Arena *a) {
   }
   for (int i = 0; i < g->writes.n; i++) {
     const NamedNode *w = &g->writes.v[i];
-    o.v[i] = value_in(&m, w->node, state_buffer(g, w->name, bytes_of(w->node)));
+    Tensor t = value_in(&m, w->node, state_buffer(g, w->name, bytes_of(w->node)));
+    o.v[i] = written(&t, w->layout, a);
   }
   return o;
 }

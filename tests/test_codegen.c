@@ -155,7 +155,7 @@ static void check_part(Case *c, Kernel *k, LoopPart part, double max_ulp, double
   KernelFn *fn;
   Tensor **values = arena_array(c->a, Tensor *, c->g->nodes.n), whole[8], cut[8];
   for (int i = 0; i < k->outputs.n; i++)
-    vec_add(c->g->arena, &c->g->fetches, ((NamedNode){"y", k->outputs.v[i]}));
+    vec_add(c->g->arena, &c->g->fetches, ((NamedNode){"y", k->outputs.v[i], NULL}));
   graph_number(c->g);
   if (!graph_eval(c->g, &env, c->a, values)) fail_error(what);
   CodeBatch *b = compile_part(c, k, part, &fn);
@@ -599,7 +599,7 @@ static void test_epilogue(void **state) {
     Kernel *k = kernel_of(c, K_CONTRACT, core, 1, &y, 0);
     EvalEnv env = {.lookup = lookup, .user = c};
     Tensor **values = arena_array(c->a, Tensor *, c->g->nodes.n), out;
-    vec_add(c->g->arena, &c->g->fetches, ((NamedNode){"y", y}));
+    vec_add(c->g->arena, &c->g->fetches, ((NamedNode){"y", y, NULL}));
     graph_number(c->g);
     assert_true(graph_eval(c->g, &env, c->a, values));
     KernelFn *fn;

@@ -137,7 +137,7 @@ static void check_backend(Graph *g, Feeds *f, Node *node) {
   Node *wide = g_expand(g, bias, node->rank, node->dims), *sum = g_map2(g, P_ADD, node, wide);
   Node *y = g_map2c(g, P_MAX, sum, 0), *zero = y->in[1], *all[5] = {node, wide, sum, zero, y};
   graph_number(g);
-  NamedNode out = {"y", y};
+  NamedNode out = {"y", y, NULL};
   vec_add(g->arena, &g->fetches, out);
   EvalEnv env = {.lookup = feed, .user = f};
   Tensor **values = arena_array(f->a, Tensor *, g->nodes.n);
@@ -191,7 +191,7 @@ static void check_graph(Graph *g, Feeds *f, const int *kinds, bool backend) {
   if (!g->fetches.n)
     for (int i = 0; i < g->nodes.n; i++)
       if (g->nodes.v[i]->prim == P_CONTRACT) {
-        NamedNode out = {"out", g->nodes.v[i]};
+        NamedNode out = {"out", g->nodes.v[i], NULL};
         vec_add(g->arena, &g->fetches, out);
       }
   if (!graph_eval(g, &env, f->a, values)) err_print(stderr, false);
@@ -586,7 +586,7 @@ typedef bool CodeFn(Arena *a, const Kernel *k, KernelCode *code);
 static void check_node(Feeds *f, Graph *g, Node *n, KernelKind kind, CodeFn *make) {
   assert_non_null(n);
   graph_number(g);
-  NamedNode out = {"out", n};
+  NamedNode out = {"out", n, NULL};
   vec_add(g->arena, &g->fetches, out);
   EvalEnv env = {.lookup = feed, .user = f};
   Tensor **values = arena_array(f->a, Tensor *, g->nodes.n);

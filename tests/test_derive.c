@@ -45,7 +45,7 @@ static Node *weighted_sum(Graph *g, Node *y, int salt) {
 }
 
 static Node *fetch(Graph *g, Node *n) {
-  NamedNode f = {"", n};
+  NamedNode f = {"", n, NULL};
   vec_add(g->arena, &g->fetches, f);
   return n;
 }

@@ -137,7 +137,7 @@ static Tensor *lookup(void *user, const char *name, bool state) {
 
 static void fetch(Graph *g, Node *n) {
   assert_non_null(n);
-  NamedNode f = {"out", n};
+  NamedNode f = {"out", n, NULL};
   g->fetches.n = 0;
   vec_add(g->arena, &g->fetches, f);
 }
@@ -447,6 +447,7 @@ static void test_philox(void **state) {
 static Graph *everything(void) {
   Graph *g = graph_new(NULL, false);
   Node *x = feed(g, 2, I64(2, 3)), *w = g_state(g, "w \"q\" \\ \n", DT_FLOAT32, 2, I64(3, 4));
+  w->ia = arena_dup(g->arena, I64(1, 0), 2 * sizeof(int64_t)), w->n_ia = 2;
   Node *y = g_matmul(g, x, w, false, false);
   y = g_map2c(g, P_ADD, g_map1(g, P_TANH, y), -1.0 / 3);
   y = g_pad(g, y, I64(1, 0), I64(0, -1), -INFINITY);
@@ -460,13 +461,15 @@ static Graph *everything(void) {
   Node *idx = g_data(g, DT_INT64, 1, I64(2), I64(INT64_MIN, INT64_MAX), "idx");
   idx = g_check(g, idx, -5, 100, true, -100, E_DAT_002);
   Node *s = g_scatter(g, many, idx, g_gather(g, many, idx, 0), 0, true);
-  NamedNode n[] = {{"w", g_reduce(g, P_RMAX, c, 13, true)},
-                   {"y\x01", y},
-                   {"s", g_concat(g, 2, (Node *[]){s, many}, 0)},
-                   {"a", g_argsort(g, many, true)},
-                   {"m", g_argmax(g, c, 12, false, DT_INT32)},
-                   {"h", g_data(g, DT_BFLOAT16, 1, I64(2), (uint16_t[]){0x3f80, 0x8000}, "h")},
-                   {"z", g_select(g, g_map2(g, P_LT, c, c), c, c)}};
+  NamedNode n[] = {{"w", g_reduce(g, P_RMAX, c, 13, true), I64(3, 1, 0, 2)},
+                   {"y\x01", y, NULL},
+                   {"s", g_concat(g, 2, (Node *[]){s, many}, 0), NULL},
+                   {"a", g_argsort(g, many, true), NULL},
+                   {"m", g_argmax(g, c, 12, false, DT_INT32), NULL},
+                   {"h", g_data(g, DT_BFLOAT16, 1, I64(2), (uint16_t[]){0x3f80, 0x8000}, "h"),
+                    NULL},
+                   {"z", g_select(g, g_map2(g, P_LT, c, c), c, c), NULL}};
+  n[0].layout = arena_dup(g->arena, n[0].layout, 4 * sizeof(int64_t));
   vec_add(g->arena, &g->writes, n[0]);
   for (int i = 1; i < 7; i++) vec_add(g->arena, &g->fetches, n[i]);
   assert_false(err_any());

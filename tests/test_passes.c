@@ -263,7 +263,7 @@ static void test_random_views(void **state) {
       x = g_view(g, x, rank, dims, map, rand() % 2 ? 0 : 9);
       if (rand() % 5 == 0) x = g_map1(g, P_EXP, x);
     }
-    vec_add(g->arena, &g->fetches, ((NamedNode){"y", x}));
+    vec_add(g->arena, &g->fetches, ((NamedNode){"y", x, NULL}));
     check_passes(g, 1e-6);
     graph_free(g);
   }
@@ -503,9 +503,9 @@ static void test_random_graphs(void **state) {
       assert_non_null(a);
       pool[n++] = a;
     }
-    vec_add(g->arena, &g->writes, ((NamedNode){"w", pool[n - 1 - rand() % 3]}));
-    vec_add(g->arena, &g->fetches, ((NamedNode){"y", pool[n - 1]}));
-    vec_add(g->arena, &g->fetches, ((NamedNode){"z", pool[n - 1 - rand() % 12]}));
+    vec_add(g->arena, &g->writes, ((NamedNode){"w", pool[n - 1 - rand() % 3], NULL}));
+    vec_add(g->arena, &g->fetches, ((NamedNode){"y", pool[n - 1], NULL}));
+    vec_add(g->arena, &g->fetches, ((NamedNode){"z", pool[n - 1 - rand() % 12], NULL}));
     check_passes(g, 1e-4);
     graph_free(g);
   }

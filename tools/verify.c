@@ -159,20 +159,20 @@ static bool loss_at(Verify *v, const Program *p, Scope *s, const char *loss, dou
 static bool check_gradient(Verify *v, const Program *p, Scope *s, const char *loss,
                            const char *param) {
   const char *grad = arena_fmt(v->m.arena, "%s@GRAD", param);
-  Tensor g = {0}, *w = scope_get(s, param);
+  Tensor g = {0};
   if (!run_wide(v, p, s, 1, &grad, &g)) return false;
-  int64_t n = tensor_numel(w);
+  int64_t n = tensor_numel(scope_get(s, param));
   double error = 0, scale = 1e-8;
   for (int64_t i = 0; i < tensor_numel(&g); i++) scale = fmax(scale, fabs(tensor_get(&g, i)));
   bool ok = true;
   for (int k = 0; ok && k < SAMPLES && k < n; k++) {
     int64_t at = n * k / SAMPLES;
-    double old = tensor_get(w, at), h = 1e-6 * fmax(1, fabs(old)), up, down;
-    tensor_set(w, at, old + h);
+    double old = tensor_get(scope_get(s, param), at), h = 1e-6 * fmax(1, fabs(old)), up, down;
+    tensor_set(scope_edit(s, param), at, old + h);
     ok = loss_at(v, p, s, loss, &up);
-    tensor_set(w, at, old - h);
+    tensor_set(scope_edit(s, param), at, old - h);
     ok = ok && loss_at(v, p, s, loss, &down);
-    tensor_set(w, at, old);
+    tensor_set(scope_edit(s, param), at, old);
     if (ok) error = fmax(error, fabs((up - down) / (2 * h) - tensor_get(&g, at)) / scale);
   }
   if (ok) line(v, error < 1e-4, "gradient", param, error);

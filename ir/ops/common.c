@@ -125,7 +125,7 @@ static Tensor *no_value(void *user, const char *name, bool state) {
 
 bool ops_value(Graph *g, Node *n, Tensor *value) {
   if (!n || n->rank > KL_VAR_RANK || !is_constant(g, n)) return false;
-  NamedNode fetch = {"value", n};
+  NamedNode fetch = {"value", n, NULL};
   Graph part = {.arena = g->arena}; /* the nodes that n needs */
   for (int i = 0; i < g->nodes.n; i++) g->nodes.v[i]->mark = g->nodes.v[i] == n;
   for (int i = g->nodes.n - 1; i >= 0; i--)

@@ -223,7 +223,7 @@ static void depthwise(const char *what, int64_t n, int64_t c, int64_t size, int6
     r = g_map2c(g, P_MAX, g_map2(g, P_ADD, g_map2(g, P_MUL, y, vec[0]), vec[1]), 0);
   else if (!derive(g, 1, &y, &gy, 1, !strcmp(what, "dx") ? &x : &w, &r))
     die();
-  vec_add(g->arena, &g->fetches, ((NamedNode){"r", r}));
+  vec_add(g->arena, &g->fetches, ((NamedNode){"r", r, NULL}));
   passes(g);
   run_graph(name, g);
   graph_free(g);
@@ -233,7 +233,7 @@ static void permute(const char *name, int rank, const int64_t *dims, const int *
   if (!wanted(name)) return;
   Graph *g = graph_new(NULL, false);
   Node *y = g_permute(g, g_feed(g, "x", DT_FLOAT32, rank, dims), perm);
-  vec_add(g->arena, &g->fetches, ((NamedNode){"y", y}));
+  vec_add(g->arena, &g->fetches, ((NamedNode){"y", y, NULL}));
   passes(g);
   run_graph(name, g);
   graph_free(g);
