@@ -1,13 +1,10 @@
-/* Depthwise contractions, channels last: forward and the gradient of the input. In: a K_CONTRACT kernel
+/* Depthwise contractions, channels last. In: a K_CONTRACT kernel, one of
  *
- *   result[o.., h, w, c] = sum over the taps (i, j) of x[o.., (a h + b i + p)/d, (a' w + b' j + p')/d', c] * f[i, j, c]
+ *   result[o.., h, w, c] = sum over i, j of              x[o.., (a h + b i + p)/d, (a' w + b' j + p')/d', c] * f[i, j, c]
+ *   result[o.., i, j, c] = sum over s.., h, w of         x[o.., s.., a h + b i + p, a' w + b' j + p', c] * y[o.., s.., h, w, c]
  *
- * Out: the plan of a loop nest over rows (one h) of blocks of channels. A row is cut into equal tiles of columns: the first, those between,
- * and the last, each with code of its own, so that which taps fall outside or are left out by the division is known where
- * the code is made. The innermost loop runs over the channels, which LLVM makes vectors of; at each channel a column of x is
- * loaded once for all products that it is part of, and the sums of a tile stay in registers, as does a row of f.
- * A row of x that lies outside is read from zeros. Rows are told apart by their remainder modulo d. The epilogue follows on the
- * sums. */
+ * where the taps i, j are few: a convolution or the gradient of its input, and the gradient of its filter. Out: which loops play
+ * which part, how the channels are cut into blocks, the rows (h) into tasks, and a row into tiles of columns. */
 #include "stencil.h"
 
 enum {
@@ -15,7 +12,7 @@ enum {
   TILE_PRODUCTS = 200,  /* of one tile: bounds the code */
   LONG_ROW = 8,         /* columns of a tile of a row that takes several */
   ROW_BYTES = 96 << 10, /* of the rows of x that a row of results reads */
-  LEAST_BLOCK = 32,     /* channels */
+  SUM_BYTES = 16 << 10, /* of the sums over positions */
   ROW_CHUNK = 1 << 15,  /* products of one task, about */
   ZEROS = 1 << 17       /* most bytes of zeros */
 };
@@ -59,80 +56,97 @@ static bool inside(const AffDim *m, const int64_t *ext, int64_t dim) {
   return lo >= 0 && hi < dim;
 }
 
-/* The filter: every dimension reads taps or channels. */
-static bool filter_fits(const Node *c, int i, int chan) {
-  for (int l = 0; l < c->rank; l++)
-    if (l != chan && dim_of(c, i, l) != -1) return false;
-  for (int d = 0; d < c->in[i]->rank; d++)
-    if (!inside(&c->map[i][d], c->ext, c->in[i]->dims[d])) return false;
-  return channels_last(c, i, chan);
-}
+static bool is_result(const Stencil *s, int l) { return l < s->core->rank; }
 
-static Window window_of(const Node *c, int i, int d) {
+/* What dimension d of operand i reads; false if that is more than a position and a tap. */
+static bool window_of(const Stencil *s, int i, int d, Window *w) {
+  const Node *c = s->core;
   const AffDim *m = &c->map[i][d];
-  Window w = {.dim = d, .at = -1, .tap = -1, .off = m->off, .div = m->div};
   int l[2] = {m->l0, m->l1};
   int64_t k[2] = {m->c0, m->c1};
-  w.size = c->in[i]->dims[d];
-  w.taps = w.n = 1;
+  *w = (Window){.dim = d, .at = -1, .tap = -1, .off = m->off, .div = m->div};
+  w->size = c->in[i]->dims[d];
+  w->taps = w->n = 1;
   for (int t = 0; t < 2; t++) {
     if (l[t] < 0 || !reads(m, c->ext, l[t])) continue;
-    if (l[t] < c->rank)
-      w.at = l[t], w.a = k[t], w.n = c->ext[l[t]];
+    bool tap = is_result(s, l[t]) == s->sums;
+    if ((tap ? w->tap : w->at) >= 0) return false;
+    if (tap)
+      w->tap = l[t], w->b = k[t], w->taps = c->ext[l[t]];
     else
-      w.tap = l[t], w.b = k[t], w.taps = c->ext[l[t]];
+      w->at = l[t], w->a = k[t], w->n = c->ext[l[t]];
   }
-  return w;
+  return true;
 }
 
-/* The window dimensions of x, and which loops are left as outer ones. */
-static bool windows_of(Stencil *s, int i) {
+/* The window dimensions of x. */
+static bool find_windows(Stencil *s) {
   const Node *c = s->core;
-  int n = 0;
+  int n = 0, i = s->x;
   s->row = (Window){.dim = -1, .at = -1, .tap = -1, .size = 1, .taps = 1, .n = 1, .div = 1};
   for (int l = 0; l < c->n_loops; l++)
     if (c->ext[l] > 1 && dim_of(c, i, l) == -2) return false;
   for (int d = c->in[i]->rank - 1; d >= 0; d--) {
-    Window w = window_of(c, i, d);
-    if (w.tap < 0 && inside(&c->map[i][d], c->ext, w.size)) continue;
-    if (w.at < 0 || n == 2) return false;
+    Window w;
+    bool fits = window_of(s, i, d, &w);
+    if ((!fits || w.tap < 0 || w.at < 0) && inside(&c->map[i][d], c->ext, w.size)) continue;
+    if (!fits || w.at < 0 || n == 2 || (s->sums && w.div > 1)) return false;
     *(n++ ? &s->row : &s->col) = w;
   }
-  if (!n) return false;
-  for (int l = c->rank; l < c->n_loops; l++)
-    if (c->ext[l] > 1 && l != s->row.tap && l != s->col.tap) return false;
-  return s->row.taps * s->col.taps > 1 && s->row.taps * s->col.taps <= MAX_TAPS;
+  int64_t taps = s->row.taps * s->col.taps;
+  return n && taps > 1 && taps <= MAX_TAPS;
+}
+
+/* The other loops, and what the other operand reads. */
+static bool find_loops(Stencil *s) {
+  const Node *c = s->core;
+  s->n_outers = 1;
+  s->n_outer = s->n_sum = 0;
+  for (int l = 0; l < c->n_loops; l++) {
+    bool own = l == s->row.at || l == s->col.at || l == s->row.tap || l == s->col.tap;
+    bool tap = l == s->row.tap || l == s->col.tap;
+    if (c->ext[l] == 1 || l == s->chan) continue;
+    if ((s->sums ? tap : is_result(s, l)) && dim_of(c, !s->x, l) != -1) return false;
+    if (own) continue;
+    if (is_result(s, l)) {
+      s->outer[s->n_outer++] = l;
+      s->n_outers *= c->ext[l];
+    } else if (s->sums) {
+      s->sum[s->n_sum++] = l;
+    } else {
+      return false;
+    }
+  }
+  for (int d = 0; d < c->in[!s->x]->rank; d++)
+    if (!inside(&c->map[!s->x][d], c->ext, c->in[!s->x]->dims[d])) return false;
+  return channels_last(c, s->x, s->chan) && channels_last(c, !s->x, s->chan);
 }
 
 static int64_t div_ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
+/* Blocks of channels: as many as the caches hold; of sums over positions also so few that there are several tasks. */
 static void cut_rows(Stencil *s) {
-  const Node *c = s->core;
-  s->n_outers = 1;
-  for (int l = 0; l < c->rank; l++) {
-    if (l == s->chan || l == s->row.at || l == s->col.at || c->ext[l] == 1) continue;
-    s->outer[s->n_outer++] = l;
-    s->n_outers *= c->ext[l];
-  }
-  int64_t fit = ROW_BYTES / (s->row.taps * s->col.size * dtype_info[c->dtype].size);
+  int64_t size = dtype_info[s->core->dtype].size, taps = s->row.taps * s->col.taps;
+  int64_t fit = ROW_BYTES / (s->row.taps * s->col.size * size), least = s->sums ? 16 : 32;
+  if (s->sums && fit > SUM_BYTES / (taps * size)) fit = SUM_BYTES / (taps * size);
+  if (s->sums && fit > s->channels * s->n_outers / 8) fit = s->channels * s->n_outers / 8;
   s->block = s->channels;
-  for (int64_t b = LEAST_BLOCK; b < s->channels; b += LEAST_BLOCK)
-    if (s->channels % b == 0 && (b <= fit || b == LEAST_BLOCK) && s->channels > fit) s->block = b;
+  for (int64_t b = least; b < s->channels && s->channels > fit; b += least)
+    if (s->channels % b == 0 && (b <= fit || b == least)) s->block = b;
   s->n_block = s->channels / s->block;
-  s->rows = s->n_outers * s->n_block * s->row.n;
-  int64_t work = s->col.n * s->block * s->row.taps * s->col.taps / (s->row.div * s->col.div);
-  s->rows_per_task = work >= ROW_CHUNK ? 1 : ROW_CHUNK / (work ? work : 1);
+  s->rows = s->n_outers * s->n_block * (s->sums ? 1 : s->row.n);
+  int64_t work = s->col.n * s->block * taps / (s->row.div * s->col.div);
+  s->rows_per_task = work >= ROW_CHUNK || s->sums ? 1 : ROW_CHUNK / (work ? work : 1);
 }
 
 static bool fits_tiles(const Stencil *s) {
   static const int registers[] = {16, 32};
   for (int i = 0; i < 2; i++) {
-    int64_t t = tile_columns(s, registers[i]), n = n_tiles(s, t), lo, hi;
+    int64_t t = stencil_tile(s, registers[i]), n = stencil_tiles(s, t), lo, hi;
     if (n > 2) {
-      columns_read(s, t, (n - 2) * t, &lo, &hi);
+      stencil_reads(s, t, (n - 2) * t, &lo, &hi);
       if (lo < 0 || hi >= s->col.size || t % s->col.div || s->col.a * t % s->col.div) return false;
     }
-    columns_read(s, 0, 2 * t, &lo, &hi);
+    stencil_reads(s, 0, 2 * t, &lo, &hi);
     if ((hi - lo + 2) * s->channels * dtype_info[s->core->dtype].size > ZEROS) return false;
   }
   return true;
@@ -141,19 +155,21 @@ static bool fits_tiles(const Stencil *s) {
 Stencil *stencil_plan(Arena *a, const Kernel *k, LoopPart part) {
   Node *c = k->core;
   if (part != LOOP_CONTRACT || (c->dtype != DT_FLOAT32 && c->dtype != DT_FLOAT64)) return NULL;
+  if (node_numel(c) == 0 || c->rank == 0) return NULL;
+  for (int l = c->rank; l < c->n_loops; l++)
+    if (c->ext[l] == 0) return NULL;
   Stencil *s = arena_new_of(a, Stencil);
   s->core = c;
   s->chan = c->rank - 1;
   while (s->chan > 0 && c->ext[s->chan] == 1) s->chan--;
-  if (node_numel(c) == 0 || c->rank == 0) return NULL;
   s->channels = c->ext[s->chan];
-  for (int l = c->rank; l < c->n_loops; l++)
-    if (c->ext[l] == 0) return NULL;
-  for (s->x = 0; s->x < 2; s->x++)
-    if (channels_last(c, s->x, s->chan) && filter_fits(c, !s->x, s->chan) && windows_of(s, s->x)) {
-      cut_rows(s);
-      return fits_tiles(s) ? s : NULL;
-    }
+  for (int i = 0; i < 4; i++) {
+    s->x = i % 2;
+    s->sums = i / 2;
+    if (!find_windows(s) || !find_loops(s)) continue;
+    cut_rows(s);
+    if (fits_tiles(s)) return s;
+  }
   return NULL;
 }
 
@@ -168,7 +184,8 @@ int64_t stencil_tasks(const Stencil *s) { return div_ceil(s->rows, s->rows_per_t
 
 /* ---- tiles ---- */
 
-int64_t tile_columns(const Stencil *s, int registers) {
+/* Equal ones, of a multiple of div, whose sums leave registers for a row of the filter and a column of x. */
+int64_t stencil_tile(const Stencil *s, int registers) {
   int64_t taps = s->row.taps * s->col.taps, most = registers - 2 - s->col.taps;
   int64_t fit = TILE_PRODUCTS * s->col.div * s->row.div / taps;
   if (most > registers / 2) most = registers / 2;
@@ -179,14 +196,15 @@ int64_t tile_columns(const Stencil *s, int registers) {
   return div_ceil(t, s->col.div) * s->col.div;
 }
 
-int64_t n_tiles(const Stencil *s, int64_t size) {
+/* The last one takes over what the one before it would read outside. */
+int64_t stencil_tiles(const Stencil *s, int64_t size) {
   int64_t n = div_ceil(s->col.n, size), lo, hi;
   if (n < 3) return n;
-  columns_read(s, size, (n - 2) * size, &lo, &hi);
+  stencil_reads(s, size, (n - 2) * size, &lo, &hi);
   return hi < s->col.size ? n : n - 1;
 }
 
-void columns_read(const Stencil *s, int64_t from, int64_t n, int64_t *lo, int64_t *hi) {
+void stencil_reads(const Stencil *s, int64_t from, int64_t n, int64_t *lo, int64_t *hi) {
   const Window *w = &s->col;
   int64_t at[2] = {w->a * from, w->a * (from + n - 1)}, tap = w->b * (w->taps - 1);
   *lo = (at[0] < at[1] ? at[0] : at[1]) + w->off + (tap < 0 ? tap : 0);

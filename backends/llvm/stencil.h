@@ -11,19 +11,19 @@ typedef struct Window {
 
 struct Stencil {
   Node *core;
+  bool sums;       /* over the positions: the gradient of the filter; otherwise over the taps */
   int x;           /* operand that windows move over */
   Window row, col; /* row.at -1: one row */
   int chan;
   int64_t channels, block, n_block; /* of channels */
-  int n_outer;
-  int outer[KL_RANK]; /* loops */
+  int n_outer, n_sum;
+  int outer[KL_RANK], sum[KL_LOOPS]; /* further loops: of the result, summed */
   int64_t n_outers, rows, rows_per_task;
 };
 
-/* Equal tiles, of a multiple of div, whose sums leave registers for a row of the filter and a column of x. */
-int64_t tile_columns(const Stencil *s, int registers);
-/* How many tiles; the last one takes over what the one before it would read outside. */
-int64_t n_tiles(const Stencil *s, int64_t size);
-/* Columns of x that the results from..from+n-1 read, rounded outward. */
-void columns_read(const Stencil *s, int64_t from, int64_t n, int64_t *lo, int64_t *hi);
+/* How a row is cut: columns of a tile, and how many tiles. Only the first and the last read outside of x. */
+int64_t stencil_tile(const Stencil *s, int registers);
+int64_t stencil_tiles(const Stencil *s, int64_t size);
+/* Columns of x that the positions from..from+n-1 read, rounded outward. */
+void stencil_reads(const Stencil *s, int64_t from, int64_t n, int64_t *lo, int64_t *hi);
 #endif

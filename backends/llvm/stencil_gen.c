@@ -1,14 +1,21 @@
-/* The code of depthwise contractions. In: stencil.c's plan, which says what the loops are; out: the nest, appended to the
- * function that is being generated. */
+/* Code of depthwise contractions. In: a Stencil; out: a loop nest over its tasks.
+ *
+ * The first tile of a row, those between, and the last have code of their own, so that which taps fall outside or are left out by
+ * the division is known where the code is made. The innermost loop runs over the channels, which LLVM makes vectors of. At each
+ * channel a column of x is loaded once for all products that it is part of. Sums over the taps stay in registers, with a row of
+ * the filter, and the epilogue follows on them. Sums over positions are kept in an array and loaded for one row of taps at a
+ * time, while the tile's columns of y stay in registers. A row of x that lies outside is read from zeros. Rows are told apart
+ * by their remainder modulo d. */
 #include "stencil.h"
 
 typedef struct Rows {
   Gen *g;
   const Stencil *s;
-  Aff at[KL_LOOPS]; /* of the result's loops */
+  Aff at[KL_LOOPS]; /* where the loops stand; taps at 0 */
   Aff row;          /* row.at / row.div */
   int64_t rest;     /* row.at % row.div */
   Aff chan0;        /* first channel of the block */
+  Val sums;         /* [taps][block] */
 } Rows;
 
 /* Columns origin..origin+n-1, plus `at` if they are not known here: then nothing falls outside. */
@@ -18,7 +25,7 @@ typedef struct Tile {
   int64_t origin, n;
   int64_t first, last; /* columns of x that are read, not counting at */
   int chan;            /* the loop variable: channels from chan0 on */
-  Val *sum;            /* by column */
+  Val *sum;            /* by column, or by tap of one row */
 } Tile;
 
 static int64_t stride_of(const Node *x, int d) {
@@ -40,8 +47,34 @@ static Aff sum_of(Gen *g, Aff x, Aff y, int64_t by) {
 
 static Val pointer(Gen *g, Val base, DType t, const Aff *at) {
   Val v = aff_value(g, at);
-  gen_at(g, gen_depth(g, v) > gen_depth(g, base) ? gen_depth(g, v) : gen_depth(g, base));
+  gen_at_vals(g, 2, (Val[]){v, base});
   return LLVMBuildGEP2(g->b, mem_type(g, t), base, &v, 1, "");
+}
+
+/* Elements between neighbours of loop l in operand i. */
+static int64_t step_of(const Stencil *s, int i, int l) {
+  int64_t step = 0;
+  for (int d = 0; d < s->core->in[i]->rank; d++) {
+    const AffDim *m = &s->core->map[i][d];
+    step += stride_of(s->core->in[i], d) * ((m->l0 == l ? m->c0 : 0) + (m->l1 == l ? m->c1 : 0));
+  }
+  return step;
+}
+
+/* The place in operand i where the loops stand, at the first channel of the block, without the window dimensions of x. */
+static Aff place_of(const Rows *r, int i) {
+  Gen *g = r->g;
+  const Stencil *s = r->s;
+  Aff at = r->chan0;
+  for (int d = 0; d < s->core->in[i]->rank; d++) {
+    const AffDim *m = &s->core->map[i][d];
+    if (i == s->x && (d == s->row.dim || d == s->col.dim)) continue;
+    Aff e = aff_k(m->off);
+    if (m->l0 >= 0 && m->l0 != s->chan) e = sum_of(g, e, r->at[m->l0], m->c0);
+    if (m->l1 >= 0 && m->l1 != s->chan) e = sum_of(g, e, r->at[m->l1], m->c1);
+    at = sum_of(g, at, e, stride_of(s->core->in[i], d));
+  }
+  return at;
 }
 
 static Val zeros(Gen *g, int64_t bytes) {
@@ -67,23 +100,13 @@ static Val row_pointer(const Rows *r, const Tile *t, int64_t i) {
   Node *x = s->core->in[s->x];
   int64_t k = w->a * r->rest + w->b * i + w->off, lo, hi;
   if (k % w->div) return NULL;
-  Aff h = aff_mul(r->row, w->a), at = aff_k(0);
+  Aff h = aff_mul(r->row, w->a), at = place_of(r, s->x), col = aff_mul(t->at, s->col.a);
   h.k += k / w->div;
   aff_range(g, &h, &lo, &hi);
   if (hi < 0 || lo >= w->size) return NULL;
-  for (int d = 0; d < x->rank; d++) {
-    const AffDim *m = &s->core->map[s->x][d];
-    if (d == w->dim || d == s->col.dim) continue;
-    Aff e = aff_k(m->off);
-    if (m->l0 >= 0 && m->l0 != s->chan) e = sum_of(g, e, r->at[m->l0], m->c0);
-    if (m->l1 >= 0 && m->l1 != s->chan) e = sum_of(g, e, r->at[m->l1], m->c1);
-    at = sum_of(g, at, e, stride_of(x, d));
-  }
-  if (w->dim >= 0) at = sum_of(g, at, h, stride_of(x, w->dim));
-  Aff col = aff_mul(t->at, s->col.a);
   for (int j = 0; j < col.n; j++) col.c[j] /= s->col.div;
+  if (w->dim >= 0) at = sum_of(g, at, h, stride_of(x, w->dim));
   at = sum_of(g, at, col, s->channels);
-  at = aff_add(g, &at, &r->chan0);
   Val p = pointer(g, g->bufs[buffer_of(g, x)], x->dtype, &at);
   if (lo >= 0 && hi < w->size) return p;
   Val v = aff_value(g, &h);
@@ -96,96 +119,128 @@ static Val row_pointer(const Rows *r, const Tile *t, int64_t i) {
   return LLVMBuildSelect(g->b, in, p, z, "");
 }
 
-static Val element(const Rows *r, const Tile *t, Val base, const Node *x, int64_t off) {
-  Gen *g = r->g;
+static Val address(const Rows *r, const Tile *t, Val base, int64_t off) {
   Aff at = aff_var(t->chan, 1);
   at.k = off;
-  return val_load(g, x->dtype, pointer(g, base, x->dtype, &at));
+  return pointer(r->g, base, r->s->core->dtype, &at);
 }
 
-/* Row i and column j of the filter, from channel 0 of the block. */
-static Val tap_value(const Rows *r, const Tile *t, Val base, int64_t i, int64_t j) {
-  const Stencil *s = r->s;
-  const Node *f = s->core->in[!s->x];
-  int64_t off = 0;
-  for (int d = 0; d < f->rank; d++) {
-    const AffDim *m = &s->core->map[!s->x][d];
-    int64_t e = m->off;
-    int l[2] = {m->l0, m->l1};
-    int64_t c[2] = {m->c0, m->c1};
-    for (int k = 0; k < 2; k++)
-      if (l[k] >= 0) e += c[k] * (l[k] == s->row.tap ? i : l[k] == s->col.tap ? j : 0);
-    off += e * stride_of(f, d);
-  }
-  return element(r, t, base, f, off);
+static Val element(const Rows *r, const Tile *t, Val base, int64_t off) {
+  return val_load(r->g, r->s->core->dtype, address(r, t, base, off));
 }
 
-/* The products of one row of the filter with one column of x. */
-static void do_column(const Rows *r, Tile *t, Val row, int64_t u, const Val *tap) {
+/* The products of one row of taps with column u of x. other: by column tap the filter, or by column of the tile y. */
+static void do_column(const Rows *r, Tile *t, Val row, int64_t u, const Val *other) {
   Gen *g = r->g;
-  const Window *w = &r->s->col;
-  const Node *x = r->s->core->in[r->s->x];
+  const Stencil *s = r->s;
+  const Window *w = &s->col;
   Val v = NULL;
   for (int64_t j = 0; j < w->taps; j++) {
     int64_t k = u * w->div - w->b * j - w->off, c = k / w->a - t->origin;
-    if (!tap[j] || k % w->a != 0 || c < 0 || c >= t->n) continue;
-    if (!v) v = element(r, t, row, x, u * r->s->channels);
+    if (k % w->a != 0 || c < 0 || c >= t->n) continue;
+    if (!v) v = element(r, t, row, u * s->channels);
+    Val *sum = &t->sum[s->sums ? j : c], y = other[s->sums ? c : j];
     gen_at(g, g->depth);
-    t->sum[c] = t->sum[c] ? math_fma(g, val_type(g, x->dtype), v, tap[j], t->sum[c])
-                          : LLVMBuildFMul(g->b, v, tap[j], "");
+    *sum =
+        *sum ? math_fma(g, val_type(g, s->core->dtype), v, y, *sum) : LLVMBuildFMul(g->b, v, y, "");
   }
 }
 
-/* The epilogue on the sums, and the stores. */
-static void finish_tile(const Rows *r, const Tile *t) {
+/* The epilogue on the sum at ix: values of the outputs. */
+static void finish(Gen *g, const Stencil *s, Val sum, const Index *ix, Val *v) {
+  int64_t key[2 + INDEX_KEY] = {'n', (int64_t)(intptr_t)s->core};
+  int len = 2 + index_key(ix, key + 2);
+  memo_add(g, g->depth, key, len)->v[0] = sum ? sum : val_const(g, s->core->dtype, 0, 0);
+  for (int o = 0; o < g->k->outputs.n; o++) v[o] = emit(g, g->k->outputs.v[o], ix);
+}
+
+static void store(Gen *g, const Index *ix, const Val *v) {
+  for (int o = 0; o < g->k->outputs.n; o++) {
+    Node *n = g->k->outputs.v[o];
+    Aff lin = index_linear(g, ix, n->dims, 0, n->rank);
+    Val p = emit_address(g, g->k->inputs.n + o, n->dtype, &lin);
+    gen_at(g, g->depth);
+    val_store(g, n->dtype, v[o], p);
+  }
+}
+
+static Index result_index(const Rows *r, const Tile *t) {
+  Index ix = {.rank = r->s->core->rank};
+  Aff chan = aff_var(t->chan, 1);
+  for (int l = 0; l < ix.rank; l++) ix.d[l] = r->at[l];
+  ix.d[r->s->chan] = aff_add(r->g, &r->chan0, &chan);
+  return ix;
+}
+
+/* One channel of a tile: sums over taps. */
+static void convolve(const Rows *r, Tile *t, const Val *row, Val filter) {
   Gen *g = r->g;
   const Stencil *s = r->s;
-  Kernel *k = g->k;
-  int n_out = k->outputs.n;
-  Index *ix = arena_array(g->a, Index, t->n);
+  int64_t di = s->row.tap < 0 ? 0 : step_of(s, !s->x, s->row.tap),
+          dj = s->col.tap < 0 ? 0 : step_of(s, !s->x, s->col.tap);
+  Val *tap = arena_array(g->a, Val, s->col.taps);
+  int n_out = g->k->outputs.n;
   Val *v = arena_array(g->a, Val, t->n * n_out);
-  for (int64_t c = 0; c < t->n; c++) {
-    ix[c].rank = s->core->rank;
-    for (int l = 0; l < s->core->rank; l++) ix[c].d[l] = r->at[l];
-    ix[c].d[s->col.at] = t->at;
-    ix[c].d[s->col.at].k += t->origin + c;
-    Aff chan = aff_var(t->chan, 1);
-    ix[c].d[s->chan] = aff_add(g, &r->chan0, &chan);
-    int64_t key[2 + INDEX_KEY] = {'n', (int64_t)(intptr_t)s->core};
-    int len = 2 + index_key(&ix[c], key + 2);
-    memo_add(g, g->depth, key, len)->v[0] =
-        t->sum[c] ? t->sum[c] : val_const(g, s->core->dtype, 0, 0);
-    for (int o = 0; o < n_out; o++) v[c * n_out + o] = emit(g, k->outputs.v[o], &ix[c]);
+  Index ix = result_index(r, t);
+  t->sum = arena_array(g->a, Val, t->n);
+  for (int64_t i = 0; i < s->row.taps; i++) {
+    if (!row[i]) continue;
+    for (int64_t j = 0; j < s->col.taps; j++) tap[j] = element(r, t, filter, i * di + j * dj);
+    for (int64_t u = t->first; u <= t->last; u++) do_column(r, t, row[i], u, tap);
   }
-  for (int64_t c = 0; c < t->n; c++)
-    for (int o = 0; o < n_out; o++) {
-      Node *n = k->outputs.v[o];
-      Aff lin = index_linear(g, &ix[c], n->dims, 0, n->rank);
-      Val p = emit_address(g, k->inputs.n + o, n->dtype, &lin);
+  for (int64_t c = 0; c < t->n; c++) {
+    ix.d[s->col.at] = t->at;
+    ix.d[s->col.at].k += t->origin + c;
+    finish(g, s, t->sum[c], &ix, v + c * n_out);
+  }
+  for (int64_t c = 0; c < t->n; c++) {
+    ix.d[s->col.at] = t->at;
+    ix.d[s->col.at].k += t->origin + c;
+    store(g, &ix, v + c * n_out);
+  }
+}
+
+/* One channel of a tile: adds to the sums over positions. */
+static void correlate(const Rows *r, Tile *t, const Val *row, Val other) {
+  Gen *g = r->g;
+  const Stencil *s = r->s;
+  int64_t step = step_of(s, !s->x, s->col.at);
+  Val *y = arena_array(g->a, Val, t->n);
+  t->sum = arena_array(g->a, Val, s->col.taps);
+  for (int64_t c = 0; c < t->n; c++) y[c] = element(r, t, other, (t->origin + c) * step);
+  for (int64_t i = 0; i < s->row.taps; i++) {
+    if (!row[i]) continue;
+    for (int64_t j = 0; j < s->col.taps; j++)
+      t->sum[j] = element(r, t, r->sums, (i * s->col.taps + j) * s->block);
+    for (int64_t u = t->first; u <= t->last; u++) do_column(r, t, row[i], u, y);
+    for (int64_t j = 0; j < s->col.taps; j++) {
+      Val p = address(r, t, r->sums, (i * s->col.taps + j) * s->block);
       gen_at(g, g->depth);
-      val_store(g, n->dtype, v[c * n_out + o], p);
+      val_store(g, s->core->dtype, t->sum[j], p);
     }
+  }
+}
+
+static Loop each_channel(const Rows *r, Tile *t) {
+  Gen *g = r->g;
+  int64_t n = r->s->block;
+  return loop_open(g, gen_i64(g, 0), gen_i64(g, n), gen_i64(g, 1), 0, n - 1, &t->chan);
 }
 
 static void do_tile(const Rows *r, Tile *t) {
   Gen *g = r->g;
   const Stencil *s = r->s;
-  Node *f = s->core->in[!s->x];
-  columns_read(s, t->origin, t->n, &t->first, &t->last);
+  Node *y = s->core->in[!s->x];
+  stencil_reads(s, t->origin, t->n, &t->first, &t->last);
   if (t->known && t->first < 0) t->first = 0;
   if (t->known && t->last >= s->col.size) t->last = s->col.size - 1;
-  Val *row = arena_array(g->a, Val, s->row.taps), *tap = arena_array(g->a, Val, s->col.taps);
+  Val *row = arena_array(g->a, Val, s->row.taps);
   for (int64_t i = 0; i < s->row.taps; i++) row[i] = row_pointer(r, t, i);
-  Val filter = pointer(g, g->bufs[buffer_of(g, f)], f->dtype, &r->chan0);
-  Loop l =
-      loop_open(g, gen_i64(g, 0), gen_i64(g, s->block), gen_i64(g, 1), 0, s->block - 1, &t->chan);
-  t->sum = arena_array(g->a, Val, t->n);
-  for (int64_t i = 0; i < s->row.taps; i++) {
-    if (!row[i]) continue;
-    for (int64_t j = 0; j < s->col.taps; j++) tap[j] = tap_value(r, t, filter, i, j);
-    for (int64_t u = t->first; u <= t->last; u++) do_column(r, t, row[i], u, tap);
-  }
-  finish_tile(r, t);
+  Aff at = place_of(r, !s->x);
+  if (s->sums) at = sum_of(g, at, t->at, step_of(s, 1 - s->x, s->col.at));
+  Val other = pointer(g, g->bufs[buffer_of(g, y)], y->dtype, &at);
+  Loop l = each_channel(r, t);
+  (s->sums ? correlate : convolve)(r, t, row, other);
   loop_close(g, &l, LOOP_WIDE);
 }
 
@@ -193,7 +248,7 @@ static void do_tile(const Rows *r, Tile *t) {
 static void do_row(const Rows *r) {
   Gen *g = r->g;
   const Stencil *s = r->s;
-  int64_t size = tile_columns(s, g->registers), n = n_tiles(s, size);
+  int64_t size = stencil_tile(s, g->registers), n = stencil_tiles(s, size);
   Tile t = {.known = true, .n = n > 1 ? size : s->col.n};
   do_tile(r, &t);
   if (n > 2) {
@@ -208,35 +263,100 @@ static void do_row(const Rows *r) {
   do_tile(r, &t);
 }
 
+/* All taps of sums over positions: starts them, or gives them to the epilogue. */
+static void each_tap(Rows *r, bool last) {
+  Gen *g = r->g;
+  const Stencil *s = r->s;
+  Tile t = {0};
+  Loop l = each_channel(r, &t);
+  Val v[256];
+  for (int64_t i = 0; i < s->row.taps * s->col.taps; i++) {
+    if (last) {
+      Index ix = result_index(r, &t);
+      if (s->row.tap >= 0) ix.d[s->row.tap] = aff_k(i / s->col.taps);
+      if (s->col.tap >= 0) ix.d[s->col.tap] = aff_k(i % s->col.taps);
+      finish(g, s, element(r, &t, r->sums, i * s->block), &ix, v);
+      store(g, &ix, v);
+    } else {
+      Val p = address(r, &t, r->sums, i * s->block);
+      gen_at(g, g->depth);
+      val_store(g, s->core->dtype, val_const(g, s->core->dtype, 0, 0), p);
+    }
+  }
+  loop_close(g, &l, LOOP_WIDE);
+}
+
+static Loop each_of(Rows *r, int l) {
+  Gen *g = r->g;
+  int64_t n = r->s->core->ext[l];
+  int var;
+  Loop loop = loop_open(g, gen_i64(g, 0), gen_i64(g, n), gen_i64(g, 1), 0, n - 1, &var);
+  r->at[l] = aff_var(var, 1);
+  return loop;
+}
+
+static void sum_positions(Rows *r) {
+  Gen *g = r->g;
+  const Stencil *s = r->s;
+  Loop open[KL_LOOPS];
+  int n = 0;
+  each_tap(r, false);
+  for (int i = 0; i < s->n_sum; i++) open[n++] = each_of(r, s->sum[i]);
+  if (s->row.at >= 0) {
+    open[n++] = each_of(r, s->row.at);
+    r->row = r->at[s->row.at];
+  }
+  do_row(r);
+  while (n--) loop_close(g, &open[n], LOOP_PLAIN);
+  each_tap(r, true);
+}
+
+/* Rows of one remainder at a time: a loop of one step or none. */
+static void do_results(Rows *r, const Aff *h) {
+  Gen *g = r->g;
+  const Window *w = &r->s->row;
+  Aff rest;
+  int var;
+  if (w->at >= 0) r->at[w->at] = *h;
+  aff_divmod(g, h, w->div, &r->row, &rest);
+  if (w->div == 1) {
+    do_row(r);
+    return;
+  }
+  for (r->rest = 0; r->rest < w->div; r->rest++) {
+    Val v = aff_value(g, &rest);
+    gen_at(g, g->depth);
+    Val is = LLVMBuildICmp(g->b, LLVMIntEQ, v, gen_i64(g, r->rest), "");
+    is = LLVMBuildZExt(g->b, is, g->i64, "");
+    Loop once = loop_open(g, gen_i64(g, 0), is, gen_i64(g, 1), 0, 0, &var);
+    do_row(r);
+    loop_close(g, &once, LOOP_PLAIN);
+  }
+}
+
 void gen_stencil(Gen *g, const Stencil *s, Val begin, Val end) {
   Rows r = {.g = g, .s = s};
-  int var, d;
+  LLVMTypeRef t = val_type(g, s->core->dtype);
+  int var;
   gen_at(g, 0);
+  if (s->sums) {
+    t = LLVMArrayType2(t, (uint64_t)(s->row.taps * s->col.taps * s->block));
+    r.sums = LLVMBuildAlloca(g->b, t, "");
+    LLVMSetAlignment(r.sums, 64);
+  }
   Val per = gen_i64(g, s->rows_per_task);
   Val from = LLVMBuildNSWMul(g->b, begin, per, "");
   Val to = gen_min(g, LLVMBuildNSWMul(g->b, end, per, ""), gen_i64(g, s->rows));
   Loop l = loop_open(g, from, to, gen_i64(g, 1), 0, s->rows - 1, &var);
-  Aff e = s->rows == 1 ? aff_k(0) : aff_var(var, 1), h, b, rest;
-  aff_divmod(g, &e, s->row.n, &e, &h);
+  Aff e = s->rows == 1 ? aff_k(0) : aff_var(var, 1), h, b;
+  aff_divmod(g, &e, s->sums ? 1 : s->row.n, &e, &h);
   aff_divmod(g, &e, s->n_block, &e, &b);
   for (int i = s->n_outer - 1; i >= 0; i--)
     aff_divmod(g, &e, s->core->ext[s->outer[i]], &e, &r.at[s->outer[i]]);
-  if (s->row.at >= 0) r.at[s->row.at] = h;
   r.chan0 = aff_mul(b, s->block);
-  aff_divmod(g, &h, s->row.div, &r.row, &rest);
-  for (r.rest = 0; r.rest < s->row.div;
-       r.rest++) { /* rows of one kind: a loop of one step or none */
-    if (s->row.div == 1) {
-      do_row(&r);
-      break;
-    }
-    Val v = aff_value(g, &rest);
-    gen_at(g, g->depth);
-    Val is = LLVMBuildICmp(g->b, LLVMIntEQ, v, gen_i64(g, r.rest), "");
-    is = LLVMBuildZExt(g->b, is, g->i64, "");
-    Loop once = loop_open(g, gen_i64(g, 0), is, gen_i64(g, 1), 0, 0, &d);
-    do_row(&r);
-    loop_close(g, &once, LOOP_PLAIN);
-  }
+  if (s->sums)
+    sum_positions(&r);
+  else
+    do_results(&r, &h);
   loop_close(g, &l, LOOP_PLAIN);
 }
