@@ -3,7 +3,8 @@
  *
  * rsum(x, A) with few results = rsum(rsum(x', A'), B): if some reduced axis is neither too short nor too long it is left
  * to the second step; otherwise one axis is cut into `parts` rows by a reshape, or, where nothing divides it, by a view
- * that pads with the neutral element. */
+ * that pads with the neutral element. A contraction of few results, many products and without the form of a matrix product (the
+ * gradient of a depthwise filter) leaves a summed loop, such as the one over the images, to a sum of its own. */
 #include "rewrite.h"
 #include <math.h>
 
@@ -85,7 +86,65 @@ static Node *split_one(Graph *g, Node *n) {
   return g_reshape(g, r, n->rank, n->dims);
 }
 
+/* ---- gradients of depthwise filters ---- */
+
+static bool reads_loop(const Node *n, int x, int l, bool *plainly) {
+  bool reads = false;
+  for (int d = 0; d < n->in[x]->rank; d++) {
+    const AffDim *m = &n->map[x][d];
+    if (m->l0 != l && m->l1 != l) continue;
+    reads = true;
+    *plainly &= aff_is_loop(m, l);
+  }
+  return reads;
+}
+
+/* No matrix product: one operand has no loop of the result for itself, and both share one. */
+static bool is_depthwise(const Node *n) {
+  bool own[2] = {false, false}, shared = false, any;
+  for (int l = 0; l < n->rank; l++) {
+    if (n->ext[l] == 1) continue;
+    bool a = reads_loop(n, 0, l, &any), b = reads_loop(n, 1, l, &any);
+    shared |= a && b;
+    own[0] |= a && !b;
+    own[1] |= b && !a;
+  }
+  return shared && own[0] != own[1];
+}
+
+/* The outermost summed loop that both read as it is becomes one of the result, and a sum of its own. */
+static Node *split_contract(Graph *g, Node *n) {
+  int64_t results = node_numel(n), all = 1, ext[KL_LOOPS];
+  int row = -1;
+  AffDim map[2][KL_RANK];
+  for (int l = 0; l < n->n_loops; l++) all *= n->ext[l];
+  if (n->prim != P_CONTRACT || n->rank == KL_RANK || results == 0 || all / results < CHUNK)
+    return NULL;
+  if (!dtype_is_float(n->dtype) || !is_depthwise(n)) return NULL;
+  for (int l = n->n_loops - 1; l >= n->rank; l--) {
+    bool plainly = true, both = reads_loop(n, 0, l, &plainly) && reads_loop(n, 1, l, &plainly);
+    if (both && plainly && n->ext[l] >= 2 && n->ext[l] <= MAX_PARTS) row = l;
+  }
+  if (row < 0 || results * n->ext[row] > all / MIN_PARTS) return NULL;
+  ext[0] = n->ext[row];
+  for (int l = 0, to = 1; l < n->n_loops; l++)
+    if (l != row) ext[to++] = n->ext[l];
+  for (int x = 0; x < 2; x++)
+    for (int d = 0; d < n->in[x]->rank; d++) {
+      AffDim *m = &map[x][d];
+      *m = n->map[x][d];
+      if (m->l0 >= 0) m->l0 = (int8_t)(m->l0 == row ? 0 : m->l0 < row ? m->l0 + 1 : m->l0);
+      if (m->l1 >= 0) m->l1 = (int8_t)(m->l1 == row ? 0 : m->l1 < row ? m->l1 + 1 : m->l1);
+    }
+  Node *y = g_contract(g, n->in[0], n->in[1], n->rank + 1, n->n_loops, ext, map[0], map[1]);
+  return g_reduce(g, P_RSUM, y, 1, false);
+}
+
+static Node *split(Graph *g, Node *n) {
+  return n->prim == P_CONTRACT ? split_contract(g, n) : split_one(g, n);
+}
+
 void pass_split(Graph *g) {
   graph_sweep(g);
-  if (graph_rewrite(g, split_one)) graph_sweep(g);
+  if (graph_rewrite(g, split)) graph_sweep(g);
 }

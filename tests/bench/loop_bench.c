@@ -195,7 +195,7 @@ static void run_graph(const char *name, Graph *g) {
 static bool wanted(const char *name) { return !word || strstr(name, word); }
 
 static void passes(Graph *g) {
-  PassOptions o;
+  PassOptions o = {0};
   pass_options_from_env(&o);
   o.schedule = backend_cpu.schedule;
   if (!passes_run(g, &o, NULL)) die();
