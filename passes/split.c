@@ -3,12 +3,14 @@
  *
  * rsum(x, A) with few results = rsum(rsum(x', A'), B): if some reduced axis is neither too short nor too long it is left
  * to the second step; otherwise one axis is cut into `parts` rows by a reshape, or, where nothing divides it, by a view
- * that pads with the neutral element. A contraction of few results, many products and without the form of a matrix product (the
- * gradient of a depthwise filter) leaves a summed loop, such as the one over the images, to a sum of its own. */
+ * that pads with the neutral element. If the last axis is kept, leading axes are left to the second step.
+ * A contraction of few results and many products, and without the form of a matrix product (the gradient of a depthwise
+ * filter), leaves a summed loop, such as the one over the images, to a sum of its own. */
 #include "rewrite.h"
 #include <math.h>
 
 enum { FEW = 16, LARGE = 16384, MIN_PARTS = 8, MAX_PARTS = 1024, CHUNK = 4096 };
+enum { COLUMNS = 64, MANY_ROWS = 4096, CACHED = 1 << 20 /* bytes */ };
 
 static bool worth_it(const Node *n) {
   if (!prim_is_reduce(n->prim) || n->prim == P_ARGMAX) return false;
@@ -86,6 +88,70 @@ static Node *split_one(Graph *g, Node *n) {
   return g_reshape(g, r, n->rank, n->dims);
 }
 
+/* ---- sums that leave the last axis ---- */
+
+/* The leading reduced axes that are left to the second step, or 0: as few as leave chunks which the caches hold, and rows
+ * enough. A sum that keeps the last axis runs over blocks of COLUMNS columns: few of them are no work for several threads, and
+ * when they are long, later sweeps read all of it from memory again. */
+static uint32_t chunk_axes(const Node *n) {
+  if (!prim_is_reduce(n->prim) || n->prim == P_ARGMAX || n->rank == 0 || node_numel(n) == 0)
+    return 0;
+  const Node *x = n->in[0];
+  int64_t size = dtype_info[x->dtype].size, last = x->dims[x->rank - 1];
+  int64_t columns = last < COLUMNS ? last : COLUMNS, parts = 1, outer = 0;
+  int64_t rest = node_numel(x) / node_numel(n), blocks = node_numel(n) / columns;
+  if (last == 1 || n->i >> (x->rank - 1) & 1 || rest < MANY_ROWS || blocks >= FEW) return 0;
+  for (int d = 0; d < x->rank - 1; d++) {
+    if (!(n->i >> d & 1)) continue;
+    outer |= 1 << d;
+    parts *= x->dims[d];
+    rest /= x->dims[d];
+    if (rest <= KL_SMALL_REDUCE) return 0;
+    if (parts >= MIN_PARTS && rest * columns * size <= CACHED) return (uint32_t)outer;
+  }
+  return 0;
+}
+
+/* The sums of chunks that n, an RSUM of x or a map of it, was split into before; NULL: none. */
+static Node *chunk_sums(Node *n, const Node *x) {
+  for (int depth = 0; depth < 3; depth++) {
+    if (n->prim == P_RSUM && n->in[0]->prim == P_RSUM && n->in[0]->in[0] == x) return n->in[0];
+    Node *next = NULL;
+    for (int i = 0; i < n->n_in; i++)
+      if (n->in[i]->prim != P_CONST) next = n->in[i];
+    if (!next) return NULL;
+    n = next;
+  }
+  return NULL;
+}
+
+/* The sum over axes of (x - mu)^2, mu constant along them, in one sweep over x: with m the mean of a chunk,
+ * sum (x - mu)^2 = sum (x - m)^2 + count (m - mu)^2 in each (Chan, Golub & LeVeque, Algorithms for computing the sample
+ * variance, 1983). The chunk is still cached when m is known. */
+static Node *split_squares(Graph *g, Node *n, uint32_t outer) {
+  Node *d = n->prim == P_RSUM && n->in[0]->prim == P_MUL ? n->in[0]->in[0] : NULL;
+  if (!d || d != n->in[0]->in[1] || d->prim != P_SUB || d->in[1]->prim != P_VIEW) return NULL;
+  Node *x = d->in[0], *mu = d->in[1]->in[0], *s = chunk_sums(mu, x);
+  if (!node_same_shape(mu, n) || !s || !dtype_is_float(x->dtype)) return NULL;
+  for (int k = 0; k < x->rank; k++)
+    if (!(n->i >> k & 1) && x->dims[k] > 1 && !aff_is_loop(&d->in[1]->map[0][k], k)) return NULL;
+  double count = (double)node_numel(x) / (double)node_numel(s);
+  Node *m = g_map2c(g, P_MUL, s, 1 / count), *near = g_map2(g, P_SUB, x, m);
+  Node *far = g_map2(g, P_SUB, m, mu);
+  Node *inside = g_reduce(g, P_RSUM, g_map2(g, P_MUL, near, near), (uint32_t)s->i, true);
+  Node *between = g_map2c(g, P_MUL, g_map2(g, P_MUL, far, far), count);
+  return g_reduce(g, P_RSUM, g_map2(g, P_ADD, inside, between), outer, true);
+}
+
+static Node *split_columns(Graph *g, Node *n) {
+  uint32_t outer = chunk_axes(n);
+  if (!outer) return NULL;
+  Node *squares = split_squares(g, n, outer);
+  if (squares) return squares;
+  Node *first = g_reduce(g, n->prim, n->in[0], (uint32_t)n->i & ~outer, true);
+  return g_reduce(g, n->prim, first, outer, true);
+}
+
 /* ---- gradients of depthwise filters ---- */
 
 static bool reads_loop(const Node *n, int x, int l, bool *plainly) {
@@ -141,7 +207,9 @@ static Node *split_contract(Graph *g, Node *n) {
 }
 
 static Node *split(Graph *g, Node *n) {
-  return n->prim == P_CONTRACT ? split_contract(g, n) : split_one(g, n);
+  if (n->prim == P_CONTRACT) return split_contract(g, n);
+  Node *r = split_columns(g, n);
+  return r ? r : split_one(g, n);
 }
 
 void pass_split(Graph *g) {

@@ -339,6 +339,20 @@ static void test_split(void **state) {
   pass_split(g);
   assert_int_equal(count(g, P_RSUM), 1);
   graph_free(g);
+  /* mean and variance over all but the last axis: sums of chunks, read once, and their sums */
+  g = parsed("graph\n%0 float32 [16, 16, 17, 3] = feed \"x\"\n"
+             "%1 float32 [16, 16, 17, 3] = const 1000\n%2 float32 [16, 16, 17, 3] = add %0 %1\n"
+             "%3 float32 [1, 1, 1, 3] = rsum %2 {axes=[0, 1, 2]}\n"
+             "%4 float32 [1, 1, 1, 3] = const 0.00022977941176470588\n"
+             "%5 float32 [1, 1, 1, 3] = mul %3 %4\n"
+             "%6 float32 [16, 16, 17, 3] = view %5 [0, 0, 0, i3] pad 0\n"
+             "%7 float32 [16, 16, 17, 3] = sub %2 %6\n%8 float32 [16, 16, 17, 3] = mul %7 %7\n"
+             "%9 float32 [1, 1, 1, 3] = rsum %8 {axes=[0, 1, 2]}\n"
+             "%10 float32 [1, 1, 1, 3] = mul %9 %4\nfetch \"var\" %10\nfetch \"mean\" %5\n");
+  check_passes(g, 1e-4);
+  assert_int_equal(count(g, P_RSUM), 4);
+  assert_int_equal(g->kernels.n, 2);
+  graph_free(g);
 }
 
 /* ---- fusion ---- */
