@@ -58,6 +58,14 @@ typedef struct Backend {
   void (*describe)(Str *out); /* for `kiln info`: CPU, features, libraries; lines "key: value" */
 } Backend;
 
+/* What compilations of the process have asked for so far. */
+typedef struct CodeCount {
+  int wanted;    /* functions */
+  int generated; /* of them: compiled */
+  int loaded;    /* taken from the disk; the others the process had */
+} CodeCount;
+CodeCount backend_code_count(void);
+
 extern const Backend backend_cpu;
 extern const Backend backend_cuda; /* emit only: schedule and compile say E-GEN-002 */
 

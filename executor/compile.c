@@ -139,11 +139,30 @@ static bool is_planned(const Graph *g, bool stopped) {
   return false;
 }
 
+static void make_code(Executable *x, const PassOptions *o) {
+  char made[96];
+  double start = passes_clock();
+  CodeCount was = backend_code_count();
+  x->module =
+      x->backend->compile(x->graph, x->graph->kernels.n, x->graph->kernels.v, &x->options, x->code);
+  CodeCount now = backend_code_count();
+  snprintf(made, sizeof made, "%d functions: %d generated, %d from the disk",
+           now.wanted - was.wanted, now.generated - was.generated, now.loaded - was.loaded);
+  passes_time(o, "code", start, made);
+}
+
 Executable *compile(const CompileRequest *r) {
   double t0 = now_seconds();
   const Backend *backend = backend_for(r->target);
+  PassOptions passes = {0};
   Graph *g = NULL;
+  if (r->passes)
+    passes = *r->passes;
+  else
+    pass_options_from_env(&passes);
+  double start = passes_clock();
   if (!backend || !expand_request(r, &g)) return NULL;
+  passes_time(&passes, "expand", start, "");
 
   Arena *a = arena_scratch();
   Executable *x = arena_new_of(a, Executable);
@@ -151,11 +170,6 @@ Executable *compile(const CompileRequest *r) {
   x->graph = g;
   x->backend = backend;
 
-  PassOptions passes = {0};
-  if (r->passes)
-    passes = *r->passes;
-  else
-    pass_options_from_env(&passes);
   passes.schedule = backend->schedule;
   bool stopped = false;
   bool ok = passes_run(g, &passes, &stopped) && (r->no_code || is_planned(g, stopped));
@@ -170,7 +184,7 @@ Executable *compile(const CompileRequest *r) {
     x->code = arena_array(a, KernelCode, n + 1);
     bind_kernels(x);
     bind_states(x);
-    x->module = backend->compile(g, n, g->kernels.v, &x->options, x->code);
+    make_code(x, &passes);
     ok = x->module != NULL; /* and from here on no memory is asked for */
   }
   if (!ok) {

@@ -27,6 +27,9 @@ extern const int pass_n;
 /* All passes in order. Returns false if a pass named in the options does not exist (E-ARG-001), a dump cannot be
  * written, or schedule() failed. *stopped (may be NULL) says that stop_after was reached. Passes themselves cannot fail. */
 bool passes_run(Graph *g, const PassOptions *o, bool *stopped);
+/* With time_passes: a line on a phase that began at start_ms, a time of passes_clock(). */
+void passes_time(const PassOptions *o, const char *phase, double start_ms, const char *note);
+double passes_clock(void); /* milliseconds */
 /* Words such as "print-after=fuse,time-passes" into options, which point into static storage. E-ARG-001. */
 bool pass_options_parse(PassOptions *o, const char *words);
 /* KILN_DEBUG: the same words, comma- or space-separated */

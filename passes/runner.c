@@ -13,7 +13,7 @@ const PassInfo pass_info[] = {
 };
 const int pass_n = (int)(sizeof pass_info / sizeof *pass_info);
 
-static double now_ms(void) {
+double passes_clock(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
@@ -82,38 +82,50 @@ static void verify(const Graph *g, const char *after) {
 #endif
 }
 
+void passes_time(const PassOptions *o, const char *phase, double start_ms, const char *note) {
+  if (o->time_passes)
+    fprintf(o->log ? o->log : stderr, "%-10s %9.3f ms  %s\n", phase, passes_clock() - start_ms,
+            note);
+}
+
 static bool schedule(Graph *g, const PassOptions *o) {
+  double start = passes_clock();
   for (int i = 0; o->schedule && i < g->kernels.n; i++)
     if (!o->schedule(g->kernels.v[i])) {
       err_where("kernel %s", g->kernels.v[i]->name);
       return false;
     }
+  if (o->schedule) passes_time(o, "schedule", start, "");
   return true;
 }
 
 static bool run_all(Graph *g, Dump *d, bool *stopped) {
   const PassOptions *o = d->o;
-  FILE *log = o->log ? o->log : stderr;
+  double checks = 0, start = passes_clock();
   graph_number(g);
   verify(g, "expand");
+  checks += passes_clock() - start;
   if (!print_and_dump(d, g, 0, "expand")) return false;
   for (int i = 0; i < pass_n; i++) {
     const PassInfo *p = &pass_info[i];
     if (listed(o->disable, p->name)) continue;
-    double start = now_ms();
+    char note[48];
     int before = g->nodes.n;
+    start = passes_clock();
     p->run(g);
-    if (o->time_passes)
-      fprintf(log, "%-10s %9.3f ms  %6d -> %d nodes\n", p->name, now_ms() - start, before,
-              g->nodes.n);
+    snprintf(note, sizeof note, "%6d -> %d nodes", before, g->nodes.n);
+    passes_time(o, p->name, start, note);
+    start = passes_clock();
     verify(g, p->name);
+    checks += passes_clock() - start;
     if (p->run == pass_fuse && !schedule(g, o)) return false;
     if (!print_and_dump(d, g, i + 1, p->name)) return false;
     if (o->stop_after && !strcmp(o->stop_after, p->name)) {
       *stopped = true;
-      return true;
+      break;
     }
   }
+  passes_time(o, "verify", passes_clock() - checks, "after all of them");
   return true;
 }
 

@@ -179,7 +179,7 @@ done
 expect_error "ptx without a target" E-ARG-001 'cuda:sm_NN' "$kiln" compile main.pdmodel --emit ptx
 expect_error "unknown target" E-ARG-001 'quantum' "$kiln" compile main.pdmodel --target quantum
 expect_text "print-after" 0 err 'cse' "$kiln" compile main.pdmodel "${shapes[@]}" --print-after=cse
-expect_text "time-passes" 0 err 'fuse' "$kiln" compile main.pdmodel "${shapes[@]}" --time-passes
+expect_text "time-passes" 0 err '^fuse ' "$kiln" compile main.pdmodel "${shapes[@]}" --time-passes
 expect "stop-after" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --stop-after=dce
 expect_error "unknown pass" E-ARG-001 'fuze' "$kiln" compile main.pdmodel --print-after=fuze
 expect "disable-pass" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --disable-pass=split
@@ -323,6 +323,47 @@ else
   echo "skipped: disk full (cannot mount a tmpfs)"
 fi
 
+# ---- compiled code ----
+run=("$kiln" run "$data/net_test.kl" --params run/params.pdiparams "${feeds[@]}")
+export KILN_CACHE_DIR=$tmp/code
+expect "run with an empty cache" 0 "${run[@]}" --fetch scores=first.npy
+expect_text "cache" 0 out "^folder   $tmp/code$" "$kiln" cache
+n=$(ls code | wc -l)
+grep -q "^entries  $n$" out && [ "$n" -gt 0 ] && pass "cache counts" || bad "cache counts" "$n files"
+expect "cache --json" 0 "$kiln" cache --json && valid_json "cache JSON" out
+export KILN_CODEGEN=/nowhere/module.so
+expect "what is cached needs no code generator" 0 "${run[@]}" --fetch scores=again.npy
+same "and is the same" again.npy first.npy
+expect_text "info without a code generator" 0 out '^llvm: none' "$kiln" info
+KILN_CACHE=0 expect_error "a missing code generator" E-GEN-003 'no such file' "${run[@]}"
+touch notcode && KILN_CODEGEN=notcode KILN_CACHE=0 expect_error "a file that is none" E-GEN-003 'notcode' "${run[@]}"
+KILN_CODEGEN=libm.so.6 KILN_CACHE=0 expect_error "another library" E-GEN-003 'KILN_CODEGEN' "${run[@]}"
+unset KILN_CODEGEN
+for f in code/*; do echo damaged >"$f"; done
+expect "damaged entries" 0 "${run[@]}" --fetch scores=again.npy
+same "give the same" again.npy first.npy
+grep -lq damaged code/* && bad "they are replaced" "$(ls code)" || pass "they are replaced"
+expect "cache --clear" 0 "$kiln" cache --clear
+[ -z "$(ls -A code)" ] && pass "it is empty then" || bad "it is empty then" "$(ls -A code)"
+pids=() good=0
+for i in 1 2 3 4 5 6; do "${run[@]}" --fetch scores=at$i.npy >/dev/null 2>&1 & pids+=($!); done
+for pid in "${pids[@]}"; do wait "$pid" && good=$((good + 1)); done
+for i in 1 2 3 4 5 6; do cmp -s at$i.npy first.npy || good=-9; done
+[ $good -eq 6 ] && [ "$(ls code | wc -l)" -eq "$n" ] && pass "six processes at once" ||
+  bad "six processes at once" "$good good; $(ls code)"
+touch nofolder
+for place in nofolder nofolder/below /proc/none; do
+  KILN_CACHE_DIR=$place expect "a cache at $place" 0 "${run[@]}"
+done
+if mountpoint -q small; then
+  rm -rf small/* && KILN_CACHE_DIR=$tmp/small/code expect "a cache on a full disk" 0 "${run[@]}"
+fi
+if [ "$(id -u)" != 0 ]; then
+  mkdir readonly && chmod 555 readonly
+  KILN_CACHE_DIR=$tmp/readonly expect "a cache that cannot be written" 0 "${run[@]}"
+fi
+export KILN_CACHE_DIR=$tmp/cache
+
 # ---- plug-ins ----
 plugin=$build/examples/custom_relu.so
 expect_text "plug-in" 0 out 'custom operator' "$kiln" --plugin "$plugin" ops custom_relu
@@ -341,6 +382,7 @@ else
   for f in bin/kiln lib/libkiln.so lib/libkiln.so.0 lib/libkiln.a lib/libkiln-codegen.so include/kiln.h lib/pkgconfig/kiln.pc share/man/man1/kiln.1; do
     [ -e "root/usr/$f" ] && pass "installed $f" || bad "installed $f" "not there"
   done
+  KILN_CACHE=0 expect "the installed kiln generates code" 0 root/usr/bin/kiln run "${run[@]:2}"
   hidden=$(nm -D --defined-only root/usr/lib/libkiln.so | awk '$3 !~ /^(kl_|_)/ {print $3}' | head -n 5)
   [ -z "$hidden" ] && pass "only kl_ names are exported" || bad "only kl_ names are exported" "$hidden"
   objdump -p root/usr/lib/libkiln.so 2>/dev/null | grep -q 'SONAME *libkiln.so.0' && pass "SONAME" || bad "SONAME" "none"

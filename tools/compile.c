@@ -110,7 +110,7 @@ int verb_compile(int argc, char **argv) {
       {"--stop-after", FLAG_TEXT, &o.passes.stop_after, "PASS",
        "leave out the passes after this one"},
       {"--disable-pass", FLAG_TEXT, &o.passes.disable, "A,B", "leave these out"},
-      {"--time-passes", FLAG_BOOL, &o.passes.time_passes, NULL, "what each pass took, on stderr"},
+      {"--time-passes", FLAG_BOOL, &o.passes.time_passes, NULL, "what each phase took, on stderr"},
       {"--dump-dir", FLAG_TEXT, &o.passes.dump_dir, "DIR",
        "keep the graph after each pass, and generated code"},
       {0}};

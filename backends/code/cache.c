@@ -71,7 +71,7 @@ void code_want(CodeBatch *b, CodeKind kind, const char *name, const void *what, 
   vec_add(b->a, &b->wants, w);
 }
 
-CodeCount code_count(void) {
+CodeCount backend_code_count(void) {
   pthread_mutex_lock(&all.lock);
   CodeCount c = all.count;
   pthread_mutex_unlock(&all.lock);

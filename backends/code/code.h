@@ -23,13 +23,6 @@ void code_want(CodeBatch *b, CodeKind kind, const char *name, const void *what, 
 /* All or nothing. Any thread. E-GEN-001, E-GEN-003. */
 bool code_make(CodeBatch *b, const CompileOptions *o);
 void code_free(CodeBatch *b); /* NULL is allowed */
-typedef struct CodeCount {
-  int wanted;    /* requests */
-  int generated; /* compiled */
-  int loaded;    /* from the disk */
-} CodeCount;
-CodeCount code_count(void); /* of the process so far */
-
 /* ---- images ---- */
 
 /* A function's machine code and constants, relocated but for what depends on the address. */

@@ -153,14 +153,14 @@ static bool place_zeros(Link *l) {
   return true;
 }
 
-/* Code and constants one after the other; unwind tables are left out. Slots come behind them. */
+/* Code and constants one after the other; unwind tables and notes are left out. Slots come behind them. */
 static bool place(Link *l) {
   size_t room = 0;
   for (int i = 0; i < l->head.e_shnum; i++) {
     const Elf64_Shdr *x = &l->section[i];
     uint64_t align = x->sh_addralign ? x->sh_addralign : 1;
     if (!(x->sh_flags & SHF_ALLOC) || !x->sh_size || x->sh_type == SHT_NOBITS ||
-        x->sh_type == SHT_X86_64_UNWIND)
+        x->sh_type == SHT_NOTE || x->sh_type == SHT_X86_64_UNWIND)
       continue;
     const char *name = "";
     if (l->head.e_shstrndx < l->head.e_shnum) {
