@@ -191,6 +191,7 @@ Executable *compile(const CompileRequest *r) {
     executable_free(x);
     return NULL;
   }
+  x->seen = arena_array(a, uint64_t, g->buffers.n + 1);
   arena_keep(g->arena);
   arena_keep(a);
   fill_plan(x);
@@ -200,6 +201,7 @@ Executable *compile(const CompileRequest *r) {
 
 void executable_free(Executable *x) {
   if (!x) return;
+  mem_free(x->kept);
   if (x->module) x->backend->module_free(x->module);
   graph_free(x->graph);
   arena_free(x->arena);

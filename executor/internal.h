@@ -12,8 +12,8 @@ typedef struct StateUse {
   int write;             /* position in Graph.writes, or -1 */
 } StateUse;
 
-/* A compiled program for one set of feed shapes, state shapes and fetches. Immutable once made: several runs may use it,
- * each with memory of its own. */
+/* A compiled program for one set of feed shapes, state shapes and fetches. It belongs to one executor: what is kept from run to
+ * run is all that changes. */
 struct Executable {
   Arena *arena;
   Graph *graph;
@@ -26,6 +26,9 @@ struct Executable {
   int n_states;
   int64_t scratch_bytes; /* the most that any kernel wants per thread */
   PlanInfo plan;
+  uint8_t *kept; /* see B_KEPT; NULL until the first run */
+  uint64_t *
+      seen; /* per buffer: version of the state that what is kept comes from; the last: is it there? */
   const char *key; /* see run.c */
   CompileOptions options;
   Executable *next;
@@ -46,6 +49,8 @@ bool tensor_finite(const Tensor *t, int64_t *at); /* at: the first element that 
 bool find_not_finite(const CompileRequest *r, const EvalEnv *env, const char *seen_in);
 
 /* scope.c: a new value in two steps, the second of which needs no memory and so cannot fail. */
+/* Another one for every value that the variable gets, by scope_give, scope_set or scope_edit; 0: it has none. */
+uint64_t scope_version(Scope *s, const char *name);
 void scope_reserve(Scope *s, const char *name);
 /* Takes its data, of mem_alloc, which is in that layout (see Node.ia of STATE; NULL: as it is). */
 void scope_give(Scope *s, const char *name, const Tensor *value, const int64_t *layout);

@@ -203,6 +203,7 @@ typedef struct Run {
   int n_fetch;
   Tensor *out; /* fetched */
   bool *own;   /* of each: its data is new */
+  bool kept;   /* constant kernels need not run */
   CheckRecord check;
   uint64_t seed, step;
 } Run;
@@ -285,8 +286,8 @@ static void bind_buffers(Run *u) {
   for (int i = 0; i < g->buffers.n; i++) {
     const Buffer *b = g->buffers.v[i];
     switch (b->kind) {
-    case B_ARENA:
-    case B_FETCH: u->at[i] = u->e->memory + b->offset; break;
+    case B_ARENA: u->at[i] = u->e->memory + b->offset; break;
+    case B_KEPT: u->at[i] = u->x->kept + b->offset; break;
     case B_DATA: u->at[i] = (void *)b->data; break;
     case B_FEED: u->at[i] = feed_value(u->req, b->name)->data; break;
     case B_STATE: break;
@@ -319,11 +320,30 @@ static void phase_share(void *user, int thread, int64_t begin, int64_t end) {
   if (begin < end) p->fn(p->self, p->bufs, begin, end, &c);
 }
 
+/* Is what is kept made from the present state? Notes the versions from which it is being made otherwise. */
+static bool is_kept(Run *u) {
+  const Graph *g = u->x->graph;
+  bool kept = true;
+  if (!g->kept_bytes) return false;
+  for (int i = 0; i < g->buffers.n; i++) {
+    const Buffer *b = g->buffers.v[i];
+    if (b->kind != B_STATE || b->written) continue;
+    uint64_t now = scope_version(u->scope, b->name);
+    kept &= u->x->seen[i] == now;
+    u->x->seen[i] = now;
+  }
+  kept &= u->x->seen[g->buffers.n] != 0;
+  u->x->seen[g->buffers.n] = kept; /* until the run has succeeded */
+  return kept;
+}
+
 static void run_kernel(Run *u, int i) {
   const Executable *x = u->x;
   const KernelCode *c = &x->code[i];
+  const Buffer *ws = x->graph->kernels.v[i]->ws;
+  bool prepared = u->kept && ws && ws->kind == B_KEPT;
   for (int j = 0; j < x->n_bufs[i]; j++) u->args[j] = u->at[x->bufs[i][j]->id];
-  for (int j = 0; j < c->n_phases; j++) {
+  for (int j = prepared; j < c->n_phases; j++) {
     Phase p = {c->phase[j].fn, c->phase[j].self, u->args, u};
     if (c->cost < INLINE_COST_NS)
       pool_run_here(c->phase[j].n_tasks, phase_share, &p);
@@ -346,15 +366,18 @@ static bool check_error(const Run *u) {
 }
 
 static bool run_kernels(Run *u) {
-  const Executable *x = u->x;
+  Executable *x = u->x;
   Executor *e = u->e;
+  u->kept = is_kept(u);
   for (int i = 0; i < x->graph->kernels.n; i++) {
+    if (u->kept && x->graph->kernels.v[i]->constant) continue;
     double t0 = e->profile ? now_seconds() : 0;
     run_kernel(u, i);
     if (e->profile) profile_add(e->profile, x, i, t0, now_seconds());
     if (u->check.failed) return check_error(u);
     if (err_any()) return false; /* a custom operator failed */
   }
+  x->seen[x->graph->buffers.n] = 1;
   return true;
 }
 
@@ -461,6 +484,7 @@ static bool run_compiled(Run *u, Tensor *out) {
   ensure_memory(&e->memory, &e->memory_bytes, (size_t)x->graph->arena_bytes + 64);
   ensure_memory(&e->scratch, &e->scratch_bytes,
                 (size_t)x->scratch_bytes * (size_t)pool_threads(e->pool) + 64);
+  if (!x->kept && x->graph->kept_bytes) x->kept = mem_alloc((size_t)x->graph->kept_bytes + 64);
   take_memory(u, x->graph, out);
   bind_buffers(u);
   void **saved = e->opt.check_nan ? save_state(u) : NULL;

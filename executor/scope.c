@@ -31,12 +31,18 @@ typedef struct Form {
 } Form;
 
 typedef struct Entry {
-  Tensor shown; /* to the outside; its data is that of a form, or `stale`, or NULL */
-  bool pinned;  /* shown.data may still be read out there */
-  void *stale;  /* pinned elements of an earlier value: their memory stays */
-  Form own;     /* data NULL: the variable has no value */
-  Form *copies; /* in other layouts, of equal value; each of mem_alloc */
+  Tensor shown;     /* to the outside; its data is that of a form, or `stale`, or NULL */
+  bool pinned;      /* shown.data may still be read out there */
+  void *stale;      /* pinned elements of an earlier value: their memory stays */
+  Form own;         /* data NULL: the variable has no value */
+  Form *copies;     /* in other layouts, of equal value; each of mem_alloc */
+  uint64_t version; /* differs for every value of every variable of the process */
 } Entry;
+
+static void changed(Entry *e) {
+  static uint64_t last;
+  e->version = __atomic_add_fetch(&last, 1, __ATOMIC_RELAXED);
+}
 
 struct kl_scope {
   Arena *arena;
@@ -244,7 +250,16 @@ const Tensor *scope_get(Scope *s, const char *name) {
 Tensor *scope_edit(Scope *s, const char *name) {
   Request r = {.name = name, .alone = true};
   locked(s, show, &r);
+  if (r.entry) changed(r.entry);
   return r.entry ? &r.entry->shown : NULL;
+}
+
+uint64_t scope_version(Scope *s, const char *name) {
+  pthread_mutex_lock(&s->lock);
+  const Entry *e = find(s, name);
+  uint64_t v = e ? e->version : 0;
+  pthread_mutex_unlock(&s->lock);
+  return v;
 }
 
 bool scope_shape(Scope *s, const char *name, Tensor *t) {
@@ -276,6 +291,7 @@ void scope_give(Scope *s, const char *name, const Tensor *value, const int64_t *
   e->shown = *value;
   e->shown.data = shown;
   set_layout(&e->own, value->rank, layout);
+  changed(e);
   pthread_mutex_unlock(&s->lock);
 }
 

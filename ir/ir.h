@@ -617,6 +617,7 @@ struct Graph {
   VEC(ExitCopy)
   copies; /* after memory planning: state written elsewhere than in place, copied at the exit */
   int64_t arena_bytes, lower_bound; /* of the plan */
+  int64_t kept_bytes;               /* of all B_KEPT */
 };
 
 /* graph.c: builders. Each checks its operands (E-SHP, E-TYP), computes the shape (unknown dims are -1 if
@@ -849,7 +850,8 @@ typedef enum KernelKind { K_LOOP, K_CONTRACT, K_SCATTER, K_CONCAT, K_SORT, K_CAL
  *   K_CONCAT: the producers of operands may be inlined like in a map; K_SCATTER: base may share the output's buffer). */
 typedef struct KernelInput {
   Node *node;
-  bool aligned; /* read only at the index that is written: may share its buffer */
+  bool aligned;  /* read only at the index that is written: may share its buffer */
+  bool constant; /* the same in every run until somebody sets the state that it comes from */
 } KernelInput;
 typedef struct Kernel {
   KernelKind kind;
@@ -865,7 +867,9 @@ typedef struct Kernel {
   /* filled in by the backend's schedule() before memory is planned */
   int64_t workspace;    /* bytes of shared scratch the kernel wants in the arena, 0 = none */
   int64_t flops, bytes; /* arithmetic and traffic, for profiles */
+  int prepares;         /* > 0: the first phase fills the workspace from input prepares-1 alone */
   struct Buffer *ws;    /* the planned workspace */
+  bool constant;        /* all its inputs are, and so what it computes: see B_KEPT */
 } Kernel;
 /* Is n, a node of k, one of its sweep reductions? */
 static inline bool kernel_sweeps(const Kernel *k, const Node *n) {
@@ -876,16 +880,19 @@ static inline bool kernel_sweeps(const Kernel *k, const Node *n) {
   return true;
 }
 
-/* Storage: a range of the executable's arena, or bound at run time to a feed, a scope tensor or constant data.
+/* Storage: a range of the executable's arena, or bound at run time to a feed, a scope tensor or constant data. Or kept:
+ * values that depend only on data, and on state that the program does not write, stay from run to run.
  * Nodes that are reshapes of a materialised node share its buffer. */
-typedef enum BufferKind { B_ARENA, B_FEED, B_STATE, B_DATA, B_FETCH } BufferKind;
+typedef enum BufferKind { B_ARENA, B_FEED, B_STATE, B_DATA, B_KEPT } BufferKind;
 typedef struct Buffer {
   BufferKind kind;
-  int id;                /* position in Graph.buffers */
-  const char *name;      /* of FEED and STATE */
-  int64_t bytes, offset; /* offset in the arena (64-byte aligned) for B_ARENA */
-  int first, last;       /* kernels between which it is live: first writer, last reader */
-  const void *data;      /* B_DATA */
+  int id;           /* position in Graph.buffers */
+  const char *name; /* of FEED and STATE */
+  int64_t bytes,
+      offset;       /* B_ARENA, B_KEPT: offset in the arena or what is kept (64-byte aligned) */
+  int first, last;  /* kernels between which it is live: first writer, last reader */
+  const void *data; /* B_DATA */
+  bool written;     /* B_STATE: by the program */
 } Buffer;
 
 #endif

@@ -11,15 +11,6 @@
 #include <assert.h>
 #include <string.h>
 
-static bool state_written(const Graph *g, const char *name) {
-  for (int i = 0; i < g->writes.n; i++) {
-    const Node *b = node_base(g->writes.v[i].node);
-    bool itself = b->prim == P_STATE && !strcmp(b->s, name);
-    if (!strcmp(g->writes.v[i].name, name) && !itself) return true;
-  }
-  return false;
-}
-
 /* A source that is written to another state, or fetched while its state changes, needs storage of its own: an identity
  * view, computed by a kernel. */
 static void copy_sources(Graph *g) {
@@ -32,7 +23,7 @@ static void copy_sources(Graph *g) {
   for (int i = 0; i < g->fetches.n; i++) {
     NamedNode *w = &g->fetches.v[i];
     const Node *b = node_base(w->node);
-    if (b->prim == P_STATE && state_written(g, b->s)) w->node = g_alias(g, w->node);
+    if (b->prim == P_STATE && state_is_written(g, b->s)) w->node = g_alias(g, w->node);
   }
 }
 
@@ -86,5 +77,6 @@ void pass_fuse(Graph *g) {
   make_groups(&f);
   merge_all(&f);
   emit_kernels(&f);
+  find_constant_kernels(g);
   arena_free(f.a);
 }

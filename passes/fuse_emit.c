@@ -144,7 +144,7 @@ static Kernel *kernel_of(Fuse *f, Group *s, const bool *out) {
   if (k->reduce) t = timing_of(f, k);
   for (int i = 0; i < s->inputs.n; i++) {
     Use *u = &s->inputs.v[i];
-    vec_add(a, &k->inputs, ((KernelInput){u->node, aligned(k, u, &t)}));
+    vec_add(a, &k->inputs, ((KernelInput){u->node, aligned(k, u, &t), false}));
   }
   return k;
 }

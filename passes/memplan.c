@@ -46,6 +46,7 @@ static Buffer *state_buffer(Plan *p, const char *name, int64_t bytes) {
   if (b) return b;
   b = new_buffer(p, B_STATE, name, bytes);
   b->first = 0;
+  b->written = state_is_written(p->g, name);
   map_put(p->states, key, b);
   return b;
 }
@@ -117,6 +118,34 @@ static const Node *state_node(const Graph *g, const char *name) {
   return NULL;
 }
 
+/* ---- what is kept ---- */
+
+static void keep(Plan *p, Buffer *b) {
+  b->offset = p->g->kept_bytes;
+  p->g->kept_bytes += round_up(b->bytes);
+}
+
+/* Kernels that are constant, their values that others read, and workspaces that are prepared from constants. What only
+ * constant kernels read stays in the arena: they all run again when one does. */
+static void find_kept(Plan *p) {
+  Graph *g = p->g;
+  bool *made = arena_array(p->a, bool, g->nodes.n);
+  g->kept_bytes = 0;
+  for (int i = 0; i < p->n_kernels; i++) {
+    Kernel *k = g->kernels.v[i];
+    for (int j = 0; j < k->outputs.n; j++) made[k->outputs.v[j]->id] = true;
+    bool prepared = false;
+    for (int j = 0; j < k->inputs.n; j++) {
+      Node *x = node_base(k->inputs.v[j].node);
+      bool constant = k->inputs.v[j].constant, only_prepares = k->prepares == j + 1;
+      prepared |= constant && only_prepares && !k->constant && k->workspace > 0;
+      if (!constant || k->constant || only_prepares || !made[x->id] || x->buf) continue;
+      keep(p, x->buf = new_buffer(p, B_KEPT, NULL, node_bytes(x)));
+    }
+    if (prepared) keep(p, k->ws = new_buffer(p, B_KEPT, NULL, k->workspace));
+  }
+}
+
 static void place_writes(Plan *p) {
   Graph *g = p->g;
   for (int i = 0; i < g->writes.n; i++) {
@@ -158,7 +187,7 @@ static void place_outputs(Plan *p, const int *last) {
       Buffer *b = buffer_of(p, k->inputs.v[m].node);
       if (i > b->last) b->last = i;
     }
-    if (k->workspace > 0) {
+    if (k->workspace > 0 && !k->ws) {
       k->ws = new_buffer(p, B_ARENA, NULL, k->workspace);
       k->ws->first = k->ws->last = i;
     }
@@ -282,6 +311,7 @@ void pass_memplan(Graph *g) {
   int *last = find_last_reads(&p);
   for (int i = 0; i < g->nodes.n; i++)
     if (node_is_source(g->nodes.v[i])) buffer_of(&p, g->nodes.v[i]);
+  find_kept(&p);
   place_writes(&p);
   for (int i = 0; i < g->writes.n; i++) { /* what is copied at the exit lives till then */
     const Node *b = node_base(g->writes.v[i].node);

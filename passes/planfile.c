@@ -60,7 +60,7 @@ static void find_lives(PlanText *t) {
 static int memory_of(const Buffer *b) { return b->kind == B_ARENA ? 0 : 1 + b->id; }
 
 static void add_memory(const Graph *g, Str *o) {
-  static const char *const kind[] = {"arena", "feed", "state", "data", "fetch"};
+  static const char *const kind[] = {"arena", "feed", "state", "data", "kept"};
   str_fmt(o, "memory 0 arena %lld\n", (long long)g->arena_bytes);
   for (int i = 0; i < g->buffers.n; i++) {
     const Buffer *b = g->buffers.v[i];
@@ -91,7 +91,7 @@ static void add_kernel(const Kernel *k, Str *o) {
   for (int i = 0; i < k->inputs.n; i++)
     str_fmt(o, "read %d%s\n", k->inputs.v[i].node->id, k->inputs.v[i].aligned ? " aligned" : "");
   for (int i = 0; i < k->outputs.n; i++) str_fmt(o, "write %d\n", k->outputs.v[i]->id);
-  if (k->ws)
+  if (k->ws && k->ws->kind == B_ARENA)
     str_fmt(o, "work at %lld bytes %lld\n", (long long)k->ws->offset, (long long)k->ws->bytes);
 }
 

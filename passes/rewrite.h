@@ -14,6 +14,9 @@ int graph_rewrite(Graph *g, RewriteFn *fn);
 void graph_sweep(Graph *g);
 /* The node itself or, through reshapes, the one whose storage it shares. */
 Node *node_base(Node *n);
+/* constant.c: does the program give the state variable a new value? */
+bool state_is_written(const Graph *g, const char *name);
+void find_constant_kernels(Graph *g);               /* once fusion has made them */
 bool node_is_source(const Node *n);                 /* has storage before the run begins */
 bool node_is_target(const Graph *g, const Node *n); /* written or fetched, directly */
 /* Are the dimensions the same but for ones? */

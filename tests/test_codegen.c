@@ -72,7 +72,7 @@ static Kernel *kernel_of(Case *c, KernelKind kind, Node *core, int n_out, Node *
   for (int i = 0; i < c->g->nodes.n; i++) {
     Node *n = c->g->nodes.v[i];
     if (is_source(n))
-      vec_add(c->a, &k->inputs, ((KernelInput){n, false}));
+      vec_add(c->a, &k->inputs, ((KernelInput){n, false, false}));
     else
       vec_add(c->a, &k->nodes, n);
     if (reduce && prim_is_reduce(n->prim) && (uint32_t)n->i == reduce) shape = n->in[0];

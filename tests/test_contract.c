@@ -82,7 +82,7 @@ static PlanKind check_contract(Arena *a, Node *node, Tensor *const *values, bool
   Kernel k = {.kind = K_CONTRACT, .name = "k", .rank = node->rank, .core = node};
   memcpy(k.ext, node->dims, sizeof k.ext);
   vec_add(a, &k.nodes, node);
-  for (int i = 0; i < 2; i++) vec_add(a, &k.inputs, ((KernelInput){node->in[i], false}));
+  for (int i = 0; i < 2; i++) vec_add(a, &k.inputs, ((KernelInput){node->in[i], false, false}));
   vec_add(a, &k.outputs, epilogue ? &maps : node);
   Plan *p = contract_plan(a, &k, no_blas);
   if (p->kind == PLAN_LOOPS) return p->kind;
@@ -149,7 +149,7 @@ static void check_backend(Graph *g, Feeds *f, Node *node) {
     vec_add(f->a, &k.nodes, all[i]);
   }
   Node *ins[3] = {node->in[0], node->in[1], bias};
-  for (int i = 0; i < 3; i++) vec_add(f->a, &k.inputs, ((KernelInput){ins[i], false}));
+  for (int i = 0; i < 3; i++) vec_add(f->a, &k.inputs, ((KernelInput){ins[i], false, false}));
   vec_add(f->a, &k.outputs, y);
   double terms = 1, eps = node->dtype == DT_FLOAT32 ? 6e-8 : 1.2e-16;
   for (int l = node->rank; l < node->n_loops; l++) terms *= (double)node->ext[l];
@@ -357,8 +357,8 @@ static void test_algorithms(void **state) {
     Node *n = g->nodes.v[i];
     if (n->prim != P_CONTRACT) continue;
     Kernel k = {.kind = K_CONTRACT, .core = n};
-    vec_add(f.a, &k.inputs, ((KernelInput){n->in[0], false}));
-    vec_add(f.a, &k.inputs, ((KernelInput){n->in[1], false}));
+    vec_add(f.a, &k.inputs, ((KernelInput){n->in[0], false, false}));
+    vec_add(f.a, &k.inputs, ((KernelInput){n->in[1], false, false}));
     vec_add(f.a, &k.outputs, n);
     found[contract_plan(f.a, &k, false)->kind]++;
   }
@@ -594,7 +594,7 @@ static void check_node(Feeds *f, Graph *g, Node *n, KernelKind kind, CodeFn *mak
   Kernel k = {.kind = kind, .name = "k", .core = n};
   void *bufs[KL_RANK];
   for (int i = 0; i < n->n_in; i++) {
-    vec_add(f->a, &k.inputs, ((KernelInput){n->in[i], false}));
+    vec_add(f->a, &k.inputs, ((KernelInput){n->in[i], false, false}));
     bufs[i] = values[n->in[i]->id]->data;
   }
   vec_add(f->a, &k.outputs, n);

@@ -246,8 +246,10 @@ int input_slot(const Kernel *k, const Node *n) {
 }
 
 static bool frame_of(const Kernel *k, Frame *f) {
-  for (int x = 0; x < 2; x++)
+  for (int x = 0; x < 2; x++) {
     if ((f->x[x] = input_slot(k, k->core->in[x])) < 0) return false;
+    f->constant[x] = k->inputs.v[f->x[x]].constant;
+  }
   f->out = k->inputs.n;
   f->epilogue = k->outputs.v[0] != k->core || k->outputs.n > 1;
   for (int i = 0; i < k->outputs.n; i++)

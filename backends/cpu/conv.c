@@ -12,7 +12,7 @@
  * windows leave A, the rows that a task reads are copied with zeros around them. */
 #include "conv.h"
 
-enum { STRIP_BYTES = 512 << 10, PACK_ROWS = 128 };
+enum { STRIP_BYTES = 512 << 10, PANEL_BYTES = 384 << 10, PACK_ROWS = 128 };
 
 /* ---- which loops are what ---- */
 
@@ -206,50 +206,6 @@ static double part_tiles(Part *q, const TileRow *t, const Blocks *panels) {
   return best;
 }
 
-static bool choose_tile(DType dtype, ConvPlan *p) {
-  double least_cost = 0;
-  Isa isa = tile_isa();
-  ConvPlan best = *p;
-  for (const TileRow *t = tile_table; t->isa != ISA_NONE; t++) {
-    if (t->isa != isa || t->dtype != dtype || t->form != FORM_ROWS) continue;
-    double c = 0;
-    p->tile = *t;
-    p->panels = vector_blocks(p->columns, t);
-    for (int i = 0; i < p->n_parts; i++) c += part_tiles(&p->part[i], t, &p->panels);
-    if (least_cost && c >= least_cost) continue;
-    least_cost = c;
-    best = *p;
-  }
-  *p = best;
-  return least_cost > 0;
-}
-
-static int want(Arena *a, ConvPlan *p, const Part *q, int64_t tile, int panel) {
-  int64_t positions = q->run ? tile * q->w.n : tile;
-  MicroSpec s = {.dtype = p->tile.dtype, .lanes = p->tile.lanes, .mr = (int)positions};
-  s.nv = (int)(p->panels.size + (panel == 0));
-  s.tail = panel == 2;
-  s.pitch = q->w.in_step * q->pixel;
-  if (q->run && tile > 1) {
-    s.run = (int)q->w.n;
-    s.jump = q->h.in_step * q->line;
-  }
-  return micro_want(a, &p->set, &s);
-}
-
-static void want_all(Arena *a, ConvPlan *p, Part *q) {
-  bool tail = p->columns % p->tile.lanes != 0;
-  for (int i = 0; i < 2; i++) {
-    if (i ? q->rows.more == q->rows.n : !q->rows.more) continue;
-    int64_t tile = q->rows.size + (i == 0);
-    if (p->panels.more) q->fn[i][0] = want(a, p, q, tile, 0);
-    if (p->panels.n - p->panels.more > tail) q->fn[i][1] = want(a, p, q, tile, 1);
-    if (tail) q->fn[i][2] = want(a, p, q, tile, 2);
-  }
-}
-
-/* ---- tasks ---- */
-
 static int64_t strip_rows(const PartAxis *h, int64_t n) {
   return n && h->taps ? h->in_step * (n - 1) + h->tap_step * (h->taps - 1) + 1 : 0;
 }
@@ -281,11 +237,11 @@ static void divide(const Facts *f, ConvPlan *p) {
   int64_t a_bytes = p->part[0].w.n * p->part[0].h.n * p->channels, b_bytes = p->b_size * p->columns;
   while (items * p->chunks * p->panel_groups < want) {
     bool rows = p->chunks * 2 <= p->units && (p->by_block || p->units / p->chunks >= 4);
-    bool panels = p->panel_groups * 2 <= p->panels.n;
+    bool panels = p->panel_groups < p->panels.n;
     if (rows && (!panels || a_bytes / p->chunks >= b_bytes / p->panel_groups))
       p->chunks *= 2;
     else if (panels)
-      p->panel_groups *= 2;
+      p->panel_groups = least(p->panel_groups * 2, p->panels.n);
     else
       break;
   }
@@ -293,6 +249,75 @@ static void divide(const Facts *f, ConvPlan *p) {
   if (p->copy)
     p->strip_bytes =
         strip_bytes(p, p->chunks == 1 ? tallest : div_up(p->units, p->chunks), f->size);
+}
+
+/* The share of the work of the first half of the tasks over one half, or of the second: what two threads would wait for. */
+static double imbalance(const ConvPlan *p) {
+  int64_t items = p->images.total * p->groups.total, n = items * p->chunks * p->panel_groups;
+  int64_t vectors = p->panels.n * p->panels.size + p->panels.more, half[2] = {0, 0};
+  if (n > 32) return 1;
+  for (int64_t t = 0; t < n; t++) {
+    int64_t pg = t % p->panel_groups, c = t / p->panel_groups % p->chunks;
+    int64_t u = (c + 1) * p->units / p->chunks - c * p->units / p->chunks;
+    int64_t v = block_start(&p->panels, (pg + 1) * p->panels.n / p->panel_groups) -
+                block_start(&p->panels, pg * p->panels.n / p->panel_groups);
+    half[t >= (n + 1) / 2] += u * v;
+  }
+  return n < 2 ? 1 : 2 * (double)most(half[0], half[1]) / (double)(items * p->units * vectors);
+}
+
+static bool choose_tile(const Facts *f, ConvPlan *p) {
+  double least_cost = 0;
+  Isa isa = tile_isa();
+  ConvPlan best = *p;
+  for (const TileRow *t = tile_table; t->isa != ISA_NONE; t++) {
+    if (t->isa != isa || t->dtype != f->dtype || t->form != FORM_ROWS) continue;
+    double c = 0;
+    p->tile = *t;
+    p->panels = vector_blocks(p->columns, t);
+    for (int i = 0; i < p->n_parts; i++) c += part_tiles(&p->part[i], t, &p->panels);
+    divide(f, p);
+    c *= imbalance(p);
+    if (least_cost && c >= least_cost) continue;
+    least_cost = c;
+    best = *p;
+  }
+  *p = best;
+  return least_cost > 0;
+}
+
+/* A panel that is read for every tile stays in the L2 cache. */
+static void cut_sums(ConvPlan *p, Part *q, int64_t size) {
+  int64_t width = (p->panels.size + (p->panels.more > 0)) * p->tile.lanes * size;
+  int64_t k = q->fold ? q->w.taps * p->channels : p->channels;
+  int64_t inner = q->fold ? q->h.taps : q->w.taps, most_runs = PANEL_BYTES / (k * width);
+  q->run_pieces = most_runs ? 1 : div_up(k * width, PANEL_BYTES);
+  q->run_group = most_runs ? div_up(inner, div_up(inner, least(most_runs, inner))) : 1;
+  while (!q->fold && inner % q->run_group) q->run_group--;
+}
+
+static int want(Arena *a, ConvPlan *p, const Part *q, int64_t tile, int panel) {
+  int64_t positions = q->run ? tile * q->w.n : tile;
+  MicroSpec s = {.dtype = p->tile.dtype, .lanes = p->tile.lanes, .mr = (int)positions};
+  s.nv = (int)(p->panels.size + (panel == 0));
+  s.tail = panel == 2;
+  s.pitch = q->w.in_step * q->pixel;
+  if (q->run && tile > 1) {
+    s.run = (int)q->w.n;
+    s.jump = q->h.in_step * q->line;
+  }
+  return micro_want(a, &p->set, &s);
+}
+
+static void want_all(Arena *a, ConvPlan *p, Part *q) {
+  bool tail = p->columns % p->tile.lanes != 0;
+  for (int i = 0; i < 2; i++) {
+    if (i ? q->rows.more == q->rows.n : !q->rows.more) continue;
+    int64_t tile = q->rows.size + (i == 0);
+    if (p->panels.more) q->fn[i][0] = want(a, p, q, tile, 0);
+    if (p->panels.n - p->panels.more > tail) q->fn[i][1] = want(a, p, q, tile, 1);
+    if (tail) q->fn[i][2] = want(a, p, q, tile, 2);
+  }
 }
 
 /* Elements of a row of the epilogue, if tasks hold whole ones; else 0. */
@@ -313,9 +338,11 @@ static int64_t whole_rows(const Plan *plan, const ConvPlan *p) {
 
 /* ---- the plan ---- */
 
-/* B is read in place if its rows lie as panels would, or if few tiles use each of them and the rest stays in cache. */
-static bool packs(const Facts *f, const ConvPlan *p) {
+/* B is read in place if its rows lie as panels would, or, unless it is packed once for many runs, if few tiles use each of
+ * them and the rest stays in cache. */
+static bool packs(const Plan *plan, const ConvPlan *p) {
   enum { FEW = 4, MANY = 64, L2_BYTES = 1 << 20 };
+  const Facts *f = &plan->facts;
   const Part *q = &p->part[0];
   bool rows = p->n_parts == 1 && q->fold && p->b_o == 1 && q->h.k_step == 1 && q->w.k_step == 1 &&
               p->b_i >= p->columns && (q->w.taps == 1 || p->b_kw == p->channels * p->b_i) &&
@@ -323,6 +350,7 @@ static bool packs(const Facts *f, const ConvPlan *p) {
   if (!rows) return true;
   int64_t tiles = q->rows.n * (q->run ? 1 : q->h.n) * p->images.total;
   if (p->panels.n == 1 && p->b_i == p->columns) return false;
+  if (plan->frame.constant[p->b]) return true;
   return tiles > FEW && (q->k * p->b_i * f->size > L2_BYTES || tiles > MANY);
 }
 
@@ -380,11 +408,13 @@ static bool try_operand(Arena *arena, Plan *plan, int x) {
   if (!worth(plan, p)) return false;
   for (int i = 0; i < p->n_parts; i++) lay_out(p, &p->part[i]);
   if (p->part[0].pixel * p->part[0].w.in_step >= INT32_MAX / 64 ||
-      p->part[0].line * p->part[0].h.in_step >= INT32_MAX / 64 || !choose_tile(f->dtype, p))
+      p->part[0].line * p->part[0].h.in_step >= INT32_MAX / 64 || !choose_tile(f, p))
     return false;
   for (int i = 0; i < p->n_parts; i++)
-    if (p->part[i].k) want_all(arena, p, &p->part[i]);
-  divide(f, p);
+    if (p->part[i].k) {
+      cut_sums(p, &p->part[i], f->size);
+      want_all(arena, p, &p->part[i]);
+    }
   plan->conv = p;
   return true;
 }
@@ -395,7 +425,7 @@ bool conv_plan(Arena *a, Plan *plan) {
   Work *w = &plan->work;
   plan->set = &p->set;
   int64_t vectors = p->panels.n * p->panels.size + p->panels.more, longest = 0;
-  p->pack = packs(&plan->facts, p);
+  p->pack = packs(plan, p);
   p->row_elems = whole_rows(plan, p);
   for (int i = 0; i < p->n_parts; i++) {
     p->part[i].b_at *= vectors * p->tile.lanes;
@@ -409,6 +439,7 @@ bool conv_plan(Arena *a, Plan *plan) {
     w->fn[0] = conv_pack;
     w->n_tasks[0] = p->groups.total * p->n_parts * p->k_cuts;
     w->n_phases = 1;
+    if (plan->frame.x[p->a] != plan->frame.x[p->b]) w->prepares = plan->frame.x[p->b] + 1;
   }
   w->fn[w->n_phases] = conv_tasks;
   w->n_tasks[w->n_phases++] = p->images.total * p->groups.total * p->chunks * p->panel_groups;

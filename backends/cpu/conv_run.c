@@ -96,31 +96,47 @@ typedef struct Work1 {
   int64_t j0, j1; /* rows, or blocks of the only one */
 } Work1;
 
-static void call(const Work1 *w, MicroFn *fn, MicroArgs *x) {
+/* What is summed in one pass over the tiles: a part of a panel that stays in the cache. */
+typedef struct Sum {
+  int64_t a, b, k, batch, a_step, b_step; /* a, b: bytes from the first tap */
+} Sum;
+
+/* All taps of a row and their channels are one run of k (fold), or each tap is; a pass has some runs, or a piece of one. */
+static int64_t sums_of(const Part *q) {
+  int64_t runs = q->fold ? q->h.taps : q->h.taps * q->w.taps;
+  return q->run_pieces > 1 ? runs * q->run_pieces : div_up(runs, q->run_group);
+}
+
+static Sum sum_at(const ConvPlan *p, const Part *q, int64_t i, int64_t ldb, int64_t size) {
+  int64_t k = q->fold ? q->w.taps * p->channels : p->channels, wide = q->fold ? 1 : q->w.taps;
+  int64_t runs = wide * q->h.taps, piece = div_up(k, q->run_pieces);
+  int64_t run = i / q->run_pieces * q->run_group, k0 = i % q->run_pieces * piece;
+  Sum s = {.k = least(piece, k - k0), .batch = least(q->run_group, runs - run)};
+  s.a =
+      ((run / wide * q->h.tap_step * q->line + run % wide * q->w.tap_step * q->pixel) + k0) * size;
+  s.b = (run * k + k0) * ldb;
+  s.a_step = (q->fold ? q->h.tap_step * q->line : q->w.tap_step * q->pixel) * size;
+  s.b_step = k * ldb;
+  return s;
+}
+
+/* One pass over the tiles of a panel. */
+static void run_tiles(const Work1 *w, MicroFn *const *fn, MicroArgs *x, const char *a0, char *c0) {
   const ConvPlan *p = w->p;
   const Part *q = w->q;
   int64_t size = w->plan->facts.size;
-  x->ldc = p->c_w * q->w.out_step * size;
-  x->cjump = p->c_h * q->h.out_step * size;
-  if (q->fold) {
-    x->k = q->w.taps * p->channels;
-    x->batch = q->h.taps;
-    x->a_step = q->h.tap_step * q->line * size;
-    x->b_step = x->k * x->ldb;
-    fn(x);
-    return;
-  }
-  const char *a = x->a, *b = x->b;
-  x->k = p->channels;
-  x->batch = q->w.taps;
-  x->a_step = q->w.tap_step * q->pixel * size;
-  x->b_step = x->k * x->ldb;
-  for (int64_t t = 0; t < q->h.taps; t++) {
-    x->a = a + t * q->h.tap_step * q->line * size;
-    x->b = b + t * q->w.taps * x->b_step;
-    x->add = t > 0;
-    fn(x);
-  }
+  int64_t a_line = q->h.in_step * q->line * size, c_line = p->c_h * q->h.out_step * size,
+          a_pos = q->w.in_step * q->pixel * size, c_pos = p->c_w * q->w.out_step * size;
+  int64_t i0 = 0, i1 = q->rows.n, j0 = w->j0, j1 = w->j1;
+  if (p->by_block) i0 = j0, i1 = j1, j0 = 0, j1 = 1;
+  if (q->run) j0 = 0, j1 = 1;
+  for (int64_t j = j0; j < j1; j++)
+    for (int64_t i = i0; i < i1; i++) {
+      int64_t at = block_start(&q->rows, i), line = q->run ? at : j, pos = q->run ? 0 : at;
+      x->a = a0 + (line - (q->run || p->by_block ? 0 : w->j0)) * a_line + pos * a_pos;
+      x->c = c0 + line * c_line + pos * c_pos;
+      fn[i >= q->rows.more](x);
+    }
 }
 
 static void run_panel(const Work1 *w, int64_t panel) {
@@ -132,22 +148,19 @@ static void run_panel(const Work1 *w, int64_t panel) {
   int kind = panel < p->panels.more ? 0 : columns < width ? 2 : 1;
   MicroFn *fn[2] = {p->set.fn[q->fn[0][kind]], p->set.fn[q->fn[1][kind]]};
   MicroArgs x = {.columns = columns, .ldb = (p->pack ? width : p->b_i) * size};
+  x.ldc = p->c_w * q->w.out_step * size;
+  x.cjump = p->c_h * q->h.out_step * size;
   const char *b = w->b + (p->pack ? q->k * v0 * lanes : v0 * lanes) * size;
-  char *c = w->c + v0 * lanes * size;
-  int64_t a_line = q->h.in_step * q->line * size, c_line = p->c_h * q->h.out_step * size,
-          a_pos = q->w.in_step * q->pixel * size, c_pos = p->c_w * q->w.out_step * size;
-  int64_t i0 = 0, i1 = q->rows.n, j0 = w->j0, j1 = w->j1;
-  if (p->by_block) i0 = j0, i1 = j1, j0 = 0, j1 = 1;
-  if (q->run) j0 = 0, j1 = 1;
-  for (int64_t j = j0; j < j1; j++)
-    for (int64_t i = i0; i < i1; i++) {
-      int64_t at = block_start(&q->rows, i), line = q->run ? at : j, pos = q->run ? 0 : at;
-      x.a = w->a + (line - (q->run || p->by_block ? 0 : w->j0)) * a_line + pos * a_pos;
-      x.b = b;
-      x.c = c + line * c_line + pos * c_pos;
-      x.add = 0;
-      call(w, fn[i >= q->rows.more], &x);
-    }
+  for (int64_t i = 0, n = sums_of(q); i < n; i++) {
+    Sum s = sum_at(p, q, i, x.ldb, size);
+    x.b = b + s.b;
+    x.k = s.k;
+    x.batch = s.batch;
+    x.a_step = s.a_step;
+    x.b_step = s.b_step;
+    x.add = i > 0;
+    run_tiles(w, fn, &x, w->a + s.a, w->c + v0 * lanes * size);
+  }
 }
 
 static void zero_part(const Work1 *w) {
@@ -160,8 +173,9 @@ static void zero_part(const Work1 *w) {
              (size_t)(p->columns * size));
 }
 
+/* copied: the rows of A are in the scratch from the task before. */
 static void run_part(const Plan *plan, const Part *q, const char *a, const char *b, char *c,
-                     int64_t j0, int64_t j1, int64_t pg, void *scratch) {
+                     int64_t j0, int64_t j1, int64_t pg, bool copied, void *scratch) {
   const ConvPlan *p = plan->conv;
   int64_t size = plan->facts.size;
   if (!p->by_block) j1 = least(j1, q->h.n);
@@ -176,7 +190,7 @@ static void run_part(const Plan *plan, const Part *q, const char *a, const char 
   if (p->copy) {
     int64_t rows =
         q->h.in_step * ((p->by_block ? 1 : j1 - j0) - 1) + q->h.tap_step * (q->h.taps - 1) + 1;
-    copy_strip(p, q, (int)size, a, first, rows, scratch);
+    if (!copied) copy_strip(p, q, (int)size, a, first, rows, scratch);
     w.a = scratch;
   } else
     w.a = a + ((q->h.in + q->h.in_step * first) * p->a_h + q->w.in * p->a_w) * size;
@@ -207,7 +221,8 @@ void conv_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
     int64_t rows = 0, wide = 0;
     for (int i = 0; i < p->n_parts; i++) {
       const Part *q = &p->part[i];
-      run_part(plan, q, a, b, c, u0, all ? q->h.n : u1, pg, ctx->scratch);
+      run_part(plan, q, a, b, c, u0, all ? q->h.n : u1, pg, p->n_parts == 1 && t > begin && pg > 0,
+               ctx->scratch);
       rows = most(rows, q->h.out + q->h.out_step * (q->h.n - 1) + 1);
       wide = most(wide, q->w.out + q->w.out_step * (q->w.n - 1) + 1);
     }

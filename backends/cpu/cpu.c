@@ -73,10 +73,11 @@ static bool cpu_schedule(Kernel *k) {
   Arena *a = arena_scratch();
   k->flops = operations(k);
   k->bytes = traffic(k);
-  k->workspace = 0;
+  k->workspace = k->prepares = 0;
   for (int no_blas = 0; no_blas < 2 && k->kind == K_CONTRACT; no_blas++) {
-    int64_t bytes = contract_plan(a, k, no_blas)->work.workspace;
-    if (bytes > k->workspace) k->workspace = bytes;
+    const Plan *p = contract_plan(a, k, no_blas);
+    if (p->work.workspace > k->workspace) k->workspace = p->work.workspace;
+    if (!no_blas) k->prepares = p->work.prepares;
   }
   if (k->kind == K_CALL) k->workspace = call_workspace(k);
   if (k->kind == K_SCATTER) k->flops += 4 * node_numel(k->core->in[2]);

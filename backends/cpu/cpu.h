@@ -62,6 +62,7 @@ typedef struct Mat {
 /* Buffer slots of the kernel, and how the epilogue joins in. */
 typedef struct Frame {
   int x[2], out, ws; /* slots in bufs: operands, raw result, workspace */
+  bool constant[2];  /* operands: see KernelInput */
   bool epilogue;     /* has one */
   int64_t rows;      /* extent of the result's outermost loop */
   int64_t parts;     /* rows of the epilogue in each of those */
@@ -75,6 +76,7 @@ typedef struct Work {
   int n_phases;
   bool fused; /* the epilogue runs inside the last phase; otherwise it is a phase of its own */
   int64_t workspace, scratch;
+  int prepares; /* see Kernel */
 } Work;
 
 typedef enum PlanKind { PLAN_LOOPS, PLAN_GEMM, PLAN_IM2COL, PLAN_COL2IM, PLAN_CONV } PlanKind;

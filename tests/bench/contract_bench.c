@@ -71,7 +71,7 @@ static void measure(const char *name, Node *n, Pool *pool) {
   Kernel k = {.kind = K_CONTRACT, .core = n};
   void *bufs[4];
   for (int i = 0; i < 2; i++) {
-    vec_add(a, &k.inputs, ((KernelInput){n->in[i], false}));
+    vec_add(a, &k.inputs, ((KernelInput){n->in[i], false, false}));
     int64_t m = node_numel(n->in[i]);
     float *v = bufs[i] = mem_alloc((size_t)m * 4);
     for (int64_t j = 0; j < m; j++) v[j] = (float)(j % 17) / 17;
