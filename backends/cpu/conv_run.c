@@ -94,6 +94,7 @@ typedef struct Work1 {
   const char *b;  /* panels, or B itself */
   char *c;        /* of the part's first result */
   int64_t j0, j1; /* rows, or blocks of the only one */
+  int64_t tiles;  /* of a panel */
 } Work1;
 
 /* What is summed in one pass over the tiles: a part of a panel that stays in the cache. */
@@ -121,7 +122,8 @@ static Sum sum_at(const ConvPlan *p, const Part *q, int64_t i, int64_t ldb, int6
 }
 
 /* One pass over the tiles of a panel. */
-static void run_tiles(const Work1 *w, MicroFn *const *fn, MicroArgs *x, const char *a0, char *c0) {
+static void run_tiles(const Work1 *w, MicroFn *const *fn, MicroArgs *x, const char *a0, char *c0,
+                      const char *next) {
   const ConvPlan *p = w->p;
   const Part *q = w->q;
   int64_t size = w->plan->facts.size;
@@ -135,6 +137,8 @@ static void run_tiles(const Work1 *w, MicroFn *const *fn, MicroArgs *x, const ch
       int64_t at = block_start(&q->rows, i), line = q->run ? at : j, pos = q->run ? 0 : at;
       x->a = a0 + (line - (q->run || p->by_block ? 0 : w->j0)) * a_line + pos * a_pos;
       x->c = c0 + line * c_line + pos * c_pos;
+      x->next = next;
+      next += x->next_step * (x->k / 4 * x->batch);
       fn[i >= q->rows.more](x);
     }
 }
@@ -159,7 +163,11 @@ static void run_panel(const Work1 *w, int64_t panel) {
     x.a_step = s.a_step;
     x.b_step = s.b_step;
     x.add = i > 0;
-    run_tiles(w, fn, &x, w->a + s.a, w->c + v0 * lanes * size);
+    /* the tiles of this pass fetch what the next one reads of B */
+    int64_t fetched = s.k * s.batch * x.ldb, steps = most(s.k / 4 * s.batch * w->tiles, 1);
+    x.next_step = least(div_up(fetched, steps), 128);
+    run_tiles(w, fn, &x, w->a + s.a, w->c + v0 * lanes * size,
+              (const char *)x.b + (p->pack ? fetched : 0));
   }
 }
 
@@ -187,6 +195,7 @@ static void run_part(const Plan *plan, const Part *q, const char *a, const char 
     return;
   }
   int64_t first = p->by_block ? 0 : j0;
+  w.tiles = p->by_block ? j1 - j0 : q->rows.n * (q->run ? 1 : j1 - j0);
   if (p->copy) {
     int64_t rows =
         q->h.in_step * ((p->by_block ? 1 : j1 - j0) - 1) + q->h.tap_step * (q->h.taps - 1) + 1;

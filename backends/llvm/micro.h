@@ -27,6 +27,9 @@ typedef struct MicroArgs {
   int64_t add;        /* 0: C = sum; else C += sum */
   int64_t batch, a_step, b_step;
   int64_t cjump; /* only if run > 0 */
+  const void *
+      next; /* not with dot: what is fetched into the cache meanwhile, next_step bytes for four steps of k */
+  int64_t next_step;
 } MicroArgs;
 bool micro_same(const MicroSpec *a, const MicroSpec *b);
 typedef void MicroFn(const MicroArgs *args);

@@ -57,6 +57,8 @@ static void fields(Text *t) {
       {"a_step", "i64", offsetof(MicroArgs, a_step)},
       {"b_step", "i64", offsetof(MicroArgs, b_step)},
       {"cjump", "i64", offsetof(MicroArgs, cjump)},
+      {"next", "ptr", offsetof(MicroArgs, next)},
+      {"next_step", "i64", offsetof(MicroArgs, next_step)},
   };
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     field(t, all[i].name, all[i].at, all[i].type);
@@ -126,6 +128,17 @@ static void step(Text *t, const char *loop, int u, const char *from, const char 
 
 static void dot_step(Text *t, const char *loop, bool masked);
 
+/* Two lines of what comes next, for the L2 cache. */
+static void fetch(Text *t, const char *loop, const char *before) {
+  Str *s = &t->s;
+  str_fmt(s, "  %%%s.next = phi ptr [ %%%s.next, %%%s ], [ %%%s.next1, %%%s ]\n", loop, before,
+          before, loop, loop);
+  str_fmt(s, "  %%%s.line = getelementptr i8, ptr %%%s.next, i64 64\n", loop, loop);
+  str_fmt(s, "  %%%s.next1 = getelementptr i8, ptr %%%s.next, i64 %%next_step\n", loop, loop);
+  str_fmt(s, "  call void @llvm.prefetch.p0(ptr %%%s.next, i32 0, i32 2, i32 1)\n", loop);
+  str_fmt(s, "  call void @llvm.prefetch.p0(ptr %%%s.line, i32 0, i32 2, i32 1)\n", loop);
+}
+
 /* A block that repeats `count` times, advancing k by n; before: the block it comes from and its names. */
 static void k_loop(Text *t, const char *loop, int n, const char *count, const char *before,
                    const char *ap, const char *bp, const char *next) {
@@ -140,6 +153,7 @@ static void k_loop(Text *t, const char *loop, int n, const char *count, const ch
   snprintf(line, sizeof line, "  %%%s.0.$ = phi @ [ %%%s.c$, %%%s ], [ %%%s.%d.$, %%%s ]\n", loop,
            before, before, loop, n, loop);
   each(t, line);
+  if (n == UNROLL) fetch(t, loop, before);
   if (t->m.dot) dot_step(t, loop, false);
   for (int u = 0; u < n && !t->m.dot; u++) {
     snprintf(from, sizeof from, "%s.%d.", loop, u);
@@ -329,6 +343,7 @@ static void declarations(Text *t) {
   int l = t->m.lanes, bits = 8 * t->bytes;
   Str *s = &t->s;
   str_fmt(s, "declare %s @llvm.fma.v%df%d(%s, %s, %s)\n", t->vec, l, bits, t->vec, t->vec, t->vec);
+  str_add(s, "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n");
   str_fmt(s, "declare %s @llvm.masked.load.v%df%d.p0(ptr, i32, <%d x i1>, %s)\n", t->vec, l, bits,
           l, t->vec);
   str_fmt(s, "declare void @llvm.masked.store.v%df%d.p0(%s, ptr, i32, <%d x i1>)\n", l, bits,
@@ -343,10 +358,12 @@ static void batch_loop(Text *t) {
   str_fmt(s, "head:\n  %%i = phi i64 [ %%batch, %%entry ], [ %%j, %%end ]\n");
   str_fmt(s, "  %%a = phi ptr [ %%a0, %%entry ], [ %%a.next, %%end ]\n");
   str_fmt(s, "  %%b = phi ptr [ %%b0, %%entry ], [ %%b.next, %%end ]\n");
+  if (!dot) str_add(s, "  %head.next = phi ptr [ %next, %entry ], [ %next.end, %end ]\n");
   each(t, "  %head.c$ = phi @ [ zeroinitializer, %entry ], [ %end.c$, %end ]\n");
   str_fmt(s, "  br i1 %%main.some, label %%main, label %%middle\n");
   k_loop(t, "main", unroll, "%main.n", "head", "%a", "%b", "middle");
   join(t, "middle", "head", "main", unroll);
+  if (!dot) str_add(s, "  %next.middle = phi ptr [ %head.next, %head ], [ %main.next1, %main ]\n");
   str_fmt(s, "  %%ap = phi ptr [ %%a, %%head ], [ %%main.ap%d, %%main ]\n", unroll);
   str_fmt(s, "  %%bp = phi ptr [ %%b, %%head ], [ %%main.bp%d, %%main ]\n", unroll);
   str_fmt(s, "  br i1 %%rest.some, label %%rest, label %%end\n");
@@ -355,6 +372,8 @@ static void batch_loop(Text *t) {
   else
     k_loop(t, "rest", 1, "%rest.n", "middle", "%ap", "%bp", "end");
   join(t, "end", "middle", "rest", 1);
+  if (!dot)
+    str_add(s, "  %next.end = phi ptr [ %next.middle, %middle ], [ %next.middle, %rest ]\n");
   str_fmt(s, "  %%a.next = getelementptr i8, ptr %%a, i64 %%a_step\n");
   str_fmt(s, "  %%b.next = getelementptr i8, ptr %%b, i64 %%b_step\n");
   str_fmt(s, "  %%j = sub i64 %%i, 1\n  %%more = icmp ne i64 %%j, 0\n");
