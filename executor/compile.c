@@ -182,6 +182,7 @@ Executable *compile(const CompileRequest *r) {
   if (ok && !r->no_code) {
     int n = g->kernels.n;
     x->code = arena_array(a, KernelCode, n + 1);
+    x->seen = arena_array(a, uint64_t, g->buffers.n + 1);
     bind_kernels(x);
     bind_states(x);
     make_code(x, &passes);
@@ -191,7 +192,6 @@ Executable *compile(const CompileRequest *r) {
     executable_free(x);
     return NULL;
   }
-  x->seen = arena_array(a, uint64_t, g->buffers.n + 1);
   arena_keep(g->arena);
   arena_keep(a);
   fill_plan(x);
