@@ -120,6 +120,7 @@ bool kl_run(kl_exec *exe, const kl_program *p, const kl_feed *feeds, const kl_fe
 }
 
 const kl_tensor *kl_get(kl_exec *exe, const char *name) {
+  API_GUARD(NULL);
   return exe ? (const kl_tensor *)scope_get(exe->scope, name) : NULL;
 }
 

@@ -229,6 +229,27 @@ static bool generate_code(void) {
   return ok;
 }
 
+/* A filter that is kept permuted is trained, read by who wants another order, and used by a program that only reads. */
+static bool permuted_state(void) {
+  kl_net *net = kl_net_new();
+  kl_var *h = kl_conv2d(kl_data(net, "x", KL_FLOAT32, 1, 2, 4, 4), 16, 3, .no_bias = true);
+  kl_named(kl_mean(h), "loss");
+  kl_program *test = net ? kl_clone_for_test(kl_main(net)) : NULL;
+  kl_minimize(kl_find(net, "loss"), kl_sgd(0.1));
+  kl_exec *exe = test ? kl_exec_new((kl_exec_options){.threads = 2}) : NULL;
+  float in[32] = {1, 2, 3}, loss;
+  kl_tensor tx = kl_array(KL_FLOAT32, in, 1, 2, 4, 4), tl = kl_scalar(KL_FLOAT32, &loss);
+  bool ok = exe && kl_run(exe, kl_startup(net), NULL, NULL);
+  for (int i = 0; i < 4 && ok; i++)
+    ok =
+        kl_run(exe, i % 2 ? test : kl_main(net), kl_feeds({"x", &tx}), kl_fetches({"loss", &tl})) &&
+        kl_get(exe, "conv2d_0.w_0");
+  kl_exec_free(exe);
+  kl_program_free(test);
+  kl_net_free(net);
+  return ok;
+}
+
 /* An executor that lives on: it meets a batch size that it does not know. */
 static bool new_batch(void) {
   if (!step(w.exe, kl_main(w.net), w.batch)) return false;
@@ -487,6 +508,7 @@ static void running(void **state) {
   step_through(&(Scenario){"interpreted", train_interpreted, .no_files = true});
   step_through(&(Scenario){"compiled", train_compiled, .no_files = true});
   step_through(&(Scenario){"watched", train_watched, .writes = false});
+  step_through(&(Scenario){"permuted", permuted_state, .no_files = true});
   step_through(&(Scenario){"new code", generate_code, .no_files = true});
 }
 
