@@ -119,7 +119,7 @@ $(B)/tests/%: $(B)/tests/%.o $(HELP_SRC:%.c=$(B)/%.o) $(B)/libkiln.a
 	$(CC) $(CFLAGS) -rdynamic -o $@ $^ -lcmocka $(LDLIBS)
 $(B)/tests/plan_check: $(B)/tests/plan_check.o
 	$(CC) $(CFLAGS) -o $@ $^
-$(B)/bench/%: $(B)/tests/bench/%.o $(B)/tools/peak.o $(B)/libkiln.a
+$(B)/bench/%: $(B)/tests/bench/%.o $(B)/tests/bench/peers/onednn.o $(B)/tools/peak.o $(B)/libkiln.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
 $(B)/peers/%: $(B)/tests/peers/%.o $(B)/libkiln.a

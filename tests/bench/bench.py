@@ -8,6 +8,7 @@ import tables_kernels, tables_nets, tables_state
 from peers import progress
 from shapes import NETS
 
+HERE = os.path.dirname(os.path.abspath(__file__))
 TABLES = {**tables_kernels.TABLES, **tables_nets.TABLES, **tables_state.TABLES}
 
 
@@ -24,13 +25,13 @@ def prepare(o):
     """The program files, and what the peers read."""
     folder = f"{o.build}/bench/models"
     os.makedirs(folder, exist_ok=True)
-    writer = os.path.getmtime(f"{o.build}/bench/nets")
+    writer = os.path.getmtime(f"{HERE}/nets.c")
     for n in o.nets:
         path = f"{folder}/{n}.pdiparams"
         if not os.path.exists(path) or os.path.getmtime(path) < writer:
             progress(f"writing {n}")
             subprocess.run([f"{o.build}/bench/nets", folder, n], check=True)
-    subprocess.run([sys.executable, f"{os.path.dirname(os.path.abspath(__file__))}/export.py", o.build, *o.nets], check=True)
+    subprocess.run([sys.executable, f"{HERE}/export.py", o.build, *o.nets], check=True)
 
 
 def write(o, name, title, rows, columns, notes):

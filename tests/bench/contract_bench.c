@@ -1,14 +1,17 @@
-/* Speed of the CPU backend's contractions, without epilogues, beside the same plans with OpenBLAS: contract_bench [THREADS].
- * Rounds of ours, OpenBLAS and the peak loop (multiply-adds on registers alone) follow one another, so that all three see
- * the same machine; printed are the medians of the rounds as parts of that peak, and their ratio.
+/* Speed of the CPU backend's contractions, without epilogues, beside the same plans with OpenBLAS:
+ * contract_bench [THREADS [WORD]], those whose name holds WORD; with a third argument a line of JSON each. Rounds of ours,
+ * OpenBLAS, oneDNN (sgemm alone, if it is there) and the peak loop (multiply-adds on registers alone) follow one another, so
+ * that all see the same machine; printed are the medians of the rounds as parts of that peak, and ours over OpenBLAS.
  * The shapes: sgemm, forward convolutions of ResNet and MobileNet, and LeNet (20-50-500) and the MLP 784-256-128-10
  * with their gradients. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include "../../backends/cpu/cpu.h"
 #include "../../backends/llvm/micro.h"
 #include "../../tools/peak.h"
+#include "peers/onednn.h"
 
 typedef struct Phase {
   const KernelCode *code;
@@ -37,6 +40,26 @@ static int by_value(const void *a, const void *b) {
 }
 
 enum { ROUNDS = 15 };
+static const char *word = "";
+static bool json, onednn;
+static int64_t product_size[3]; /* m, n, k of the sgemm that is measured; 0: something else is */
+
+static double onednn_time(void *const *bufs, int repeat) {
+  const int64_t *s = product_size;
+  double t = now();
+  for (int i = 0; i < repeat; i++) onednn_sgemm(s[0], s[1], s[2], bufs[0], bufs[1], bufs[2]);
+  return (now() - t) / repeat;
+}
+
+static void print_json(const char *name, double flops, const double *const v[4]) {
+  static const char *const names[] = {"kiln_us", "openblas_us", "peak_gflops", "onednn_us"};
+  static const double scale[] = {1e-3, 1e-3, 1, 1e-3};
+  printf("{\"name\": \"%s\", \"flops\": %.0f", name, flops);
+  for (int i = 0; i < 4 && v[i]; i++)
+    printf(", \"%s\": {\"median\": %.3f, \"min\": %.3f, \"max\": %.3f}", names[i],
+           v[i][ROUNDS / 2] * scale[i], v[i][0] * scale[i], v[i][ROUNDS - 1] * scale[i]);
+  printf("}\n");
+}
 
 typedef struct Side {
   Plan *plan;
@@ -68,6 +91,7 @@ static double side_run(const Side *s, void *const *bufs, Pool *pool, int repeat)
 
 /* constant: packed filters are made once, as in inference. */
 static void measure(const char *name, Node *n, bool constant, Pool *pool) {
+  if (!strstr(name, word)) return;
   static const char *const how[] = {"loops", "gemm", "im2col", "col2im", "conv"};
   Arena *a = arena_new();
   Kernel k = {.kind = K_CONTRACT, .core = n};
@@ -83,7 +107,7 @@ static void measure(const char *name, Node *n, bool constant, Pool *pool) {
   bufs[2] = mem_alloc((size_t)node_numel(n) * 4);
   Side side[2] = {{0}, {0}};
   CodeBatch *code[2] = {code_batch(a), code_batch(a)};
-  double top[ROUNDS];
+  double top[ROUNDS], theirs[ROUNDS];
   for (int i = 0; i < 2; i++) side_open(&side[i], a, &k, !i, code[i], pool_threads(pool));
   const Plan *p = side[0].plan;
   bufs[3] = mem_alloc((size_t)p->work.workspace + 64);
@@ -94,9 +118,11 @@ static void measure(const char *name, Node *n, bool constant, Pool *pool) {
   int repeat = 1 + (int)(1e6 / (double)p->facts.flops * 50);
   for (int r = 0; r < ROUNDS && p->kind != PLAN_LOOPS; r++) {
     for (int i = 0; i < 2; i++) side[i].t[r] = side_run(&side[i], bufs, pool, repeat);
+    if (onednn && product_size[0]) theirs[r] = onednn_time(bufs, repeat);
     top[r] = peak_flops(pool, 1e-3) * 1e-9;
   }
   qsort(top, ROUNDS, sizeof *top, by_value);
+  qsort(theirs, onednn && product_size[0] ? ROUNDS : 0, sizeof *top, by_value);
   double part[2];
   for (int i = 0; i < 2; i++) {
     qsort(side[i].t, ROUNDS, sizeof *top, by_value);
@@ -105,9 +131,14 @@ static void measure(const char *name, Node *n, bool constant, Pool *pool) {
       flops /= (double)p->facts.dim[0][d].div;
     part[i] = flops / side[i].t[ROUNDS / 2] / top[ROUNDS / 2];
   }
-  printf("%-32s %-7s %3lld tasks %9.1f us  %4.2f of peak  OpenBLAS %4.2f  %5.2fx%s\n", name,
-         how[p->kind], (long long)side[0].code.phase[0].n_tasks, side[0].t[ROUNDS / 2] / 1e3,
-         part[0], part[1], part[0] / part[1], p->set ? "" : " (OpenBLAS)");
+  if (json)
+    print_json(name, (double)p->facts.flops,
+               (const double *[4]){side[0].t, side[1].t, top,
+                                   onednn && product_size[0] ? theirs : NULL});
+  else
+    printf("%-32s %-7s %3lld tasks %9.1f us  %4.2f of peak  OpenBLAS %4.2f  %5.2fx%s\n", name,
+           how[p->kind], (long long)side[0].code.phase[0].n_tasks, side[0].t[ROUNDS / 2] / 1e3,
+           part[0], part[1], part[0] / part[1], p->set ? "" : " (OpenBLAS)");
   fflush(stdout);
   for (int i = 0; i < 4; i++) mem_free(bufs[i]);
   for (int i = 0; i < 2; i++) mem_free(side[i].scratch);
@@ -161,7 +192,9 @@ static void sgemm(int64_t m, int64_t n, int64_t k, Pool *pool) {
   Node *x = g_feed(g, "x", DT_FLOAT32, 2, (int64_t[]){m, k}),
        *w = g_feed(g, "w", DT_FLOAT32, 2, (int64_t[]){k, n});
   snprintf(name, sizeof name, "sgemm %lld %lld %lld", (long long)m, (long long)n, (long long)k);
+  memcpy(product_size, (int64_t[]){m, n, k}, sizeof product_size);
   measure(name, g_matmul(g, x, w, false, false), false, pool);
+  product_size[0] = 0;
   graph_free(g);
 }
 
@@ -173,6 +206,9 @@ int main(int argc, char **argv) {
   unsetenv("OPENBLAS_CORETYPE");
   blas_setup();
   Pool *pool = pool_new(argc > 1 ? atoi(argv[1]) : 1);
+  if (argc > 2) word = argv[2];
+  json = argc > 3;
+  onednn = onednn_open();
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
     sgemm(sizes[i][0], sizes[i][1], sizes[i][2], pool);
   conv("7x7/2 3-64 224", 1, 3, 64, 224, 7, 2, 3, pool);

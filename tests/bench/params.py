@@ -18,9 +18,11 @@ def _dims(desc):
     while at < len(desc):
         key, at = _varint(desc, at)
         value, at = _varint(desc, at)
-        if key >> 3 == 1 and value != 5:
+        if key & 7 == 2:  # bytes: padding
+            at += value
+        elif key >> 3 == 1 and value != 5:
             raise ValueError("a parameter is not float32")
-        if key >> 3 == 2:
+        elif key >> 3 == 2:
             dims.append(value)
     return dims
 

@@ -9,12 +9,17 @@ import numpy as np
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def environment():
+def environment(extra={}):
     """Without what chooses a kernel of OpenBLAS, for all alike."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
-    lib = os.path.join(sys.prefix, "lib")  # libdnnl.so and what it needs
-    env["LD_LIBRARY_PATH"] = ":".join(p for p in (lib, env.get("LD_LIBRARY_PATH")) if p)
+    env.update(extra)
     return env
+
+
+def onednn():
+    """Where oneDNN's library is, and the driver of the processor that it asks for."""
+    lib = os.path.join(sys.prefix, "lib")
+    return {"LD_LIBRARY_PATH": lib, "OCL_ICD_FILENAMES": f"{lib}/libintelocl.so"}
 
 
 def progress(text):
@@ -24,12 +29,9 @@ def progress(text):
 class Worker:
     def __init__(self, peer, net, batch, threads, mode, build):
         self.peer, self.rounds, self.error, self.log = peer, [], None, tempfile.TemporaryFile("w+")
-        env = environment()
-        if peer != "onednn":
-            env.pop("LD_LIBRARY_PATH", None)
         self.process = subprocess.Popen(
             [sys.executable, f"{HERE}/worker.py", peer, net, str(batch), str(threads), mode, os.path.abspath(build)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=env)
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment())
 
     def answer(self):
         line = self.process.stdout.readline()

@@ -7,6 +7,7 @@ by more than 0.01.
 """
 import gzip, re, struct, subprocess, sys, tempfile
 import numpy as np, torch
+import params
 
 DATA = "/usr/share/datasets/fashion-mnist/"
 FILES = [DATA + f for f in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz",
@@ -19,35 +20,15 @@ def idx(path):
     return np.frombuffer(b, np.uint8, offset=4 + 4 * rank).reshape(struct.unpack(f">{rank}I", b[4:4 + 4 * rank]))
 
 
-def params(path):
-    """float32 tensors of a .pdiparams file, in its order."""
-    b, at, out = open(path, "rb").read(), 0, []
-    while at < len(b):
-        n = struct.unpack_from("<i", b, at + 16)[0]
-        desc, at = b[at + 20:at + 20 + n], at + 20 + n
-        dims, p = [], 2
-        while p < len(desc):  # field 2: dims
-            p, shift, v = p + 1, 0, 0
-            while True:
-                v |= (desc[p] & 127) << shift
-                shift, p = shift + 7, p + 1
-                if desc[p - 1] < 128: break
-            dims.append(v)
-        count = int(np.prod(dims))
-        out.append(np.frombuffer(b, np.float32, count, at).reshape(dims).copy())
-        at += 4 * count
-    return out
-
-
 def main():
     build, epochs = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 5
     folder = tempfile.mkdtemp()
     text = subprocess.run([f"{build}/examples/seed", *FILES, str(epochs), folder], check=True, capture_output=True, text=True).stdout
     ours = [(float(l), float(a)) for l, a in re.findall(r"loss (\S+) acc (\S+)", text)]
-    b0, w0, b1, w1 = params(folder + "/initial.pdiparams")  # names sorted: fc_0.b_0 fc_0.w_0 fc_1.b_0 fc_1.w_0
+    b0, w0, b1, w1 = params.read(folder + "/initial.pdiparams")  # names sorted: fc_0.b_0 fc_0.w_0 fc_1.b_0 fc_1.w_0
     x, y, tx, ty = (torch.from_numpy(idx(f).copy()) for f in FILES)
     x, tx, y, ty = x.reshape(-1, 784).float() / 255, tx.reshape(-1, 784).float() / 255, y.long(), ty.long()
-    ps = [torch.from_numpy(p).requires_grad_() for p in (w0, b0, w1, b1)]
+    ps = [torch.from_numpy(p.copy()).requires_grad_() for p in (w0, b0, w1, b1)]
     net = lambda v: torch.softmax(torch.relu(v @ ps[0] + ps[1]) @ ps[2] + ps[3], 1)
     bad = len(ours) != epochs
     print("epoch   Kiln loss   torch loss   Kiln acc   torch acc")
