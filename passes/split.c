@@ -10,7 +10,7 @@
 #include <math.h>
 
 enum { FEW = 16, LARGE = 16384, MIN_PARTS = 8, MAX_PARTS = 1024, CHUNK = 4096 };
-enum { COLUMNS = 64, MANY_ROWS = 4096, CACHED = 1 << 20 /* bytes */ };
+enum { COLUMNS = 64, MANY_ROWS = 512, CACHED = 1 << 20 /* bytes */ };
 
 static bool worth_it(const Node *n) {
   if (!prim_is_reduce(n->prim) || n->prim == P_ARGMAX) return false;
@@ -100,7 +100,7 @@ static uint32_t chunk_axes(const Node *n) {
   int64_t size = dtype_info[x->dtype].size, last = x->dims[x->rank - 1];
   int64_t columns = last < COLUMNS ? last : COLUMNS, parts = 1, outer = 0;
   int64_t rest = node_numel(x) / node_numel(n), blocks = node_numel(n) / columns;
-  if (last == 1 || n->i >> (x->rank - 1) & 1 || rest < MANY_ROWS || blocks >= FEW) return 0;
+  if (last == 1 || n->i >> (x->rank - 1) & 1 || rest < MANY_ROWS || blocks > 2 * FEW) return 0;
   for (int d = 0; d < x->rank - 1; d++) {
     if (!(n->i >> d & 1)) continue;
     outer |= 1 << d;
