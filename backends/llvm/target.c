@@ -214,12 +214,18 @@ Batch *batch_new(Target *t, Arena *a) {
   return b;
 }
 
+/* What default<O2> does for these loops, in half the time: they come rotated, with what does not change outside, each value
+ * made once, and without calls worth inlining. Left are the accumulators in memory, the vectors, and what they leave behind. */
+static const char cpu_passes[] =
+    "function(sroa,early-cse<memssa>,simplifycfg,instcombine<no-verify-fixpoint>,loop-mssa(licm),"
+    "loop-vectorize,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg,loop-mssa(licm),"
+    "loop-unroll<O2>)";
+
 bool batch_optimise(Batch *b) {
   LLVMPassBuilderOptionsRef o = LLVMCreatePassBuilderOptions();
-  LLVMPassBuilderOptionsSetLoopVectorization(o, !b->t->gpu);
-  LLVMPassBuilderOptionsSetLoopInterleaving(o, !b->t->gpu);
+  LLVMPassBuilderOptionsSetLoopVectorization(o, 0); /* of default<O2> */
   LLVMPassBuilderOptionsSetLoopUnrolling(o, 1);
-  LLVMErrorRef e = LLVMRunPasses(b->m, "default<O2>", b->t->tm, o);
+  LLVMErrorRef e = LLVMRunPasses(b->m, b->t->gpu ? "default<O2>" : cpu_passes, b->t->tm, o);
   LLVMDisposePassBuilderOptions(o);
   if (e) {
     char *why = LLVMGetErrorMessage(e);
