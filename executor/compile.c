@@ -1,7 +1,7 @@
 /* The whole compilation, top to bottom.
  *
  *   Program --expand--> Graph --passes: simplify constfold cse dce split fuse--> Kernels
- *           --schedule (backend: workspace)--> --order memplan--> offsets --backend--> code --> Executable
+ *           --schedule (backend: workspace)--> --order recompute memplan--> offsets --backend--> Executable
  *
  * In: a program, the shapes of its feeds and state, and what to fetch. Out: an Executable, or one diagnostic. */
 #include "internal.h"
@@ -151,6 +151,15 @@ static void make_code(Executable *x, const PassOptions *o) {
   passes_time(o, "code", start, made);
 }
 
+static bool within_budget(const Graph *g) {
+  if (!g->memory_budget || g->arena_bytes <= g->memory_budget) return true;
+  err_set(E_MEM_003, "the plan needs %lld bytes, more than the memory budget of %lld",
+          (long long)g->arena_bytes, (long long)g->memory_budget);
+  err_note("this is the least that was found by computing values again");
+  err_help("take a budget of at least %lld, or a smaller batch", (long long)g->arena_bytes);
+  return false;
+}
+
 Executable *compile(const CompileRequest *r) {
   double t0 = now_seconds();
   const Backend *backend = backend_for(r->target);
@@ -172,7 +181,9 @@ Executable *compile(const CompileRequest *r) {
 
   passes.schedule = backend->schedule;
   bool stopped = false;
-  bool ok = passes_run(g, &passes, &stopped) && (r->no_code || is_planned(g, stopped));
+  g->memory_budget = r->memory_budget;
+  bool ok = passes_run(g, &passes, &stopped) && within_budget(g) &&
+            (r->no_code || is_planned(g, stopped));
 
   x->options = (CompileOptions){
       .target = r->target ? arena_str(a, r->target) : NULL,

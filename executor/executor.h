@@ -29,8 +29,9 @@ typedef struct ExecOptions {
   bool profile;      /* keep times per kernel */
   const char *trace; /* NULL, or a file for a Chrome trace, written by exec_free */
   bool no_blas;
-  uint64_t seed;     /* of random operators whose own seed is 0 */
-  const char *debug; /* words of KILN_DEBUG, or NULL: only the environment's */
+  int64_t memory_budget; /* bytes of a run's intermediate values, 0: any; E-MEM-003 */
+  uint64_t seed;         /* of random operators whose own seed is 0 */
+  const char *debug;     /* words of KILN_DEBUG, or NULL: only the environment's */
 } ExecOptions;
 
 typedef struct Executor Executor;
@@ -64,7 +65,8 @@ typedef struct CompileRequest {
   const char *target;               /* NULL: this CPU */
   const struct PassOptions *passes; /* NULL: from KILN_DEBUG */
   bool no_blas;
-  bool no_code; /* stop before code generation */
+  int64_t memory_budget; /* see ExecOptions */
+  bool no_code;          /* stop before code generation */
 } CompileRequest;
 Executable *compile(const CompileRequest *r);
 void executable_free(Executable *x);

@@ -390,6 +390,8 @@ typedef struct kl_exec_options {
   const char *trace; /* a file for a Chrome trace, written by kl_exec_free */
   uint64_t seed;     /* of random operators without a seed of their own */
   kl_scope *scope;   /* shared with others; NULL: one of its own */
+  /* bytes of intermediate values that one run may hold; 0: any. Values are computed again until they fit; same results */
+  int64_t memory_budget;
 } kl_exec_options;
 #define kl_exec_defaults ((kl_exec_options){.threads = 0})
 KL_API kl_exec *kl_exec_new(kl_exec_options o);

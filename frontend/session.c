@@ -61,6 +61,7 @@ kl_exec *kl_exec_new(kl_exec_options o) {
                    .interpret = o.interpret,
                    .check_nan = o.check_nan,
                    .profile = o.profile,
+                   .memory_budget = o.memory_budget,
                    .trace = o.trace,
                    .seed = o.seed};
   API_GUARD(NULL);

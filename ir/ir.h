@@ -618,6 +618,7 @@ struct Graph {
   copies; /* after memory planning: state written elsewhere than in place, copied at the exit */
   int64_t arena_bytes, lower_bound; /* of the plan */
   int64_t kept_bytes;               /* of all B_KEPT */
+  int64_t memory_budget;            /* bytes of the arena that recomputation is to reach; 0: none */
 };
 
 /* graph.c: builders. Each checks its operands (E-SHP, E-TYP), computes the shape (unknown dims are -1 if

@@ -51,3 +51,8 @@ void find_constant_kernels(Graph *g) {
   }
   arena_free(a);
 }
+
+int64_t arena_workspace(const Kernel *k) {
+  bool kept = k->prepares > 0 && !k->constant && k->inputs.v[k->prepares - 1].constant;
+  return kept ? 0 : k->workspace;
+}

@@ -15,7 +15,7 @@
 #include <string.h>
 
 typedef struct Value { /* stored by a kernel of the list */
-  int64_t bytes;       /* 0 if its place is a state's */
+  int64_t bytes;       /* 0 if its place is a state's, or it is kept from run to run */
   int producer, readers;
   bool kept; /* fetched, or copied to a state at the exit */
 } Value;
@@ -66,7 +66,9 @@ static void find_values(Order *o) {
       o->value_of[n->id] = o->n_values;
       vec_add(o->a, &o->jobs[i].stores, o->n_values);
       o->values[o->n_values++] =
-          (Value){.bytes = node_numel(n) * dtype_info[n->dtype].size, .producer = i};
+          (Value){.bytes =
+                      o->g->kernels.v[i]->constant ? 0 : node_numel(n) * dtype_info[n->dtype].size,
+                  .producer = i};
     }
 }
 
@@ -171,7 +173,8 @@ static void measure(Order *o, const int *order) {
   reset(o);
   for (int i = 0; i < o->n; i++) {
     const Job *j = &o->jobs[order[i]];
-    int64_t unused = 0, during = live + o->g->kernels.v[order[i]]->workspace - shared_bytes(o, j);
+    int64_t unused = 0,
+            during = live + arena_workspace(o->g->kernels.v[order[i]]) - shared_bytes(o, j);
     for (int s = 0; s < j->stores.n; s++) {
       const Value *v = &o->values[j->stores.v[s]];
       during += v->bytes;

@@ -2,11 +2,12 @@
  * after memplan. Out, a line each:
  *
  *   plan kernels N align 64 bound BYTES
- *   memory M KIND BYTES ["NAME"]        a piece of memory: 0 is the arena; state, feed and data are bound at run time
+ *   memory M KIND BYTES ["NAME"]        a piece of memory: 0 is the arena; state, feed and data are bound at run time; kept
+ *                                       holds from run to run what constant kernels made
  *   value ID memory M at OFFSET bytes N kernels FIRST..LAST WHAT       %ID of the graph's text form; the kernels between
  *                                       which it is needed (-1: from the start; the number of kernels: to the exit)
  *   alias ID of ID                      another shape of the same bytes
- *   kernel I NAME                       and what it does:
+ *   kernel I NAME [constant]            and what it does; constant: not in later runs
  *   read ID [aligned]                   aligned: only at the index that is written, so it may be overwritten in place
  *   write ID
  *   work at OFFSET bytes N              its workspace in the arena
@@ -87,7 +88,7 @@ static void add_values(PlanText *t) {
 }
 
 static void add_kernel(const Kernel *k, Str *o) {
-  str_fmt(o, "kernel %d %s\n", k->id, k->name);
+  str_fmt(o, "kernel %d %s%s\n", k->id, k->name, k->constant ? " constant" : "");
   for (int i = 0; i < k->inputs.n; i++)
     str_fmt(o, "read %d%s\n", k->inputs.v[i].node->id, k->inputs.v[i].aligned ? " aligned" : "");
   for (int i = 0; i < k->outputs.n; i++) str_fmt(o, "write %d\n", k->outputs.v[i]->id);

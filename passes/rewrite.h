@@ -16,8 +16,10 @@ void graph_sweep(Graph *g);
 Node *node_base(Node *n);
 /* constant.c: does the program give the state variable a new value? */
 bool state_is_written(const Graph *g, const char *name);
-void find_constant_kernels(Graph *g);               /* once fusion has made them */
-bool node_is_source(const Node *n);                 /* has storage before the run begins */
+void find_constant_kernels(Graph *g); /* once fusion has made them */
+bool node_is_source(const Node *n);   /* has storage before the run begins */
+/* Bytes of the arena for its workspace: none if that is kept, since it is prepared from what is constant. */
+int64_t arena_workspace(const Kernel *k);
 bool node_is_target(const Graph *g, const Node *n); /* written or fetched, directly */
 /* Are the dimensions the same but for ones? */
 bool unit_reshape(const Node *n);

@@ -118,7 +118,7 @@ static bool run_all(Graph *g, Dump *d, bool *stopped) {
     start = passes_clock();
     verify(g, p->name);
     checks += passes_clock() - start;
-    if (p->run == pass_fuse && !schedule(g, o)) return false;
+    if ((p->run == pass_fuse || p->run == pass_recompute) && !schedule(g, o)) return false;
     if (!print_and_dump(d, g, i + 1, p->name)) return false;
     if (o->stop_after && !strcmp(o->stop_after, p->name)) {
       *stopped = true;

@@ -186,6 +186,12 @@ expect "disable-pass" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --disable-pa
 expect "dump-dir" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --dump-dir=dumps
 ls dumps/*.kl >/dev/null 2>&1 && pass "a file per pass" || bad "a file per pass" "no dumps/*.kl"
 
+expect_text "memory budget: too small" 1 err 'more than the memory budget of 1024' "$kiln" compile main.pdmodel "${shapes[@]}" --memory-budget 1K
+expect "memory budget: large" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --memory-budget=1.5G
+for budget in 0 -1 1Q 1KB K 1e300 nan; do
+  expect_text "memory budget: $budget" 2 err 'not a valid BYTES' "$kiln" compile main.pdmodel "--memory-budget=$budget"
+done
+
 # ---- train, eval, run ----
 expect_text "train" 0 out '^epoch 5/5 loss [0-9.]+ acc [0-9.]+ test_loss [0-9.]+ test_acc 1\.0000 [0-9,]+ img/s$' \
   "${train[@]}" "${feeds[@]}" "${tests[@]}" --epochs 5 --save run --log log --trace trace.json

@@ -49,6 +49,8 @@ for net in mobilenet resnet50; do
   plan $net 1.02 "$tmp/$net.main.pdmodel" --fetch loss --feed-shape x=16x$image --feed-shape label=16x1
   plan $net-infer 1 "$tmp/$net.pdmodel" --feed-shape x=1x$image
 done
+plan mobilenet-300M 1.1 "$tmp/mobilenet.main.pdmodel" --fetch loss --feed-shape x=16x$image --feed-shape label=16x1 --memory-budget 300M
+plan resnet50-500M 1.1 "$tmp/resnet50.main.pdmodel" --fetch loss --feed-shape x=16x$image --feed-shape label=16x1 --memory-budget 500M
 for net in attention convnet mlp regression_adamw inference; do
   plan "fixture-$net" 1.1 "tests/fixtures/$net/main.pdmodel"
 done
@@ -70,4 +72,7 @@ fault "the result overwritten before the exit" "exit.*needed" "s/^(value $loss m
 fault "a weight updated before it is read" "value $state is needed" "/^read $state aligned/d; s/^(keep $keep)$/\1\nkeep $state/"
 fault "a workspace over an input" "overwrites|overwritten" "s/^(kernel 1 .*)$/\1\nwork at 0 bytes 4000000/"
 fault "a constant written" "in a constant" "s/^(write )$relu$/\1$relu\nwrite 0/; /^kernel 0/,/^kernel 1/{/^read 0/d}"
+base=resnet50-infer
+kept=$(grep -m1 -E "^memory [0-9]+ kept" "$tmp/$base.plan" | cut -d' ' -f2)
+fault "a kept value in the arena" "overwritten or never written" "s/^(value [0-9]+ memory )$kept /\10 /"
 exit $((fails > 0))

@@ -1,5 +1,6 @@
 /* plan_check FILE: verifies a memory plan that `kiln compile --plan FILE` wrote. It shares no code with Kiln and knows only
- * the format (passes/planfile.c). It keeps which value every byte of memory holds, runs through the kernels, and fails where
+ * the format (passes/planfile.c). It keeps which value every byte of memory holds, runs through the kernels, twice since
+ * later runs leave out those whose results are kept, and fails where
  *   - a kernel or the exit reads a value whose bytes hold another one by then, or that nobody has written
  *   - a kernel writes outside its memory or off the alignment, or over what it reads, unless that is one value of the same
  *     place and size, read only where it is written
@@ -35,6 +36,7 @@ static Access *access_, *exit_; /* in the order of the file */
 static Range *range;
 static char kind[MAX][NAME], name[MAX][NAME]; /* of memories; of kernels */
 static Int size[MAX], live[MAX];
+static bool constant[MAX]; /* kernels that later runs leave out */
 static int n_access, n_exit, n_range, n_kernels, faults;
 static Int align = 1, peak, bound;
 
@@ -66,7 +68,7 @@ static int known(int id, int line, const char *text) {
 static bool read_line(const char *s, int line, int *kernel) {
   Access a = {.kernel = *kernel};
   Value v = {0};
-  char word[NAME] = "";
+  char word[NAME] = "", last[NAME] = "";
   int id, other;
   if (s[0] == '#' || s[0] == '\n') return true;
   if (sscanf(s, "plan kernels %d align %lld", &n_kernels, &align) == 2)
@@ -87,9 +89,10 @@ static bool read_line(const char *s, int line, int *kernel) {
     value[id].base = known(other, line, s);
     return true;
   }
-  if (sscanf(s, "kernel %d %63s", &id, word) == 2) {
+  if (sscanf(s, "kernel %d %63s %63s", &id, word, last) >= 2) {
     if (id != *kernel + 1 || id >= n_kernels) return false;
     strcpy(name[id], word);
+    constant[id] = !strcmp(last, "constant");
     *kernel = id;
     return true;
   }
@@ -143,7 +146,18 @@ static void must_hold(int kernel, int v) {
   fault(kernel, "value %d is needed, but its bytes were overwritten or never written", v);
 }
 
-/* What lies there before the first kernel, and from when to when the others are needed. */
+/* What memory holds before a run: what is bound, and in later runs what is kept. */
+static void begin_run(bool later) {
+  n_range = 0;
+  for (int i = 0; i < MAX; i++) {
+    const Value *v = &value[i];
+    bool bound = v->made < 0 && strcmp(kind[v->memory], "arena");
+    if (v->base == i && (bound || (later && !strcmp(kind[v->memory], "kept"))))
+      range[n_range++] = (Range){v->memory, i, v->at, v->at + v->bytes};
+  }
+}
+
+/* From when to when values are needed. */
 static void find_lives(void) {
   for (int i = 0; i < n_access + n_exit; i++) {
     const Access *a = i < n_access ? &access_[i] : &exit_[i - n_access];
@@ -156,8 +170,6 @@ static void find_lives(void) {
   for (int i = 0; i < MAX; i++) {
     const Value *v = &value[i];
     if (v->base != i) continue;
-    if (v->made < 0 && strcmp(kind[v->memory], "arena"))
-      range[n_range++] = (Range){v->memory, i, v->at, v->at + v->bytes};
     for (int k = v->made; k >= 0 && k <= v->last && k < n_kernels; k++)
       if (!strcmp(kind[v->memory], "arena")) live[k] += round_up(v->bytes);
   }
@@ -175,7 +187,7 @@ static int how_read(int a, int end, int v) {
 static void check_store(int begin, int end, int kernel, int v, int memory, Int at, Int bytes) {
   bool arena = !strcmp(kind[memory], "arena");
   if (at < 0 || at % align || at + bytes > size[memory] ||
-      (!arena && strcmp(kind[memory], "state")))
+      (!arena && strcmp(kind[memory], "state") && strcmp(kind[memory], "kept")))
     fault(kernel, "value %d is stored outside its memory, off the alignment or in a constant", v);
   for (int i = begin; i < end; i++) {
     const Value *r = access_[i].value < 0 ? NULL : &value[access_[i].value];
@@ -232,11 +244,14 @@ int main(int argc, char **argv) {
   if (argc != 2) return fprintf(stderr, "usage: plan_check FILE\n"), 2;
   read_plan(argv[1]);
   find_lives();
-  for (int i = 0, end; i < n_access; i = end) {
-    for (end = i; end < n_access && access_[end].kernel == access_[i].kernel;) end++;
-    run_kernel(i, end, access_[i].kernel);
+  for (int later = 0; later < 2; later++) {
+    begin_run(later);
+    for (int i = 0, end; i < n_access; i = end) {
+      for (end = i; end < n_access && access_[end].kernel == access_[i].kernel;) end++;
+      if (!later || !constant[access_[i].kernel]) run_kernel(i, end, access_[i].kernel);
+    }
+    for (int i = 0; i < n_exit; i++) must_hold(n_kernels, exit_[i].value);
   }
-  for (int i = 0; i < n_exit; i++) must_hold(n_kernels, exit_[i].value);
   printf("%d kernels, arena %lld, peak %lld, lower bound %lld, ratio %.4f, %d faults\n", n_kernels,
          size[0], peak, bound, bound ? (double)peak / (double)bound : 1.0, faults);
   return faults > 0;

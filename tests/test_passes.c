@@ -617,6 +617,11 @@ static void test_programs(void **state) {
                     (double)g->arena_bytes / (double)g->lower_bound);
       if (want) assert_int_equal(g->kernels.n, want);
       assert_true((double)g->arena_bytes <= 1.05 * (double)g->lower_bound);
+      Graph *less = graph_of(net, loss, 3); /* some values are computed twice */
+      less->memory_budget = g->arena_bytes * 3 / 4;
+      check_passes(less, 2e-4);
+      assert_true(less->arena_bytes <= g->arena_bytes);
+      graph_free(less);
       graph_free(g);
       kl_net_free(net);
     }

@@ -50,6 +50,18 @@ static int unknown_flag(const char *verb, const Usage *u, const char *arg) {
   return usage_error("%s: unknown flag %s; `kiln %s --help` lists them", verb, quoted(arg), verb);
 }
 
+/* 1500000, 900M, 1.5G */
+static bool store_bytes(int64_t *to, const char *value) {
+  static const char units[] = "KMG";
+  char *end;
+  double v = strtod(value, &end);
+  const char *unit = *end ? strchr(units, *end & ~0x20) : NULL;
+  for (int64_t i = unit ? unit - units + 1 : 0; i > 0; i--) v *= 1024;
+  if (end == value || (*end && (!unit || end[1])) || !(v >= 1 && v < 0x1p62)) return false;
+  *to = (int64_t)v;
+  return true;
+}
+
 /* Stores one value; false if it does not parse. */
 static bool store(const Flag *f, const char *value) {
   char *end = NULL;
@@ -58,6 +70,7 @@ static bool store(const Flag *f, const char *value) {
   case FLAG_BOOL: return *(bool *)f->to = true;
   case FLAG_INT:
   case FLAG_COUNT: *(int64_t *)f->to = strtoll(value, &end, 10); break;
+  case FLAG_BYTES: return store_bytes(f->to, value);
   case FLAG_FLOAT: *(double *)f->to = strtod(value, &end); break;
   case FLAG_TEXT: return *(const char **)f->to = value, true;
   case FLAG_LIST: {

@@ -20,6 +20,7 @@ typedef struct Options {
   const char *startup, *params, *fetch;
   List shapes;
   int64_t threads, reps;
+  int64_t memory_budget;
   bool json, profile, start, once;
   int argc;
   char **argv; /* of the verb */
@@ -236,7 +237,9 @@ static bool report_result(const Options *o, Run *run, Result *r) {
 
 static bool bench(const Options *o, const char *path) {
   Model m;
-  ExecOptions eo = {.threads = (int)o->threads, .profile = o->profile};
+  ExecOptions eo = {.threads = (int)o->threads,
+                    .profile = o->profile,
+                    .memory_budget = o->memory_budget};
   Run run = {.e = exec_new(&eo), .s = scope_new(), .m = &m};
   Result r = {.n = (int)o->reps};
   bool ok = run.e && model_open(&m, path, o->params);
@@ -265,6 +268,8 @@ int verb_bench(int argc, char **argv) {
       {"--fetch", FLAG_TEXT, &o.fetch, "A,B", "what to compute (the program's fetches)"},
       {"--threads", FLAG_COUNT, &o.threads, "N", "threads (all cores)"},
       {"--reps", FLAG_COUNT, &o.reps, "N", "runs to time (100; at most a minute after the tenth)"},
+      {"--memory-budget", FLAG_BYTES, &o.memory_budget, "BYTES",
+       "compute values again until the plan fits; K, M, G"},
       {"--profile", FLAG_BOOL, &o.profile, NULL, "times per operator and kernel, with bounds"},
       {"--start", FLAG_BOOL, &o.start, NULL,
        "the time from exec() to the first result, in new processes"},

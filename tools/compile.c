@@ -5,6 +5,7 @@
 typedef struct Options {
   const char *target, *fetch, *emit, *out, *plan;
   List shapes;
+  int64_t memory_budget;
   PassOptions passes;
 } Options;
 
@@ -64,7 +65,7 @@ static bool run(Options *o, const char *path) {
   Model m;
   Str s;
   Executable *x = NULL;
-  CompileRequest r = {.target = o->target, .passes = &o->passes};
+  CompileRequest r = {.target = o->target, .passes = &o->passes, .memory_budget = o->memory_budget};
   int n_fetch = 0;
   const char **fetch;
   bool ok = model_open(&m, path, NULL) &&
@@ -103,6 +104,8 @@ int verb_compile(int argc, char **argv) {
       {"--fetch", FLAG_TEXT, &o.fetch, "A,B", "what to compute (the program's fetches)"},
       {"--emit", FLAG_TEXT, &o.emit, "FORM", "program|graph|dot|html|llvm|asm|ptx|object (graph)"},
       {"-o", FLAG_TEXT, &o.out, "FILE", "where to (stdout)"},
+      {"--memory-budget", FLAG_BYTES, &o.memory_budget, "BYTES",
+       "compute values again until the plan fits; K, M, G"},
       {"--plan", FLAG_TEXT, &o.plan, "FILE",
        "write the memory plan, with what its peak is made of"},
       {"--print-after", FLAG_TEXT, &o.passes.print_after, "PASS|all",

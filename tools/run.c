@@ -77,6 +77,8 @@ int verb_run(int argc, char **argv) {
                   {"--device", FLAG_TEXT, &o.device, "cpu", "where to run"},
                   {"--interpret", FLAG_BOOL, &o.exec.interpret, NULL,
                    "the plain interpreter instead of generated code"},
+                  {"--memory-budget", FLAG_BYTES, &o.exec.memory_budget, "BYTES",
+                   "compute values again until the plan fits; K, M, G"},
                   {"--profile", FLAG_BOOL, &o.exec.profile, NULL, "times per operator and kernel"},
                   {"--trace", FLAG_TEXT, &o.exec.trace, "FILE", "a Chrome trace"},
                   {"--check-nan", FLAG_BOOL, &o.exec.check_nan, NULL,

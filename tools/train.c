@@ -316,6 +316,8 @@ int verb_train(int argc, char **argv) {
        "stop at the first operator that makes a NaN or infinity"},
       {"--interpret", FLAG_BOOL, &t.exec.interpret, NULL,
        "the plain interpreter instead of generated code"},
+      {"--memory-budget", FLAG_BYTES, &t.exec.memory_budget, "BYTES",
+       "compute values again until the plan fits; K, M, G"},
       {"--profile", FLAG_BOOL, &t.exec.profile, NULL, "times per operator and kernel, at the end"},
       {"--trace", FLAG_TEXT, &t.exec.trace, "FILE", "a Chrome trace"},
       {0}};
