@@ -1,7 +1,8 @@
 """The tables of `make bench`: bench.py BUILD [TABLE...] [--nets A,B] [--peers A,B] [--rounds N] [--threads 1,2]
 
 Writes BUILD/bench/TABLE.json and .md, and BUILD/bench/bench.md of all tables that are there; `--page FILE` puts them
-into a page of the documentation.
+into a page of the documentation. With --nets, --peers, --rounds or --threads a table is but a part: it goes to
+TABLE.part.json and .md, and the whole one stays.
 """
 import argparse, json, os, platform, subprocess, sys, time
 import tables_kernels, tables_nets, tables_state
@@ -40,9 +41,10 @@ def write(o, name, title, rows, columns, notes):
     for r in rows:
         lines.append("| " + " | ".join(cell(r) for _, cell in columns) + " |")
     text = f"### {title}\n\n" + "\n".join(lines) + "\n\n" + "".join(f"{n}\n" for n in notes)
-    with open(f"{o.build}/bench/{name}.md", "w") as f:
+    part = ".part" if o.part else ""
+    with open(f"{o.build}/bench/{name}{part}.md", "w") as f:
         f.write(text)
-    with open(f"{o.build}/bench/{name}.json", "w") as f:
+    with open(f"{o.build}/bench/{name}{part}.json", "w") as f:
         json.dump({"table": name, "title": title, "machine": o.machine, "rows": rows, "notes": notes}, f, indent=1)
     print(text, flush=True)
 
@@ -69,7 +71,7 @@ def main():
     listed = lambda s: s.split(",")
     p.add_argument("build")
     p.add_argument("tables", nargs="*", help=" ".join(TABLES))
-    p.add_argument("--nets", type=listed, default=NETS)
+    p.add_argument("--nets", type=listed)
     p.add_argument("--peers", type=listed, help="besides kiln")
     p.add_argument("--rounds", type=int)
     p.add_argument("--threads", type=lambda s: [int(v) for v in s.split(",")])
@@ -78,6 +80,8 @@ def main():
     for n in o.tables:
         if n not in TABLES:
             p.error(f"no table {n}; there are {' '.join(TABLES)}")
+    o.part = any((o.nets, o.peers, o.rounds, o.threads))
+    o.nets = o.nets or NETS
     o.machine = machine()
     if not (o.page and not o.tables):
         prepare(o)

@@ -1,9 +1,10 @@
-/* The networks of the benchmark as program files: nets DIR [NAME...] (all of them).
+/* The networks of the benchmark as program files: nets [--training] DIR [NAME...] (all of them).
  *
  * Out: DIR/NAME.startup.pdmodel and DIR/NAME.main.pdmodel train with SGD (0.01) and momentum 0.9 on softmax cross entropy,
  * batch norm with the statistics of the batch, no dropout; DIR/NAME.pdmodel and DIR/NAME.pdiparams are the inference
- * program with the parameters that the startup program makes, but other running statistics. Input x (float; of bert int64
- * ids), label int64 [N, 1], loss "loss", result "out". The initial values are the same in each run.
+ * program with the parameters that the startup program makes, but other running statistics; --training leaves these two
+ * out. Input x (float; of bert int64 ids), label int64 [N, 1], loss "loss", result "out". The initial values are the same
+ * in each run.
  *
  * lenet: 20-50-500. mobilenet: MobileNetV1 1.0 (Howard et al. 2017). resnet18, resnet50 (He et al. 2016; the stride of a
  * bottleneck is in its 3x3). vgg16: configuration D (Simonyan & Zisserman 2015). bert: BERT-base (Devlin et al. 2019), 128
@@ -157,6 +158,8 @@ static bool statistics(kl_exec *exe) {
   }
 }
 
+static bool training_only;
+
 static bool save(kl_net *net, const char *dir, const char *name) {
   char path[1024];
   const char *feeds[] = {"x", NULL}, *fetches[] = {"out", NULL};
@@ -167,8 +170,9 @@ static bool save(kl_net *net, const char *dir, const char *name) {
   snprintf(path, sizeof path, "%s/%s.main.pdmodel", dir, name);
   ok = ok && kl_save(kl_main(net), path);
   snprintf(path, sizeof path, "%s/%s", dir, name);
-  ok = ok && kl_run(exe, kl_startup(net), NULL, NULL) && statistics(exe) &&
-       kl_save_inference(exe, kl_main(net), path, feeds, fetches);
+  if (ok && !training_only)
+    ok = kl_run(exe, kl_startup(net), NULL, NULL) && statistics(exe) &&
+         kl_save_inference(exe, kl_main(net), path, feeds, fetches);
   kl_exec_free(exe);
   return ok;
 }
@@ -187,7 +191,9 @@ static bool write_net(size_t i, const char *dir) {
 }
 
 int main(int argc, char **argv) {
-  if (argc < 2) return fprintf(stderr, "usage: nets DIR [NAME...]\n"), 2;
+  training_only = argc > 1 && !strcmp(argv[1], "--training");
+  if (training_only) argc--, argv++;
+  if (argc < 2) return fprintf(stderr, "usage: nets [--training] DIR [NAME...]\n"), 2;
   int written = 0;
   for (size_t i = 0; i < sizeof nets / sizeof *nets; i++) {
     bool wanted = argc == 2;

@@ -93,7 +93,7 @@ def measure(build, net, batch, threads, mode, peers, rounds, seconds, least):
         for w in workers:
             out[w.peer] = {"failure": w.error} if w.error else {
                 **figures(w.rounds), "rounds": w.rounds, "rss_kb": w.ask("rss").get("kb"),
-                "error": disagreement(results["kiln"], results[w.peer]) if "kiln" in results else None}
+                "error": disagreement(results["kiln"], results[w.peer]) if "kiln" in results else float("inf")}
             if w.error:
                 progress(f"  {w.peer}: {w.error}")
     finally:
@@ -102,9 +102,9 @@ def measure(build, net, batch, threads, mode, peers, rounds, seconds, least):
     return out
 
 
-def best_of(results):
-    """(name, figures) of the fastest peer, or None."""
-    there = [(v["median"], k) for k, v in results.items() if not k.startswith("kiln") and "median" in v]
+def best_of(results, limit):
+    """(name, figures) of the fastest peer whose results are right, or None."""
+    there = [(v["median"], k) for k, v in results.items() if not k.startswith("kiln") and "median" in v and v["error"] <= limit]
     return (min(there)[1], results[min(there)[1]]) if there else None
 
 

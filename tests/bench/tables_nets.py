@@ -38,20 +38,21 @@ def compare(o, net, batch, threads, mode, peers, rounds, seconds, least, earlier
     row = {"net": net, "batch": batch, "threads": threads, "results_ms": found, "bound_ms": plan["bound_ms"],
            "arena_ratio": plan["ratio"], "kernels": plan["kernels"]}
     candidates = {**{f"{k} {e['threads']}T": v for e in earlier or [] for k, v in e["results_ms"].items()}, **found}
-    best = best_of(candidates)
+    best = best_of(candidates, AGREE[mode])
     ours = found["kiln"]
     if best and "median" in ours:
         row["best"], row["ours_over_best"] = best[0], ratio(ours, best[1])
         row["best_over_ours"] = ratio(best[1], ours)
-    row["worst_error"] = max((v["error"] for v in found.values() if v.get("error") is not None), default=None)
-    row["agrees"] = row["worst_error"] is not None and row["worst_error"] <= AGREE[mode]
+    row["worst_error"] = max((v["error"] for v in found.values() if "error" in v), default=float("inf"))
+    row["differ"] = [k for k, v in found.items() if v.get("error", 0) > AGREE[mode]]
     return row
 
 
 def notes_of(rows):
     failures = {f"{k} ({r['net']}): {v['failure']}" for r in rows for k, v in r["results_ms"].items() if "failure" in v}
     return [f"- fails: {f}" for f in sorted(failures)] + [
-        f"- results differ: {r['net']} batch {r['batch']}, {r['worst_error']}" for r in rows if not r["agrees"]]
+        f"- differs, so does not count: {k} ({r['net']} batch {r['batch']}), by {r['results_ms'][k]['error']:.1e}"
+        for r in rows for k in r["differ"]]
 
 
 def columns(rows, peers, key, heading, target):
@@ -64,7 +65,7 @@ def columns(rows, peers, key, heading, target):
     return [("network", lambda r: f"{r['net']} b{r['batch']} {r['threads']}T"), ("Kiln", lambda r: show(r["results_ms"]["kiln"]))] + [
         (p, lambda r, p=p: show(r["results_ms"].get(p))) for p in used] + [
         ("best peer", lambda r: r.get("best", "-")), (heading, verdict), ("target", lambda r: target(r)),
-        ("bound", lambda r: f"{r['bound_ms']:.3g}"), ("error", lambda r: f"{r['worst_error']:.0e}" if r["worst_error"] is not None else "-")]
+        ("bound", lambda r: f"{r['bound_ms']:.3g}"), ("error", lambda r: f"{r['worst_error']:.0e}")]
 
 
 def mean_line(rows, key, threads):

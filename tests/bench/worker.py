@@ -164,7 +164,7 @@ def ncnn():
     if f.load_param(f"{models}/{net}.ncnn.param") or f.load_model(f"{models}/{net}.ncnn.bin"):
         raise Unsupported("the converted model cannot be loaded")
     x = inputs(net, batch)[0]
-    mats = [n.Mat(s.astype(np.int32) if net == "bert" else s) for s in x]
+    mats = [n.Mat(s.astype(np.int32) if net == "bert" else s).clone() for s in x]  # a Mat does not keep its array
 
     def step():
         out = []
