@@ -3,6 +3,7 @@
  * In: the kernel's CONTRACT, a sum of products over loops whose operands are addressed by AffDims. Out: a Plan.
  * The loops of extent 1 are dropped, and each other loop is classed by the tensors it moves through. Then
  *   one of neighbouring channels or columns, results too    conv.c     direct convolution, matrix products
+ *   the same summed over positions                          filter.c   gradients of filters
  *   both operands plain (in bounds, no division), strides that BLAS takes   gemm.c     matrix products
  *   one operand a window of its tensor                                      im2col.c   convolution, gradient of the filter
  *   one operand addressed by position = (result - tap) / stride             col2im.c   gradient of the input
@@ -291,6 +292,8 @@ Plan *contract_plan(Arena *a, const Kernel *k, bool no_blas) {
   if (loop_is_stencil(k)) return p;
   if (conv_plan(a, p))
     p->kind = PLAN_CONV;
+  else if (filter_plan(a, p))
+    p->kind = PLAN_FILTER;
   else if (f->plain[0] && f->plain[1] && gemm_plan(a, p))
     p->kind = PLAN_GEMM;
   else if (window_plan(a, p, 0) || window_plan(a, p, 1))

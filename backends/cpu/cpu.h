@@ -77,9 +77,17 @@ typedef struct Work {
   bool fused; /* the epilogue runs inside the last phase; otherwise it is a phase of its own */
   int64_t workspace, scratch;
   int prepares; /* see Kernel */
+  int shares;   /* parts of the result that are summed in the end */
 } Work;
 
-typedef enum PlanKind { PLAN_LOOPS, PLAN_GEMM, PLAN_IM2COL, PLAN_COL2IM, PLAN_CONV } PlanKind;
+typedef enum PlanKind {
+  PLAN_LOOPS,
+  PLAN_GEMM,
+  PLAN_IM2COL,
+  PLAN_COL2IM,
+  PLAN_CONV,
+  PLAN_FILTER
+} PlanKind;
 typedef struct Plan {
   PlanKind kind;
   bool no_blas;
@@ -90,6 +98,7 @@ typedef struct Plan {
   struct Im2colPlan *im2col;
   struct Col2imPlan *col2im;
   struct ConvPlan *conv;
+  struct FilterPlan *filter;
   struct MicroPlan *micro; /* of its matrix products; NULL: by BLAS */
   int64_t pack_at;         /* where the thread's scratch for them begins */
   struct MicroSet *set;    /* the microkernels to compile; NULL: none */
@@ -163,7 +172,13 @@ void plan_products(Arena *a, Plan *p,
                    MicroShape *s); /* chooses who does them; adds to the scratch */
 void multiply(const Plan *p, const MicroProduct *q, void *scratch); /* the thread's scratch */
 
-/* ---- conv.c, gemm.c, im2col.c, col2im.c: four ways ---- */
+/* ---- shares.c ---- */
+enum { MOST_SHARES = 16 };
+/* A last phase: the result is the sum of n parts that the phases before leave in the workspace. */
+void add_shares(Plan *p, int n);
+
+/* ---- conv.c, filter.c, gemm.c, im2col.c, col2im.c: five ways ---- */
+bool filter_plan(Arena *a, Plan *p);
 bool conv_plan(Arena *a, Plan *p);
 bool gemm_plan(Arena *a, Plan *p);
 bool im2col_plan(Arena *a, Plan *p, int x); /* x: the operand that is gathered */

@@ -326,36 +326,6 @@ static void chunk_tasks(const void *self, void *const *bufs, int64_t begin, int6
   }
 }
 
-#define SUM_TREE(NAME, T)                                                                          \
-  static void NAME(T *restrict to, const T *restrict part, int64_t pitch, int n, int64_t i0,       \
-                   int64_t i1) {                                                                   \
-    enum { BLOCK = 64 };                                                                           \
-    for (; i0 < i1; i0 += BLOCK) {                                                                 \
-      T sum[CHUNKS][BLOCK];                                                                        \
-      int64_t m = least(BLOCK, i1 - i0);                                                           \
-      for (int c = 0; c < n; c++) memcpy(sum[c], part + c * pitch + i0, sizeof(T) * (size_t)m);    \
-      for (int d = 1; d < n; d *= 2)                                                               \
-        for (int c = 0; c + d < n; c += 2 * d)                                                     \
-          for (int64_t i = 0; i < m; i++) sum[c][i] += sum[c + d][i];                              \
-      memcpy(to + i0, sum[0], sizeof(T) * (size_t)m);                                              \
-    }                                                                                              \
-  }
-SUM_TREE(sum_float, float)
-SUM_TREE(sum_double, double)
-
-/* A task is a row of the epilogue. */
-static void sum_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
-                      RunCtx *ctx) {
-  const Plan *p = self;
-  int64_t numel = p->facts.numel, row = numel / p->frame.rows;
-  int n = (int)p->im2col->chunks;
-  if (p->facts.dtype == DT_FLOAT32)
-    sum_float(bufs[p->frame.out], bufs[p->frame.ws], numel, n, begin * row, end * row);
-  else
-    sum_double(bufs[p->frame.out], bufs[p->frame.ws], numel, n, begin * row, end * row);
-  run_epilogue(&p->frame, bufs, begin, end, ctx);
-}
-
 /* ---- planning ---- */
 
 static bool walks(const Facts *f, int x, const LoopList *l, Walk *w) {
@@ -445,11 +415,7 @@ static void divide(Plan *p, Im2colPlan *g) {
     w->n_tasks[0] = g->outer.total * g->chunks;
     w->fused = w->n_tasks[0] == 1;
     if (g->chunks == 1) return;
-    w->fn[1] = sum_tasks;
-    w->n_tasks[1] = rows;
-    w->n_phases = 2;
-    w->fused = true;
-    w->workspace = g->chunks * f->numel * f->size;
+    add_shares(p, (int)g->chunks);
     return;
   }
   w->fn[0] = tile_tasks;

@@ -92,7 +92,7 @@ static double side_run(const Side *s, void *const *bufs, Pool *pool, int repeat)
 /* constant: packed filters are made once, as in inference. */
 static void measure(const char *name, Node *n, bool constant, Pool *pool) {
   if (!strstr(name, word)) return;
-  static const char *const how[] = {"loops", "gemm", "im2col", "col2im", "conv"};
+  static const char *const how[] = {"loops", "gemm", "im2col", "col2im", "conv", "filter"};
   Arena *a = arena_new();
   Kernel k = {.kind = K_CONTRACT, .core = n};
   void *bufs[4];

@@ -1,0 +1,317 @@
+/* Gradients of filters over channels-last operands, and products whose first operand lies by columns.
+ *
+ * In: a contraction that sums over positions: A has neighbouring channels (rows of the result) at windows of the positions, B
+ * neighbouring columns at the positions themselves, the result neighbouring columns. Out: a plan, or false. For each tap
+ *   result[tap][channel][column] = sum over positions of A[position at the tap][channel] * B[position][column]
+ * is a product with A by columns. Channels, columns and positions are cut into blocks that fit in the L2 cache; of a block of
+ * positions, B is packed into panels once for all taps, and A once per tap, with zeros where a window leaves it (Georganas et al., Anatomy
+ * of high-performance deep learning convolutions on SIMD architectures, SC 2018, section II.J). Where one row of taps has few channels they
+ * count as channels of one tap. If there are fewer blocks than tasks are wanted, the positions are divided as well, into a number
+ * of shares that follows from the shape, whose sums are added up in order. */
+#include "tiles.h"
+
+enum { BLOCK_BYTES = 640 << 10, MOST_COLUMNS = 256, MOST_CHANNELS = 128, FEW_CHANNELS = 16 };
+
+typedef struct FilterAxis {
+  int64_t pos, n, taps; /* loops over positions and taps */
+  int64_t at, step, tap_step, size,
+      stride; /* A is read at `at + step*pos + tap_step*tap` of `size` */
+  int64_t c;  /* stride of a tap in the result */
+} FilterAxis;
+
+typedef struct FilterPlan {
+  int a, b;
+  LoopList groups, images;
+  FilterAxis h, w;
+  int64_t a_base, b_base, b_pos; /* b_pos: elements between positions */
+  int64_t channels, columns, c_row;
+  bool fold;         /* taps along w are channels */
+  int64_t positions; /* of all images */
+  TileRow tile;
+  Blocks rows, cols;     /* channels and columns of a task */
+  int64_t chunk, shares; /* positions packed together; into how many sums they are divided */
+  Blocks share;
+  MicroSet set;
+  int fn[MOST_ROWS + 1][MOST_VECTORS + 1][2];
+} FilterPlan;
+
+/* ---- packing ---- */
+
+/* Walks over positions p0..p1-1: runs along one row of one image. */
+typedef struct Run {
+  int64_t image, y, x, n;
+} Run;
+
+static Run run_at(const FilterPlan *f, int64_t p, int64_t p1) {
+  int64_t row = p / f->w.n;
+  Run r = {.image = row / f->h.n, .y = row % f->h.n, .x = p % f->w.n};
+  r.n = least(f->w.n - r.x, p1 - p);
+  return r;
+}
+
+/* `n` of the channels from i0 on, at tap (th, tw) of each position. */
+static void pack_a(const Plan *plan, const FilterPlan *f, const char *a, int64_t th, int64_t tw,
+                   int64_t p0, int64_t p1, int64_t i0, int64_t n, char *to) {
+  int64_t size = plan->facts.size, pixel = f->w.stride, row = f->w.size * pixel;
+  for (int64_t p = p0; p < p1;) {
+    Run r = run_at(f, p, p1);
+    int64_t y = f->h.at + f->h.step * r.y + f->h.tap_step * th;
+    bool inside = y >= 0 && y < f->h.size;
+    const char *line =
+        a + (list_at(&plan->facts, &f->images, r.image, f->a) + y * f->h.stride) * size;
+    for (int64_t i = 0; i < r.n; i++, to += n * size) {
+      int64_t x = f->w.at + f->w.step * (r.x + i) + f->w.tap_step * tw, from = x * pixel + i0;
+      int64_t lo = 0, hi = n; /* the part that is there */
+      if (f->fold) {
+        lo = least(most(-from, 0), n);
+        hi = most(least(n, row - from), lo);
+      } else if (x < 0 || x >= f->w.size)
+        hi = 0;
+      if (!inside) hi = lo = 0;
+      if (lo > 0 || hi < n) memset(to, 0, (size_t)(n * size));
+      if (hi > lo) memcpy(to + lo * size, line + (from + lo) * size, (size_t)((hi - lo) * size));
+    }
+    p += r.n;
+  }
+}
+
+/* Panels of the columns from o0 on: panel after panel, of each all positions. */
+static void pack_b(const Plan *plan, const FilterPlan *f, const char *b, int64_t p0, int64_t p1,
+                   int64_t o0, int64_t n, char *to) {
+  int64_t size = plan->facts.size, lanes = f->tile.lanes;
+  Blocks v = vector_blocks(n, &f->tile);
+  for (int64_t i = 0; i < v.n; i++) {
+    int64_t at = block_start(&v, i) * lanes, width = block_size(&v, i) * lanes;
+    const char *from = b + (p0 * f->b_pos + o0 + at) * size;
+    for (int64_t p = p0; p < p1; p++, from += f->b_pos * size, to += width * size)
+      memcpy(to, from, (size_t)(least(width, n - at) * size));
+  }
+}
+
+/* ---- tasks ---- */
+
+typedef struct Product {
+  const Plan *plan;
+  const FilterPlan *f;
+  char *c; /* of the block's first row and column, at tap 0 */
+  int64_t rows, columns, positions;
+  const char *a, *b; /* packed */
+} Product;
+
+static void product(const Product *k, bool add) {
+  const FilterPlan *f = k->f;
+  int64_t size = k->plan->facts.size, lanes = f->tile.lanes;
+  Blocks v = vector_blocks(k->columns, &f->tile), r = row_blocks(k->rows, &f->tile);
+  MicroArgs x = {.lda = k->rows * size, .ldc = f->c_row * size, .k = k->positions, .batch = 1};
+  x.add = add;
+  for (int64_t i = 0; i < v.n; i++) {
+    int64_t at = block_start(&v, i) * lanes, width = block_size(&v, i) * lanes;
+    x.columns = least(width, k->columns - at);
+    x.b = k->b + at * k->positions * size;
+    x.ldb = width * size;
+    for (int64_t j = 0; j < r.n; j++) {
+      int64_t row = block_start(&r, j);
+      x.a = k->a + row * size;
+      x.c = k->c + (row * f->c_row + at) * size;
+      x.next = x.b;
+      f->set.fn[f->fn[block_size(&r, j)][block_size(&v, i)][x.columns < width]](&x);
+    }
+  }
+}
+
+static void filter_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
+                         RunCtx *ctx) {
+  const Plan *plan = self;
+  const FilterPlan *f = plan->filter;
+  int64_t size = plan->facts.size, tw = f->fold ? 1 : f->w.taps;
+  char *packed_b = ctx->scratch;
+  for (int64_t t = begin; t < end; t++) {
+    int64_t share = t % f->shares, col = t / f->shares % f->cols.n,
+            row = t / f->shares / f->cols.n % f->rows.n,
+            group = t / f->shares / f->cols.n / f->rows.n;
+    int64_t i0 = block_start(&f->rows, row), o0 = block_start(&f->cols, col);
+    int64_t p0 = block_start(&f->share, share), p1 = p0 + block_size(&f->share, share);
+    Product k = {.plan = plan, .f = f, .rows = block_size(&f->rows, row)};
+    k.columns = block_size(&f->cols, col);
+    int64_t c = list_at(&plan->facts, &f->groups, group, 2) + i0 * f->c_row + o0;
+    char *to = f->shares > 1 ? (char *)bufs[plan->frame.ws] + share * plan->facts.numel * size
+                             : (char *)bufs[plan->frame.out];
+    const char *a = (const char *)bufs[plan->frame.x[f->a]] +
+                    (f->a_base + list_at(&plan->facts, &f->groups, group, f->a)) * size;
+    const char *b = (const char *)bufs[plan->frame.x[f->b]] +
+                    (f->b_base + list_at(&plan->facts, &f->groups, group, f->b)) * size;
+    int64_t widest = div_up(f->cols.size + (f->cols.more > 0), f->tile.lanes) * f->tile.lanes;
+    char *packed_a = packed_b + widest * f->chunk * size;
+    k.a = packed_a;
+    k.b = packed_b;
+    for (int64_t p = p0; p < p1; p += f->chunk) {
+      int64_t q = least(p + f->chunk, p1);
+      k.positions = q - p;
+      pack_b(plan, f, b, p, q, o0, k.columns, packed_b);
+      for (int64_t tap = 0; tap < f->h.taps * tw; tap++) {
+        pack_a(plan, f, a, tap / tw, tap % tw, p, q, i0, k.rows, packed_a);
+        k.c = to + (c + tap / tw * f->h.c + tap % tw * f->w.c) * size;
+        product(&k, p > p0);
+      }
+    }
+  }
+  if (plan->work.fused && f->shares == 1)
+    run_epilogue(&plan->frame, bufs, 0, plan->frame.rows, ctx);
+}
+
+/* ---- the plan ---- */
+
+static int64_t factor(const CDim *c, int loop) {
+  for (int i = 0; i < 2; i++)
+    if (c->l[i] == loop && loop >= 0) return c->c[i];
+  return 0;
+}
+
+/* The dimension of A that a loop over positions moves through. */
+static bool axis_of(const Facts *f, int x, int pos, FilterAxis *r, bool *used) {
+  for (int d = 0; d < f->n_dims[x]; d++) {
+    const CDim *c = &f->dim[x][d];
+    if (c->l[0] != pos && c->l[1] != pos) continue;
+    int tap = c->l[0] == pos ? c->l[1] : c->l[0];
+    if (used[d] || c->div != 1 || (tap >= 0 && f->loop[tap].class == LC_K)) return false;
+    used[d] = true;
+    *r = (FilterAxis){.pos = pos, .n = f->loop[pos].ext, .taps = 1, .at = c->off};
+    r->step = factor(c, pos);
+    r->size = c->size;
+    r->stride = c->stride;
+    if (tap < 0) return true;
+    r->taps = f->loop[tap].ext;
+    r->tap_step = factor(c, tap);
+    r->c = f->loop[tap].s[2];
+    return true;
+  }
+  return false;
+}
+
+/* Taps along w, as channels, are neighbours in A and in the result. */
+static void fold_taps(FilterPlan *p) {
+  p->fold = p->channels <= FEW_CHANNELS && p->w.taps > 1 && p->w.tap_step == 1 &&
+            p->w.stride == p->channels && p->w.c == p->channels * p->c_row;
+  if (p->fold) p->channels *= p->w.taps;
+}
+
+/* Positions are the summed loops: w, h and images from the innermost out, as B has them; the other loops of A are taps and
+ * channels. */
+static bool find(const Facts *f, int x, FilterPlan *p) {
+  static const FilterAxis one = {.pos = -1, .n = 1, .taps = 1, .size = 1};
+  bool used[KL_RANK] = {0};
+  LoopList rest = {.total = 1}, k = loops_of(f, 1u << LC_K), channels = {.total = 1};
+  *p = (FilterPlan){.a = x, .b = !x, .h = one, .w = one, .groups = loops_of(f, 1u << LC_BATCH)};
+  p->images.total = 1;
+  if (!f->plain[!x] || !k.n) return false;
+  LoopList merged = merge_tail(f, k, !x, 1u << !x, &rest);
+  if (rest.n) return false;
+  p->positions = merged.total;
+  p->b_pos = list_step(f, &merged, !x);
+  if (!axis_of(f, x, merged.id[merged.n - 1], &p->w, used)) return false;
+  if (merged.n > 1 && !axis_of(f, x, merged.id[merged.n - 2], &p->h, used)) return false;
+  for (int i = 0; i + 2 < merged.n; i++) list_add(f, &p->images, merged.id[i]);
+  for (int d = 0; d < f->n_dims[x]; d++)
+    if (!used[d] && (f->dim[x][d].guard || f->dim[x][d].div > 1)) return false;
+  LoopList rows = loops_of(f, 1u << (x ? LC_N : LC_M));
+  for (int i = 0; i < rows.n; i++) {
+    bool tap = false;
+    for (int d = 0; d < f->n_dims[x]; d++)
+      tap |= used[d] && (f->dim[x][d].l[0] == rows.id[i] || f->dim[x][d].l[1] == rows.id[i]);
+    if (!tap) list_add(f, &channels, rows.id[i]);
+  }
+  channels = merge_tail(f, channels, x, 1u << x | 1u << 2, &rest);
+  if (rest.n || (channels.total > 1 && list_step(f, &channels, x) != 1)) return false;
+  LoopList columns =
+      merge_tail(f, loops_of(f, 1u << (x ? LC_M : LC_N)), 2, 1u << 2 | 1u << !x, &rest);
+  if (rest.n || list_step(f, &columns, 2) != 1 || list_step(f, &columns, !x) != 1) return false;
+  p->channels = channels.total;
+  p->columns = columns.total;
+  p->c_row = channels.total > 1 ? list_step(f, &channels, 2) : columns.total;
+  fold_taps(p);
+  return true;
+}
+
+static bool worth(const Plan *plan, const FilterPlan *p) {
+  enum { FLOPS = 4000000, LEAST_POSITIONS = 192, LEAST_COLUMNS = 16, LEAST_ROWS = 8 };
+  if (plan->facts.dtype != DT_FLOAT32 || p->columns < LEAST_COLUMNS || p->channels < LEAST_ROWS)
+    return false;
+  return plan->no_blas || (plan->facts.flops >= FLOPS && p->positions >= LEAST_POSITIONS);
+}
+
+static void divide(const Facts *f, FilterPlan *p) {
+  int64_t want = tasks_for(f->flops), widest;
+  p->cols = equal_blocks(p->columns, MOST_COLUMNS);
+  p->rows = equal_blocks(p->channels, MOST_CHANNELS);
+  widest = p->cols.size + p->rows.size + 2;
+  p->chunk = least(most(BLOCK_BYTES / (widest * f->size), 64), p->positions);
+  int64_t blocks = p->rows.n * p->cols.n * p->groups.total;
+  p->shares = most(least(div_up(want, blocks), p->positions / (2 * p->chunk)), 1);
+  p->shares = least(p->shares, MOST_SHARES);
+  p->share = equal_blocks(p->positions, div_up(p->positions, p->shares));
+  p->shares = p->share.n;
+}
+
+static bool choose_tile(const Facts *f, FilterPlan *p) {
+  double least_cost = 0;
+  TileRow best = {0};
+  for (const TileRow *t = tile_table; t->isa != ISA_NONE; t++) {
+    if (t->isa != tile_isa() || t->dtype != f->dtype || t->form != FORM_ROWS) continue;
+    Blocks r = row_blocks(p->rows.size + (p->rows.more > 0), t),
+           v = vector_blocks(p->cols.size + (p->cols.more > 0), t);
+    double c = 0;
+    for (int i = 0; i < 4; i++) {
+      double mr = (double)(r.size + (i & 1)), nv = (double)(v.size + i / 2);
+      c += (double)(i & 1 ? r.more : r.n - r.more) * (double)(i / 2 ? v.more : v.n - v.more) *
+           ((double)p->chunk * tile_cycles(mr, nv) + 2 * mr * nv + 30);
+    }
+    if (least_cost && c >= least_cost) continue;
+    least_cost = c;
+    best = *t;
+  }
+  p->tile = best;
+  return least_cost > 0;
+}
+
+static void want_tiles(Arena *a, FilterPlan *p, int64_t rows, int64_t columns) {
+  if (!rows || !columns) return;
+  Blocks r = row_blocks(rows, &p->tile), v = vector_blocks(columns, &p->tile);
+  for (int64_t i = 0; i < r.n; i += most(r.n - 1, 1))
+    for (int64_t j = 0; j < v.n; j++) {
+      MicroSpec s = {.dtype = p->tile.dtype, .lanes = p->tile.lanes};
+      s.mr = (int)block_size(&r, i);
+      s.nv = (int)block_size(&v, j);
+      s.tail = (block_start(&v, j) + s.nv) * s.lanes > columns;
+      p->fn[s.mr][s.nv][s.tail] = micro_want(a, &p->set, &s);
+    }
+}
+
+bool filter_plan(Arena *arena, Plan *plan) {
+  const Facts *f = &plan->facts;
+  FilterPlan p;
+  if ((!find(f, 0, &p) || !worth(plan, &p)) && (!find(f, 1, &p) || !worth(plan, &p))) return false;
+  p.a_base = f->base[p.a] - p.w.at * p.w.stride - p.h.at * p.h.stride;
+  p.b_base = f->base[p.b];
+  divide(f, &p);
+  if (!choose_tile(f, &p)) return false;
+  for (int i = 0; i < 2; i++)
+    for (int j = 0; j < 2; j++)
+      want_tiles(arena, &p,
+                 i             ? p.rows.size
+                 : p.rows.more ? p.rows.size + 1
+                               : 0,
+                 j             ? p.cols.size
+                 : p.cols.more ? p.cols.size + 1
+                               : 0);
+  Work *w = &plan->work;
+  int64_t columns = div_up(p.cols.size + (p.cols.more > 0), p.tile.lanes) * p.tile.lanes;
+  w->scratch = (columns + p.rows.size + 1) * p.chunk * f->size;
+  w->fn[0] = filter_tasks;
+  w->n_tasks[0] = p.shares * p.cols.n * p.rows.n * p.groups.total;
+  w->n_phases = 1;
+  w->fused = w->n_tasks[0] == 1;
+  if (p.shares > 1) add_shares(plan, p.shares);
+  plan->filter = arena_dup(arena, &p, sizeof p);
+  plan->set = &plan->filter->set;
+  return true;
+}
