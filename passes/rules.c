@@ -208,6 +208,29 @@ Node *rule_reduce_reduce(Graph *g, Node *n) {
   return g_reduce(g, n->prim, y->in[0], (uint32_t)(n->i | y->i), true);
 }
 
+/* The axes of x that the dimensions of its reshape marked in `axes` are. */
+static uint32_t axes_through(const Node *reshape, uint32_t axes) {
+  const Node *x = reshape->in[0];
+  uint32_t own = 0;
+  for (int d = 0, e = 0; d < reshape->rank; d++) {
+    if (reshape->dims[d] == 1) continue;
+    while (x->dims[e] == 1) e++;
+    own |= (axes >> d & 1) << e++;
+  }
+  return own;
+}
+
+Node *rule_reduce_reshape(Graph *g, Node *n) {
+  if (!prim_is_reduce(n->prim) || !unit_reshape(n->in[0]) || !ends_in_core(n->in[0]->in[0]))
+    return NULL;
+  Node *x = n->in[0]->in[0];
+  uint32_t axes = axes_through(n->in[0], (uint32_t)n->i);
+  if (!axes) return NULL;
+  Node *r = n->prim == P_ARGMAX ? g_argmax(g, x, axes, true, n->dtype)
+                                : g_reduce(g, n->prim, x, axes, true);
+  return g_reshape(g, r, n->rank, n->dims);
+}
+
 /* ---- contractions ---- */
 
 /* One operand's view may go into the contraction's map: every dimension of x at most shifted, each loop of the view used,
@@ -271,4 +294,37 @@ Node *rule_contract_view(Graph *g, Node *n) {
     return g_contract(g, in[0], in[1], n->rank, n->n_loops, n->ext, maps[0], maps[1]);
   }
   return NULL;
+}
+
+/* Are all dimensions of both operands loops as they are: a matrix product? */
+static bool is_product(const Node *c) {
+  for (int x = 0; x < 2; x++)
+    for (int d = 0; d < c->in[x]->rank; d++)
+      if (!aff_is_loop(&c->map[x][d], c->map[x][d].l0)) return false;
+  return true;
+}
+
+Node *rule_view_contract(Graph *g, Node *n) {
+  const Node *c = n->prim == P_VIEW ? n->in[0] : NULL;
+  if (!c || c->prim != P_CONTRACT || c->n_uses != 1 || c->rank != n->rank || !is_product(c))
+    return NULL;
+  int to[KL_LOOPS];
+  int64_t ext[KL_LOOPS];
+  unsigned used = 0;
+  for (int d = 0; d < c->rank; d++) {
+    const AffDim *m = &n->map[0][d];
+    to[d] = c->dims[d] == 1 ? d : m->l0;
+    if (c->dims[d] == 1 ? n->dims[d] != 1 : m->l0 < 0 || !aff_is_loop(m, m->l0)) return NULL;
+    if (n->dims[to[d]] != c->dims[d] || used >> to[d] & 1) return NULL;
+    used |= 1u << to[d];
+  }
+  if (c->rank == 0 || to[c->rank - 1] != c->rank - 1) return NULL; /* rows stay whole */
+  AffDim map[2][KL_RANK];
+  for (int l = 0; l < c->n_loops; l++) ext[l < c->rank ? to[l] : l] = c->ext[l];
+  for (int x = 0; x < 2; x++)
+    for (int d = 0; d < c->in[x]->rank; d++) {
+      int l = c->map[x][d].l0;
+      map[x][d] = aff_loop(l < c->rank ? to[l] : l);
+    }
+  return g_contract(g, c->in[0], c->in[1], c->rank, c->n_loops, ext, map[0], map[1]);
 }

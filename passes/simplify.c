@@ -62,12 +62,16 @@ static const Rule rules[] = {
     {"reduce-ones", NULL, NULL, ANY, rule_reduce_ones},
     /* rsum(rsum(x, A), B) = rsum(x, A | B); likewise rmax and rprod */
     {"reduce-reduce", NULL, NULL, ANY, rule_reduce_reduce},
+    /* reduction of a reshape that only adds or drops ones = a reshape of the reduction, behind a contraction or reduction */
+    {"reduce-reshape", NULL, NULL, ANY, rule_reduce_reshape},
     /* f(reshape(c), y) = reshape(f(c, reshape(y))) where c is a contraction, a reduction or a map: f can then join it */
     {"map-reshape", NULL, NULL, ANY, rule_map_reshape},
     /* f(view(x), view(y), constants) = view(f(x, y, constants)), the view being the same and repeating elements */
     {"map-expand", NULL, NULL, ANY, rule_map_expand},
     /* contraction of a permuted, sliced or zero-padded operand = contraction with another map */
     {"contract-view", NULL, NULL, ANY, rule_contract_view},
+    /* permutation of a matrix product that leaves its rows whole = a product with another order of results */
+    {"view-contract", NULL, NULL, ANY, rule_view_contract},
 };
 enum { N_RULES = sizeof rules / sizeof *rules };
 static _Thread_local long fired[N_RULES];

@@ -11,7 +11,7 @@ void simplify_layouts(Graph *g);
 /* rules.c; the equations stand in the table */
 RewriteFn rule_add_zero, rule_cast_same, rule_cast_cast, rule_view_identity, rule_view_const,
     rule_view_view, rule_view_reshape, rule_reshape_view, rule_reshape_reshape, rule_reshape_same,
-    rule_reshape_const, rule_reduce_ones, rule_reduce_reduce, rule_map_reshape, rule_map_expand,
-    rule_contract_view;
+    rule_reshape_const, rule_reduce_ones, rule_reduce_reduce, rule_reduce_reshape, rule_map_reshape,
+    rule_map_expand, rule_contract_view, rule_view_contract;
 
 #endif
