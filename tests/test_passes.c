@@ -187,6 +187,24 @@ static const RuleCase rule_cases[] = {
      "graph\n" X23 "%1 float32 [2, 1] = rmax %0 {axes=[1]}\n"
      "%2 float32 [1, 1] = rsum %1 {axes=[0]}\n" USE,
      false},
+    {"reduce-reshape",
+     "graph\n" X23 "%1 float32 [2, 2] = contract %0 %0 [i0, i2] [i1, i2] sum [3]\n"
+     "%3 float32 [2, 1, 2] = reshape %1\n%2 float32 [2, 1, 1] = rmax %3 {axes=[2]}\n" USE,
+     true},
+    {"reduce-reshape",
+     "graph\n" X23 "%1 float32 [2, 1, 3] = reshape %0\n"
+     "%2 float32 [2, 1, 1] = rmax %1 {axes=[2]}\n" USE,
+     false},
+    {"view-contract",
+     "graph\n%0 float32 [2, 3, 4] = feed \"x\"\n"
+     "%1 float32 [2, 3, 3] = contract %0 %0 [i0, i1, i3] [i0, i2, i3] sum [4]\n"
+     "%2 float32 [3, 2, 3] = view %1 [i1, i0, i2] pad 0\n" USE,
+     true},
+    {"view-contract",
+     "graph\n%0 float32 [2, 3, 4] = feed \"x\"\n"
+     "%1 float32 [2, 3, 3] = contract %0 %0 [i0, i1, i3] [i0, i2, i3] sum [4]\n"
+     "%2 float32 [2, 3, 3] = view %1 [i0, i2, i1] pad 0\n" USE,
+     false},
     {"map-reshape",
      "graph\n" X23 "%1 float32 [1, 3] = rsum %0 {axes=[0]}\n"
      "%3 float32 [3] = reshape %1\n%4 float32 [3] = state \"w\"\n"
