@@ -222,7 +222,7 @@ static void ensure_memory(uint8_t **p, size_t *have, size_t want) {
   mem_free(*p);
   *p = NULL;
   *have = 0;
-  *p = mem_alloc(want);
+  *p = mem_take(want);
   *have = want;
 }
 
@@ -254,14 +254,14 @@ static void take_memory(Run *u, const Graph *g, const Tensor *out) {
     Tensor old;
     if (scope_shape(u->scope, w->name, &old) && tensor_bytes(&old) == tensor_bytes(t)) continue;
     scope_reserve(u->scope, w->name);
-    t->data = mem_alloc(tensor_bytes(t) + 64);
+    t->data = mem_take(tensor_bytes(t) + 64);
   }
   for (; u->n_fetch < g->fetches.n; u->n_fetch++) {
     const Tensor *to = &out[u->n_fetch];
     Tensor *t = &u->out[u->n_fetch];
     *t = shape_of(g->fetches.v[u->n_fetch].node);
     bool fits = to->data && to->dtype == t->dtype && tensor_bytes(to) == tensor_bytes(t);
-    t->data = fits ? to->data : mem_alloc(tensor_bytes(t) + 1);
+    t->data = fits ? to->data : mem_take(tensor_bytes(t) + 1);
     u->own[u->n_fetch] = !fits;
   }
 }

@@ -184,7 +184,7 @@ static Form *add_copy(Entry *e, const int64_t *layout, Pool *pool) {
     mem_rethrow();
   }
   bool stale = !layout && e->stale;
-  f->data = stale ? e->stale : mem_alloc(tensor_bytes(&e->shown) + 64);
+  f->data = stale ? e->stale : mem_take(tensor_bytes(&e->shown) + 64);
   mem_unguard(&guard);
   if (stale) e->stale = NULL;
   permute(e, layout, f->data, pool);
@@ -308,7 +308,7 @@ Tensor *scope_set(Scope *s, const char *name, DType d, int rank, const int64_t *
   scope_reserve(s, name);
   Tensor *old = scope_edit(s, name), now = {.dtype = d, .rank = rank};
   bool fits = old && tensor_bytes(old) == bytes;
-  now.data = fits ? old->data : mem_alloc(bytes ? bytes : 1);
+  now.data = fits ? old->data : mem_take(bytes ? bytes : 1);
   if (rank) memcpy(now.dims, dims, sizeof *dims * (size_t)rank);
   if (data)
     memmove(now.data, data, bytes);
@@ -407,7 +407,7 @@ static void copy_all(int n, const Tensor *t, Mapping *m, Tensor *copy) {
     copy[i] = t[i];
     if (stays(m, &t[i])) continue;
     copy[i].data = NULL;
-    copy[i].data = mem_alloc(tensor_bytes(&t[i]) + 1);
+    copy[i].data = mem_take(tensor_bytes(&t[i]) + 1);
     memcpy(copy[i].data, t[i].data, tensor_bytes(&t[i]));
   }
 }

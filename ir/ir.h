@@ -119,6 +119,7 @@ void mem_unguard(MemGuard *g);
 _Noreturn void mem_rethrow(void); /* after a guard caught: on to the next outer guard */
 #define MEM_GUARD(g) (mem_guard(&(g)), setjmp((g).jump))
 void *mem_alloc(size_t n); /* zeroed, 64-byte aligned; outside any arena; free with mem_free */
+void *mem_take(size_t n); /* the same, not zeroed: for what is written before it is read */
 void mem_free(void *p);
 Arena *arena_new(void);
 /* freed by itself if memory is refused; else arena_free in the same function */

@@ -57,14 +57,14 @@ static _Noreturn void refused(size_t n) {
   mem_rethrow();
 }
 
-static void *take(size_t n) {
+void *mem_take(size_t n) {
   void *p = n < SIZE_MAX / 4 ? mem_table.alloc(n ? n : 1) : NULL;
   if (!p) refused(n);
   return p;
 }
 
 void *mem_alloc(size_t n) {
-  void *p = take(n);
+  void *p = mem_take(n);
   memset(p, 0, n);
   return p;
 }
@@ -149,7 +149,7 @@ void *arena_alloc(Arena *a, size_t n) {
     if (n >= SIZE_MAX / 4) refused(n);
     size_t need = n + sizeof(Chunk) + ALIGN_BIG;
     size_t size = need > a->size / 2 ? need + (need < CHUNK_MAX ? a->size : 0) : a->size;
-    c = take(size);
+    c = mem_take(size);
     c->end = (char *)c + size;
     c->next = a->head;
     a->head = c;
