@@ -113,15 +113,14 @@ static bool write_files(Arena *a, const char *tmp, Scope *s, const Program *p, u
                         uint64_t seed, const char *extra) {
   Var **vars;
   int n = params_list(p, a, &vars);
-  Str bytes, man;
-  str_init(&bytes, a);
+  FileSum sum = {0};
+  if (!vfs_mkdirs(tmp) || !save_params(s, p, arena_fmt(a, "%s/tensors.pdiparams", tmp), &sum))
+    return false;
+  Str man;
   str_init(&man, a);
-  if (!scope_encode_params(s, p, &bytes)) return false;
-  str_fmt(&man, MANIFEST, program_hash(n, vars, a), step, seed, bytes.n, crc_of(bytes.s, bytes.n),
-          strlen(extra), crc_of(extra, strlen(extra)));
-  return vfs_mkdirs(tmp) &&
-         vfs_write(arena_fmt(a, "%s/tensors.pdiparams", tmp), bytes.s, bytes.n) &&
-         vfs_write(arena_fmt(a, "%s/extra", tmp), extra, strlen(extra)) &&
+  str_fmt(&man, MANIFEST, program_hash(n, vars, a), step, seed, sum.bytes, sum.crc, strlen(extra),
+          crc_of(extra, strlen(extra)));
+  return vfs_write(arena_fmt(a, "%s/extra", tmp), extra, strlen(extra)) &&
          vfs_write(arena_fmt(a, "%s/manifest", tmp), man.s, man.n) && sync_dir(tmp);
 }
 

@@ -104,7 +104,7 @@ bool checkpoint_load(const char *dir, Scope *s, const Program *p, uint64_t *step
                      char **extra, Arena *a);
 bool checkpoint_exists(const char *dir); /* is there one, complete or not? */
 /* Persistable variables of p between a scope and a .pdiparams file. */
-bool scope_encode_params(Scope *s, const Program *p, Str *out); /* the bytes of such a file */
+bool scope_write_params(Scope *s, const Program *p, VfsOut *o); /* the bytes of such a file */
 bool scope_save_params(Scope *s, const Program *p, const char *path);
 bool scope_load_params(Scope *s, const Program *p, const char *path);
 

@@ -57,8 +57,18 @@ void scope_give(Scope *s, const char *name, const Tensor *value, const int64_t *
 /* A variable's elements in a layout, NULL if it has none; permuted if they are not there. Who writes is alone with the
  * variable, and gives it back by scope_give; of who only reads there may be several. */
 void *scope_data(Scope *s, const char *name, const int64_t *layout, bool write, Pool *pool);
+/* The value in row-major order, its data in the arena if the scope does not hold it so; NULL if there is none. */
+Tensor *scope_copy(Scope *s, const char *name, Arena *a);
 /* All of them or, if memory is refused, none. */
 void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t);
+
+/* save.c */
+typedef struct FileSum {
+  size_t bytes;
+  unsigned long crc; /* CRC-32 */
+} FileSum;
+/* scope_save_params; sum (may be NULL): of the file */
+bool save_params(Scope *s, const Program *p, const char *path, FileSum *sum);
 
 /* compile.c */
 bool expand_request(const CompileRequest *r, Graph **g);

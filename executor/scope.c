@@ -372,29 +372,10 @@ static void copy_out(Scope *s, void *user) {
   if (!f) permute(e, NULL, c->t->data, NULL);
 }
 
-bool scope_encode_params(Scope *s, const Program *p, Str *out) {
-  Var **vars;
-  int n = params_list(p, out->a, &vars);
-  const Tensor **t = arena_array(out->a, const Tensor *, n + 1);
-  for (int i = 0; i < n; i++) {
-    Copy c = {vars[i]->name, out->a, NULL};
-    locked(s, copy_out, &c);
-    if (!(t[i] = c.t)) {
-      err_set(E_RUN_001, "%s has no value to save", quoted(vars[i]->name));
-      err_help("run the startup program, or load parameters, before saving them");
-      return false;
-    }
-  }
-  return params_encode(out, n, t);
-}
-
-bool scope_save_params(Scope *s, const Program *p, const char *path) {
-  Arena *a = arena_scratch();
-  Str bytes;
-  str_init(&bytes, a);
-  bool ok = scope_encode_params(s, p, &bytes) && vfs_write(path, bytes.s, bytes.n);
-  arena_free(a);
-  return ok;
+Tensor *scope_copy(Scope *s, const char *name, Arena *a) {
+  Copy c = {name, a, NULL};
+  locked(s, copy_out, &c);
+  return c.t;
 }
 
 static bool stays(const Mapping *m, const Tensor *t) {

@@ -101,13 +101,16 @@ static VfsOut *const *open_both(Arena *a, const char *first, const char *second)
 static bool write_model(Arena *a, Scope *s, const Program *p, const char *prefix) {
   uint8_t *model;
   size_t n;
-  Str params;
-  str_init(&params, a);
-  if (!prog_encode(p, a, &model, &n) || !scope_encode_params(s, p, &params)) return false;
-  const char *model_path = arena_fmt(a, "%s.pdmodel", prefix),
-             *params_path = arena_fmt(a, "%s.pdiparams", prefix);
-  VfsOut *const *out = open_both(a, model_path, params_path);
-  bool ok = out[1] && vfs_out_add(out[0], model, n) && vfs_out_add(out[1], params.s, params.n);
+  if (!prog_encode(p, a, &model, &n)) return false;
+  VfsOut *const *out =
+      open_both(a, arena_fmt(a, "%s.pdmodel", prefix), arena_fmt(a, "%s.pdiparams", prefix));
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    vfs_out_close_all(2, out, false);
+    mem_rethrow();
+  }
+  bool ok = out[1] && vfs_out_add(out[0], model, n) && scope_write_params(s, p, out[1]);
+  mem_unguard(&guard);
   return vfs_out_close_all(2, out, ok) && ok;
 }
 

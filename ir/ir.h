@@ -119,7 +119,7 @@ void mem_unguard(MemGuard *g);
 _Noreturn void mem_rethrow(void); /* after a guard caught: on to the next outer guard */
 #define MEM_GUARD(g) (mem_guard(&(g)), setjmp((g).jump))
 void *mem_alloc(size_t n); /* zeroed, 64-byte aligned; outside any arena; free with mem_free */
-void *mem_take(size_t n); /* the same, not zeroed: for what is written before it is read */
+void *mem_take(size_t n);  /* the same, not zeroed: for what is written before it is read */
 void mem_free(void *p);
 Arena *arena_new(void);
 /* freed by itself if memory is refused; else arena_free in the same function */
@@ -816,6 +816,8 @@ bool prog_save(const Program *p, const char *path);
 /* Entries back to back, in the given order. Large data starts at multiples of PARAMS_ALIGN, so that it can be mapped. */
 enum { PARAMS_ALIGN = 64, PARAMS_LARGE = 4096 };
 bool params_encode(Str *out, int n, const Tensor *const *t);
+/* What stands before the data of an entry that begins at `at` in its file. */
+bool params_head(Str *out, size_t at, const Tensor *t);
 /* The persistable variables that a combined file holds, sorted bytewise by name. */
 int params_list(const Program *p, Arena *a, Var ***vars);
 /* Exactly n tensors; names and expected shapes (may be NULL) are for checks and messages. Data in the arena.

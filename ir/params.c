@@ -277,9 +277,10 @@ static int32_t pad_desc(uint8_t *desc, int32_t n, size_t at) {
   return n + (int32_t)gap;
 }
 
-static void put_entry(Str *out, size_t start, const Tensor *t) {
+bool params_head(Str *out, size_t at, const Tensor *t) {
   uint8_t desc[DESC_MOST];
   Pb__VarType__TensorDesc d = PB__VAR_TYPE__TENSOR_DESC__INIT;
+  if (!t || t->dtype >= DT_N) return err_set(E_RUN_001, "a tensor to save has no value");
   d.data_type = (Pb__VarType__Type)dtype_info[t->dtype].paddle;
   d.n_dims = (size_t)t->rank;
   d.dims = (int64_t *)t->dims;
@@ -287,21 +288,20 @@ static void put_entry(Str *out, size_t start, const Tensor *t) {
   const uint32_t version = 0;
   const uint64_t levels = 0;
   const size_t head = 2 * sizeof version + sizeof levels + sizeof n_desc;
-  if (tensor_bytes(t) >= PARAMS_LARGE) n_desc = pad_desc(desc, n_desc, out->n - start + head);
+  if (tensor_bytes(t) >= PARAMS_LARGE) n_desc = pad_desc(desc, n_desc, at + head);
   str_addn(out, (const char *)&version, sizeof version);
   str_addn(out, (const char *)&levels, sizeof levels);
   str_addn(out, (const char *)&version, sizeof version);
   str_addn(out, (const char *)&n_desc, sizeof n_desc);
   str_addn(out, (const char *)desc, (size_t)n_desc);
-  str_addn(out, t->data, tensor_bytes(t));
+  return true;
 }
 
 bool params_encode(Str *out, int n, const Tensor *const *t) {
   size_t start = out->n;
   for (int i = 0; i < n; i++) {
-    if (!t[i] || t[i]->dtype >= DT_N)
-      return err_set(E_RUN_001, "tensor %d of %d to save has no value", i, n);
-    put_entry(out, start, t[i]);
+    if (!params_head(out, out->n - start, t[i])) return false;
+    str_addn(out, t[i]->data, tensor_bytes(t[i]));
   }
   return true;
 }
