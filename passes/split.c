@@ -167,7 +167,7 @@ static bool reads_loop(const Node *n, int x, int l, bool *plainly) {
 
 /* No matrix product: one operand has no loop of the result for itself, and both share one. */
 static bool is_depthwise(const Node *n) {
-  bool own[2] = {false, false}, shared = false, any;
+  bool own[2] = {false, false}, shared = false, any = false;
   for (int l = 0; l < n->rank; l++) {
     if (n->ext[l] == 1) continue;
     bool a = reads_loop(n, 0, l, &any), b = reads_loop(n, 1, l, &any);
