@@ -340,12 +340,28 @@ static EmitFn *const emitters[P_N] = {
     [P_RMAX] = emit_reduce,   [P_RPROD] = emit_reduce,    [P_ARGMAX] = emit_reduce,
     [P_GATHER] = emit_gather, [P_CHECK] = emit_check,     [P_CONTRACT] = emit_contract};
 
+static EmitFn *emitter(const Node *n) {
+  return prim_is_map(n->prim) ? emit_map : emitters[n->prim];
+}
+
+/* A value that the row keeps: stored in the sweep that can compute it first, loaded in later ones. */
+static Val emit_in_row(Gen *g, Node *n, NodeInfo *f, const Index *ix) {
+  LLVMTypeRef t = val_type(g, n->dtype);
+  Val v = g->sweep > f->level ? NULL : emitter(n)(g, n, ix), at = aff_value(g, &g->place);
+  gen_at(g, g->depth);
+  Val p = LLVMBuildInBoundsGEP2(g->b, t, f->kept, &at, 1, "");
+  if (!v) return gen_access(g, LLVMBuildLoad2(g->b, t, p, ""));
+  gen_access(g, LLVMBuildStore(g->b, v, p));
+  return v;
+}
+
 static Val emit_new(Gen *g, Node *n, NodeInfo *f, const Index *ix) {
   if (f->input >= 0) return load(g, n, f->input, ix, 0);
   if (f->acc) return g->probe ? NULL : emit_kept(g, n, f, ix);
   if (f->stored < g->sweep && f->heavy && g->point && index_equal(ix, g->point))
     return load(g, n, f->output, ix, 1); /* behind the sweep that stored it */
-  EmitFn *fn = prim_is_map(n->prim) ? emit_map : emitters[n->prim];
+  if (f->kept && g->point && index_equal(ix, g->point)) return emit_in_row(g, n, f, ix);
+  EmitFn *fn = emitter(n);
   if (fn) return fn(g, n, ix);
   g->failed = prim_info[n->prim].name;
   return g->probe ? NULL : LLVMConstNull(val_type(g, n->dtype));

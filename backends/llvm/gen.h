@@ -51,6 +51,7 @@ typedef struct NodeInfo {
   int stored;                      /* sweep that stores it at the full point, or INT_MAX */
   bool inside, heavy;              /* computed in this kernel; worth reloading */
   Val acc, acc_place; /* sweep reduction: accumulator (array), for ARGMAX also the place */
+  Val kept;           /* array of its values in the row, from its own sweep on; or NULL */
 } NodeInfo;
 
 typedef struct Gen Gen;
@@ -82,6 +83,7 @@ struct Gen {
 
   int sweep;          /* running number of the sweep being emitted */
   const Index *point; /* the full index that is being computed, or NULL */
+  Aff place;          /* of the point in its row */
   bool columns; /* accumulators are arrays over dimensions col_first..col_last, minus col_base */
   int col_first, col_last;
   Aff col_base;

@@ -7,7 +7,7 @@
 #include <llvm-c/DebugInfo.h>
 #include <string.h>
 
-enum { MAX_PHASES = 8, MAX_ACCS = 64, PROBE_NODES = 4000, CODE_NODES = 8000 };
+enum { MAX_PHASES = 8, MAX_ACCS = 64, PROBE_NODES = 4000, CODE_NODES = 8000, KEPT_BYTES = 1 << 15 };
 
 typedef struct Acc {
   Node *n;
@@ -173,7 +173,7 @@ static Val acc_slot(Work *w, Val base, LLVMTypeRef type, const Index *row) {
 }
 
 /* Row-major position in the summed loops. */
-static Val sum_place(Work *w, const Node *n) {
+static Aff row_place(Work *w) {
   Aff lin = aff_k(0);
   int64_t stride = 1;
   for (int a = w->t->n_sum - 1; a >= 0; a--) {
@@ -181,6 +181,11 @@ static Val sum_place(Work *w, const Node *n) {
     lin = aff_add(w->g, &lin, &s);
     stride *= w->t->sum[a].ext;
   }
+  return lin;
+}
+
+static Val sum_place(Work *w, const Node *n) {
+  Aff lin = row_place(w);
   Val v = aff_value(w->g, &lin);
   gen_at(w->g, w->g->depth);
   return LLVMBuildIntCast2(w->g->b, v, val_type(w->g, n->dtype), 1, "");
@@ -237,6 +242,7 @@ static void do_points(Work *w, Aff *slot, const Aff *first, int phases) {
     Index *at = &ix[p * (1 + t->roots.n)], row = domain_index(w, true);
     at[0] = domain_index(w, false);
     g->point = &at[0];
+    g->place = row_place(w);
     for (int r = 0; r < t->roots.n; r++, k++) {
       const Root *root = &t->roots.v[r];
       bool once = t->unroll && p % t->n_sums == 0;
@@ -597,6 +603,32 @@ static void plan_sweeps(Work *w) {
   }
 }
 
+/* A dear value that one sweep over a short row sums up and a later one needs again, as in softmax, is kept for the row. */
+static void plan_kept(Work *w) {
+  Gen *g = w->g;
+  const Nest *t = w->t;
+  static const bool dear[P_N] = {[P_EXP] = true, [P_LOG] = true, [P_TANH] = true,
+                                 [P_ERF] = true, [P_SIN] = true, [P_POW] = true};
+  int64_t left = KEPT_BYTES;
+  for (int i = 0; t->red && !g->gpu && !t->columns && !t->unroll && i < g->k->nodes.n; i++) {
+    Node *n = g->k->nodes.v[i];
+    NodeInfo *f = gen_info(g, n);
+    int64_t bytes = t->n_sums * dtype_info[n->dtype].size;
+    bool now = false, later = false, full = n->rank == t->rank;
+    for (int d = 0; full && d < n->rank; d++) full = n->dims[d] == t->ext[d];
+    if (!dear[n->prim] || !full || bytes > left || bytes <= 0) continue;
+    for (int j = 0; j < g->k->nodes.n; j++) {
+      Node *u = g->k->nodes.v[j];
+      for (int o = 0; o < u->n_in; o++)
+        if (u->in[o] == n) *(gen_info(g, u)->level > f->level ? &later : &now) = true;
+    }
+    if (!now || !later) continue;
+    f->kept = stack_slot(w, LLVMArrayType2(val_type(g, n->dtype), (uint64_t)t->n_sums));
+    LLVMSetAlignment(f->kept, 64);
+    left -= bytes;
+  }
+}
+
 void gen_nest(Gen *g, int i, Val begin, Val end, Val step) {
   Nest t;
   Work *w = arena_new_of(g->a, Work);
@@ -605,6 +637,7 @@ void gen_nest(Gen *g, int i, Val begin, Val end, Val step) {
   g->columns = t.columns;
   if (t.columns) g->col_first = t.out[t.n_out - 1].first, g->col_last = t.out[t.n_out - 1].last;
   plan_sweeps(w);
+  plan_kept(w);
   if (t.tasks == 0) return;
   Aff *slot = t.inner                           ? &w->out[t.n_out - 1]
               : t.n_sum && !g->gpu && !t.unroll ? &w->sum[t.n_sum - 1]
