@@ -91,7 +91,7 @@ def threads(o, write):
     """Forward with the inference program, and all state after 20 steps from the startup program."""
     counts, rows = o.threads or [1, 2, 3, 4, 8], []
     for net in o.nets:
-        batch = 2 if net in BIG else 64
+        batch = {"mlp": 64, "lenet": 64, "vgg16": 1, "bert": 1}.get(net, 2)
         x, y = inputs(net, batch)
         path, row = f"{o.build}/bench/models/{net}", {"net": net, "batch": batch, "forward": {}, "training": {}}
         with tempfile.TemporaryDirectory(dir=f"{o.build}/bench") as folder:

@@ -37,9 +37,8 @@ class Tensor(ctypes.Structure):
 
 
 class Options(ctypes.Structure):
-    _fields_ = [("threads", ctypes.c_int), ("interpret", ctypes.c_bool), ("check_nan", ctypes.c_bool),
-                ("profile", ctypes.c_bool), ("trace", ctypes.c_char_p), ("seed", ctypes.c_uint64),
-                ("scope", ctypes.c_void_p)]
+    """kl_exec_options: the number of threads comes first, and zeros are the defaults of whatever follows."""
+    _fields_ = [("threads", ctypes.c_int), ("rest", ctypes.c_int * 63)]
 
 
 class Pair(ctypes.Structure):  # kl_feed and kl_fetch
