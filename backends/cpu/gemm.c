@@ -176,6 +176,29 @@ static void gemm_tasks(const void *self, void *const *bufs, int64_t begin, int64
   }
 }
 
+/* A row times a matrix that is larger than the caches: each task streams through rows of B that follow one another. */
+static void gemv_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
+                       RunCtx *ctx) {
+  const Plan *p = self;
+  const Facts *f = &p->facts;
+  const GemmPlan *g = p->gemm;
+  (void)ctx;
+  for (int64_t t = begin; t < end; t++) {
+    int64_t k0 = g->k * t / p->work.shares, k1 = g->k * (t + 1) / p->work.shares;
+    const char *a = (const char *)bufs[p->frame.x[g->a]] + (f->base[g->a] + k0) * f->size,
+               *b = (const char *)bufs[p->frame.x[g->b]] + (f->base[g->b] + k0 * g->n) * f->size;
+    gemm(f->dtype, 1, g->n, k1 - k0, a, g->ma, b, g->mb, 0,
+         (char *)bufs[p->frame.ws] + t * f->numel * f->size, g->mc);
+  }
+}
+
+static bool is_gemv(const Facts *f, const GemmPlan *g, const CLoop *lk) {
+  enum { LARGE = 1 << 20 };
+  return g->m == 1 && g->outer.total == 1 && g->sum.total == 1 && lk->s[g->a] == 1 &&
+         !g->mb.trans && g->mb.ld == g->n && g->k * g->n * f->size >= LARGE &&
+         g->k >= 16 * MOST_SHARES;
+}
+
 bool gemm_plan(Arena *arena, Plan *p) {
   enum { LEAST = 64 }; /* multiply-adds in one product for which calling BLAS pays */
   Facts *f = &p->facts;
@@ -219,6 +242,13 @@ bool gemm_plan(Arena *arena, Plan *p) {
   g->am = lm->s[g->a];
   g->bn = ln->s[g->b];
   g->cm = lm->s[2];
+  if (!p->no_blas && is_gemv(f, g, lk)) {
+    p->work.fn[0] = gemv_tasks;
+    p->work.n_tasks[0] = MOST_SHARES;
+    p->work.n_phases = 1;
+    add_shares(p, MOST_SHARES);
+    return true;
+  }
   p->work.fn[0] = gemm_tasks;
   divide(g, &p->work, &p->frame, f->flops, uo, um, un);
   MicroShape s = {.m = {g->cut_m, g->m % g->cut_m},
