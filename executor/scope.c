@@ -15,6 +15,8 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 typedef struct Mapping {
   uint8_t *data;
@@ -382,6 +384,15 @@ static bool stays(const Mapping *m, const Tensor *t) {
   return m && tensor_bytes(t) >= PARAMS_LARGE && (uintptr_t)t->data % PARAMS_ALIGN == 0;
 }
 
+/* The pages of a file that lie inside a tensor that has been copied need not stay. */
+static void drop_pages(const Tensor *t) {
+  uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)t->data + page - 1;
+  uintptr_t to = (uintptr_t)t->data + tensor_bytes(t);
+  from -= from % page;
+  to -= to % page;
+  if (from < to) madvise((void *)from, to - from, MADV_DONTNEED); /* a refusal costs memory only */
+}
+
 /* Copies, but of what stays in the mapping, all in memory of their own until the last one is there. */
 static void copy_all(int n, const Tensor *t, Mapping *m, Tensor *copy) {
   for (int i = 0; i < n; i++) {
@@ -390,6 +401,7 @@ static void copy_all(int n, const Tensor *t, Mapping *m, Tensor *copy) {
     copy[i].data = NULL;
     copy[i].data = mem_take(tensor_bytes(&t[i]) + 1);
     memcpy(copy[i].data, t[i].data, tensor_bytes(&t[i]));
+    if (m) drop_pages(&t[i]);
   }
 }
 
