@@ -71,22 +71,34 @@ void loop_code(CodeBatch *b, Kernel *k, LoopPart part, KernelFn **fn) {
   arena_free(a);
 }
 
+enum { SPEC_KEY = 9 };
+
+/* All fields. */
+static void spec_key(const MicroSpec *s, int64_t v[SPEC_KEY]) {
+  _Static_assert(sizeof *s == 48, "a field that is not in the key");
+  int64_t all[SPEC_KEY] = {s->dtype, s->lanes, s->mr,  s->nv,  s->tail,
+                           s->dot,   s->pitch, s->run, s->jump};
+  memcpy(v, all, sizeof all);
+}
+
 bool micro_same(const MicroSpec *a, const MicroSpec *b) {
-  return a->dtype == b->dtype && a->lanes == b->lanes && a->mr == b->mr && a->nv == b->nv &&
-         a->tail == b->tail && a->dot == b->dot && a->pitch == b->pitch && a->run == b->run &&
-         a->jump == b->jump;
+  int64_t x[SPEC_KEY], y[SPEC_KEY];
+  spec_key(a, x);
+  spec_key(b, y);
+  return !memcmp(x, y, sizeof x);
 }
 
 void micro_code(CodeBatch *b, const MicroSpec *s, MicroFn **fn) {
-  char name[64];
-  int64_t v[] = {s->dtype, s->lanes, s->mr, s->nv, s->tail, s->dot, s->pitch, s->run, s->jump};
+  char name[96];
+  int64_t v[SPEC_KEY];
   Arena *a = arena_scratch();
   Str key;
+  spec_key(s, v);
   str_init(&key, a);
   str_addn(&key, (char *)v, sizeof v);
-  snprintf(name, sizeof name, "micro_%s_%dx%dx%d%s%s_%lld_%d", dtype_info[s->dtype].name, s->mr,
-           s->nv, s->lanes, s->tail ? "_tail" : "", s->dot ? "_dot" : "", (long long)s->pitch,
-           s->run);
+  snprintf(name, sizeof name, "micro_%s_%dx%dx%d%s%s_%lld_%d_%lld", dtype_info[s->dtype].name,
+           s->mr, s->nv, s->lanes, s->tail ? "_tail" : "", s->dot ? "_dot" : "",
+           (long long)s->pitch, s->run, (long long)s->jump);
   code_want(b, CODE_MICRO, name, s, sizeof *s, &key, fn);
   arena_free(a);
 }
