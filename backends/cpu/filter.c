@@ -10,7 +10,7 @@
  * of shares that follows from the shape, whose sums are added up in order. */
 #include "tiles.h"
 
-enum { BLOCK_BYTES = 640 << 10, MOST_COLUMNS = 256, MOST_CHANNELS = 128, FEW_CHANNELS = 16 };
+enum { BLOCK_BYTES = 640 << 10, MOST_COLUMNS = 256, MOST_CHANNELS = 256, FEW_CHANNELS = 16 };
 
 typedef struct FilterAxis {
   int64_t pos, n, taps; /* loops over positions and taps */
@@ -36,6 +36,13 @@ typedef struct FilterPlan {
 } FilterPlan;
 
 /* ---- packing ---- */
+
+/* memcpy of a few lines at most: the call costs more than the copy. */
+static inline void copy_short(char *to, const char *from, int64_t n) {
+  for (; n >= 64; n -= 64, to += 64, from += 64) memcpy(to, from, 64);
+  for (; n >= 16; n -= 16, to += 16, from += 16) memcpy(to, from, 16);
+  for (; n > 0; n -= 4, to += 4, from += 4) memcpy(to, from, 4);
+}
 
 /* Walks over positions p0..p1-1: runs along one row of one image. */
 typedef struct Run {
@@ -69,7 +76,7 @@ static void pack_a(const Plan *plan, const FilterPlan *f, const char *a, int64_t
         hi = 0;
       if (!inside) hi = lo = 0;
       if (lo > 0 || hi < n) memset(to, 0, (size_t)(n * size));
-      if (hi > lo) memcpy(to + lo * size, line + (from + lo) * size, (size_t)((hi - lo) * size));
+      copy_short(to + lo * size, line + (from + lo) * size, (hi - lo) * size);
     }
     p += r.n;
   }
@@ -84,7 +91,7 @@ static void pack_b(const Plan *plan, const FilterPlan *f, const char *b, int64_t
     int64_t at = block_start(&v, i) * lanes, width = block_size(&v, i) * lanes;
     const char *from = b + (p0 * f->b_pos + o0 + at) * size;
     for (int64_t p = p0; p < p1; p++, from += f->b_pos * size, to += width * size)
-      memcpy(to, from, (size_t)(least(width, n - at) * size));
+      copy_short(to, from, least(width, n - at) * size);
   }
 }
 
@@ -242,7 +249,8 @@ static bool worth(const Plan *plan, const FilterPlan *p) {
 static void divide(const Facts *f, FilterPlan *p) {
   int64_t want = tasks_for(f->flops), widest;
   p->cols = equal_blocks(p->columns, MOST_COLUMNS);
-  p->rows = equal_blocks(p->channels, MOST_CHANNELS);
+  int64_t taps = p->h.taps * (p->fold ? 1 : p->w.taps);
+  p->rows = equal_blocks(p->channels, taps > 1 ? MOST_CHANNELS / 2 : MOST_CHANNELS);
   widest = p->cols.size + p->rows.size + 2;
   p->chunk = least(most(BLOCK_BYTES / (widest * f->size), 64), p->positions);
   int64_t blocks = p->rows.n * p->cols.n * p->groups.total;
