@@ -15,12 +15,15 @@ typedef struct Layout {
 typedef enum Form { FORM_FORWARD, FORM_INPUT, FORM_FILTER } Form; /* itself, or a gradient */
 typedef struct ConvForm {
   Form form;
-  int x; /* the operand that windows run over */
+  int x;          /* the operand that windows run over */
+  bool depthwise; /* a filter of its own for each channel */
   int n[3], n_sums;
   int8_t dims[3][KL_RANK], sums[KL_RANK]; /* dimensions in the order wanted; loops */
   Layout layout[3]; /* the same with the dimensions of size 1 that are left out */
 } ConvForm;
 bool conv_form(const Node *n, ConvForm *f);
+/* The form with the filter in its own layout. */
+void conv_keep_filter(const Node *n, ConvForm *f);
 /* The contraction in this form, of operands that have the layouts wanted. The result is in its own. */
 Node *conv_build(Graph *g, const Node *n, const ConvForm *f, Node *x, Node *w);
 /* Do the convolutions of the graph run better with the channel last? */

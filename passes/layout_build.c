@@ -1,7 +1,8 @@
 /* A Graph anew in given layouts. In: a layout for every node. Out: the same values; each node is computed as its twin where
  * its primitive can be, else as it is with a permuting view behind it. Views and contractions take operands in any layout,
- * because their maps say where an element is. State variables are kept in their layout; feeds and fetches stay as the user
- * has them. */
+ * because their maps say where an element is. State variables that are written are kept in their layout, those that are only
+ * read stay as they are: backends keep what they make of them, so that filters are packed as they lie, once. Feeds and
+ * fetches stay as the user has them. */
 #include "layout.h"
 #include <string.h>
 
@@ -9,6 +10,7 @@ typedef struct Build {
   Graph *g;
   const Layout *layout; /* by id of the old nodes */
   Node **own, **twin;   /* by id: as the node was, and in its layout; NULL: not made yet */
+  bool *constant;       /* by id: state that the program does not write */
 } Build;
 
 static Layout own_layout(int rank) { return layout_channels(rank, 0); }
@@ -129,12 +131,21 @@ static Node *build_view(Build *b, const Node *n, const Layout *l) {
   return g_view(b->g, x, n->rank, dims, map, n->f);
 }
 
+/* Is the filter constant, and more than one number for each channel? */
+static bool is_packed(const Build *b, Node *w, const ConvForm *f) {
+  while (w->prim == P_RESHAPE) w = w->in[0];
+  return w->prim == P_STATE && !w->n_ia && b->constant[w->id] && f->form != FORM_FILTER &&
+         !f->depthwise;
+}
+
 static Node *build_contract(Build *b, const Node *n, const Layout *l) {
   AffDim map[2][KL_RANK];
   int64_t ext[KL_LOOPS];
   ConvForm f;
   if (conv_form(n, &f)) {
-    Node *x = get(b, n->in[f.x], &f.layout[0]), *w = get(b, n->in[!f.x], &f.layout[1]);
+    Node *x = get(b, n->in[f.x], &f.layout[0]);
+    if (is_packed(b, n->in[!f.x], &f)) conv_keep_filter(n, &f);
+    Node *w = get(b, n->in[!f.x], &f.layout[1]);
     Node *r = conv_build(b->g, n, &f, x, w);
     if (layout_same(&f.layout[2], l, n->rank)) return r;
     int8_t perm[KL_RANK];
@@ -158,7 +169,7 @@ static int64_t *layout_list(Graph *g, int rank, const Layout *l) {
 
 static Node *build_state(Build *b, const Node *n, const Layout *l) {
   int64_t dims[KL_RANK];
-  if (n->n_ia || !moves_elements(n, l->perm)) return NULL;
+  if (n->n_ia || b->constant[n->id] || !moves_elements(n, l->perm)) return NULL;
   twin_dims(n, l, dims);
   Node *r = g_state(b->g, n->s, n->dtype, n->rank, dims);
   if (r) r->ia = layout_list(b->g, n->rank, l), r->n_ia = n->rank;
@@ -206,7 +217,10 @@ void layout_build(Graph *g, const Layout *layout) {
   Node **old = g->nodes.v;
   int n_old = g->nodes.n;
   const Op *op = g->op;
-  Build b = {g, layout, arena_array(a, Node *, n_old + 1), arena_array(a, Node *, n_old + 1)};
+  Build b = {g, layout, arena_array(a, Node *, n_old + 1), arena_array(a, Node *, n_old + 1),
+             arena_array(a, bool, n_old + 1)};
+  for (int i = 0; i < n_old; i++)
+    b.constant[i] = old[i]->prim == P_STATE && !state_is_written(g, old[i]->s);
   g->nodes.v = NULL;
   g->nodes.n = g->nodes.cap = 0;
   for (int i = 0; i < n_old; i++) {

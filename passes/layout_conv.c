@@ -149,6 +149,9 @@ bool conv_form(const Node *n, ConvForm *f) {
   *f = (ConvForm){.x = !has_windows(n, 0)};
   if (has_windows(n, !f->x) || !has_windows(n, f->x)) return false;
   if (!find_dims(n, f->x, &l) || !find_roles(n, f->x, &l)) return false;
+  f->depthwise = l.groups;
+  for (int i = 0; i < n->n_loops; i++)
+    f->depthwise &= (l.role[i] != N && l.role[i] != K) || n->ext[i] == 1;
   bool sums_images = l.role[n->map[f->x][0].l0] == K;
   f->form = sums_images ? FORM_FILTER : l.mirrored ? FORM_INPUT : FORM_FORWARD;
   for (int t = 0; t < 4; t++) {
@@ -163,6 +166,12 @@ bool conv_form(const Node *n, ConvForm *f) {
     f->layout[t] = layout_of(f, t, rank, t == filter_of(f->form) ? 0 : lead);
   }
   return true;
+}
+
+void conv_keep_filter(const Node *n, ConvForm *f) {
+  f->n[1] = n->in[!f->x]->rank;
+  for (int d = 0; d < f->n[1]; d++) f->dims[1][d] = (int8_t)d;
+  f->layout[1] = layout_channels(f->n[1], 0);
 }
 
 static AffDim renumber(const AffDim *m, const int8_t *loop) {

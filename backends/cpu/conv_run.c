@@ -34,6 +34,29 @@ static void pack_rows(const ConvPlan *p, const Part *q, int size, const char *b,
   }
 }
 
+/* Does a column of B hold its channels one after the other, each with all taps, and are they read in this order? */
+static bool by_columns(const ConvPlan *p, const Part *q) {
+  int64_t taps = (int64_t)q->h.taps * q->w.taps;
+  return p->b_o != 1 && taps > 1 && q->h.k == 0 && q->w.k == 0 && q->h.k_step == 1 &&
+         q->w.k_step == 1 && p->b_kw == 1 && p->b_kh == q->w.taps && p->b_i == taps;
+}
+
+/* The same from such columns: elements k0..k1-1 of each, which are tap after tap of a channel. */
+static void pack_filters(const ConvPlan *p, const Part *q, int size, const char *b, int64_t k0,
+                         int64_t k1, int64_t columns, int64_t width, char *to) {
+  enum { MOST = 4096 };
+  _Alignas(64) char block[MOST];
+  int64_t taps = (int64_t)q->h.taps * q->w.taps, most_rows = MOST / (columns * size);
+  for (int64_t k = k0, n; k < k1; k += n) {
+    n = least(k1 - k, most_rows);
+    pack_columns(size, block, columns, b + k * size, p->b_o, n, columns);
+    for (int64_t r = 0; r < n; r++) {
+      int64_t row = (k + r) % taps * p->channels + (k + r) / taps;
+      memcpy(to + row * width * size, block + r * columns * size, (size_t)(columns * size));
+    }
+  }
+}
+
 /* A task has some rows of all panels of a part. */
 void conv_pack(const void *self, void *const *bufs, int64_t begin, int64_t end, RunCtx *ctx) {
   const Plan *plan = self;
@@ -47,12 +70,17 @@ void conv_pack(const void *self, void *const *bufs, int64_t begin, int64_t end, 
                     (p->b_base + list_at(f, &p->groups, group, p->b)) * f->size;
     char *to = (char *)bufs[plan->frame.ws] + (group * p->b_size + q->b_at) * f->size;
     int64_t end_k = least((cut + 1) * p->k_cut, q->k), lanes = p->tile.lanes;
+    bool filters = by_columns(p, q);
     for (int64_t k0 = cut * p->k_cut; k0 < end_k; k0 += PACK_BLOCK)
       for (int64_t panel = 0; panel < p->panels.n; panel++) {
         int64_t v0 = block_start(&p->panels, panel), width = block_size(&p->panels, panel) * lanes;
-        pack_rows(p, q, f->size, b + v0 * lanes * p->b_o * f->size, k0,
-                  least(k0 + PACK_BLOCK, end_k), least(width, p->columns - v0 * lanes), width,
-                  to + (q->k * v0 * lanes + k0 * width) * f->size);
+        int64_t k1 = least(k0 + PACK_BLOCK, end_k), columns = least(width, p->columns - v0 * lanes);
+        const char *from = b + v0 * lanes * p->b_o * f->size;
+        char *panel_at = to + q->k * v0 * lanes * f->size;
+        if (filters)
+          pack_filters(p, q, f->size, from, k0, k1, columns, width, panel_at);
+        else
+          pack_rows(p, q, f->size, from, k0, k1, columns, width, panel_at + k0 * width * f->size);
       }
   }
 }
