@@ -484,7 +484,7 @@ static bool run_compiled(Run *u, Tensor *out) {
   ensure_memory(&e->memory, &e->memory_bytes, (size_t)x->graph->arena_bytes + 64);
   ensure_memory(&e->scratch, &e->scratch_bytes,
                 (size_t)x->scratch_bytes * (size_t)pool_threads(e->pool) + 64);
-  if (!x->kept && x->graph->kept_bytes) x->kept = mem_alloc((size_t)x->graph->kept_bytes + 64);
+  if (!x->kept && x->graph->kept_bytes) x->kept = mem_take((size_t)x->graph->kept_bytes + 64);
   take_memory(u, x->graph, out);
   bind_buffers(u);
   void **saved = e->opt.check_nan ? save_state(u) : NULL;
