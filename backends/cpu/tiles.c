@@ -105,8 +105,9 @@ __attribute__((target("avx2"))) static void pack_float8(float *restrict to, int6
       Vec x[8], y[8];
       EIGHT(LOAD)
       PAIRS(0)
-      PAIRS(2) PAIRS(4) PAIRS(6) QUADS(0) QUADS(1) QUADS(4) QUADS(5) HALVES(0) HALVES(1) HALVES(2)
-          HALVES(3) EIGHT(STORE)
+      PAIRS(2)
+      PAIRS(4) PAIRS(6) QUADS(0) QUADS(1) QUADS(4) QUADS(5) HALVES(0) HALVES(1) HALVES(2) HALVES(3)
+          EIGHT(STORE)
     }
   pack_float(to + n8, width, b + n8 * ld, ld, k8, n - n8);
   pack_float(to + k8 * width, width, b + k8, ld, k - k8, n);
