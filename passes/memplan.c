@@ -8,7 +8,7 @@
  * 3 Offsets: buffers live at the same time must not overlap: largest first, each into the smallest gap that fits
  *   (greedy by size: Pisarchyk and Lee, Efficient memory management for deep neural net inference, 2020), also tried in
  *   order of time and of lifetime. While the plan exceeds the lower bound, what reaches above it is placed first in another
- *   round (squeaky wheel optimization: Joslin and Clements, 1999); the smallest plan is kept. */
+ *   round (squeaky wheel optimization: Joslin and Clements, 1999), until it is near; the smallest plan is kept. */
 #include "rewrite.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -286,10 +286,12 @@ static void assign_offsets(Plan *p) {
   for (int i = 0; i < g->buffers.n; i++)
     if (g->buffers.v[i]->kind == B_ARENA) v[n++] = g->buffers.v[i];
   g->lower_bound = find_bound(p, v, n);
+  int64_t near = g->lower_bound + g->lower_bound / 256; /* good enough to end the rounds */
   g->arena_bytes = INT64_MAX;
   for (int o = 0; o < ORDERS; o++) {
     if (n > 1) qsort(v, (size_t)n, sizeof *v, orders[o]);
-    for (int round = 0; round < ROUNDS && g->arena_bytes > g->lower_bound; round++) {
+    for (int round = 0; round < ROUNDS && g->arena_bytes > (round ? near : g->lower_bound);
+         round++) {
       int64_t size = place(scratch, v, n);
       if (size < g->arena_bytes) {
         g->arena_bytes = size;

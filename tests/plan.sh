@@ -61,6 +61,8 @@ relu=$(value 0 2949120 '0\.\.') # the first activation; read until the backward
 keep=$(sed -n 's/^keep //p' "$tmp/$base.plan" | tail -n 1)
 loss=$(sed -n "s/^alias $keep of //p" "$tmp/$base.plan")
 loss=${loss:-$keep}
+last=$(grep ^kernel "$tmp/$base.plan" | tail -n 1 | cut -d' ' -f2)
+arena=$(sed -n 's/^memory 0 arena //p' "$tmp/$base.plan")
 state=$(value '[1-9][0-9]*' 1600000 '-1\.\.') # the largest weight
 fault "overlap" "overwritten or never written" "s/^(value [0-9]+ memory 0 at )[0-9]+/\10/"
 fault "off the alignment" "off the alignment" "s/^(value $relu memory 0 at )[0-9]+/\18/"
@@ -68,7 +70,7 @@ fault "arena too small" "outside its memory" "s/^(memory 0 arena )[0-9]+/\110000
 fault "read before it is written" "value $relu is needed" "/^write $relu$/d"
 fault "written twice" "written twice" "s/^(write )$relu$/\1$relu\n\1$relu/"
 fault "an input overwritten that is read elsewhere too" "which the kernel reads" "s/^(read [0-9]+) aligned/\1/"
-fault "the result overwritten before the exit" "exit.*needed" "s/^(value $loss memory 0 at )[0-9]+/\10/"
+fault "the result overwritten before the exit" "exit.*value $loss is needed" "s/^(kernel $last .*)$/\1\nwork at 0 bytes $arena/"
 fault "a weight updated before it is read" "value $state is needed" "/^read $state aligned/d; s/^(keep $keep)$/\1\nkeep $state/"
 fault "a workspace over an input" "overwrites|overwritten" "s/^(kernel 1 .*)$/\1\nwork at 0 bytes 4000000/"
 fault "a constant written" "in a constant" "s/^(write )$relu$/\1$relu\nwrite 0/; /^kernel 0/,/^kernel 1/{/^read 0/d}"
