@@ -80,19 +80,17 @@ PACK(pack_float, float)
 PACK(pack_double, double)
 
 #if defined(__x86_64__)
-#define EIGHT(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
-#define LOAD(i) memcpy(&x[i], b + (n0 + i) * ld + k0, sizeof *x);
-#define STORE(i) memcpy(to + (k0 + i) * width + n0, &y[i], sizeof *y);
+#define LOAD(i) memcpy(&x[i], b + (n0 + (i)) * ld + k0, sizeof *x)
+#define STORE(i) memcpy(to + (k0 + (i)) * width + n0, &y[i], sizeof *y)
 #define PAIRS(i)                                                                                   \
-  y[i] = __builtin_shufflevector(x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);                        \
-  y[i + 1] = __builtin_shufflevector(x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-#define QUADS(i)                                                                                   \
-  x[i / 4 * 4 + i % 4 * 2] = __builtin_shufflevector(y[i], y[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);    \
-  x[i / 4 * 4 + i % 4 * 2 + 1] =                                                                   \
-      __builtin_shufflevector(y[i], y[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+  y[i] = __builtin_shufflevector(x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13),                        \
+  y[i + 1] = __builtin_shufflevector(x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15)
+#define QUADS(i, j)                                                                                \
+  x[j] = __builtin_shufflevector(y[i], y[i + 2], 0, 1, 8, 9, 4, 5, 12, 13),                        \
+  x[j + 1] = __builtin_shufflevector(y[i], y[i + 2], 2, 3, 10, 11, 6, 7, 14, 15)
 #define HALVES(i)                                                                                  \
-  y[i] = __builtin_shufflevector(x[i], x[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);                        \
-  y[i + 4] = __builtin_shufflevector(x[i], x[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  y[i] = __builtin_shufflevector(x[i], x[i + 4], 0, 1, 2, 3, 8, 9, 10, 11),                        \
+  y[i + 4] = __builtin_shufflevector(x[i], x[i + 4], 4, 5, 6, 7, 12, 13, 14, 15)
 
 /* The same for float in blocks of 8 x 8, for processors with AVX2. */
 __attribute__((target("avx2"))) static void pack_float8(float *restrict to, int64_t width,
@@ -103,11 +101,34 @@ __attribute__((target("avx2"))) static void pack_float8(float *restrict to, int6
   for (int64_t n0 = 0; n0 < n8; n0 += 8)
     for (int64_t k0 = 0; k0 < k8; k0 += 8) {
       Vec x[8], y[8];
-      EIGHT(LOAD)
-      PAIRS(0)
-      PAIRS(2)
-      PAIRS(4) PAIRS(6) QUADS(0) QUADS(1) QUADS(4) QUADS(5) HALVES(0) HALVES(1) HALVES(2) HALVES(3)
-          EIGHT(STORE)
+      LOAD(0);
+      LOAD(1);
+      LOAD(2);
+      LOAD(3);
+      LOAD(4);
+      LOAD(5);
+      LOAD(6);
+      LOAD(7);
+      PAIRS(0);
+      PAIRS(2);
+      PAIRS(4);
+      PAIRS(6);
+      QUADS(0, 0);
+      QUADS(1, 2);
+      QUADS(4, 4);
+      QUADS(5, 6);
+      HALVES(0);
+      HALVES(1);
+      HALVES(2);
+      HALVES(3);
+      STORE(0);
+      STORE(1);
+      STORE(2);
+      STORE(3);
+      STORE(4);
+      STORE(5);
+      STORE(6);
+      STORE(7);
     }
   pack_float(to + n8, width, b + n8 * ld, ld, k8, n - n8);
   pack_float(to + k8 * width, width, b + k8, ld, k - k8, n);
