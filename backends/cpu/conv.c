@@ -419,13 +419,23 @@ static bool try_operand(Arena *arena, Plan *plan, int x) {
   return true;
 }
 
+/* A matrix that is packed for a product of few rows costs more than it saves: gemm.c reads it where it is. */
+static bool wastes(const Plan *plan, const ConvPlan *p) {
+  enum { FEW_ROWS = 48, LARGE = 1 << 16 };
+  const Part *q = &p->part[0];
+  bool product = p->n_parts == 1 && q->k == p->channels && !p->copy;
+  return product && p->pack && !plan->frame.constant[p->b] &&
+         q->w.n * q->h.n * p->images.total < FEW_ROWS && q->k * p->columns >= LARGE;
+}
+
 bool conv_plan(Arena *a, Plan *plan) {
   if (!try_operand(a, plan, 0) && !try_operand(a, plan, 1)) return false;
   ConvPlan *p = plan->conv;
   Work *w = &plan->work;
-  plan->set = &p->set;
   int64_t vectors = p->panels.n * p->panels.size + p->panels.more, longest = 0;
   p->pack = packs(plan, p);
+  if (wastes(plan, p)) return false;
+  plan->set = &p->set;
   p->row_elems = whole_rows(plan, p);
   for (int i = 0; i < p->n_parts; i++) {
     p->part[i].b_at *= vectors * p->tile.lanes;
