@@ -70,7 +70,8 @@ def columns(rows, peers, key, heading, target):
 
 def mean_line(rows, key, threads):
     v = [r[key]["median"] for r in rows if r["threads"] == threads and r["net"] in BIG and key in r]
-    return f"{math.exp(sum(map(math.log, v)) / len(v)):.3f} of {len(v)}" if v else "-"
+    mean = math.exp(sum(map(math.log, v)) / len(v)) if v else 0
+    return (f"**{mean:.3f}**" if mean > 0.9 else f"{mean:.3f}") + f" of {len(v)}"
 
 
 def latency(o, write):
