@@ -94,7 +94,8 @@ static Node *split_one(Graph *g, Node *n) {
  * enough. A sum that keeps the last axis runs over blocks of COLUMNS columns: few of them are no work for several threads, and
  * when they are long, later sweeps read all of it from memory again. */
 static uint32_t chunk_axes(const Node *n) {
-  if (!prim_is_reduce(n->prim) || n->prim == P_ARGMAX || n->rank == 0 || node_numel(n) == 0)
+  if (!prim_is_reduce(n->prim) || n->prim == P_ARGMAX || n->rank == 0 || node_numel(n) == 0 ||
+      node_numel(n->in[0]) == 0)
     return 0;
   const Node *x = n->in[0];
   int64_t size = dtype_info[x->dtype].size, last = x->dims[x->rank - 1];

@@ -352,11 +352,11 @@ grep -lq damaged code/* && bad "they are replaced" "$(ls code)" || pass "they ar
 expect "cache --clear" 0 "$kiln" cache --clear
 [ -z "$(ls -A code)" ] && pass "it is empty then" || bad "it is empty then" "$(ls -A code)"
 pids=() good=0
-for i in 1 2 3 4 5 6; do "${run[@]}" --fetch scores=at$i.npy >/dev/null 2>&1 & pids+=($!); done
+for i in 1 2 3 4 5 6; do "${run[@]}" --fetch scores=at$i.npy >/dev/null 2>at$i.err & pids+=($!); done
 for pid in "${pids[@]}"; do wait "$pid" && good=$((good + 1)); done
 for i in 1 2 3 4 5 6; do cmp -s at$i.npy first.npy || good=-9; done
 [ $good -eq 6 ] && [ "$(ls code | wc -l)" -eq "$n" ] && pass "six processes at once" ||
-  bad "six processes at once" "$good good; $(ls code)"
+  bad "six processes at once" "$good good; $(ls code); $(cat at?.err)"
 touch nofolder
 for place in nofolder nofolder/below /proc/none; do
   KILN_CACHE_DIR=$place expect "a cache at $place" 0 "${run[@]}"
