@@ -24,7 +24,7 @@ struct Executor {
 
 enum { CACHED_EXECUTABLES = 64 };
 static const int64_t INLINE_COST_NS =
-    4000; /* kernels cheaper than this are not worth waking the pool */
+    12000; /* kernels cheaper than this are not worth waking the pool */
 
 Executor *exec_new(const ExecOptions *o) {
   Executor *e = mem_alloc(sizeof *e);

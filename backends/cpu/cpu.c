@@ -57,12 +57,12 @@ static int64_t traffic(const Kernel *k) {
 
 /* Nanoseconds on one thread, from operations and bytes per nanosecond. */
 static int64_t cost_of(const Kernel *k, PlanKind plan) {
-  static const int ops_per_ns[] = {
-      [K_LOOP] = 8, [K_CONTRACT] = 64, [K_SCATTER] = 1, [K_CONCAT] = 8, [K_SORT] = 1, [K_CALL] = 1};
-  enum { BYTES_PER_NS = 12, LOOP_CONTRACT_OPS = 4 };
+  static const int ops_per_ns[] = {[K_LOOP] = 16,  [K_CONTRACT] = 128, [K_SCATTER] = 1,
+                                   [K_CONCAT] = 8, [K_SORT] = 1,       [K_CALL] = 1};
+  enum { IN_CACHE = 2 << 20, CACHE_PER_NS = 120, MEMORY_PER_NS = 12, LOOP_CONTRACT_OPS = 4 };
   int64_t rate =
       k->kind == K_CONTRACT && plan == PLAN_LOOPS ? LOOP_CONTRACT_OPS : ops_per_ns[k->kind];
-  return 200 + k->flops / rate + k->bytes / BYTES_PER_NS;
+  return 200 + k->flops / rate + k->bytes / (k->bytes <= IN_CACHE ? CACHE_PER_NS : MEMORY_PER_NS);
 }
 
 /* ---- schedule ---- */
