@@ -35,9 +35,6 @@ typedef struct Col2imPlan {
   int64_t w_left; /* step of left in w */
 } Col2imPlan;
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* n rows of m positions: to += from. A row of the result and its elements are `pitch` and `step` apart. */
 #define ADD_PLANE(NAME, T)                                                                         \
   static void NAME(T *to, int64_t pitch, int64_t step, const T *from, int64_t from_pitch,          \

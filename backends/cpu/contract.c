@@ -2,12 +2,12 @@
  *
  * In: the kernel's CONTRACT, a sum of products over loops whose operands are addressed by AffDims. Out: a Plan.
  * The loops of extent 1 are dropped, and each other loop is classed by the tensors it moves through. Then
- *   one of neighbouring channels or columns, results too    conv.c     direct convolution, matrix products
- *   the same summed over positions                          filter.c   gradients of filters
+ *   neighbouring channels in one operand and columns in the result          conv.c     direct convolution, products
+ *   the same summed over positions                                          filter.c   gradients of filters
  *   both operands plain (in bounds, no division), strides that BLAS takes   gemm.c     matrix products
  *   one operand a window of its tensor                                      im2col.c   convolution, gradient of the filter
  *   one operand addressed by position = (result - tap) / stride             col2im.c   gradient of the input
- *   depthwise, channels last                                               llvm/stencil.c
+ *   depthwise, channels last                                                llvm/stencil.c
  *   anything else, and types other than float32 and float64                 generated loops
  * im2col and col2im both serve windows without division: the one with less arithmetic is taken. */
 #include "cpu.h"
@@ -86,6 +86,12 @@ int64_t list_step(const Facts *f, const LoopList *l, int t) {
 bool is_row_axis(const Facts *f, int id, int64_t rows) {
   const CLoop *c = &f->loop[id];
   return rows > 1 && c->class != LC_K && c->s[2] * c->ext == f->numel;
+}
+
+int64_t dim_factor(const CDim *c, int loop) {
+  for (int i = 0; i < 2; i++)
+    if (c->l[i] == loop && loop >= 0) return c->c[i];
+  return 0;
 }
 
 /* ---- BLAS ---- */

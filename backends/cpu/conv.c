@@ -44,12 +44,6 @@ static int dim_of_loop(const Facts *f, int x, int loop) {
 }
 
 static int other_loop(const CDim *c, int loop) { return c->l[0] == loop ? c->l[1] : c->l[0]; }
-static int64_t factor(const CDim *c, int loop) {
-  for (int i = 0; i < 2; i++)
-    if (c->l[i] == loop && loop >= 0) return c->c[i];
-  return 0;
-}
-
 static bool add_spatial(const Facts *f, Found *r, int loop) {
   int d = dim_of_loop(f, r->x, loop);
   if (d < 0 || r->n == 2) return false;
@@ -116,7 +110,7 @@ static int axis_parts(const Facts *f, const Found *r, int i, PartAxis *to) {
   }
   const CDim *c = &f->dim[r->x][r->sp[i].dim];
   int64_t n = f->loop[r->sp[i].pos].ext, taps = r->sp[i].tap < 0 ? 1 : f->loop[r->sp[i].tap].ext;
-  int64_t cp = factor(c, r->sp[i].pos), ct = factor(c, r->sp[i].tap), s = c->div;
+  int64_t cp = dim_factor(c, r->sp[i].pos), ct = dim_factor(c, r->sp[i].tap), s = c->div;
   PartAxis p = {.out_step = 1, .n = n, .in = c->off, .in_step = cp, .tap_step = ct, .taps = taps};
   p.k_step = 1;
   if (s == 1) {

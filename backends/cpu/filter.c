@@ -168,12 +168,6 @@ static void filter_tasks(const void *self, void *const *bufs, int64_t begin, int
 
 /* ---- the plan ---- */
 
-static int64_t factor(const CDim *c, int loop) {
-  for (int i = 0; i < 2; i++)
-    if (c->l[i] == loop && loop >= 0) return c->c[i];
-  return 0;
-}
-
 /* The dimension of A that a loop over positions moves through. */
 static bool axis_of(const Facts *f, int x, int pos, FilterAxis *r, bool *used) {
   for (int d = 0; d < f->n_dims[x]; d++) {
@@ -183,12 +177,12 @@ static bool axis_of(const Facts *f, int x, int pos, FilterAxis *r, bool *used) {
     if (used[d] || c->div != 1 || (tap >= 0 && f->loop[tap].class == LC_K)) return false;
     used[d] = true;
     *r = (FilterAxis){.pos = pos, .n = f->loop[pos].ext, .taps = 1, .at = c->off};
-    r->step = factor(c, pos);
+    r->step = dim_factor(c, pos);
     r->size = c->size;
     r->stride = c->stride;
     if (tap < 0) return true;
     r->taps = f->loop[tap].ext;
-    r->tap_step = factor(c, tap);
+    r->tap_step = dim_factor(c, tap);
     r->c = f->loop[tap].s[2];
     return true;
   }

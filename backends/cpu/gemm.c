@@ -151,8 +151,6 @@ static void product(const Plan *p, void *const *bufs, int64_t item, int64_t m0, 
   }
 }
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static void gemm_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
                        RunCtx *ctx) {
   const Plan *p = self;

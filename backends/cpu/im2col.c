@@ -46,9 +46,6 @@ typedef struct Im2colPlan {
   int64_t group, w_step;
 } Im2colPlan;
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* ---- gathering ---- */
 
 /* One row of col: the position loops of one tap, and the range of each that lies inside x. */

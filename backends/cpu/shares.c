@@ -2,8 +2,6 @@
  * sum by pairs, in an order that follows from their number, and then the epilogue of those rows. */
 #include "cpu.h"
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 #define SUM_TREE(NAME, T)                                                                          \
   static void NAME(T *restrict to, const T *restrict part, int64_t pitch, int n, int64_t i0,       \
                    int64_t i1) {                                                                   \

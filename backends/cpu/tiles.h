@@ -29,8 +29,6 @@ static inline int64_t block_size(const Blocks *b, int64_t i) { return b->size + 
 static inline int64_t block_start(const Blocks *b, int64_t i) {
   return i * b->size + (i < b->more ? i : b->more);
 }
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 Isa tile_isa(void);                  /* the one to use here; ISA_NONE: no microkernels */
 int64_t tile_unit(const TileRow *t); /* columns of a "vector": lanes, or 1 in the form DOT */
