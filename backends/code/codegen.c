@@ -125,6 +125,16 @@ bool loops_emit(int n, Kernel *const *k, const LoopPart *part, const CompileOpti
   return true;
 }
 
+bool cuda_emit_text(int n, Kernel *const *k, const CudaTarget *target, const char *what, Str *out) {
+  const Codegen *c = codegen();
+  CodegenText t = {0};
+  Diag why;
+  CodegenHost h = host();
+  if (!c || !done(c->cuda(&h, n, k, target, what, &t, &why), &why)) return false;
+  take(&t, out);
+  return true;
+}
+
 void loops_describe(Str *out) {
   const Codegen *c = codegen();
   CodegenText t = {0};

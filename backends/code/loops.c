@@ -59,15 +59,22 @@ static void put_kernel(Key *key) {
   }
 }
 
+void loop_key(Kernel *k, LoopPart part, Str *key) {
+  Key own = {.k = k, .part = part};
+  str_init(&own.s, key->a);
+  put_kernel(&own);
+  *key = own.s;
+}
+
 void loop_code(CodeBatch *b, Kernel *k, LoopPart part, KernelFn **fn) {
   LoopJob job = {k, part};
   *fn = NULL;
   if (loop_is_empty(k, part)) return;
   Arena *a = arena_scratch();
-  Key key = {.k = k, .part = part};
-  str_init(&key.s, a);
-  put_kernel(&key);
-  code_want(b, CODE_LOOP, k->name, &job, sizeof job, &key.s, fn);
+  Str key;
+  str_init(&key, a);
+  loop_key(k, part, &key);
+  code_want(b, CODE_LOOP, k->name, &job, sizeof job, &key, fn);
   arena_free(a);
 }
 

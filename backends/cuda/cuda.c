@@ -1,22 +1,6 @@
-/* The CUDA backend: PTX for kernels, from the shared generator (backends/llvm). In: kernels and "cuda:sm_NN"; out: one PTX
- * module with a function per kernel,
- *   .entry NAME(buf0, buf1, ..., seed, step, errors)
- * with the buffers in the order of the kernel's inputs and outputs, the run's seed and step of the random numbers, and a buffer
- * of four int64 (failed, node, index, value), zero before the run, where the first failing check writes. A grid of any size
- * covers all results. Kernels that are calls of library or user code (scatter, sort, custom operators) have no PTX;
- * they are listed at the end. Nothing is launched here: compile() says so. */
-#include "../llvm/llvm.h"
-#include <string.h>
-
-static const struct {
-  bool generated;
-  LoopPart part;
-} how[] = {[K_LOOP] = {true, LOOP_MAIN},
-           [K_CONCAT] = {true, LOOP_MAIN},
-           [K_CONTRACT] = {true, LOOP_CONTRACT},
-           [K_SCATTER] = {false, 0},
-           [K_SORT] = {false, 0},
-           [K_CALL] = {false, 0}};
+/* The CUDA backend: PTX for kernels. In: kernels and "cuda:sm_NN"; out: one PTX module with the entries that cuda.h describes.
+ * Nothing is launched here: compile() says so. */
+#include "cuda.h"
 
 static int64_t bytes_of(const Node *n) { return node_numel(n) * dtype_info[n->dtype].size; }
 
@@ -50,26 +34,13 @@ static void cuda_module_free(Module *m) { (void)m; }
 
 static bool cuda_emit(const Graph *g, int n, Kernel *const *k, const CompileOptions *o,
                       const char *what, Str *out) {
-  Arena *a = arena_scratch();
-  Kernel **sub = arena_array(a, Kernel *, n + 1);
-  LoopPart *part = arena_array(a, LoopPart, n + 1);
-  int m = 0;
-  for (int i = 0; i < n; i++)
-    if (how[k[i]->kind].generated) {
-      part[m] = how[k[i]->kind].part;
-      sub[m++] = k[i];
-    }
+  CudaTarget t;
   (void)g;
-  bool ok = loops_emit(m, sub, part, o, what, out);
-  const char *comment = strcmp(what, "llvm") ? "//" : ";";
-  for (int i = 0; ok && i < n; i++)
-    if (!how[k[i]->kind].generated) str_fmt(out, "%s not generated: %s\n", comment, k[i]->name);
-  arena_free(a);
-  return ok;
+  return cuda_target(o ? o->target : NULL, &t) && cuda_text(n, k, &t, what, out);
 }
 
 static void describe(Str *out) {
-  str_add(out, "cuda: PTX for sm_70 and later (kiln compile --target cuda:sm_NN --emit ptx)\n");
+  str_add(out, "cuda: PTX for sm_75 and later (kiln compile --target cuda:sm_NN --emit ptx)\n");
 }
 
 const Backend backend_cuda = {

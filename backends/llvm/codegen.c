@@ -2,6 +2,7 @@
  * target machine of its own. Generating is done by one worker at a time, since generators leave marks in nodes that kernels
  * share; optimising and emitting, which take nearly all the time, run side by side. */
 #include "codegen.h"
+#include "cuda_gen.h"
 #include "gen.h"
 #include "micro.h"
 #include "build_id.h"
@@ -150,15 +151,22 @@ static CodegenStatus compile(const CodegenHost *h, int n, CodegenJob *jobs, cons
 
 /* ---- texts ---- */
 
+/* What to make a text of; k NULL: the description. */
 typedef struct Emit {
   int n;
   Kernel *const *k;
   const LoopPart *part;
   const CompileOptions *o;
+  const CudaTarget *cuda; /* or NULL */
   const char *what;
 } Emit;
 
-/* e NULL: describe. */
+static bool make_text(const Emit *e, Str *s) {
+  if (!e->k) return target_describe(s), true;
+  if (e->cuda) return cuda_module_text(e->n, e->k, e->cuda, e->what, s);
+  return target_emit(e->n, e->k, e->part, e->o, e->what, s);
+}
+
 static CodegenStatus text(const CodegenHost *h, const Emit *e, CodegenText *out, Diag *why) {
   enter(h);
   MemGuard guard;
@@ -166,8 +174,7 @@ static CodegenStatus text(const CodegenHost *h, const Emit *e, CodegenText *out,
   Arena *a = arena_scratch();
   Str s;
   str_init(&s, a);
-  bool ok = !e || target_emit(e->n, e->k, e->part, e->o, e->what, &s);
-  if (!e) target_describe(&s);
+  bool ok = make_text(e, &s);
   if (ok) {
     out->bytes = memcpy(mem_alloc(s.n + 1), s.s, s.n);
     out->n = s.n;
@@ -180,14 +187,19 @@ static CodegenStatus text(const CodegenHost *h, const Emit *e, CodegenText *out,
 static CodegenStatus emit_text(const CodegenHost *h, int n, Kernel *const *k, const LoopPart *part,
                                const CompileOptions *o, const char *what, CodegenText *out,
                                Diag *why) {
-  return text(h, &(Emit){n, k, part, o, what}, out, why);
+  return text(h, &(Emit){.n = n, .k = k, .part = part, .o = o, .what = what}, out, why);
+}
+
+static CodegenStatus cuda(const CodegenHost *h, int n, Kernel *const *k, const CudaTarget *t,
+                          const char *what, CodegenText *out, Diag *why) {
+  return text(h, &(Emit){.n = n, .k = k, .cuda = t, .what = what}, out, why);
 }
 
 static CodegenStatus describe(const CodegenHost *h, CodegenText *out, Diag *why) {
-  return text(h, NULL, out, why);
+  return text(h, &(Emit){0}, out, why);
 }
 
-static const Codegen codegen = {compile, emit_text, describe};
+static const Codegen codegen = {compile, emit_text, cuda, describe};
 
 __attribute__((visibility("default"))) CodegenEntry kiln_codegen;
 const Codegen *kiln_codegen(const char *build) {

@@ -3,6 +3,7 @@
  * opens it; a call brings along the program's tables, results go into memory of them, and no jump crosses the border. */
 #ifndef KILN_CODEGEN_H
 #define KILN_CODEGEN_H
+#include "../cuda/cuda.h"
 #include "llvm.h"
 
 typedef struct CodegenHost {
@@ -34,6 +35,8 @@ typedef struct Codegen {
                            Diag *why);
   CodegenStatus (*emit)(const CodegenHost *h, int n, Kernel *const *k, const LoopPart *part,
                         const CompileOptions *o, const char *what, CodegenText *out, Diag *why);
+  CodegenStatus (*cuda)(const CodegenHost *h, int n, Kernel *const *k, const CudaTarget *t,
+                        const char *what, CodegenText *out, Diag *why);
   CodegenStatus (*describe)(const CodegenHost *h, CodegenText *out, Diag *why);
 } Codegen;
 

@@ -2,7 +2,7 @@
  * Recursion goes through everything that fusion put inside the kernel (bounded by the kernel's size) and ends at
  * inputs (loads), constants and sweep reductions (their accumulators). The same node at the same index is emitted once
  * while the loops it depends on are open. With g->probe set nothing is emitted; only the index expressions are explored. */
-#include "gen.h"
+#include "cuda_gen.h"
 
 typedef Val EmitFn(Gen *g, Node *n, const Index *ix);
 
@@ -171,23 +171,14 @@ static Val check_fn(Gen *g, LLVMTypeRef *type) {
   LLVMPositionBuilderAtEnd(b, entry);
   LLVMBuildCondBr(b, LLVMGetParam(fn, 4), good, bad);
   LLVMPositionBuilderAtEnd(b, bad);
-  if (g->gpu) { /* error buffer: failed, node, index, value; the first thread to fail writes */
-    Val won = LLVMBuildAtomicRMW(b, LLVMAtomicRMWBinOpXchg, ctx, LLVMConstInt(g->i32, 1, 0),
-                                 LLVMAtomicOrderingMonotonic, 0);
-    LLVMBasicBlockRef first = LLVMAppendBasicBlockInContext(g->c, fn, "");
-    LLVMBuildCondBr(b, LLVMBuildICmp(b, LLVMIntEQ, won, LLVMConstInt(g->i32, 0, 0), ""), first,
-                    good);
-    LLVMPositionBuilderAtEnd(b, first);
-    for (int i = 1; i < 4; i++) {
-      Val at = LLVMConstInt(g->i64, (uint64_t)i, 0);
-      LLVMBuildStore(b, what[i], LLVMBuildInBoundsGEP2(b, g->i64, ctx, &at, 1, ""));
-    }
+  if (g->gpu) {
+    cuda_check_record(g, b, fn, what, good);
   } else {
     Val at = LLVMConstInt(g->i64, offsetof(RunCtx, check_failed), 0);
     Val f = LLVMBuildLoad2(b, g->ptr, LLVMBuildInBoundsGEP2(b, g->i8, ctx, &at, 1, ""), "");
     LLVMBuildCall2(b, LLVMFunctionType(none, args, 4, 0), f, what, 4, "");
+    LLVMBuildBr(b, good);
   }
-  LLVMBuildBr(b, good);
   LLVMPositionBuilderAtEnd(b, good);
   LLVMBuildRetVoid(b);
   LLVMDisposeBuilder(b);
@@ -205,6 +196,10 @@ static Val emit_check(Gen *g, Node *n, const Index *ix) {
                         LLVMBuildICmp(g->b, LLVMIntSLT, w, gen_i64(g, n->ia[1]), ""), "");
   if (n->ia[2])
     ok = LLVMBuildOr(g->b, ok, LLVMBuildICmp(g->b, LLVMIntEQ, w, gen_i64(g, n->ia[3]), ""), "");
+  if (g->active) {
+    gen_at_vals(g, 2, (Val[]){ok, g->active});
+    ok = LLVMBuildOr(g->b, ok, LLVMBuildNot(g->b, g->active, ""), "");
+  }
   LLVMTypeRef type;
   Val fn = check_fn(g, &type);
   LLVMBuildCall2(g->b, type, fn, (Val[]){g->ctx, gen_i64(g, n->id), at, w, ok}, 5, "");

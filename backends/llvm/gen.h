@@ -70,6 +70,7 @@ struct Gen {
   LoopPart part;
   VEC(NodeInfo *) info; /* indexed by Node.mark, checked by Node */
   Val fn, bufs[256], seed, step, ctx, begin, end;
+  Val active; /* GPU: i1 of depth 1, whether the thread has a row of its own; NULL: yes */
   int n_bufs;
   VEC(LoopVar) vars;
   int depth; /* of the innermost open loop; 0 = function entry */
@@ -232,6 +233,7 @@ void gen_stencil(Gen *g, const Stencil *s, Val begin, Val end); /* tasks */
 
 /* kernel.c: a function of the module for the kernel; false: g->failed says which primitive cannot be generated. */
 bool gen_kernel(Gen *g, Kernel *k, LoopPart part, const char *symbol);
+bool gen_start(Gen *g, Kernel *k, LoopPart part); /* forgets the function before */
 
 /* target.c */
 typedef struct Target Target;
@@ -241,6 +243,10 @@ void target_close(Target *t);          /* NULL is allowed */
 typedef struct Batch Batch;
 Batch *batch_new(Target *t, Arena *a);        /* in the arena; batch_free all the same */
 bool batch_parse(Batch *b, const char *text); /* the module is this text */
+/* The generator for the functions of the batch's module; NULL: error set. */
+Gen *batch_gen(Batch *b, Arena *a);
+bool gen_failed(const Gen *g, const Kernel *k); /* says why; false */
+bool batch_verify(Batch *b);
 /* The module has functions named symbol[i] (part NULL: LOOP_MAIN of all). */
 bool batch_kernels(Batch *b, Arena *a, int n, Kernel *const *k, const LoopPart *part,
                    const char *const *symbol);

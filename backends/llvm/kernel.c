@@ -1,7 +1,5 @@
-/* One function of the module for a kernel. In: a kernel; out:
- *   CPU   void f(self, bufs, begin, end, ctx)                          tasks begin..end-1 (KernelFn)
- *   GPU   void f(buf0, buf1, ..., seed, step, errors)                  a grid-stride loop over the results
- * around the loop nests of loop.c. */
+/* One function of the module for a kernel on a CPU, void f(self, bufs, begin, end, ctx) for the tasks begin..end-1
+ * (KernelFn), around the loop nests of loop.c. */
 #include "gen.h"
 #include <string.h>
 
@@ -59,51 +57,25 @@ static void cpu_function(Gen *g, const char *symbol) {
     do_nests(g);
 }
 
-static Val special_register(Gen *g, const char *name) {
-  Val v = gen_call(g, name, NULL, 0, NULL);
-  return LLVMBuildZExt(g->b, v, g->i64, "");
-}
-
-static void gpu_function(Gen *g, const char *symbol) {
-  LLVMTypeRef *args = arena_array(g->a, LLVMTypeRef, g->n_bufs + 3),
-              none = LLVMVoidTypeInContext(g->c);
-  for (int i = 0; i < g->n_bufs; i++) args[i] = g->ptr;
-  args[g->n_bufs] = args[g->n_bufs + 1] = g->i64;
-  args[g->n_bufs + 2] = g->ptr;
-  g->fn = LLVMAddFunction(g->m, symbol, LLVMFunctionType(none, args, (unsigned)g->n_bufs + 3, 0));
-  LLVMSetFunctionCallConv(g->fn, LLVMPTXKernelCallConv);
-  gen_block(g, LLVMAppendBasicBlockInContext(g->c, g->fn, ""), 0);
-  gen_at(g, 0);
-  for (int i = 0; i < g->n_bufs; i++) g->bufs[i] = LLVMGetParam(g->fn, (unsigned)i);
-  g->seed = LLVMGetParam(g->fn, (unsigned)g->n_bufs);
-  g->step = LLVMGetParam(g->fn, (unsigned)g->n_bufs + 1);
-  g->ctx = LLVMGetParam(g->fn, (unsigned)g->n_bufs + 2);
-  Val size = special_register(g, "llvm.nvvm.read.ptx.sreg.ntid.x");
-  Val at = LLVMBuildMul(g->b, special_register(g, "llvm.nvvm.read.ptx.sreg.ctaid.x"), size, "");
-  at = LLVMBuildAdd(g->b, at, special_register(g, "llvm.nvvm.read.ptx.sreg.tid.x"), "");
-  Val step = LLVMBuildMul(g->b, special_register(g, "llvm.nvvm.read.ptx.sreg.nctaid.x"), size, "");
-  for (int i = 0; i < nest_n(g->k, g->part); i++) gen_nest(g, i, at, NULL, step);
-}
-
-bool gen_kernel(Gen *g, Kernel *k, LoopPart part, const char *symbol) {
+bool gen_start(Gen *g, Kernel *k, LoopPart part) {
   g->k = k;
   g->part = part;
   g->info.n = g->vars.n = g->n_blocks = g->depth = g->sweep = 0;
   g->n_bufs = k->inputs.n + k->outputs.n;
+  g->failed = NULL;
   memo_drop(g, 0);
-  if (g->n_bufs > (int)(sizeof g->bufs / sizeof *g->bufs)) {
-    g->failed = "too many buffers";
-    return false;
-  }
+  if (g->n_bufs > (int)(sizeof g->bufs / sizeof *g->bufs)) g->failed = "too many buffers";
+  return !g->failed;
+}
+
+bool gen_kernel(Gen *g, Kernel *k, LoopPart part, const char *symbol) {
+  if (!gen_start(g, k, part)) return false;
   if (part == LOOP_EPILOGUE) { /* the raw result is read where it was left */
     NodeInfo *f = gen_info(g, k->core);
     f->input = k->inputs.n + (f->output < 0 ? 0 : f->output - k->inputs.n);
     f->inside = false;
   }
-  if (g->gpu)
-    gpu_function(g, symbol);
-  else
-    cpu_function(g, symbol);
+  cpu_function(g, symbol);
   gen_at(g, 0);
   LLVMBuildRetVoid(g->b);
   return !g->failed;

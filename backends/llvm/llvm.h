@@ -11,6 +11,7 @@
  * loop.c     the loop nests around emit, for the CPU and for CUDA
  * stencil.c  depthwise contractions in register tiles: the plan; stencil_gen.c: the code
  * kernel.c   functions around the nests
+ * cuda_*.c   the same for CUDA: functions around the launches that backends/cuda plans, and their loop nests
  * micro_ir.c microkernels
  * target.c   target machines, optimisation, texts and objects
  * codegen.c  the module's entry: objects of many functions in parallel */
@@ -39,6 +40,8 @@ int64_t loop_tasks(const Kernel *k, LoopPart part);
 bool loop_is_stencil(const Kernel *k);
 /* Code for a part of k, with the signature of backend.h; `self` is unused. See code_want. */
 void loop_code(CodeBatch *b, Kernel *k, LoopPart part, KernelFn **fn);
+/* All that the generated code of a kernel depends on, its name left out; key's arena is used. */
+void loop_key(Kernel *k, LoopPart part, Str *key);
 /* The same as text ("llvm", "asm", "ptx") or object bytes ("object") for o->target. E-GEN-001, E-GEN-002, E-GEN-003. */
 bool loops_emit(int n, Kernel *const *k, const LoopPart *part, const CompileOptions *o,
                 const char *what, Str *out);

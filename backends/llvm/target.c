@@ -1,5 +1,6 @@
 /* From kernels to optimised modules and their texts. In: a target's name ("cpu", "cpu:NAME", "cuda:sm_NN") and kernels;
  * out: LLVM IR, assembly, PTX or object bytes. Trouble inside LLVM becomes E-GEN-001. */
+#include "../cuda/cuda.h"
 #include "gen.h"
 #include <llvm-c/Analysis.h>
 #include <llvm-c/IRReader.h>
@@ -92,19 +93,14 @@ static LLVMTargetMachineRef cuda_machine(const char *name) {
   /* the newest generation that this LLVM knows also runs on later ones */
   static const struct {
     int sm;
-    const char *ptx;
-  } known[] = {{90, "+ptx78"}, {89, "+ptx78"}, {87, "+ptx74"}, {86, "+ptx71"},
-               {80, "+ptx70"}, {75, "+ptx63"}, {70, "+ptx60"}};
-  char cpu[16], *end;
-  long sm = strncmp(name, "sm_", 3) ? 0 : strtol(name + 3, &end, 10);
-  for (size_t i = 0; sm && !*end && i < sizeof known / sizeof *known; i++)
-    if (sm >= known[i].sm) {
-      snprintf(cpu, sizeof cpu, "sm_%d", known[i].sm);
-      return machine("nvptx64-nvidia-cuda", cpu, known[i].ptx);
-    }
-  err_set(E_GEN_002, "target %s: not a CUDA architecture from sm_70 on", quoted(name));
-  err_help("Write it like \"cuda:sm_80\".");
-  return NULL;
+    const char *cpu, *ptx;
+  } known[] = {{90, "sm_90", "+ptx78"}, {89, "sm_89", "+ptx78"}, {87, "sm_87", "+ptx74"},
+               {86, "sm_86", "+ptx71"}, {80, "sm_80", "+ptx70"}, {0, "sm_75", "+ptx63"}};
+  CudaTarget t;
+  int i = 0;
+  if (!cuda_target(name, &t)) return NULL;
+  while (t.sm < known[i].sm) i++;
+  return machine("nvptx64-nvidia-cuda", known[i].cpu, known[i].ptx);
 }
 
 static LLVMTargetMachineRef cpu_machine(const char *name) {
@@ -122,7 +118,7 @@ Target *target_open(const char *name) {
   Target *r = mem_alloc(sizeof *r); /* first: refused memory does not return */
   Target t = {.gpu = name && !strncmp(name, "cuda:", 5)};
   if (t.gpu)
-    t.tm = cuda_machine(name + 5);
+    t.tm = cuda_machine(name);
   else if (!name || !strcmp(name, "cpu") || !strncmp(name, "cpu:", 4))
     t.tm = cpu_machine(name && name[3] ? name + 4 : NULL);
   else {
@@ -162,8 +158,8 @@ static bool fine(Batch *b, const char *doing) {
   return err_set(E_GEN_001, "LLVM, %s: %s", doing, b->trouble);
 }
 
-static bool generate(Batch *b, Gen *g, int n, Kernel *const *k, const LoopPart *part,
-                     const char *const *symbol) {
+/* For the functions of a new module. */
+static void init_gen(Batch *b, Gen *g) {
   LLVMValueRef ag;
   LLVMGetNamedMetadataOperands(b->m, "kiln.access", &ag);
   g->m = b->m;
@@ -174,15 +170,19 @@ static bool generate(Batch *b, Gen *g, int n, Kernel *const *k, const LoopPart *
   g->registers = b->t->registers;
   gen_types(g, b->c);
   if (!g->gpu) g->access = LLVMValueAsMetadata(ag);
-  for (int i = 0; i < n; i++)
-    if (!loop_is_empty(k[i], part ? part[i] : LOOP_MAIN) &&
-        !gen_kernel(g, k[i], part ? part[i] : LOOP_MAIN, symbol[i]))
-      return err_set(E_GEN_001, "kernel %s: no code for `%s`", quoted(k[i]->name), g->failed);
+}
+
+bool gen_failed(const Gen *g, const Kernel *k) {
+  err_set(E_GEN_001, "kernel %s: no code for `%s`", quoted(k->name), g->failed);
+  return false;
+}
+
+bool batch_verify(Batch *b) {
   char *why = NULL;
   bool bad = LLVMVerifyModule(b->m, LLVMReturnStatusAction, &why);
   if (bad) err_set(E_GEN_001, "generated code is malformed: %.400s", why);
   LLVMDisposeMessage(why);
-  return !bad;
+  return !bad && fine(b, "generating");
 }
 
 bool batch_parse(Batch *b, const char *text) {
@@ -197,13 +197,24 @@ bool batch_parse(Batch *b, const char *text) {
   return fine(b, "parsing");
 }
 
-bool batch_kernels(Batch *b, Arena *a, int n, Kernel *const *k, const LoopPart *part,
-                   const char *const *symbol) {
+Gen *batch_gen(Batch *b, Arena *a) {
   Gen *g = arena_new_of(a, Gen);
   g->a = a;
-  if (!batch_parse(b, "!kiln.access = !{!0}\n!0 = distinct !{}\n")) return false;
+  if (!batch_parse(b, "!kiln.access = !{!0}\n!0 = distinct !{}\n")) return NULL;
   b->b = LLVMCreateBuilderInContext(b->c);
-  return generate(b, g, n, k, part, symbol) && fine(b, "generating");
+  init_gen(b, g);
+  return g;
+}
+
+bool batch_kernels(Batch *b, Arena *a, int n, Kernel *const *k, const LoopPart *part,
+                   const char *const *symbol) {
+  Gen *g = batch_gen(b, a);
+  if (!g) return false;
+  for (int i = 0; i < n; i++) {
+    LoopPart p = part ? part[i] : LOOP_MAIN;
+    if (!loop_is_empty(k[i], p) && !gen_kernel(g, k[i], p, symbol[i])) return gen_failed(g, k[i]);
+  }
+  return batch_verify(b);
 }
 
 Batch *batch_new(Target *t, Arena *a) {

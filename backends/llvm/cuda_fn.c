@@ -1,0 +1,133 @@
+/* The function of one launch: .entry NAME(buffers, run) around the code of the launch's form. In: a kernel, and the launch that
+ * backends/cuda/plan.c made of it. */
+#include "cuda_gen.h"
+#include <string.h>
+
+Val cuda_register(Gen *g, const char *name) {
+  char full[64] = "llvm.nvvm.read.ptx.sreg.";
+  strncat(full, name, sizeof full - strlen(full) - 1);
+  gen_at(g, 0);
+  return LLVMBuildZExt(g->b, gen_call(g, full, NULL, 0, NULL), g->i64, "");
+}
+
+Aff cuda_index(Gen *g, const char *name, int64_t n) {
+  return n == 1 ? aff_k(0) : aff_var(gen_var(g, cuda_register(g, name), 0, n - 1), 1);
+}
+
+/* ---- the record of a failed check ---- */
+
+static Val field(Gen *g, LLVMBuilderRef b, Val run, size_t offset) {
+  Val at = LLVMConstInt(g->i64, offset, 0);
+  return LLVMBuildInBoundsGEP2(b, g->i8, run, &at, 1, "");
+}
+
+static Val read_field(Gen *g, LLVMBuilderRef b, Val run, size_t offset) {
+  Val v = LLVMBuildLoad2(b, g->i64, field(g, b, run, offset), "");
+  LLVMSetVolatile(v, 1);
+  return v;
+}
+
+/* loop: if the lock is mine: if the record is later than this check: write it; give the lock back; else again. */
+void cuda_check_record(Gen *g, LLVMBuilderRef b, Val fn, const Val what[4],
+                       LLVMBasicBlockRef done) {
+  static const size_t at[4] = {offsetof(CudaRun, failed), offsetof(CudaRun, node),
+                               offsetof(CudaRun, index), offsetof(CudaRun, value)};
+  LLVMBasicBlockRef block[4];
+  Val run = what[0], zero = LLVMConstInt(g->i64, 0, 0), one = LLVMConstInt(g->i64, 1, 0);
+  for (int i = 0; i < 4; i++) block[i] = LLVMAppendBasicBlockInContext(g->c, fn, "");
+  LLVMBuildBr(b, block[0]);
+  LLVMPositionBuilderAtEnd(b, block[0]);
+  Val lock = field(g, b, run, offsetof(CudaRun, lock));
+  Val was = LLVMBuildAtomicCmpXchg(b, lock, zero, one, LLVMAtomicOrderingMonotonic,
+                                   LLVMAtomicOrderingMonotonic, 0);
+  Val mine = LLVMBuildExtractValue(b, was, 1, "");
+  LLVMBuildCondBr(b, mine, block[1], block[0]);
+  LLVMPositionBuilderAtEnd(b, block[1]);
+  Val none = LLVMBuildICmp(b, LLVMIntEQ, read_field(g, b, run, at[0]), zero, "");
+  Val node = read_field(g, b, run, at[1]), index = read_field(g, b, run, at[2]);
+  Val same = LLVMBuildAnd(b, LLVMBuildICmp(b, LLVMIntEQ, what[1], node, ""),
+                          LLVMBuildICmp(b, LLVMIntSLT, what[2], index, ""), "");
+  Val first = LLVMBuildOr(b, LLVMBuildICmp(b, LLVMIntSLT, what[1], node, ""), same, "");
+  LLVMBuildCondBr(b, LLVMBuildOr(b, none, first, ""), block[2], block[3]);
+  LLVMPositionBuilderAtEnd(b, block[2]);
+  for (int i = 0; i < 4; i++)
+    LLVMSetVolatile(LLVMBuildStore(b, i ? what[i] : one, field(g, b, run, at[i])), 1);
+  LLVMBuildBr(b, block[3]);
+  LLVMPositionBuilderAtEnd(b, block[3]);
+  unsigned id = LLVMLookupIntrinsicID("llvm.nvvm.membar.gl", 19);
+  LLVMBuildCall2(b, LLVMIntrinsicGetType(g->c, id, NULL, 0),
+                 LLVMGetIntrinsicDeclaration(g->m, id, NULL, 0), NULL, 0, "");
+  LLVMBuildAtomicRMW(b, LLVMAtomicRMWBinOpXchg, lock, zero, LLVMAtomicOrderingMonotonic, 0);
+  LLVMBuildBr(b, done);
+}
+
+/* ---- forms ---- */
+
+static void gen_points(Gen *g, const CudaLaunch *l) {
+  Val size = gen_i64(g, l->block[0]), block = cuda_register(g, "ctaid.x");
+  Val at =
+      LLVMBuildNSWAdd(g->b, LLVMBuildNSWMul(g->b, block, size, ""), cuda_register(g, "tid.x"), "");
+  Val step = gen_i64(g, (int64_t)l->grid[0] * l->block[0]);
+  for (int i = 0; i < nest_n(g->k, g->part); i++) gen_nest(g, i, at, NULL, step);
+}
+
+typedef void FormFn(Gen *g, const CudaLaunch *l);
+static FormFn *const forms[] = {[CUDA_POINTS] = gen_points};
+
+/* ---- the function ---- */
+
+static void add_attribute(Gen *g, unsigned param, const char *name, uint64_t value) {
+  unsigned id = LLVMGetEnumAttributeKindForName(name, strlen(name));
+  LLVMAddAttributeAtIndex(g->fn, param + 1, LLVMCreateEnumAttribute(g->c, id, value));
+}
+
+/* Inputs that share no output's memory are read through the read-only cache. */
+static void add_buffer(Gen *g, const CudaArg *arg, unsigned param) {
+  const Kernel *k = g->k;
+  add_attribute(g, param, "align", 16);
+  if (arg->i < k->inputs.n && !k->inputs.v[arg->i].aligned && k->kind != K_SCATTER) {
+    add_attribute(g, param, "noalias", 0);
+    add_attribute(g, param, "readonly", 0);
+  }
+}
+
+static void declare(Gen *g, const CudaLaunch *l) {
+  LLVMTypeRef *args = arena_array(g->a, LLVMTypeRef, l->n_args), none = LLVMVoidTypeInContext(g->c);
+  for (int i = 0; i < l->n_args; i++) args[i] = l->args[i].kind == CUDA_INT ? g->i64 : g->ptr;
+  g->fn = LLVMAddFunction(g->m, l->entry, LLVMFunctionType(none, args, (unsigned)l->n_args, 0));
+  LLVMSetFunctionCallConv(g->fn, LLVMPTXKernelCallConv);
+  uint64_t threads = (uint64_t)l->block[0] * l->block[1] * l->block[2];
+  LLVMMetadataRef bound[3] = {LLVMValueAsMetadata(g->fn),
+                              LLVMMDStringInContext2(g->c, "maxntidx", 8),
+                              LLVMValueAsMetadata(LLVMConstInt(g->i32, threads, 0))};
+  LLVMAddNamedMetadataOperand(g->m, "nvvm.annotations",
+                              LLVMMetadataAsValue(g->c, LLVMMDNodeInContext2(g->c, bound, 3)));
+  gen_block(g, LLVMAppendBasicBlockInContext(g->c, g->fn, ""), 0);
+  gen_at(g, 0);
+  for (int i = 0; i < l->n_args; i++) {
+    Val p = LLVMGetParam(g->fn, (unsigned)i);
+    const CudaArg *arg = &l->args[i];
+    if (arg->kind == CUDA_RUN) g->ctx = p;
+    if (arg->kind != CUDA_BUF) continue;
+    g->bufs[arg->i] = p;
+    add_buffer(g, arg, (unsigned)i);
+  }
+  Val run[2];
+  for (int i = 0; i < 2; i++)
+    run[i] = LLVMBuildLoad2(g->b, g->i64,
+                            field(g, g->b, g->ctx,
+                                  i ? offsetof(CudaRun, step) : offsetof(CudaRun, seed)),
+                            "");
+  g->seed = run[0];
+  g->step = run[1];
+}
+
+bool gen_cuda(Gen *g, const Kernel *k, const CudaLaunch *l) {
+  if (!gen_start(g, (Kernel *)k, l->stage->part)) return false;
+  g->active = NULL;
+  declare(g, l);
+  forms[l->stage->form](g, l);
+  gen_at(g, 0);
+  LLVMBuildRetVoid(g->b);
+  return !g->failed;
+}
