@@ -43,8 +43,8 @@ static int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 /* "conv2d_relu_0123456789abcdef": without the kernel's number, so that equal code has one name. */
 static const char *entry_name(Planning *p, int launch) {
   const char *s = p->k->name;
-  while (*s == 'k' || (*s >= '0' && *s <= '9')) s++;
-  if (*s == '_') s++;
+  size_t number = *s == 'k' ? strspn(s + 1, "0123456789") : 0;
+  if (number && s[1 + number] == '_') s += 2 + number;
   uint64_t h = hash_bytes(p->key, &launch, sizeof launch);
   char *name = arena_fmt(p->a, "%s_%016llx", *s ? s : "kernel", (unsigned long long)h);
   for (char *c = name; *c; c++)
