@@ -103,9 +103,14 @@ bool checkpoint_save(const char *dir, Scope *s, const Program *p, uint64_t step,
 bool checkpoint_load(const char *dir, Scope *s, const Program *p, uint64_t *step, uint64_t *seed,
                      char **extra, Arena *a);
 bool checkpoint_exists(const char *dir); /* is there one, complete or not? */
-/* Persistable variables of p between a scope and a .pdiparams file. */
-bool scope_write_params(Scope *s, const Program *p, VfsOut *o); /* the bytes of such a file */
+/* Persistable variables of p between a scope and files. Path: a .pdiparams file, or (ending with / when saving) a folder
+ * with a file for each variable; loaded are also dictionaries, .pdparams with the .pdopt beside it. */
+bool scope_write_params(Scope *s, const Program *p, VfsOut *o); /* the bytes of a .pdiparams file */
 bool scope_save_params(Scope *s, const Program *p, const char *path);
 bool scope_load_params(Scope *s, const Program *p, const char *path);
+/* The same for a program that was cut down: stored is what the file was written for, wanted what must be there. */
+bool scope_load_values(Scope *s, const Program *stored, const Program *wanted, const char *path);
+/* The file or folder of parameters beside a program's file; NULL: none, or (error set) too many. */
+const char *values_beside(Arena *a, const Program *p, const char *path);
 
 #endif

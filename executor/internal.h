@@ -59,8 +59,13 @@ void scope_give(Scope *s, const char *name, const Tensor *value, const int64_t *
 void *scope_data(Scope *s, const char *name, const int64_t *layout, bool write, Pool *pool);
 /* The value in row-major order, its data in the arena if the scope does not hold it so; NULL if there is none. */
 Tensor *scope_copy(Scope *s, const char *name, Arena *a);
+/* A file in the .pdiparams layout; its large tensors stay where it is mapped. */
+bool scope_map_params(Scope *s, const Program *p, const char *path);
 /* All of them or, if memory is refused, none. */
 void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t);
+
+/* values.c: the file of one variable in a folder; NULL: its name leads out of it (E-PAR-001). */
+const char *param_file(Arena *a, const char *folder, const Var *v);
 
 /* save.c */
 typedef struct FileSum {

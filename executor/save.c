@@ -1,6 +1,8 @@
 /* Parameter files from a scope. In: a scope, and a program whose persistable variables are wanted. Out: a file in the
- * .pdiparams layout, written tensor by tensor, so that saving needs no memory of the file's size. */
+ * .pdiparams layout, written tensor by tensor, so that saving needs no memory of the file's size; or a folder with such a
+ * file for each variable. */
 #include "internal.h"
+#include <string.h>
 #include <zlib.h>
 
 static bool add(VfsOut *o, const void *data, size_t n, FileSum *sum) {
@@ -66,6 +68,35 @@ bool save_params(Scope *s, const Program *p, const char *path, FileSum *sum) {
   return vfs_out_close(o, ok) && ok;
 }
 
+/* A variable's own file; its name may hold folders. */
+static bool save_one(Scope *s, Arena *a, const char *folder, const Var *v) {
+  const char *path = param_file(a, folder, v);
+  if (!path || !vfs_mkdirs(arena_strn(a, path, (size_t)(strrchr(path, '/') - path)))) return false;
+  VfsOut *o = vfs_out_open(path);
+  if (!o) return false;
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    vfs_out_close(o, false);
+    mem_rethrow();
+  }
+  FileSum sum = {0};
+  bool ok = write_one(s, v->name, o, &sum);
+  mem_unguard(&guard);
+  return vfs_out_close(o, ok) && ok;
+}
+
+static bool save_each(Scope *s, const Program *p, const char *folder) {
+  Arena *a = arena_scratch();
+  Var **vars;
+  int n = params_list(p, a, &vars);
+  bool ok = all_there(s, n, vars);
+  for (int i = 0; ok && i < n; i++) ok = save_one(s, a, folder, vars[i]);
+  arena_free(a);
+  return ok;
+}
+
 bool scope_save_params(Scope *s, const Program *p, const char *path) {
-  return save_params(s, p, path, NULL);
+  size_t n = strlen(path);
+  bool folder = (n && path[n - 1] == '/') || vfs_is_dir(path);
+  return folder ? save_each(s, p, path) : save_params(s, p, path, NULL);
 }

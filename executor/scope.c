@@ -434,36 +434,26 @@ void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t)
   set_all(s, a, n, vars, t, NULL);
 }
 
-/* m->data is the file's content; m->n of it. */
-static bool take_params(Scope *s, const Program *p, const char *path, Arena *a, Mapping *m,
-                        bool mapped) {
+static bool take_mapped(Scope *s, const Program *p, const char *path, Arena *a, Mapping *m) {
   Var **vars;
   int n = params_list(p, a, &vars);
   Tensor *t = arena_array(a, Tensor, n + 1);
   if (!params_view(m->data, m->n, path, n, vars, t)) return false;
-  set_all(s, a, n, vars, t, mapped ? m : NULL);
+  set_all(s, a, n, vars, t, m);
   return true;
 }
 
-static bool map_params(Scope *s, const Program *p, const char *path, Arena *a) {
+bool scope_map_params(Scope *s, const Program *p, const char *path) {
+  Arena *a = arena_scratch();
   Mapping *m = mem_alloc(sizeof *m);
   MemGuard guard;
   if (MEM_GUARD(guard)) {
     drop_mapping(m);
     mem_rethrow();
   }
-  bool ok = vfs_map(path, &m->data, &m->n) && take_params(s, p, path, a, m, true);
+  bool ok = vfs_map(path, &m->data, &m->n) && take_mapped(s, p, path, a, m);
   mem_unguard(&guard);
   if (!m->live) drop_mapping(m);
-  return ok;
-}
-
-bool scope_load_params(Scope *s, const Program *p, const char *path) {
-  Arena *a = arena_scratch();
-  Mapping m = {0};
-  bool ok = strcmp(path, "-")
-                ? map_params(s, p, path, a)
-                : vfs_read(a, path, &m.data, &m.n) && take_params(s, p, path, a, &m, false);
   arena_free(a);
   return ok;
 }

@@ -369,7 +369,8 @@ KL_API kl_program *kl_clone(const kl_program *p); /* new */
 KL_API kl_program *kl_clone_for_test(const kl_program *p);
 /* NULL-ended lists */
 KL_API bool kl_prune(kl_program *p, const char *const *feeds, const char *const *targets);
-/* .pdiparams layout */
+/* All persistable variables of p. Saved is a file in the .pdiparams layout, or, if the path is a folder or ends with /, a
+ * file for each variable in it. Loaded are these and dictionaries of arrays, as NAME.pdparams with NAME.pdopt beside it. */
 KL_API bool kl_save_params(kl_exec *exe, const kl_program *p, const char *path);
 KL_API bool kl_load_params(kl_exec *exe, const kl_program *p, const char *path);
 /* PREFIX.pdmodel and PREFIX.pdiparams, pruned to the fetches; loading sets the parameters in the executor's scope. */

@@ -812,6 +812,10 @@ Program *prog_load(const char *path);
 Program *prog_load_any(const char *path);
 /* By extension: .kl text, otherwise ProgramDesc */
 bool prog_save(const Program *p, const char *path);
+/* The file in a folder that has one of the fixed names, else the only one that ends so (NULL-ended lists, best first).
+ * NULL: there is none, or (error set) there are several. */
+const char *path_in_folder(Arena *a, const char *folder, const char *const *fixed,
+                           const char *const *tails);
 /* params.c: tensors in the .pdiparams layout. */
 /* Entries back to back, in the given order. Large data starts at multiples of PARAMS_ALIGN, so that it can be mapped. */
 enum { PARAMS_ALIGN = 64, PARAMS_LARGE = 4096 };
@@ -827,6 +831,16 @@ bool params_decode(const uint8_t *bytes, size_t n_bytes, const char *file, int n
 /* The same, but the data stays where it is in `bytes`, on any alignment. */
 bool params_view(uint8_t *bytes, size_t n_bytes, const char *file, int n, Var *const *vars,
                  Tensor *out);
+
+/* One variable's own file, as a folder of parameters holds them: an entry, or selected rows, which become dense. Data may
+ * stay in `bytes`. */
+bool params_view_one(uint8_t *bytes, size_t n_bytes, const char *file, const Var *v, Arena *a,
+                     Tensor *out);
+/* Has the tensor the variable's type and shape (unknown dimensions fit any)? E-PAR-002 */
+bool params_fit(const Tensor *t, const Var *v);
+/* statedict.c: .pdparams and .pdopt files, dictionaries of arrays as pickles. Name -> Tensor*; data may stay in `bytes`. */
+bool pickle_is(const uint8_t *bytes, size_t n);
+Map *pickle_params(uint8_t *bytes, size_t n, const char *file, Arena *a);
 
 /* ---- Kernels: what fusion makes of a Graph ---- */
 

@@ -37,11 +37,10 @@ static int count_files(Arena *a, DIR *dir, const char *tail, const char **first)
   return n;
 }
 
-/* The path of the program in a folder. */
-static const char *find_in_folder(Arena *a, const char *folder) {
-  static const char *const fixed[] = {"__model__", "main.kl"}, *const tails[] = {".pdmodel", ".kl"};
-  for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) {
-    const char *path = arena_fmt(a, "%s/%s", folder, fixed[i]);
+const char *path_in_folder(Arena *a, const char *folder, const char *const *fixed,
+                           const char *const *tails) {
+  for (; *fixed; fixed++) {
+    const char *path = arena_fmt(a, "%s/%s", folder, *fixed);
     if (vfs_is_file(path)) return path;
   }
   DIR *dir = opendir(folder);
@@ -50,16 +49,24 @@ static const char *find_in_folder(Arena *a, const char *folder) {
     return NULL;
   }
   const char *path = NULL;
-  for (size_t i = 0; i < sizeof tails / sizeof *tails && !path && !err_any(); i++) {
+  for (; *tails && !path && !err_any(); tails++) {
     const char *first = NULL;
-    int n = count_files(a, dir, tails[i], &first);
+    int n = count_files(a, dir, *tails, &first);
     if (n == 1) path = arena_fmt(a, "%s/%s", folder, first);
     if (n > 1) {
-      err_set(E_IO_001, "the folder %s holds %d files *%s", quoted(folder), n, tails[i]);
+      err_set(E_IO_001, "the folder %s holds %d files *%s", quoted(folder), n, *tails);
       err_help("Name the one you mean, for example %s.", quoted(first));
     }
   }
   closedir(dir);
+  return path;
+}
+
+/* The path of the program in a folder. */
+static const char *find_in_folder(Arena *a, const char *folder) {
+  static const char *const fixed[] = {"__model__", "main.kl", NULL};
+  static const char *const tails[] = {".pdmodel", ".kl", NULL};
+  const char *path = path_in_folder(a, folder, fixed, tails);
   if (path || err_any()) return path;
   err_set(E_IO_001, "the folder %s holds no program", quoted(folder));
   err_help("A program is a file __model__, main.kl, *.pdmodel or *.kl.");

@@ -4,7 +4,11 @@
  *
  * A combined file is the entries of the persistable variables back to back in bytewise order of their names, without
  * names or counts. Reading first walks all headers and checks every size against what is left, then copies any data.
- * LoD levels are checked (whole offsets, from 0, not decreasing) and skipped. When writing, a description may be padded, so
+ * A variable's own file holds one such entry; that of selected rows begins otherwise:
+ *
+ *   u32 version = 0 | u64 R | R x i64 row | i64 height | u32 tensor version = 0 | i32 n | n bytes TensorDesc | data [R, ...]
+ *
+ * and becomes the dense tensor [height, ...], zero in the other rows. LoD levels are checked (whole offsets, from 0, not decreasing) and skipped. When writing, a description may be padded, so
  * that the data of large tensors is aligned and can be used where the file is mapped. */
 #include "ir.h"
 #include "kiln.pb-c.h"
@@ -89,6 +93,22 @@ static bool skip_level(Reader *r) {
   return true;
 }
 
+static bool take_tensor_head(Reader *r, int32_t *n_desc) {
+  const uint8_t *start = r->p;
+  uint32_t version = 0;
+  if (!take(r, &version, sizeof version, "a tensor's version")) return false;
+  if (version) return wrong_version(r, start, "tensor version", version);
+  start = r->p;
+  if (!take(r, n_desc, sizeof *n_desc, "the length of a description")) return false;
+  if (*n_desc < 0 || *n_desc > DESC_MOST) {
+    err_set(E_PAR_001, "not a parameter file: the description of %s would have %" PRId32 " bytes",
+            r->name, *n_desc);
+    return at(r, start);
+  }
+  return (size_t)(r->end - r->p) >= (size_t)*n_desc ||
+         too_short(r, (uint64_t)*n_desc, "a description");
+}
+
 static bool take_head(Reader *r, int32_t *n_desc) {
   const uint8_t *start = r->p;
   uint32_t version = 0;
@@ -102,18 +122,7 @@ static bool take_head(Reader *r, int32_t *n_desc) {
   }
   for (uint64_t i = 0; i < levels; i++)
     if (!skip_level(r)) return false;
-  start = r->p;
-  if (!take(r, &version, sizeof version, "a tensor's version")) return false;
-  if (version) return wrong_version(r, start, "tensor version", version);
-  start = r->p;
-  if (!take(r, n_desc, sizeof *n_desc, "the length of a description")) return false;
-  if (*n_desc < 0 || *n_desc > DESC_MOST) {
-    err_set(E_PAR_001, "not a parameter file: the description of %s would have %" PRId32 " bytes",
-            r->name, *n_desc);
-    return at(r, start);
-  }
-  return (size_t)(r->end - r->p) >= (size_t)*n_desc ||
-         too_short(r, (uint64_t)*n_desc, "a description");
+  return take_tensor_head(r, n_desc);
 }
 
 static void *desc_alloc(void *arena, size_t n) { return arena_alloc(arena, n); }
@@ -157,26 +166,30 @@ static bool shape_fits(const Tensor *t, const Var *v) {
   return true;
 }
 
-static bool fits_variable(const Reader *r, const uint8_t *start, const Tensor *t, const Var *v) {
+bool params_fit(const Tensor *t, const Var *v) {
   if (!v || v->dtype == DT_NONE || (v->dtype == t->dtype && shape_fits(t, v))) return true;
-  err_set(E_PAR_002, "%s is %s in the parameter file, %s in the program", r->name,
+  err_set(E_PAR_002, "%s is %s in the parameter file, %s in the program", quoted(v->name),
           shape_text(t->dtype, t->rank, t->dims),
           shape_text(v->dtype, v->rank < 0 ? 0 : v->rank, v->dims));
   err_help("The parameters belong to another program, or to another version of it.");
-  return at(r, start);
+  return false;
 }
 
-static bool take_entry(Reader *r, Arena *tmp, const Var *v, Tensor *t, const uint8_t **data) {
-  const uint8_t *start = r->p;
-  int32_t n_desc = 0;
-  if (!take_head(r, &n_desc) || !take_desc(r, tmp, n_desc, t)) return false;
-  if (!fits_variable(r, start, t, v)) return false;
+static bool take_data(Reader *r, const Tensor *t, const uint8_t **data) {
   size_t bytes = tensor_bytes(t);
   if ((size_t)(r->end - r->p) < bytes)
     return too_short(r, bytes, shape_text(t->dtype, t->rank, t->dims));
   *data = r->p;
   r->p += bytes;
   return true;
+}
+
+static bool take_entry(Reader *r, Arena *tmp, const Var *v, Tensor *t, const uint8_t **data) {
+  const uint8_t *start = r->p;
+  int32_t n_desc = 0;
+  if (!take_head(r, &n_desc) || !take_desc(r, tmp, n_desc, t)) return false;
+  if (!params_fit(t, v)) return at(r, start);
+  return take_data(r, t, data);
 }
 
 /* Into the arena, or NULL: as it stands. Truth values become 0 or 1. */
@@ -236,6 +249,102 @@ bool params_decode(const uint8_t *bytes, size_t n_bytes, const char *file, int n
 bool params_view(uint8_t *bytes, size_t n_bytes, const char *file, int n, Var *const *vars,
                  Tensor *out) {
   return params_decode(bytes, n_bytes, file, n, vars, NULL, out);
+}
+
+/* ---- one variable's own file ---- */
+
+typedef struct Rows {
+  uint64_t n;
+  const uint8_t *at; /* n x i64, on any alignment */
+  int64_t height;
+} Rows;
+
+static bool take_rows(Reader *r, Rows *rows) {
+  uint32_t version = 0;
+  if (!take(r, &version, sizeof version, "a version")) return false;
+  if (version) return wrong_version(r, r->base, "version", version);
+  if (!take(r, &rows->n, sizeof rows->n, "a number of rows")) return false;
+  uint64_t most = (uint64_t)(r->end - r->p) / 8;
+  if (rows->n > most) return too_short(r, UINT64_MAX, "the numbers of rows");
+  rows->at = r->p;
+  r->p += 8 * rows->n;
+  return take(r, &rows->height, sizeof rows->height, "a height");
+}
+
+/* The rows in their places of a zero tensor; a row that is there twice counts twice. */
+static bool spread_rows(const Reader *r, const Rows *rows, const Tensor *t, Tensor *out, Arena *a) {
+  size_t width = rows->n ? tensor_bytes(t) / rows->n : 0;
+  int64_t numel;
+  out->dims[0] = rows->height;
+  if (!dims_numel(t->dtype, t->rank, out->dims, &numel)) return at(r, rows->at);
+  if (tensor_bytes(out) > ((size_t)32 << 20) + 2 * (size_t)(r->end - r->base)) {
+    err_set(E_MEM_002, "%s has %s rows of %s; that many are not made dense", r->name,
+            grouped(rows->n), grouped((uint64_t)rows->height));
+    return at(r, rows->at);
+  }
+  const Tensor shape = *out;
+  if (!tensor_make(out, a, t->dtype, t->rank, shape.dims)) return false;
+  Tensor row = {.dtype = t->dtype,
+                .rank = 1,
+                .dims = {t->rank && width ? (int64_t)width / dtype_info[t->dtype].size : 0}};
+  Tensor to = row;
+  row.data = arena_alloc(a, width + 1);
+  for (uint64_t i = 0; i < rows->n; i++) {
+    int64_t k;
+    memcpy(&k, rows->at + 8 * i, sizeof k);
+    if (k < 0 || k >= rows->height) {
+      err_set(E_PAR_001, "%s has a row %" PRId64 " of %" PRId64, r->name, k, rows->height);
+      return at(r, rows->at + 8 * i);
+    }
+    memcpy(row.data, (const char *)t->data + i * width, width);
+    to.data = (char *)out->data + (size_t)k * width;
+    for (int64_t e = 0; e < row.dims[0]; e++)
+      tensor_set(&to, e, tensor_get(&to, e) + tensor_get(&row, e));
+  }
+  return true;
+}
+
+static bool take_selected(Reader *r, Arena *tmp, const Var *v, Arena *a, Tensor *out) {
+  Rows rows = {0};
+  int32_t n_desc = 0;
+  Tensor t = {0};
+  const uint8_t *data = NULL;
+  bool ok = take_rows(r, &rows) && take_tensor_head(r, &n_desc) && take_desc(r, tmp, n_desc, &t) &&
+            take_data(r, &t, &data);
+  if (!ok) return false;
+  if (t.rank < 1 || (uint64_t)t.dims[0] != rows.n) {
+    err_set(E_PAR_001, "%s has %s rows, its tensor is %s", r->name, grouped(rows.n),
+            shape_text(t.dtype, t.rank, t.dims));
+    return at(r, r->base);
+  }
+  put_data(NULL, (uint8_t *)data, &t);
+  *out = t;
+  return spread_rows(r, &rows, &t, out, a) && (params_fit(out, v) || at(r, r->base));
+}
+
+__attribute__((noinline)) static bool take_one(Reader *r, Arena *tmp, const Var *v, Arena *a,
+                                               Tensor *out) {
+  const uint8_t *data;
+  r->name = arena_str(tmp, quoted(v->name));
+  memset(out, 0, sizeof *out);
+  bool rows = v->kind == VK_SELECTED_ROWS;
+  if (rows ? !take_selected(r, tmp, v, a, out) : !take_entry(r, tmp, v, out, &data)) return false;
+  if (r->p != r->end) {
+    err_set(E_PAR_003, "%s bytes are left over after %s", grouped((uint64_t)(r->end - r->p)),
+            r->name);
+    return at(r, r->p);
+  }
+  if (!rows) put_data(NULL, (uint8_t *)data, out);
+  return true;
+}
+
+bool params_view_one(uint8_t *bytes, size_t n_bytes, const char *file, const Var *v, Arena *a,
+                     Tensor *out) {
+  Arena *tmp = arena_scratch();
+  Reader r = {bytes, bytes, bytes + n_bytes, file, ""};
+  bool ok = take_one(&r, tmp, v, a, out);
+  arena_free(tmp);
+  return ok;
 }
 
 /* ---- which variables ---- */

@@ -267,7 +267,8 @@ int verb_dump(int argc, char **argv) {
   while (f < n_formats && strcmp(formats[f].name, format)) f++;
   if (f == n_formats)
     return usage_error("dump: --format %s is not text, dot or json", quoted(format));
-  Model m = {.arena = arena_new(), .path = args.v[0], .prog = prog_load_any(args.v[0])};
+  Model m = {.arena = arena_new(), .path = args.v[0], .stored = prog_load_any(args.v[0])};
+  m.prog = m.stored;
   Str s;
   bool ok = m.prog;
   if (ok) {
@@ -292,7 +293,8 @@ int verb_convert(int argc, char **argv) {
   const char *dot = strrchr(out, '.');
   if (!dot || (strcmp(dot, ".kl") && strcmp(dot, ".pdmodel") && strcmp(out, "__model__")))
     return usage_error("convert: %s ends in neither .kl nor .pdmodel", quoted(out));
-  Model m = {.arena = arena_new(), .path = args.v[0], .prog = prog_load_any(args.v[0])};
+  Model m = {.arena = arena_new(), .path = args.v[0], .stored = prog_load_any(args.v[0])};
+  m.prog = m.stored;
   bool ok = m.prog && prog_save(m.prog, out);
   model_close(&m);
   return ok ? 0 : report();

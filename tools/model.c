@@ -12,39 +12,13 @@ double wall_seconds(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* NAME.pdmodel -> NAME.pdiparams; __model__ -> __params__ in the same folder. */
-static const char *params_beside(Arena *a, const char *path) {
-  const char *dot = strrchr(path, '.'), *slash = strrchr(path, '/');
-  if (dot && (!slash || dot > slash)) {
-    const char *p = arena_fmt(a, "%.*s.pdiparams", (int)(dot - path), path);
-    if (vfs_is_file(p)) return p;
-  }
-  const char *p = slash ? arena_fmt(a, "%.*s/__params__", (int)(slash - path), path) : "__params__";
-  return !strcmp(slash ? slash + 1 : path, "__model__") && vfs_is_file(p) ? p : NULL;
-}
-
 bool model_open(Model *m, const char *path, const char *params) {
   *m = (Model){.arena = arena_new(), .path = path};
-  m->prog = prog_load(path);
-  if (m->prog)
-    m->params = params ? params : params_beside(m->arena, m->prog->file ? m->prog->file : path);
-  return m->prog != NULL;
-}
-
-void model_close(Model *m) {
-  if (m->prog) prog_free(m->prog);
-  arena_free(m->arena);
-}
-
-bool model_load_params(const Model *m, Scope *s) {
-  Var **vars;
-  if (m->params) return scope_load_params(s, m->prog, m->params);
-  int n = params_list(m->prog, m->arena, &vars);
-  if (!n) return true;
-  err_set(E_RUN_001, "the program has %d parameters, but no parameter file", n);
-  err_where("%s", m->path);
-  err_help("give one with --params FILE");
-  return false;
+  m->prog = m->stored = prog_load(path);
+  if (!m->prog) return false;
+  const char *file = m->prog->file ? m->prog->file : path;
+  m->params = params ? params : values_beside(m->arena, m->prog, file);
+  return !err_any();
 }
 
 static bool written(const Block *b, const char *name) {
@@ -52,6 +26,53 @@ static bool written(const Block *b, const char *name) {
     for (int s = 0; s < b->ops.v[i]->outs.n; s++)
       for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++)
         if (!strcmp(b->ops.v[i]->outs.v[s].args[k], name)) return true;
+  return false;
+}
+
+static int training_ops(const Program *p) {
+  int n = 0;
+  for (int b = 0; b < p->blocks.n; b++)
+    for (int i = 0; i < p->blocks.v[b]->ops.n; i++)
+      n +=
+          (op_role(p->blocks.v[b]->ops.v[i]) & (ROLE_BACKWARD | ROLE_OPTIMIZE | ROLE_LRSCHED)) != 0;
+  return n;
+}
+
+static bool computes(const Program *p, const char *name) {
+  const Var *v = block_var(p->blocks.v[0], name);
+  return v && (v->persistable || written(p->blocks.v[0], name));
+}
+
+bool model_for_inference(Model *m, int n, const char *const *fetches) {
+  int dropped = training_ops(m->prog);
+  if (!dropped) return true;
+  Program *p = prog_clone_for_test(m->prog);
+  if (!p) return false;
+  bool all = true;
+  for (int i = 0; i < n; i++) all = all && computes(p, fetches[i]);
+  if (!all) return prog_free(p), true;
+  fprintf(stderr,
+          "note: %s trains; %d operators of its backward pass and updates are left out, the "
+          "others behave as in testing\n",
+          m->path, dropped);
+  m->prog = p;
+  return true;
+}
+
+void model_close(Model *m) {
+  if (m->prog != m->stored) prog_free(m->prog);
+  prog_free(m->stored);
+  arena_free(m->arena);
+}
+
+bool model_load_params(const Model *m, Scope *s) {
+  Var **vars;
+  if (m->params) return scope_load_values(s, m->stored, m->prog, m->params);
+  int n = params_list(m->prog, m->arena, &vars);
+  if (!n) return true;
+  err_set(E_RUN_001, "the program has %d parameters, but no parameter file", n);
+  err_where("%s", m->path);
+  err_help("give one with --params FILE");
   return false;
 }
 
@@ -83,17 +104,49 @@ int model_feeds(const Model *m, Var ***vars) {
   return n;
 }
 
+/* Results of an operator that are no state. */
+static int op_results(const Op *op, const char **names) {
+  int n = 0;
+  for (int s = 0; s < op->outs.n; s++)
+    for (int k = 0; k < op->outs.v[s].n && n < LIST_MAX; k++) {
+      const Var *v = block_var(op->block, op->outs.v[s].args[k]);
+      if (v && !v->persistable) names[n++] = v->name;
+    }
+  return n;
+}
+
 int model_fetches(const Model *m, const char ***names) {
   const Block *b = m->prog->blocks.v[0];
   *names = arena_array(m->arena, const char *, LIST_MAX);
   int n = kl_fetch_names(m->prog, *names, LIST_MAX);
   if (n > 0) return n < LIST_MAX ? n : LIST_MAX;
-  for (int i = b->ops.n - 1; i >= 0 && !n; i--)
-    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
-      for (int k = 0; k < b->ops.v[i]->outs.v[s].n && n < LIST_MAX; k++) {
-        const Var *v = block_var(b, b->ops.v[i]->outs.v[s].args[k]);
-        if (v && !v->persistable) (*names)[n++] = v->name;
-      }
+  for (int i = b->ops.n - 1; i >= 0 && !n; i--) n = op_results(b->ops.v[i], *names);
+  return n;
+}
+
+static bool has_inputs(const Map *known, const Op *op) {
+  for (int s = 0; s < op->ins.n; s++)
+    for (int k = 0; k < op->ins.v[s].n; k++) {
+      const char *name = op->ins.v[s].args[k];
+      const Var *v = block_find_var(op->block, name);
+      if (strcmp(name, "@EMPTY@") && !(v && v->persistable) && !map_get(known, name)) return false;
+    }
+  return true;
+}
+
+int model_reached(const Model *m, int n_feeds, const Feed *feeds, const char ***names) {
+  const Block *b = m->prog->blocks.v[0];
+  int n = model_fetches(m, names);
+  if (kl_fetch_names(m->prog, (const char *[1]){NULL}, 1) > 0) return n;
+  Map *known = map_new(m->arena);
+  for (int i = 0; i < n_feeds; i++) map_put(known, feeds[i].name, known);
+  for (int i = 0; i < b->ops.n; i++) {
+    const Op *op = b->ops.v[i];
+    if (!has_inputs(known, op)) continue;
+    int k = op_results(op, *names);
+    n = k ? k : n;
+    for (int j = 0; j < k; j++) map_put(known, (*names)[j], known);
+  }
   return n;
 }
 

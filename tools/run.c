@@ -41,19 +41,21 @@ static bool run_model(const Options *o, const char *path) {
   Dataset d = {0};
   Scope *s = scope_new();
   Executor *e = NULL;
-  bool ok = device_ok(o->device) && model_open(&m, path, o->params);
-  if (!ok) return scope_free(s), false;
-  ok = model_load_params(&m, s) && dataset_read(&d, m.prog, &o->feeds);
+  if (!device_ok(o->device)) return scope_free(s), false;
+  bool ok = model_open(&m, path, o->params);
   Feed feeds[LIST_MAX];
-  const char **specs, *names[LIST_MAX];
+  const char **own, *names[LIST_MAX];
   Tensor out[LIST_MAX] = {0};
   int n = o->fetches.n;
-  if (ok && !n) n = model_fetches(&m, &specs);
-  for (int i = 0; ok && i < n; i++) {
-    const char *spec = o->fetches.n ? o->fetches.v[i] : specs[i];
-    names[i] = arena_strn(m.arena, spec, strcspn(spec, "="));
-  }
+  for (int i = 0; ok && i < n; i++)
+    names[i] = arena_strn(m.arena, o->fetches.v[i], strcspn(o->fetches.v[i], "="));
+  ok = ok && model_for_inference(&m, n, names) && model_load_params(&m, s) &&
+       dataset_read(&d, m.prog, &o->feeds);
   for (int i = 0; i < d.n; i++) feeds[i] = (Feed){d.col[i].name, &d.col[i].all};
+  if (ok && !n) {
+    n = model_reached(&m, d.n, feeds, &own);
+    for (int i = 0; i < n; i++) names[i] = own[i];
+  }
   ok = ok && (e = exec_new(&o->exec)) && exec_run(e, s, m.prog, d.n, feeds, n, names, out);
   for (int i = 0; ok && i < n; i++)
     ok = deliver(m.arena, o->fetches.n ? o->fetches.v[i] : names[i], &out[i]);
@@ -105,9 +107,7 @@ static bool eval_model(const Options *o, const char *main, const char *params) {
   int n = 0;
   const char **names;
   double sums[LIST_MAX] = {0};
-  const char *file =
-      vfs_is_dir(params) ? arena_fmt(m.arena, "%s/params.pdiparams", params) : params;
-  bool ok = scope_load_params(s, m.prog, file) && dataset_open(&d, m.prog, &o->feeds) &&
+  bool ok = scope_load_params(s, m.prog, params) && dataset_open(&d, m.prog, &o->feeds) &&
             split_names(m.arena, o->fetch_text, &n, &names) && (e = exec_new(&o->exec));
   for (int64_t at = 0; ok && at < d.rows; at += o->batch) {
     int64_t end = at + o->batch < d.rows ? at + o->batch : d.rows;

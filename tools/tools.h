@@ -56,17 +56,22 @@ extern bool error_json;
 /* model.c: programs with their parameters. */
 typedef struct Model {
   Arena *arena;
-  Program *prog;
+  Program *prog, *stored;    /* stored: as in the file, if prog has been cut down */
   const char *path, *params; /* params: NULL if there is no parameter file */
 } Model;
 /* Params: --params, or NULL to look beside the program */
 bool model_open(Model *m, const char *path, const char *params);
+/* A program that trains, but is to run as it is used, loses its backward and update operators, with a note; unless one of the
+ * fetches needs them. */
+bool model_for_inference(Model *m, int n, const char *const *fetches);
 bool model_load_params(const Model *m, Scope *s);
 void model_close(Model *m);
 /* The variables a run must feed, and what it fetches when nothing is asked for: feed and fetch operators' variables, or
  * data inputs and the last operator's outputs. Arrays in the model's arena. */
 int model_feeds(const Model *m, Var ***vars);
 int model_fetches(const Model *m, const char ***names);
+/* The same, but without fetch operators: the outputs of the last operator that can be computed from these feeds. */
+int model_reached(const Model *m, int n_feeds, const Feed *feeds, const char ***names);
 /* Every tensor that an operator writes, persistable ones left out; once each, in program order. */
 int model_outputs(const Model *m, const char ***names);
 /* "x=8x3x224x224" items; unnamed dims of other feeds become 1. Tensors without data, in the arena. */

@@ -1,0 +1,164 @@
+"""Program and parameter files between PaddlePaddle and Kiln.
+
+usage: files.py BUILD [--write FOLDER]
+
+Each network is saved by PaddlePaddle in every form that it has: static.save in protocols 2 to 4, save_inference_model as two
+files, save_combine and save_vars beside __model__, SelectedRows by the `save` operator. Kiln runs each and must give what
+PaddlePaddle gives. Then the files of tests/fixtures go through Kiln: `kiln convert` once gives what PaddlePaddle loads and
+runs with the same results, and once more the same bytes. --write makes the files of tests/data/static.
+"""
+import argparse, glob, pickle, shutil, sys, tempfile, traceback
+from common import *
+import paddle
+import paddle.static as static
+
+F = paddle.nn.functional
+
+
+def network():
+    x = static.data("x", [-1, 6], "float32")
+    y = static.data("y", [-1, 1], "int64")
+    h = static.nn.batch_norm(static.nn.fc(x, 5, activation="relu", name="enc/one"))
+    out = F.softmax(static.nn.fc(F.dropout(h, 0.3), 3))
+    loss = paddle.mean(F.cross_entropy(out, y, use_softmax=False))
+    return x, y, out, loss
+
+
+def build():
+    paddle.seed(3)
+    main, startup = static.Program(), static.Program()
+    with static.program_guard(main, startup), paddle.utils.unique_name.guard():
+        x, y, out, loss = network()
+        paddle.optimizer.Adam(0.01).minimize(loss)
+    exe = static.Executor(paddle.CPUPlace())
+    exe.run(startup)
+    rng = np.random.RandomState(5)
+    d = {"x": rng.randn(8, 6).astype("float32"), "y": rng.randint(0, 3, (8, 1)).astype("int64")}
+    exe.run(main, feed=d)
+    return main, startup, exe, d, x, out, loss
+
+
+def values(program):
+    names = [v.name for v in program.list_vars() if v.persistable and v.name not in ("feed", "fetch")]
+    return {n: np.array(static.global_scope().find_var(n).get_tensor()) for n in names}
+
+
+def save_forms(folder, main, exe, x, out):
+    """{form: (model, flags of kiln run)}"""
+    forms = {}
+    for protocol in (2, 3, 4):
+        static.save(main, f"{folder}/p{protocol}/net", protocol=protocol)
+        forms[f"static.save protocol {protocol}"] = (f"{folder}/p{protocol}/net.pdmodel", [])
+    static.save_inference_model(f"{folder}/inf/net", [x], [out], exe, program=main)
+    forms["save_inference_model"] = (f"{folder}/inf/net.pdmodel", [])
+    model, _, _ = static.load_inference_model(f"{folder}/inf/net", exe)
+    for form, arguments in ("__params__", {"filename": "__params__"}), ("files of variables", {}):
+        where = f"{folder}/{form.split()[0]}"
+        os.makedirs(where)
+        static.io.save_vars(exe, where, model, predicate=static.io.is_persistable, **arguments)
+        shutil.copy(f"{folder}/inf/net.pdmodel", f"{where}/__model__")
+        forms[form] = (where, [])
+    paddle.save(paddle.static.Program.parse_from_string(main.desc.serialize_to_string()), f"{folder}/raw.pdmodel")
+    write_params(f"{folder}/all.pdiparams", values(main))
+    forms["paddle.save of a program"] = (f"{folder}/raw.pdmodel", ["--params", f"{folder}/all.pdiparams"])
+    return forms
+
+
+def round_trip(build_folder, path, folder):
+    once, twice = f"{folder}/once.pdmodel", f"{folder}/twice.pdmodel"
+    kiln(build_folder, "convert", path, "-o", once)
+    kiln(build_folder, "convert", once, "-o", twice)
+    if open(once, "rb").read() != open(twice, "rb").read():
+        raise KilnError("the second round trip gives other bytes")
+    with open(once, "rb") as f:
+        return static.Program.parse_from_string(f.read())
+
+
+def fixture(build_folder, path, folder):
+    """Worst difference of the outputs that PaddlePaddle computes before and after."""
+    worst = 0.0
+    read = lambda p: static.Program.parse_from_string(open(p, "rb").read())
+    programs = [read(f"{path}/main.pdmodel"), round_trip(build_folder, f"{path}/main.pdmodel", folder)]
+    feeds = {os.path.basename(f)[5:-4].replace("%", "/"): np.load(f) for f in glob.glob(f"{path}/feed-*.npy")}
+    names = [os.path.basename(f)[6:-4].replace("%", "/") for f in glob.glob(f"{path}/fetch-*.npy")]
+    results = []
+    for p in programs:
+        with static.scope_guard(static.Scope()):
+            exe = static.Executor(paddle.CPUPlace())
+            if os.path.exists(f"{path}/startup.pdmodel"):
+                paddle.seed(1)
+                exe.run(read(f"{path}/startup.pdmodel"))
+            else:
+                block = p.global_block()
+                wanted = [v.name for v in p.list_vars() if v.persistable and v.name not in ("feed", "fetch")]
+                for n, v in read_params(f"{path}/first.pdiparams", wanted).items():
+                    static.global_scope().var(n).get_tensor().set(v, paddle.CPUPlace())
+            ends = {op.type for op in p.global_block().ops} & {"feed", "fetch"}
+            fetch = [p.global_block().var(n) for n in names]
+            results.append(exe.run(p, feed={n: v[0] for n, v in feeds.items()}, fetch_list=fetch))
+    return max(error(a, b) for a, b in zip(*results))
+
+
+def write(folder):
+    main, startup, exe, d, x, out, loss = build()
+    for block in main.blocks:
+        for op in block.ops:
+            if op.has_attr("op_callstack"):
+                op._set_attr("op_callstack", [])
+    with tempfile.TemporaryDirectory() as tmp:
+        for protocol in (2, 4):
+            static.save(main, f"{tmp}/net", protocol=protocol)
+            for kind in ("pdparams", "pdopt"):
+                shutil.copy(f"{tmp}/net.{kind}", f"{folder}/p{protocol}.{kind}")
+        shutil.copy(f"{tmp}/net.pdmodel", f"{folder}/net.pdmodel")
+        whole = pickle.load(open(f"{tmp}/net.pdparams", "rb"))
+    name = sorted(whole)[-1]  # as PaddlePaddle cuts what is larger than 2^30 bytes
+    flat, slices = whole.pop(name), {}
+    shape, flat = flat.shape, flat.flatten()
+    for i in range(3):
+        whole[f"{name}@@.{i}"] = flat[i * (len(flat) // 3 + 1):(i + 1) * (len(flat) // 3 + 1)]
+        slices.setdefault("slices", []).append(f"{name}@@.{i}")
+    whole["UnpackBigParamInfor@@"] = {name: {"OriginShape": shape, **slices}}
+    column = sorted(whole)[1]
+    whole[column] = np.asfortranarray(whole[column])
+    with open(f"{folder}/sliced.pdparams", "wb") as f:
+        pickle.dump(whole, f, protocol=2)
+    write_params(f"{folder}/all.pdiparams", values(main))
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("build")
+    p.add_argument("--write")
+    a = p.parse_args()
+    paddle.enable_static()
+    if a.write:
+        return write(a.write)
+    failed = 0
+
+    def report(name, fn):
+        nonlocal failed
+        try:
+            e = fn()
+            bad = not e <= 1e-5
+            print(f"{name:40} {e:8.1e}{'  FAILED' if bad else ''}", flush=True)
+        except Exception as e:
+            bad = True
+            print(f"{name:40} FAILED: {e if isinstance(e, KilnError) else traceback.format_exc()}", flush=True)
+        failed += bad
+
+    with tempfile.TemporaryDirectory() as tmp:
+        with static.scope_guard(static.Scope()):
+            net, startup, exe, d, x, out, loss = build()
+            want = exe.run(net.clone(for_test=True), feed=d, fetch_list=[out])[0]
+            forms = save_forms(tmp, net, exe, x, out)
+        for form, (model, flags) in forms.items():
+            report(form, lambda: error(run(a.build, model, tmp, {"x": d["x"]}, [out.name], *flags)[out.name], want))
+        for path in sorted(glob.glob("tests/fixtures/*")):
+            report(f"{path} through kiln convert", lambda: fixture(a.build, path, tmp))
+    print(f"{failed} failed" if failed else "all agree")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
