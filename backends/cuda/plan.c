@@ -54,7 +54,7 @@ static const char *entry_name(Planning *p, int launch) {
 }
 
 /* A launch whose arguments are all buffers and the run. */
-static CudaLaunch *launch(Planning *p, CudaForm form, LoopPart part, int64_t blocks, int threads) {
+static CudaStage *launch(Planning *p, CudaForm form, LoopPart part, int64_t blocks, int threads) {
   CudaPlan *plan = p->plan;
   Kernel *k = p->k;
   CudaLaunch *l = &plan->launch[plan->n];
@@ -70,7 +70,7 @@ static CudaLaunch *launch(Planning *p, CudaForm form, LoopPart part, int64_t blo
   for (int i = 0; i < n; i++) l->args[i] = (CudaArg){CUDA_BUF, i, 0};
   l->args[n].kind = CUDA_RUN;
   plan->n++;
-  return l;
+  return s;
 }
 
 static Gen *nests_of(Planning *p, LoopPart part) {
@@ -79,17 +79,135 @@ static Gen *nests_of(Planning *p, LoopPart part) {
   return g;
 }
 
+int cuda_points_vector(Gen *g, const Nest *t) {
+  enum { FEW = 8192 }; /* threads that are more use than vectors */
+  if (t->n_out == 0 || (t->red && !t->unroll)) return 1;
+  int v = cuda_vector(g, t, &t->out[t->n_out - 1]);
+  return t->rows / v < FEW ? 1 : v;
+}
+
+static int64_t most_blocks(int64_t n) { return n < CUDA_MOST_BLOCKS ? n : CUDA_MOST_BLOCKS; }
+
 static bool plan_points(Planning *p, LoopPart part) {
   Gen *g = nests_of(p, part);
-  int64_t points = 0;
+  int64_t threads = 0;
   for (int i = 0; i < nest_n(p->k, part); i++) {
     Nest t;
     nest_plan(g, i, &t);
-    if (t.rows > points) points = t.rows;
+    int64_t n = t.rows / cuda_points_vector(g, &t);
+    if (n > threads) threads = n;
   }
-  int64_t blocks = div_up(points, CUDA_THREADS);
-  if (blocks > CUDA_MOST_BLOCKS) blocks = CUDA_MOST_BLOCKS;
-  if (points) launch(p, CUDA_POINTS, part, blocks, CUDA_THREADS);
+  if (threads)
+    launch(p, CUDA_POINTS, part, most_blocks(div_up(threads, CUDA_THREADS)), CUDA_THREADS);
+  return true;
+}
+
+static bool plan_tiles(Planning *p, Gen *g, const Nest *t) {
+  int a, b;
+  if (!cuda_transposes(g, t, &a, &b)) return plan_points(p, g->part);
+  int64_t ea = t->out[a].ext, eb = t->out[b].ext;
+  int64_t blocks = div_up(ea, CUDA_TILE) * div_up(eb, CUDA_TILE) * (t->rows / ea / eb);
+  CudaStage *s = launch(p, CUDA_TILES, g->part, most_blocks(blocks), CUDA_THREADS);
+  s->a = a;
+  s->b = b;
+  return true;
+}
+
+/* ---- reductions ---- */
+
+enum { MOST_TEAM = 512, MANY_THREADS = 132 * 1024, LEAST_POINTS = 8 /* of a lane */ };
+
+/* Neighbouring threads are of one team where the summed axis is contiguous, else of different teams. */
+static void team_shape(Gen *g, const Nest *t, CudaStage *s) {
+  const Axis *sum = t->n_sum ? &t->sum[t->n_sum - 1] : NULL,
+             *out = t->n_out ? &t->out[t->n_out - 1] : NULL;
+  s->columns = t->columns && out;
+  s->vec = s->columns || t->n_sums < 128 ? 1 : cuda_vector(g, t, sum);
+  s->lanes = s->teams = 1;
+  int64_t points = t->n_sums / s->vec;
+  int least = s->columns ? 1 : 32, width = s->columns ? 32 : 1;
+  while (s->columns && s->teams < width && s->teams < t->rows) s->teams *= 2;
+  while (s->lanes < least && s->lanes < points) s->lanes *= 2;
+  while (s->lanes * s->teams < MOST_TEAM && points >= LEAST_POINTS * s->lanes &&
+         t->rows * s->lanes < MANY_THREADS)
+    s->lanes *= 2;
+  while (!s->columns && s->teams * s->lanes < CUDA_THREADS && s->teams < t->rows) s->teams *= 2;
+  while (s->columns && s->teams * s->lanes < CUDA_THREADS / 2 && s->teams < t->rows) s->teams *= 2;
+  while (s->teams * s->lanes < 32) s->teams *= 2;
+}
+
+static bool plan_teams(Planning *p, Gen *g, const Nest *t) {
+  CudaStage shape = {0};
+  if (t->rows == 0) return true;
+  team_shape(g, t, &shape);
+  CudaStage *s = launch(p, CUDA_TEAMS, g->part, most_blocks(div_up(t->rows, shape.teams)),
+                        shape.lanes * shape.teams);
+  s->vec = shape.vec;
+  s->lanes = shape.lanes;
+  s->teams = shape.teams;
+  s->columns = shape.columns;
+  return true;
+}
+
+static bool plan_nest(Planning *p, LoopPart part) {
+  Gen *g = nests_of(p, part);
+  Nest t;
+  if (nest_n(p->k, part) > 1) return plan_points(p, part);
+  nest_plan(g, 0, &t);
+  if (t.red && !t.unroll) return plan_teams(p, g, &t);
+  return t.roots.n && !t.red && p->k->kind == K_LOOP ? plan_tiles(p, g, &t) : plan_points(p, part);
+}
+
+/* ---- scatter, sort ---- */
+
+int cuda_slot(const Kernel *k, const Node *n) {
+  for (;; n = n->in[0]) {
+    for (int i = 0; i < k->inputs.n; i++) {
+      const Node *in = k->inputs.v[i].node;
+      while (in != n && in->prim == P_RESHAPE) in = in->in[0];
+      if (in == n) return i;
+    }
+    if (n->prim != P_RESHAPE) return -1;
+  }
+}
+
+static bool stored(const Planning *p) {
+  for (int i = 0; i < p->k->core->n_in; i++)
+    if (cuda_slot(p->k, p->k->core->in[i]) < 0)
+      return err_set(E_GEN_002, "kernel %s: an operand is not stored", quoted(p->k->name));
+  return true;
+}
+
+/* As many classes as give enough threads; each reads all indices of its column. */
+static bool plan_scatter(Planning *p) {
+  enum { ENOUGH = 1 << 16, MOST_CLASSES = 4096 };
+  const Node *n = p->k->core;
+  int64_t columns = n->dims[n->i] ? node_numel(n) / n->dims[n->i] : 0, classes = 1;
+  if (!stored(p)) return false;
+  while (classes < n->dims[n->i] && classes < MOST_CLASSES && columns * classes < ENOUGH)
+    classes *= 2;
+  if (columns)
+    launch(p, CUDA_SCATTER, LOOP_MAIN, most_blocks(div_up(columns * classes, CUDA_THREADS)),
+           CUDA_THREADS)
+        ->classes = classes;
+  return true;
+}
+
+/* Runs, then merges between the workspace and the output, the last one into the output. */
+static bool plan_sort(Planning *p) {
+  const Node *n = p->k->core;
+  int64_t length = n->dims[n->rank - 1], all = node_numel(n), run = CUDA_RUN_SIZE;
+  int merges = 0, out = p->k->inputs.n, work = p->k->inputs.n + p->k->outputs.n;
+  if (!stored(p)) return false;
+  while (run << merges < length) merges++;
+  if (merges) p->plan->workspace = all * 8;
+  int64_t blocks = most_blocks(div_up(all, CUDA_THREADS));
+  for (int i = 0; i <= merges && all; i++) {
+    CudaStage *s = launch(p, i ? CUDA_MERGE : CUDA_RUNS, LOOP_MAIN, blocks, CUDA_THREADS);
+    s->run = i ? run << (i - 1) : run;
+    s->to = (merges - i) % 2 ? work : out;
+    s->from = (merges - i) % 2 ? out : work;
+  }
   return true;
 }
 
@@ -97,8 +215,8 @@ static bool plan_points(Planning *p, LoopPart part) {
 
 typedef bool PlanFn(Planning *p);
 
-static bool plan_loop(Planning *p) { return plan_points(p, LOOP_MAIN); }
-static bool plan_contract(Planning *p) { return plan_points(p, LOOP_CONTRACT); }
+static bool plan_loop(Planning *p) { return plan_nest(p, LOOP_MAIN); }
+static bool plan_contract(Planning *p) { return plan_nest(p, LOOP_CONTRACT); }
 
 static bool plan_call(Planning *p) {
   const Node *c = p->k->core;
@@ -108,16 +226,12 @@ static bool plan_call(Planning *p) {
   return false;
 }
 
-static bool plan_none(Planning *p) {
-  return err_set(E_GEN_002, "kernel %s has no PTX", quoted(p->k->name));
-}
-
 static PlanFn *const plans[] = {
-    [K_LOOP] = plan_loop,    [K_CONCAT] = plan_loop, [K_CONTRACT] = plan_contract,
-    [K_SCATTER] = plan_none, [K_SORT] = plan_none,   [K_CALL] = plan_call};
+    [K_LOOP] = plan_loop,       [K_CONCAT] = plan_loop, [K_CONTRACT] = plan_contract,
+    [K_SCATTER] = plan_scatter, [K_SORT] = plan_sort,   [K_CALL] = plan_call};
 
 CudaPlan *cuda_plan(Arena *a, const Kernel *k, const CudaTarget *t) {
-  enum { MOST_LAUNCHES = 4 };
+  enum { MOST_LAUNCHES = 40 };
   Planning p = {.a = a, .k = (Kernel *)k, .t = t, .plan = arena_new_of(a, CudaPlan)};
   Str key;
   str_init(&key, a);

@@ -12,7 +12,7 @@
 
 enum { MOST_WORKERS = 64 };
 
-typedef struct Work {
+typedef struct Jobs {
   const CompileOptions *o;
   int n, next;
   CodegenJob *jobs;
@@ -20,7 +20,7 @@ typedef struct Work {
   CodegenStatus status;
   Diag *why; /* of the first failure */
   pthread_mutex_t fail;
-} Work;
+} Jobs;
 
 /* What the thread says of its failure. */
 static CodegenStatus failed(Diag *why) {
@@ -55,7 +55,7 @@ static bool dump(Batch *b, Arena *a, const char *dir, const char *name) {
   return vfs_mkdirs(dir) && vfs_write(arena_fmt(a, "%s/%s.ll", dir, name), s.s, s.n);
 }
 
-static bool run_job(Work *w, Target *t, CodegenJob *j) {
+static bool run_job(Jobs *w, Target *t, CodegenJob *j) {
   Arena *a = arena_scratch();
   Batch *b = batch_new(t, a);
   MemGuard guard, inner;
@@ -86,7 +86,7 @@ static bool run_job(Work *w, Target *t, CodegenJob *j) {
   return ok;
 }
 
-static bool run_jobs(Work *w) {
+static bool run_jobs(Jobs *w) {
   Target *const t = target_open(NULL);
   if (!t) return false;
   MemGuard guard;
@@ -105,7 +105,7 @@ static bool run_jobs(Work *w) {
   return ok;
 }
 
-static bool guarded(Work *w) {
+static bool guarded(Jobs *w) {
   MemGuard guard;
   if (MEM_GUARD(guard)) return false;
   bool ok = run_jobs(w);
@@ -114,7 +114,7 @@ static bool guarded(Work *w) {
 }
 
 static void *worker(void *user) {
-  Work *w = user;
+  Jobs *w = user;
   if (!guarded(w)) {
     Diag d;
     CodegenStatus status = failed(&d);
@@ -131,7 +131,7 @@ static void *worker(void *user) {
 static CodegenStatus compile(const CodegenHost *h, int n, CodegenJob *jobs, const CompileOptions *o,
                              Diag *why) {
   enter(h);
-  Work w = {.o = o, .n = n, .jobs = jobs, .why = why};
+  Jobs w = {.o = o, .n = n, .jobs = jobs, .why = why};
   pthread_t thread[MOST_WORKERS];
   long cores = sysconf(_SC_NPROCESSORS_ONLN);
   int m = 0, most = n < MOST_WORKERS ? n : MOST_WORKERS;

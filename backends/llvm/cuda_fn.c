@@ -14,6 +14,32 @@ Aff cuda_index(Gen *g, const char *name, int64_t n) {
   return n == 1 ? aff_k(0) : aff_var(gen_var(g, cuda_register(g, name), 0, n - 1), 1);
 }
 
+Val cuda_shared(Gen *g, const char *name, LLVMTypeRef t, int64_t n) {
+  size_t length;
+  const char *entry = LLVMGetValueName2(g->fn, &length);
+  const char *full = arena_fmt(g->a, "%s_%s", entry, name);
+  Val v = LLVMGetNamedGlobal(g->m, full);
+  if (v) return v;
+  LLVMTypeRef type = LLVMArrayType2(t, (uint64_t)n);
+  v = LLVMAddGlobalInAddressSpace(g->m, type, full, 3);
+  LLVMSetLinkage(v, LLVMInternalLinkage);
+  LLVMSetInitializer(v, LLVMGetUndef(type));
+  LLVMSetAlignment(v, 16);
+  return v;
+}
+
+void cuda_barrier(Gen *g) {
+  gen_at(g, g->depth);
+  gen_call(g, "llvm.nvvm.barrier0", NULL, 0, NULL);
+}
+
+Loop cuda_if(Gen *g, Val condition) {
+  int var;
+  gen_at_vals(g, 1, &condition);
+  Val first = LLVMBuildSelect(g->b, condition, gen_i64(g, 0), gen_i64(g, 1), "");
+  return loop_open(g, first, gen_i64(g, 1), gen_i64(g, 1), 0, 0, &var);
+}
+
 /* ---- the record of a failed check ---- */
 
 static Val field(Gen *g, LLVMBuilderRef b, Val run, size_t offset) {
@@ -63,16 +89,10 @@ void cuda_check_record(Gen *g, LLVMBuilderRef b, Val fn, const Val what[4],
 
 /* ---- forms ---- */
 
-static void gen_points(Gen *g, const CudaLaunch *l) {
-  Val size = gen_i64(g, l->block[0]), block = cuda_register(g, "ctaid.x");
-  Val at =
-      LLVMBuildNSWAdd(g->b, LLVMBuildNSWMul(g->b, block, size, ""), cuda_register(g, "tid.x"), "");
-  Val step = gen_i64(g, (int64_t)l->grid[0] * l->block[0]);
-  for (int i = 0; i < nest_n(g->k, g->part); i++) gen_nest(g, i, at, NULL, step);
-}
-
 typedef void FormFn(Gen *g, const CudaLaunch *l);
-static FormFn *const forms[] = {[CUDA_POINTS] = gen_points};
+static FormFn *const forms[] = {
+    [CUDA_POINTS] = cuda_points,   [CUDA_TILES] = cuda_tiles, [CUDA_TEAMS] = cuda_teams,
+    [CUDA_SCATTER] = cuda_scatter, [CUDA_RUNS] = cuda_runs,   [CUDA_MERGE] = cuda_merge};
 
 /* ---- the function ---- */
 
@@ -125,6 +145,8 @@ static void declare(Gen *g, const CudaLaunch *l) {
 bool gen_cuda(Gen *g, const Kernel *k, const CudaLaunch *l) {
   if (!gen_start(g, (Kernel *)k, l->stage->part)) return false;
   g->active = NULL;
+  g->tile = NULL;
+  g->columns = false;
   declare(g, l);
   forms[l->stage->form](g, l);
   gen_at(g, 0);

@@ -2,7 +2,7 @@
 #ifndef KILN_CUDA_GEN_H
 #define KILN_CUDA_GEN_H
 #include "../cuda/plan.h"
-#include "gen.h"
+#include "loop.h"
 
 /* cuda_text.c */
 bool cuda_module_text(int n, Kernel *const *k, const CudaTarget *t, const char *what, Str *out);
@@ -12,7 +12,28 @@ bool gen_cuda(Gen *g, const Kernel *k, const CudaLaunch *l);
 /* A special register, "tid.x", as an i64 and as a loop variable with values 0..n-1. */
 Val cuda_register(Gen *g, const char *name);
 Aff cuda_index(Gen *g, const char *name, int64_t n);
+/* An array of shared memory of this function, 16-byte aligned; one for each name. */
+Val cuda_shared(Gen *g, const char *name, LLVMTypeRef t, int64_t n);
+void cuda_barrier(Gen *g);           /* of the block, at the current depth */
+Loop cuda_if(Gen *g, Val condition); /* a loop that runs once or not at all; loop_close ends it */
 /* The end of kl_check's failing branch, in CudaRun; what: ctx, node, index, value. */
 void cuda_check_record(Gen *g, LLVMBuilderRef b, Val fn, const Val what[4], LLVMBasicBlockRef done);
+
+/* cuda_nest.c */
+/* A loop over 0..n-1 that the blocks of the grid share. */
+Loop cuda_blocks(Gen *g, const CudaLaunch *l, int64_t n, int *var);
+/* Row-major position -> the first n_out loops over results. */
+void cuda_place(Gen *g, const Nest *t, int n_out, Aff at, Aff *out);
+void cuda_points(Gen *g, const CudaLaunch *l);
+void cuda_tiles(Gen *g, const CudaLaunch *l);
+/* emit.c asks while g->tile is set: is this read staged? If so, *v is its value, or NULL: then it is read, and handed over. */
+bool cuda_tile_load(Gen *g, DType t, const Aff *at, Val *v);
+void cuda_tile_loaded(Gen *g, Val v);
+
+/* cuda_team.c, cuda_order.c */
+void cuda_teams(Gen *g, const CudaLaunch *l);
+void cuda_scatter(Gen *g, const CudaLaunch *l);
+void cuda_runs(Gen *g, const CudaLaunch *l);
+void cuda_merge(Gen *g, const CudaLaunch *l);
 
 #endif

@@ -15,11 +15,16 @@ Val emit_address(Gen *g, int buf, DType t, const Aff *linear) {
 /* In a loop of depth `least` or deeper. */
 static Val load(Gen *g, const Node *n, int buf, const Index *ix, int least) {
   Aff lin = index_linear(g, ix, n->dims, 0, n->rank);
+  Val v = NULL;
   if (g->probe) return NULL;
+  bool staged = g->tile && cuda_tile_load(g, n->dtype, &lin, &v);
+  if (v) return v;
   Val at = emit_address(g, buf, n->dtype, &lin);
   int depth = gen_depth(g, at);
   gen_at(g, depth > least ? depth : least);
-  return val_load(g, n->dtype, at);
+  v = val_load(g, n->dtype, at);
+  if (staged) cuda_tile_loaded(g, v);
+  return v;
 }
 
 /* ---- sources ---- */

@@ -55,6 +55,7 @@ typedef struct NodeInfo {
 } NodeInfo;
 
 typedef struct Gen Gen;
+typedef struct CudaTile CudaTile;
 struct Gen {
   Arena *a;
   LLVMContextRef c;
@@ -70,6 +71,7 @@ struct Gen {
   LoopPart part;
   VEC(NodeInfo *) info; /* indexed by Node.mark, checked by Node */
   Val fn, bufs[256], seed, step, ctx, begin, end;
+  struct CudaTile *tile; /* GPU: reads that go through shared memory, or NULL */
   Val active; /* GPU: i1 of depth 1, whether the thread has a row of its own; NULL: yes */
   int n_bufs;
   VEC(LoopVar) vars;
@@ -222,8 +224,8 @@ typedef enum LoopHint {
 Loop loop_open(Gen *g, Val lo, Val hi, Val step, int64_t from, int64_t to, int *var);
 void loop_close(Gen *g, const Loop *l, LoopHint hint);
 
-/* loop.c: nest i of the kernel over the tasks begin..end-1; GPU: the results begin, begin+step, ... */
-void gen_nest(Gen *g, int i, Val begin, Val end, Val step);
+/* loop.c: nest i of the kernel over the tasks begin..end-1. */
+void gen_nest(Gen *g, int i, Val begin, Val end);
 
 /* stencil.c: NULL: not such a contraction. stencil_gen.c: its code. */
 typedef struct Stencil Stencil;

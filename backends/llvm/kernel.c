@@ -17,7 +17,7 @@ static void do_nests(Gen *g) {
       begin = gen_max(g, LLVMBuildNSWSub(g->b, begin, skip, ""), zero);
       end = gen_min(g, LLVMBuildNSWSub(g->b, end, skip, ""), all);
     }
-    gen_nest(g, i, begin, end, NULL);
+    gen_nest(g, i, begin, end);
     first += t.tasks;
   }
 }

@@ -3,29 +3,11 @@
  * of a block), which LLVM turns into registers. The innermost loop is cut where padding begins and ends, so that inside
  * no guard is left, and unrolled where divisions (strided windows backwards, random numbers) come out even only every
  * few steps. Innermost loops are marked parallel, so that vectorising them needs no run-time checks. */
-#include "gen.h"
+#include "loop.h"
 #include <llvm-c/DebugInfo.h>
 #include <string.h>
 
-enum { MAX_PHASES = 8, MAX_ACCS = 64, PROBE_NODES = 4000, CODE_NODES = 8000, KEPT_BYTES = 1 << 15 };
-
-typedef struct Acc {
-  Node *n;
-  int sweep;
-} Acc;
-
-typedef struct Work {
-  Gen *g;
-  Nest *t;
-  Aff out[KL_LOOPS], sum[KL_LOOPS]; /* where each loop stands */
-  int n_acc, n_sweep, kept_n;
-  Acc acc[MAX_ACCS];
-  int store_sweep[256];
-  Val lo, hi; /* inner loop over results: bounds, NULL = 0 and the extent */
-  int phases; /* points of one iteration of the inner loop */
-  int n_cut;
-  int64_t cut[GEN_CUTS + 2]; /* in iterations: 0 = cut[0] < ... < cut[n_cut-1] = all */
-} Work;
+enum { MAX_PHASES = 8, PROBE_NODES = 4000, CODE_NODES = 8000, KEPT_BYTES = 1 << 15 };
 
 /* ---- loops ---- */
 
@@ -125,7 +107,7 @@ static void place_axes(Index *ix, int n, const Axis *axes, const Aff *at) {
 }
 
 /* The index in the domain, or of its row: summed dimensions at 0 (those of a contraction left out). */
-static Index domain_index(const Work *w, bool row) {
+Index domain_index(const Work *w, bool row) {
   const Nest *t = w->t;
   Index ix = {.rank = t->rank};
   place_axes(&ix, t->n_out, t->out, w->out);
@@ -134,7 +116,7 @@ static Index domain_index(const Work *w, bool row) {
   return ix;
 }
 
-static void root_index(Gen *g, const Nest *t, const Root *r, const Index *ix, Index *out) {
+void root_index(Gen *g, const Nest *t, const Root *r, const Index *ix, Index *out) {
   int64_t dims[KL_LOOPS];
   bool same = r->n->rank == ix->rank;
   for (int d = 0; d < ix->rank; d++) {
@@ -145,7 +127,7 @@ static void root_index(Gen *g, const Nest *t, const Root *r, const Index *ix, In
   if (!same) index_reshape(g, ix, dims, r->n->rank, r->n->dims, out);
 }
 
-static void store_root(Work *w, const Root *r, Val v, const Index *ix) {
+void store_root(Work *w, const Root *r, Val v, const Index *ix) {
   Gen *g = w->g;
   const int64_t *dims = r->concat_axis < 0 ? r->n->dims : r->into_dims;
   Index at = *ix;
@@ -231,7 +213,7 @@ static void set_point(Work *w, Aff *slot, const Aff *first, int p) {
 }
 
 /* Everything that the sweep does at `phases` points of the inner loop: all loads, then all stores. */
-static void do_points(Work *w, Aff *slot, const Aff *first, int phases) {
+void do_points(Work *w, Aff *slot, const Aff *first, int phases) {
   Gen *g = w->g;
   const Nest *t = w->t;
   int n = t->unroll ? phases * (int)t->n_sums : phases;
@@ -391,7 +373,7 @@ static void each_column(Work *w, ColumnFn *fn, void *user) {
   loop_close(g, &l, LOOP_POINTS);
 }
 
-static void init_accs(Work *w, void *user) {
+void init_accs(Work *w, void *user) {
   Gen *g = w->g;
   Index row = domain_index(w, true);
   (void)user;
@@ -411,7 +393,7 @@ static void init_accs(Work *w, void *user) {
   }
 }
 
-static Val stack_slot(Work *w, LLVMTypeRef t) {
+Val stack_slot(Work *w, LLVMTypeRef t) {
   Gen *g = w->g;
   LLVMBasicBlockRef entry = LLVMGetEntryBasicBlock(g->fn);
   Val first = LLVMGetFirstInstruction(entry);
@@ -458,7 +440,7 @@ static void keep_row_values(Work *w, int sweep) {
   }
 }
 
-static void store_rows(Work *w, void *user) {
+void store_rows(Work *w, void *user) {
   Gen *g = w->g;
   const Nest *t = w->t;
   Index ix = domain_index(w, true);
@@ -479,7 +461,7 @@ static void do_sweep(Work *w) {
   Gen *g = w->g;
   const Nest *t = w->t;
   int n_sum = t->unroll ? 0 : t->n_sum;
-  bool last_sum = !t->inner && n_sum && !g->gpu; /* the innermost loop is a sum */
+  bool last_sum = !t->inner && n_sum; /* the innermost loop is a sum */
   Loop open[KL_LOOPS];
   int n = n_sum - last_sum;
   for (int a = 0; a < n; a++) {
@@ -512,12 +494,12 @@ static void do_row(Work *w) {
   if (rows) each_column(w, store_rows, NULL);
 }
 
-/* Rows from..to-1 of the nest, with the given step between those of one thread. */
-static void do_rows(Work *w, Val from, Val to, Val step) {
+/* Rows from..to-1 of the nest. */
+static void do_rows(Work *w, Val from, Val to) {
   Gen *g = w->g;
   const Nest *t = w->t;
   int var;
-  Loop l = loop_open(g, from, to, step, 0, t->rows - 1, &var);
+  Loop l = loop_open(g, from, to, gen_i64(g, 1), 0, t->rows - 1, &var);
   Aff e = t->rows == 1 ? aff_k(0) : aff_var(var, 1), block = aff_k(0);
   if (t->n_block > 1) aff_divmod(g, &e, t->n_block, &e, &block);
   for (int a = t->n_out - t->inner - 1; a >= 0; a--)
@@ -579,7 +561,7 @@ static void add_acc(Work *w, Node *n, int sweep) {
 
 /* Accumulators, and the sweep in which each root is stored. An input that may share an output's buffer is read up to the last
  * sweep, so then nothing is stored before it. */
-static void plan_sweeps(Work *w) {
+void plan_sweeps(Work *w) {
   Gen *g = w->g;
   Nest *t = w->t;
   Kernel *k = g->k;
@@ -610,7 +592,7 @@ static void plan_kept(Work *w) {
   static const bool dear[P_N] = {[P_EXP] = true, [P_LOG] = true, [P_TANH] = true,
                                  [P_ERF] = true, [P_SIN] = true, [P_POW] = true};
   int64_t left = KEPT_BYTES;
-  for (int i = 0; t->red && !g->gpu && !t->columns && !t->unroll && i < g->k->nodes.n; i++) {
+  for (int i = 0; t->red && !t->columns && !t->unroll && i < g->k->nodes.n; i++) {
     Node *n = g->k->nodes.v[i];
     NodeInfo *f = gen_info(g, n);
     int64_t bytes = t->n_sums * dtype_info[n->dtype].size;
@@ -629,7 +611,7 @@ static void plan_kept(Work *w) {
   }
 }
 
-void gen_nest(Gen *g, int i, Val begin, Val end, Val step) {
+void gen_nest(Gen *g, int i, Val begin, Val end) {
   Nest t;
   Work *w = arena_new_of(g->a, Work);
   nest_plan(g, i, &t);
@@ -639,22 +621,18 @@ void gen_nest(Gen *g, int i, Val begin, Val end, Val step) {
   plan_sweeps(w);
   plan_kept(w);
   if (t.tasks == 0) return;
-  Aff *slot = t.inner                           ? &w->out[t.n_out - 1]
-              : t.n_sum && !g->gpu && !t.unroll ? &w->sum[t.n_sum - 1]
-                                                : NULL;
+  Aff *slot = t.inner ? &w->out[t.n_out - 1] : t.n_sum && !t.unroll ? &w->sum[t.n_sum - 1] : NULL;
   plan_inner(w, slot,
              t.n_sums == 0 ? 0
              : t.inner     ? t.out[t.n_out - 1].ext
              : slot        ? t.sum[t.n_sum - 1].ext
                            : 0);
   gen_at(g, 0);
-  if (g->gpu) {
-    do_rows(w, begin, gen_i64(g, t.rows), step);
-  } else if (t.by_row) {
+  if (t.by_row) {
     do_by_row(w, begin, end);
   } else {
     Val per = gen_i64(g, t.rows_per_task), rows = gen_i64(g, t.rows);
     Val from = LLVMBuildNSWMul(g->b, begin, per, "");
-    do_rows(w, from, gen_min(g, LLVMBuildNSWMul(g->b, end, per, ""), rows), gen_i64(g, 1));
+    do_rows(w, from, gen_min(g, LLVMBuildNSWMul(g->b, end, per, ""), rows));
   }
 }

@@ -169,7 +169,7 @@ void nest_plan(Gen *g, int i, Nest *t) {
   t->unroll = t->red && !t->contract && t->n_sums > 0 && t->n_sums <= UNROLL;
   nest_axes(g, t);
   const Axis *last = t->n_out ? &t->out[t->n_out - 1] : NULL;
-  t->columns = !g->gpu && !t->unroll && column_mode(t);
+  t->columns = !t->unroll && column_mode(t);
   t->inner = !g->gpu && last && (!t->red || t->unroll || t->columns);
   t->block = t->inner ? last->ext : 1;
   if (t->columns && t->block > 2 * COLUMNS) t->block = COLUMNS;

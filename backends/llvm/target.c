@@ -311,8 +311,8 @@ bool target_emit(int n, Kernel *const *k, const LoopPart *part, const CompileOpt
                  const char *what, Str *out) {
   Target *const t = target_open(o ? o->target : NULL);
   if (!t) return false;
-  bool known = !strcmp(what, "llvm") || !strcmp(what, t->gpu ? "ptx" : "asm") ||
-               (!strcmp(what, "object") && !t->gpu);
+  bool known =
+      !t->gpu && (!strcmp(what, "llvm") || !strcmp(what, "asm") || !strcmp(what, "object"));
   if (!known) {
     err_set(E_GEN_002, "target %s has no %s text", quoted(o && o->target ? o->target : "cpu"),
             quoted(what));

@@ -1,0 +1,162 @@
+/* How a nest's loops step through memory. In: a nest of a kernel; out: for each place where an input is read (behind views,
+ * reshapes and maps) the elements between neighbours of every loop, as far as the index is linear in the loops. From that
+ * follow vectors of neighbouring points, and transposes that go through shared memory. */
+#include "plan.h"
+#include <stdlib.h>
+
+enum { MOST_VISITS = 2000 };
+
+/* An index: sum of c[l] * loop l, or not of that form. */
+typedef struct Lin {
+  bool known;
+  int64_t c[KL_LOOPS];
+} Lin;
+
+typedef struct Walk {
+  Gen *g;
+  const Nest *t;
+  CudaAccesses *out;
+  int visits;
+} Walk;
+
+static void add_term(Lin *to, const Lin *x, int64_t factor) {
+  to->known &= x->known;
+  for (int l = 0; l < KL_LOOPS; l++) to->c[l] += factor * x->c[l];
+}
+
+static Lin zero(void) { return (Lin){.known = true}; }
+
+static Lin linear(const Lin *ix, const int64_t *dims, int from, int to) {
+  Lin r = zero();
+  int64_t stride = 1;
+  for (int d = to - 1; d >= from; stride *= dims[d--])
+    if (dims[d] > 1) add_term(&r, &ix[d], stride);
+  return r;
+}
+
+/* Behind one AffDim. */
+static Lin behind(const AffDim *m, const Lin *ix) {
+  Lin r = zero();
+  if (m->l0 >= 0) add_term(&r, &ix[m->l0], m->c0);
+  if (m->l1 >= 0) add_term(&r, &ix[m->l1], m->c1);
+  for (int l = 0; m->div > 1 && l < KL_LOOPS; l++) {
+    r.known &= r.c[l] % m->div == 0;
+    r.c[l] /= m->div;
+  }
+  return r;
+}
+
+/* x / d and x mod d, where no term crosses a multiple of d. */
+static void split(const Walk *w, const Lin *x, int64_t d, Lin *q, Lin *r) {
+  int64_t most = 0;
+  *q = *r = zero();
+  q->known = r->known = x->known;
+  for (int l = 0; l < w->t->rank; l++) {
+    bool whole = x->c[l] % d == 0;
+    (whole ? q : r)->c[l] = whole ? x->c[l] / d : x->c[l];
+    if (!whole) most += llabs(x->c[l]) * (w->t->ext[l] - 1);
+  }
+  if (most >= d) q->known = r->known = false;
+}
+
+static void reshape(const Walk *w, const Lin *ix, const Node *n, Lin *to) {
+  const Node *x = n->in[0];
+  Lin all = linear(ix, n->dims, 0, n->rank), r;
+  for (int d = x->rank - 1; d >= 0; d--) {
+    to[d] = zero();
+    if (x->dims[d] == 1) continue;
+    split(w, &all, x->dims[d], &r, &to[d]);
+    all = r;
+  }
+}
+
+static void add_access(Walk *w, int input, const Node *n, const Lin *at) {
+  CudaAccess a = {.input = input, .known = at->known, .bytes = dtype_info[n->dtype].size};
+  for (int l = 0; l < KL_LOOPS; l++) a.step[l] = at->c[l];
+  vec_add(w->g->a, w->out, a);
+}
+
+static void visit(Walk *w, Node *n, const Lin *ix) {
+  NodeInfo *f = gen_info(w->g, n);
+  Lin to[KL_LOOPS];
+  if (++w->visits > MOST_VISITS) return;
+  if (f->input >= 0) {
+    Lin at = linear(ix, n->dims, 0, n->rank);
+    add_access(w, f->input, n, &at);
+    return;
+  }
+  if (!f->inside || kernel_sweeps(w->g->k, n)) return;
+  for (int i = 0; i < n->n_in; i++) {
+    const Node *x = n->in[i];
+    for (int d = 0; d < x->rank; d++) {
+      to[d] = zero();
+      if (n->prim == P_VIEW || n->prim == P_CONTRACT)
+        to[d] = behind(&n->map[i][d], ix);
+      else if (n->prim == P_GATHER && i == 0 && d == n->i)
+        to[d].known = false;
+      else if (d < n->rank && !(prim_is_reduce(n->prim) && n->i >> d & 1))
+        to[d] = ix[d];
+    }
+    if (n->prim == P_RESHAPE) reshape(w, ix, n, to);
+    visit(w, n->in[i], to);
+  }
+}
+
+void cuda_accesses(Gen *g, const Nest *t, CudaAccesses *out) {
+  Walk w = {.g = g, .t = t, .out = out};
+  Lin ix[KL_LOOPS + 1], row[KL_LOOPS + 1];
+  for (int l = 0; l < KL_LOOPS; l++) {
+    ix[l] = row[l] = zero();
+    if (l < t->rank) ix[l].c[l] = 1;
+    if (l < t->rank && !(t->red >> l & 1)) row[l].c[l] = 1;
+  }
+  for (int i = 0; t->contract && i < 2; i++) {
+    Lin to[KL_LOOPS];
+    Node *x = t->contract->in[i];
+    for (int d = 0; d < x->rank; d++) to[d] = behind(&t->contract->map[i][d], ix);
+    visit(&w, x, to);
+  }
+  for (int r = 0; r < t->roots.n; r++)
+    if (t->roots.v[r].n->rank == t->rank && t->roots.v[r].n != t->contract)
+      visit(&w, t->roots.v[r].n, t->roots.v[r].full ? ix : row);
+  for (int i = 0; i < g->k->nodes.n && t->red && !t->unroll; i++)
+    if (kernel_sweeps(g->k, g->k->nodes.v[i])) visit(&w, g->k->nodes.v[i]->in[0], ix);
+}
+
+/* The step of the innermost loop of an axis. */
+static int64_t step_of(const CudaAccess *a, const Nest *t, const Axis *x) {
+  int l = x->last;
+  while (l > x->first && t->ext[l] == 1) l--;
+  return a->known ? a->step[l] : INT64_MAX;
+}
+
+int cuda_vector(Gen *g, const Nest *t, const Axis *x) {
+  CudaAccesses all = {0};
+  int bytes = 4;
+  if (!x) return 1;
+  cuda_accesses(g, t, &all);
+  for (int i = 0; i < all.n; i++) {
+    int64_t s = step_of(&all.v[i], t, x);
+    if (s != 0 && s != 1) return 1;
+    if (all.v[i].bytes > bytes) bytes = all.v[i].bytes;
+  }
+  int v = 16 / bytes;
+  while (v > 1 && x->ext % v) v /= 2;
+  return v;
+}
+
+bool cuda_transposes(Gen *g, const Nest *t, int *a, int *b) {
+  CudaAccesses all = {0};
+  *b = t->n_out - 1;
+  *a = -1;
+  if (t->n_out < 2 || t->red) return false;
+  cuda_accesses(g, t, &all);
+  for (int i = 0; i < all.n; i++) {
+    int64_t s = step_of(&all.v[i], t, &t->out[*b]);
+    if (s == 0 || s == 1 || s == -1 || s == INT64_MAX) continue;
+    for (int x = 0; x < *b; x++)
+      if (step_of(&all.v[i], t, &t->out[x]) == 1 && (*a < 0 || t->out[x].ext > t->out[*a].ext))
+        *a = x;
+  }
+  return *a >= 0 && t->out[*a].ext >= CUDA_TILE / 4 && t->out[*b].ext >= CUDA_TILE / 4;
+}

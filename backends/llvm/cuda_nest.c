@@ -1,0 +1,216 @@
+/* The loop nests of CUDA around emit(). In: a kernel's Nest and a launch; out: the body of its function.
+ *
+ * points  thread i takes the vectors i, i + threads of the grid, ... of results. All their loads come before their stores, at
+ *         consecutive addresses, which LLVM makes loads and stores of vectors.
+ * tiles   a block takes 32 x 32 results: first it reads what is contiguous along axis a with neighbouring threads along a,
+ *         into shared memory (rows of 33, so that neither side has bank conflicts), then it computes with neighbouring
+ *         threads along b. Both times the same expressions are emitted; only these reads differ.
+ * teams   cuda_team.c */
+#include "cuda_gen.h"
+#include <string.h>
+
+Loop cuda_blocks(Gen *g, const CudaLaunch *l, int64_t n, int *var) {
+  Val first = cuda_register(g, "ctaid.x");
+  return loop_open(g, first, gen_i64(g, n), gen_i64(g, l->grid[0]), 0, n - 1, var);
+}
+
+void cuda_place(Gen *g, const Nest *t, int n_out, Aff at, Aff *out) {
+  for (int a = n_out - 1; a > 0; a--) aff_divmod(g, &at, t->out[a].ext, &at, &out[a]);
+  if (n_out) out[0] = at;
+}
+
+/* ---- points ---- */
+
+static void points_of(Gen *g, int i, const CudaLaunch *l) {
+  Nest t;
+  Work *w = arena_new_of(g->a, Work);
+  nest_plan(g, i, &t);
+  *w = (Work){.g = g, .t = &t};
+  g->columns = false;
+  plan_sweeps(w);
+  if (t.rows == 0) return;
+  int v = cuda_points_vector(g, &t), last = t.n_out - 1, var;
+  int64_t n = t.rows / v;
+  Val size = gen_i64(g, l->block[0]), block = cuda_register(g, "ctaid.x");
+  Val from = LLVMBuildNSWMul(g->b, block, size, "");
+  from = LLVMBuildNSWAdd(g->b, from, cuda_register(g, "tid.x"), "");
+  Loop loop = loop_open(g, from, gen_i64(g, n), gen_i64(g, (int64_t)l->grid[0] * l->block[0]), 0,
+                        n - 1, &var);
+  Aff at = n == 1 ? aff_k(0) : aff_var(var, 1), inner;
+  if (v > 1) {
+    aff_divmod(g, &at, t.out[last].ext / v, &at, &inner);
+    cuda_place(g, &t, last, at, w->out);
+    w->out[last] = aff_mul(inner, v);
+  } else {
+    cuda_place(g, &t, t.n_out, at, w->out);
+  }
+  g->sweep = 0;
+  inner = last >= 0 ? w->out[last] : aff_k(0);
+  do_points(w, v > 1 ? &w->out[last] : NULL, &inner, v);
+  loop_close(g, &loop, LOOP_PLAIN);
+}
+
+void cuda_points(Gen *g, const CudaLaunch *l) {
+  for (int i = 0; i < nest_n(g->k, g->part); i++) points_of(g, i, l);
+}
+
+/* ---- tiles ---- */
+
+enum { TILE = CUDA_TILE, STEPS = TILE * TILE / CUDA_THREADS, MOST_STAGED = 4 };
+
+struct CudaTile {
+  bool collect;     /* the first time */
+  int var_a, var_b; /* where the point is along the axes */
+  int n, at;        /* reads of a point; the next one */
+  DType type[MOST_STAGED];
+  Val read[MOST_STAGED];   /* the first time */
+  Val shared[MOST_STAGED]; /* the second time: where each one is */
+};
+
+static int64_t factor(const Aff *x, int var) {
+  for (int i = 0; i < x->n; i++)
+    if (x->var[i] == var) return x->c[i];
+  return 0;
+}
+
+bool cuda_tile_load(Gen *g, DType t, const Aff *at, Val *v) {
+  CudaTile *c = g->tile;
+  int64_t b = factor(at, c->var_b);
+  if (factor(at, c->var_a) != 1 || b == 0 || b == 1 || c->at == MOST_STAGED || t == DT_BOOL)
+    return false;
+  if (c->collect) {
+    c->type[c->at] = t;
+  } else {
+    gen_at(g, g->depth);
+    *v = LLVMBuildLoad2(g->b, val_type(g, t), c->shared[c->at++], "");
+  }
+  return true;
+}
+
+void cuda_tile_loaded(Gen *g, Val v) {
+  g->tile->read[g->tile->at++] = v;
+  g->tile->n = g->tile->at;
+}
+
+/* Index along an axis: 32 * tile + offset, kept inside; *ok (NULL: always) = it was. */
+static int tile_axis(Gen *g, int64_t ext, const Aff *tile, const Aff *off, Val *ok) {
+  Aff at = aff_mul(*tile, TILE);
+  at = aff_add(g, &at, off);
+  Val v = aff_value(g, &at);
+  *ok = NULL;
+  if (ext % TILE) {
+    gen_at(g, gen_depth(g, v));
+    *ok = LLVMBuildICmp(g->b, LLVMIntSLT, v, gen_i64(g, ext), "");
+    v = gen_min(g, v, gen_i64(g, ext - 1));
+  }
+  return gen_var(g, v, 0, ext - 1);
+}
+
+/* The element (row, column) of a tile. */
+static Val shared_at(Gen *g, DType t, int i, const Aff *row, const Aff *col) {
+  Aff at = aff_mul(*row, TILE + 1);
+  at = aff_add(g, &at, col);
+  Val v = aff_value(g, &at);
+  gen_at(g, gen_depth(g, v));
+  char name[16];
+  snprintf(name, sizeof name, "tile%d", i);
+  Val p = cuda_shared(g, name, val_type(g, t), TILE * (TILE + 1));
+  return LLVMBuildInBoundsGEP2(g->b, val_type(g, t), p, &v, 1, "");
+}
+
+typedef struct Tiling {
+  Work *w;
+  CudaTile tile;
+  Aff ta, tb, tx, ty;
+  int a, b;
+} Tiling;
+
+static void emit_point(Tiling *s, Index *at, Val *v) {
+  Work *w = s->w;
+  Gen *g = w->g;
+  Index ix = domain_index(w, false);
+  s->tile.at = 0;
+  g->point = &ix;
+  for (int r = 0; r < w->t->roots.n; r++) {
+    root_index(g, w->t, &w->t->roots.v[r], &ix, &at[r]);
+    v[r] = emit(g, w->t->roots.v[r].n, &at[r]);
+  }
+  g->point = NULL;
+}
+
+static void fill(Tiling *s) {
+  Work *w = s->w;
+  Gen *g = w->g;
+  Index *at = arena_array(g->a, Index, w->t->roots.n);
+  Val *v = arena_array(g->a, Val, w->t->roots.n), ok;
+  s->tile.collect = true;
+  for (int j = 0; j < STEPS; j++) {
+    Aff off = aff_k(j * (TILE / STEPS)), y = aff_add(g, &s->ty, &off);
+    s->tile.var_a = tile_axis(g, w->t->out[s->a].ext, &s->ta, &s->tx, &ok);
+    s->tile.var_b = tile_axis(g, w->t->out[s->b].ext, &s->tb, &y, &ok);
+    w->out[s->a] = aff_var(s->tile.var_a, 1);
+    w->out[s->b] = aff_var(s->tile.var_b, 1);
+    emit_point(s, at, v);
+    for (int i = 0; i < s->tile.n; i++) {
+      Val p = shared_at(g, s->tile.type[i], i, &y, &s->tx);
+      gen_at(g, g->depth);
+      LLVMBuildStore(g->b, s->tile.read[i], p);
+    }
+  }
+}
+
+static void drain(Tiling *s) {
+  Work *w = s->w;
+  Gen *g = w->g;
+  int n = w->t->roots.n;
+  s->tile.collect = false;
+  for (int j = 0; j < STEPS; j++) {
+    Index *at = arena_array(g->a, Index, n);
+    Val *v = arena_array(g->a, Val, n), ok[2];
+    Aff off = aff_k(j * (TILE / STEPS)), y = aff_add(g, &s->ty, &off);
+    s->tile.var_b = tile_axis(g, w->t->out[s->b].ext, &s->tb, &s->tx, &ok[0]);
+    s->tile.var_a = tile_axis(g, w->t->out[s->a].ext, &s->ta, &y, &ok[1]);
+    w->out[s->a] = aff_var(s->tile.var_a, 1);
+    w->out[s->b] = aff_var(s->tile.var_b, 1);
+    for (int i = 0; i < s->tile.n; i++)
+      s->tile.shared[i] = shared_at(g, s->tile.type[i], i, &s->tx, &y);
+    g->active = gen_and(g, ok[0], ok[1]);
+    emit_point(s, at, v);
+    Loop once;
+    if (g->active) once = cuda_if(g, g->active);
+    for (int r = 0; r < n; r++) store_root(w, &w->t->roots.v[r], v[r], &at[r]);
+    if (g->active) loop_close(g, &once, LOOP_PLAIN);
+    g->active = NULL;
+  }
+}
+
+void cuda_tiles(Gen *g, const CudaLaunch *l) {
+  Nest t;
+  int var;
+  nest_plan(g, 0, &t);
+  Tiling *s = arena_new_of(g->a, Tiling);
+  s->w = arena_new_of(g->a, Work);
+  *s->w = (Work){.g = g, .t = &t};
+  s->a = l->stage->a;
+  s->b = l->stage->b;
+  g->columns = false;
+  plan_sweeps(s->w);
+  g->sweep = 0;
+  int64_t na = (t.out[s->a].ext + TILE - 1) / TILE, nb = (t.out[s->b].ext + TILE - 1) / TILE;
+  int64_t rest = t.rows / t.out[s->a].ext / t.out[s->b].ext;
+  Aff tid = cuda_index(g, "tid.x", CUDA_THREADS), at;
+  aff_divmod(g, &tid, TILE, &s->ty, &s->tx);
+  Loop loop = cuda_blocks(g, l, na * nb * rest, &var);
+  at = na * nb * rest == 1 ? aff_k(0) : aff_var(var, 1);
+  aff_divmod(g, &at, nb, &at, &s->tb);
+  aff_divmod(g, &at, na, &at, &s->ta);
+  for (int x = t.n_out - 1; x >= 0; x--)
+    if (x != s->a && x != s->b) aff_divmod(g, &at, t.out[x].ext, &at, &s->w->out[x]);
+  g->tile = &s->tile;
+  cuda_barrier(g); /* the tile before this one has been read */
+  fill(s);
+  cuda_barrier(g);
+  drain(s);
+  g->tile = NULL;
+  loop_close(g, &loop, LOOP_PLAIN);
+}

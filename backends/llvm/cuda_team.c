@@ -1,0 +1,272 @@
+/* Reductions. In: a nest with sums and a launch of teams; out: the body of its function.
+ *
+ * A team of `lanes` threads does one row of results. In each sweep lane j takes the vectors j, j + lanes, ... of the summed
+ * points; then the lanes' sums are combined: by shuffles of halves inside a warp, and in shared memory, in the order of
+ * lanes, across warps and between columns. Every thread of the team gets the same bits, which the next sweep uses; the
+ * tree follows from the shapes. Teams without a row take part in barriers and shuffles, with no points. */
+#include "cuda_gen.h"
+
+enum { GROUP = 4 /* sums combined at once across warps */ };
+
+typedef struct Team {
+  Work *w;
+  const CudaStage *s;
+  int threads;
+  Aff lane, team;
+  Val lane_v, team_v, tid;
+} Team;
+
+/* One value of an accumulator, or for ARGMAX two: what is combined. */
+typedef struct Part {
+  Node *n;
+  DType type;        /* of the values */
+  LLVMTypeRef t, tp; /* of the value and its place; tp NULL: no place */
+  Val v, place, p, pp;
+} Part;
+
+/* ---- shuffles ---- */
+
+static Val shuffle_word(Gen *g, Val word, int distance) {
+  Val args[4] = {LLVMConstAllOnes(g->i32), word, LLVMConstInt(g->i32, (uint64_t)distance, 0),
+                 LLVMConstInt(g->i32, 31, 0)};
+  return gen_call(g, "llvm.nvvm.shfl.sync.bfly.i32", NULL, 4, args);
+}
+
+/* The value of the thread whose lane differs in the bit `distance`. */
+static Val shuffle(Gen *g, Val v, int distance) {
+  LLVMTypeRef t = LLVMTypeOf(v);
+  LLVMBuilderRef b = g->b;
+  if (t == g->f64) {
+    v = shuffle(g, LLVMBuildBitCast(b, v, g->i64, ""), distance);
+    return LLVMBuildBitCast(b, v, t, "");
+  }
+  if (t == g->f32) {
+    v = shuffle_word(g, LLVMBuildBitCast(b, v, g->i32, ""), distance);
+    return LLVMBuildBitCast(b, v, t, "");
+  }
+  if (t == g->i64) {
+    Val k32 = gen_i64(g, 32), low = LLVMBuildTrunc(b, v, g->i32, "");
+    Val high = LLVMBuildTrunc(b, LLVMBuildLShr(b, v, k32, ""), g->i32, "");
+    low = LLVMBuildZExt(b, shuffle_word(g, low, distance), g->i64, "");
+    high = LLVMBuildZExt(b, shuffle_word(g, high, distance), g->i64, "");
+    return LLVMBuildOr(b, low, LLVMBuildShl(b, high, k32, ""), "");
+  }
+  if (t != g->i32) {
+    v = shuffle_word(g, LLVMBuildZExt(b, v, g->i32, ""), distance);
+    return LLVMBuildTrunc(b, v, t, "");
+  }
+  return shuffle_word(g, v, distance);
+}
+
+/* ---- combining ---- */
+
+/* p and the values of another lane. Of equal maxima the first place wins. */
+static void join(Gen *g, Part *p, Val v, Val place) {
+  LLVMBuilderRef b = g->b;
+  if (!p->tp) {
+    p->v = reduce_step(g, p->n->prim == P_CONTRACT ? P_RSUM : p->n->prim, p->type, p->v, v, false);
+    return;
+  }
+  Val more = argmax_better(g, p->type, v, p->v), less = argmax_better(g, p->type, p->v, v);
+  Val before = LLVMBuildICmp(b, LLVMIntSLT, place, p->place, "");
+  Val tie = LLVMBuildAnd(b, LLVMBuildNot(b, less, ""), before, "");
+  Val take = LLVMBuildOr(b, more, tie, "");
+  p->v = LLVMBuildSelect(b, take, v, p->v, "");
+  p->place = LLVMBuildSelect(b, take, place, p->place, "");
+}
+
+static Part part_of(Work *w, Node *n) {
+  Gen *g = w->g;
+  NodeInfo *f = gen_info(g, n);
+  Part p = {.n = n, .type = n == w->t->contract ? n->dtype : n->in[0]->dtype};
+  p.t = val_type(g, p.type);
+  p.p = f->acc;
+  p.pp = f->acc_place;
+  gen_at(g, g->depth);
+  p.v = LLVMBuildLoad2(g->b, p.t, p.p, "");
+  if (!p.pp) return p;
+  p.tp = val_type(g, n->dtype);
+  p.place = LLVMBuildLoad2(g->b, p.tp, p.pp, "");
+  return p;
+}
+
+static void in_warp(Team *m, Part *p) {
+  Gen *g = m->w->g;
+  for (int d = m->s->lanes < 32 ? m->s->lanes / 2 : 16; d > 0; d /= 2)
+    join(g, p, shuffle(g, p->v, d), p->tp ? shuffle(g, p->place, d) : NULL);
+}
+
+/* Shared memory for part i of a group: [n][columns] values. */
+static Val slot(Team *m, int i, bool place, LLVMTypeRef t, Val row, Val column, int columns) {
+  Gen *g = m->w->g;
+  char name[24];
+  snprintf(name, sizeof name, "%s%d_%d", place ? "place" : "sum", i, t == g->i64 || t == g->f64);
+  LLVMTypeRef word = t == g->i64 || t == g->f64 ? g->i64 : g->i32;
+  Val base = cuda_shared(g, name, word, m->s->columns ? m->threads : m->threads / 32);
+  Val at = LLVMBuildNSWMul(g->b, row, gen_i64(g, columns), "");
+  at = LLVMBuildNSWAdd(g->b, at, column, "");
+  return LLVMBuildInBoundsGEP2(g->b, word, base, &at, 1, "");
+}
+
+static void put(Gen *g, Val v, Val p) {
+  if (LLVMTypeOf(v) != g->i64 && LLVMTypeOf(v) != g->f64 && LLVMTypeOf(v) != g->f32)
+    v = LLVMBuildZExt(g->b, v, g->i32, "");
+  LLVMBuildStore(g->b, v, p);
+}
+
+static Val get(Gen *g, LLVMTypeRef t, Val p) {
+  bool narrow = t != g->i64 && t != g->f64 && t != g->f32 && t != g->i32;
+  Val v = LLVMBuildLoad2(g->b, narrow ? g->i32 : t, p, "");
+  return narrow ? LLVMBuildTrunc(g->b, v, t, "") : v;
+}
+
+/* Row r of the shared array is lane r's value (columns), or that of warp r of the block. */
+static void in_block(Team *m, int n, Part *p) {
+  Gen *g = m->w->g;
+  const CudaStage *s = m->s;
+  int rows = s->columns ? s->lanes : s->lanes / 32, columns = s->columns ? s->teams : 1;
+  cuda_barrier(g); /* what was there before has been read */
+  Val zero = gen_i64(g, 0), warp = LLVMBuildLShr(g->b, m->tid, gen_i64(g, 5), "");
+  Val row = s->columns ? m->lane_v : warp, col = s->columns ? m->team_v : zero;
+  for (int i = 0; i < n; i++) {
+    put(g, p[i].v, slot(m, i, false, p[i].t, row, col, columns));
+    if (p[i].tp) put(g, p[i].place, slot(m, i, true, p[i].tp, row, col, columns));
+  }
+  cuda_barrier(g);
+  Val first = s->columns ? zero : LLVMBuildNSWMul(g->b, m->team_v, gen_i64(g, rows), "");
+  for (int i = 0; i < n; i++)
+    for (int r = 0; r < rows; r++) {
+      row = LLVMBuildNSWAdd(g->b, first, gen_i64(g, r), "");
+      Val v = get(g, p[i].t, slot(m, i, false, p[i].t, row, col, columns));
+      Val place = p[i].tp ? get(g, p[i].tp, slot(m, i, true, p[i].tp, row, col, columns)) : NULL;
+      if (r)
+        join(g, &p[i], v, place);
+      else
+        p[i].v = v, p[i].place = place;
+    }
+}
+
+static void combine(Team *m, int sweep) {
+  Work *w = m->w;
+  Gen *g = w->g;
+  const CudaStage *s = m->s;
+  Part p[GROUP];
+  if (s->lanes == 1) return;
+  for (int a = 0, n = 0; a < w->n_acc; a++) {
+    if (w->acc[a].sweep == sweep) {
+      p[n] = part_of(w, w->acc[a].n);
+      if (!s->columns) in_warp(m, &p[n]);
+      n++;
+    }
+    if (n == 0 || (n < GROUP && a + 1 < w->n_acc)) continue;
+    if (s->columns || s->lanes > 32) in_block(m, n, p);
+    for (int i = 0; i < n; i++) {
+      LLVMBuildStore(g->b, p[i].v, p[i].p);
+      if (p[i].tp) LLVMBuildStore(g->b, p[i].place, p[i].pp);
+    }
+    n = 0;
+  }
+}
+
+/* ---- sweeps ---- */
+
+/* The first of the axes that the lanes share; those before it are loops of every lane. */
+static int shared_axes(const Team *m, const Nest *t) {
+  int a = t->n_sum - 1;
+  int64_t points = a >= 0 ? t->sum[a].ext / m->s->vec : 1;
+  while (a > 0 && points < 4 * m->s->lanes) points *= t->sum[--a].ext;
+  return a < 0 ? 0 : a;
+}
+
+static void sweep(Team *m) {
+  Work *w = m->w;
+  Gen *g = w->g;
+  const Nest *t = w->t;
+  int from = shared_axes(m, t), last = t->n_sum - 1, var;
+  Loop open[KL_LOOPS];
+  Val one = gen_i64(g, 1), zero = gen_i64(g, 0);
+  for (int a = 0; a < from; a++) {
+    open[a] = loop_open(g, zero, gen_i64(g, t->sum[a].ext), one, 0, t->sum[a].ext - 1, &var);
+    w->sum[a] = aff_var(var, 1);
+  }
+  int64_t points = 1, v = m->s->vec;
+  for (int a = from; a < t->n_sum; a++) points *= t->sum[a].ext / (a == last ? v : 1);
+  Val hi = gen_i64(g, points);
+  if (g->active) {
+    gen_at(g, 1);
+    hi = LLVMBuildSelect(g->b, g->active, hi, zero, "");
+  }
+  Loop loop = loop_open(g, m->lane_v, hi, gen_i64(g, m->s->lanes), 0, points - 1, &var);
+  Aff at = aff_var(var, 1), first = aff_k(0);
+  for (int a = last; a > from; a--)
+    aff_divmod(g, &at, t->sum[a].ext / (a == last ? v : 1), &at, &w->sum[a]);
+  if (t->n_sum) w->sum[from] = at;
+  if (t->n_sum) first = w->sum[last] = aff_mul(w->sum[last], v);
+  do_points(w, v > 1 ? &w->sum[last] : NULL, &first, (int)v);
+  loop_close(g, &loop, LOOP_PLAIN);
+  for (int a = from - 1; a >= 0; a--) loop_close(g, &open[a], LOOP_PLAIN);
+}
+
+/* The team's row, kept inside; g->active says whether it is one. */
+static void place_row(Team *m, const Aff *block) {
+  Work *w = m->w;
+  Gen *g = w->g;
+  Aff at = aff_mul(*block, m->s->teams);
+  at = aff_add(g, &at, &m->team);
+  if (w->t->rows % m->s->teams) {
+    Val v = aff_value(g, &at);
+    gen_at(g, gen_depth(g, v) > 1 ? gen_depth(g, v) : 1);
+    g->active = LLVMBuildICmp(g->b, LLVMIntSLT, v, gen_i64(g, w->t->rows), "");
+    v = gen_min(g, v, gen_i64(g, w->t->rows - 1));
+    at = aff_var(gen_var(g, v, 0, w->t->rows - 1), 1);
+  }
+  cuda_place(g, w->t, w->t->n_out, at, w->out);
+}
+
+/* Lane 0 stores. Other lanes may have read what is overwritten. */
+static void store(Team *m) {
+  Work *w = m->w;
+  Gen *g = w->g;
+  bool rows = false, shared = false;
+  for (int r = 0; r < w->t->roots.n; r++) rows |= !w->t->roots.v[r].full;
+  for (int i = 0; i < g->k->inputs.n; i++) shared |= g->k->inputs.v[i].aligned;
+  g->sweep = w->n_sweep;
+  if (!rows) return;
+  if (shared && m->s->lanes > 1) cuda_barrier(g);
+  gen_at(g, g->depth);
+  Val mine = LLVMBuildICmp(g->b, LLVMIntEQ, m->lane_v, gen_i64(g, 0), "");
+  Loop once = cuda_if(g, gen_and(g, mine, g->active));
+  store_rows(w, NULL);
+  loop_close(g, &once, LOOP_PLAIN);
+}
+
+void cuda_teams(Gen *g, const CudaLaunch *l) {
+  Nest t;
+  int var;
+  Work *w = arena_new_of(g->a, Work);
+  Team m = {.w = w, .s = l->stage, .threads = (int)l->block[0]};
+  nest_plan(g, 0, &t);
+  *w = (Work){.g = g, .t = &t};
+  plan_sweeps(w);
+  if (t.rows == 0) return;
+  Aff tid = cuda_index(g, "tid.x", m.threads);
+  if (m.s->columns)
+    aff_divmod(g, &tid, m.s->teams, &m.lane, &m.team);
+  else
+    aff_divmod(g, &tid, m.s->lanes, &m.team, &m.lane);
+  m.tid = aff_value(g, &tid);
+  m.lane_v = aff_value(g, &m.lane);
+  m.team_v = aff_value(g, &m.team);
+  int64_t n = (t.rows + m.s->teams - 1) / m.s->teams;
+  Loop loop = cuda_blocks(g, l, n, &var);
+  Aff block = n == 1 ? aff_k(0) : aff_var(var, 1);
+  place_row(&m, &block);
+  init_accs(w, NULL);
+  for (int s = 0; s < w->n_sweep && t.n_sums; s++) {
+    g->sweep = s;
+    sweep(&m);
+    combine(&m, s);
+  }
+  store(&m);
+  loop_close(g, &loop, LOOP_PLAIN);
+}
