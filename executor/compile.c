@@ -182,6 +182,7 @@ Executable *compile(const CompileRequest *r) {
   passes.schedule = backend->schedule;
   bool stopped = false;
   g->memory_budget = r->memory_budget;
+  g->conv_error = r->conv_error;
   bool ok = passes_run(g, &passes, &stopped) && within_budget(g) &&
             (r->no_code || is_planned(g, stopped));
 

@@ -30,6 +30,7 @@ typedef struct ExecOptions {
   const char *trace; /* NULL, or a file for a Chrome trace, written by exec_free */
   bool no_blas;
   int64_t memory_budget; /* bytes of a run's intermediate values, 0: any; E-MEM-003 */
+  double conv_error;     /* see Kernel */
   uint64_t seed;         /* of random operators whose own seed is 0 */
   const char *debug;     /* words of KILN_DEBUG, or NULL: only the environment's */
 } ExecOptions;
@@ -66,7 +67,8 @@ typedef struct CompileRequest {
   const struct PassOptions *passes; /* NULL: from KILN_DEBUG */
   bool no_blas;
   int64_t memory_budget; /* see ExecOptions */
-  bool no_code;          /* stop before code generation */
+  double conv_error;
+  bool no_code; /* stop before code generation */
 } CompileRequest;
 Executable *compile(const CompileRequest *r);
 void executable_free(Executable *x);

@@ -130,8 +130,9 @@ static bool check_feeds(const Program *p, int n, const Feed *feeds) {
 static char *make_key(Arena *a, const Executor *e, const CompileRequest *r) {
   Str s;
   str_init(&s, a);
-  str_fmt(&s, "%llu.%llu.%d.%lld", (unsigned long long)r->prog->id,
-          (unsigned long long)r->prog->edits, e->opt.no_blas, (long long)e->opt.memory_budget);
+  str_fmt(&s, "%llu.%llu.%d.%lld.%a", (unsigned long long)r->prog->id,
+          (unsigned long long)r->prog->edits, e->opt.no_blas, (long long)e->opt.memory_budget,
+          e->opt.conv_error);
   for (int i = 0; i < r->n_feeds; i++) {
     const Tensor *t = r->feeds[i].value;
     str_fmt(&s, "|%s:%d", r->feeds[i].name, t->dtype);
@@ -522,7 +523,8 @@ bool exec_run(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *
                         .n_fetch = n_fetch,
                         .fetch = fetch,
                         .no_blas = e->opt.no_blas,
-                        .memory_budget = e->opt.memory_budget};
+                        .memory_budget = e->opt.memory_budget,
+                        .conv_error = e->opt.conv_error};
   PassOptions words = {0};
   if (e->opt.debug && pass_options_parse(&words, e->opt.debug)) req.passes = &words;
   uint64_t seed = e->opt.seed ? e->opt.seed : (uint64_t)p->seed;

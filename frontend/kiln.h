@@ -393,6 +393,9 @@ typedef struct kl_exec_options {
   kl_scope *scope;   /* shared with others; NULL: one of its own */
   /* bytes of intermediate values that one run may hold; 0: any. Values are computed again until they fit; same results */
   int64_t memory_budget;
+  /* how far convolutions may be off, relative to the largest result of a layer; 0: as plain sums. From 2e-6 and 1e-5 on,
+   * Winograd's algorithm serves 3 x 3 filters */
+  double conv_error;
 } kl_exec_options;
 #define kl_exec_defaults ((kl_exec_options){.threads = 0})
 KL_API kl_exec *kl_exec_new(kl_exec_options o);

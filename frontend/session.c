@@ -62,6 +62,7 @@ kl_exec *kl_exec_new(kl_exec_options o) {
                    .check_nan = o.check_nan,
                    .profile = o.profile,
                    .memory_budget = o.memory_budget,
+                   .conv_error = o.conv_error,
                    .trace = o.trace,
                    .seed = o.seed};
   API_GUARD(NULL);

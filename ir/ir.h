@@ -620,6 +620,7 @@ struct Graph {
   int64_t arena_bytes, lower_bound; /* of the plan */
   int64_t kept_bytes;               /* of all B_KEPT */
   int64_t memory_budget;            /* bytes of the arena that recomputation is to reach; 0: none */
+  double conv_error;                /* see Kernel */
 };
 
 /* graph.c: builders. Each checks its operands (E-SHP, E-TYP), computes the shape (unknown dims are -1 if
@@ -882,6 +883,8 @@ typedef struct Kernel {
   VEC(Node *) nodes; /* computed inside, operands before users, roots included */
   VEC(KernelInput) inputs;
   VEC(Node *) outputs;
+  /* of convolutions, relative to the largest result: algorithms that round more than sums do may err by so much; 0: none may */
+  double conv_error;
   /* filled in by the backend's schedule() before memory is planned */
   int64_t workspace;    /* bytes of shared scratch the kernel wants in the arena, 0 = none */
   int64_t flops, bytes; /* arithmetic and traffic, for profiles */

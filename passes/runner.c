@@ -90,11 +90,12 @@ void passes_time(const PassOptions *o, const char *phase, double start_ms, const
 
 static bool schedule(Graph *g, const PassOptions *o) {
   double start = passes_clock();
-  for (int i = 0; o->schedule && i < g->kernels.n; i++)
-    if (!o->schedule(g->kernels.v[i])) {
-      err_where("kernel %s", g->kernels.v[i]->name);
-      return false;
-    }
+  for (int i = 0; o->schedule && i < g->kernels.n; i++) {
+    g->kernels.v[i]->conv_error = g->conv_error;
+    if (o->schedule(g->kernels.v[i])) continue;
+    err_where("kernel %s", g->kernels.v[i]->name);
+    return false;
+  }
   if (o->schedule) passes_time(o, "schedule", start, "");
   return true;
 }

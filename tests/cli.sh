@@ -192,6 +192,11 @@ for budget in 0 -1 1Q 1KB K 1e300 nan; do
   expect_text "memory budget: $budget" 2 err 'not a valid BYTES' "$kiln" compile main.pdmodel "--memory-budget=$budget"
 done
 
+expect "conv error" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --conv-error 1e-5
+for eps in -1 1 nan inf x; do
+  expect_text "conv error: $eps" 2 err 'not a valid EPS' "$kiln" compile main.pdmodel "--conv-error=$eps"
+done
+
 # ---- train, eval, run ----
 expect_text "train" 0 out '^epoch 5/5 loss [0-9.]+ acc [0-9.]+ test_loss [0-9.]+ test_acc 1\.0000 [0-9,]+ img/s$' \
   "${train[@]}" "${feeds[@]}" "${tests[@]}" --epochs 5 --save run --log log --trace trace.json

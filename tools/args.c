@@ -81,6 +81,7 @@ static bool store(const Flag *f, const char *value) {
   }
   if (f->kind == FLAG_COUNT && (*(int64_t *)f->to < 0 || *(int64_t *)f->to > INT32_MAX))
     return false;
+  if (f->kind == FLAG_FLOAT && !(*(double *)f->to >= 0 && *(double *)f->to < 1)) return false;
   return end != value && !*end && errno == 0;
 }
 

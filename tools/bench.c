@@ -21,6 +21,7 @@ typedef struct Options {
   List shapes;
   int64_t threads, reps;
   int64_t memory_budget;
+  double conv_error;
   bool json, profile, start, once;
   int argc;
   char **argv; /* of the verb */
@@ -239,7 +240,8 @@ static bool bench(const Options *o, const char *path) {
   Model m;
   ExecOptions eo = {.threads = (int)o->threads,
                     .profile = o->profile,
-                    .memory_budget = o->memory_budget};
+                    .memory_budget = o->memory_budget,
+                    .conv_error = o->conv_error};
   Run run = {.e = exec_new(&eo), .s = scope_new(), .m = &m};
   Result r = {.n = (int)o->reps};
   bool ok = run.e && model_open(&m, path, o->params);
@@ -270,6 +272,8 @@ int verb_bench(int argc, char **argv) {
       {"--reps", FLAG_COUNT, &o.reps, "N", "runs to time (100; at most a minute after the tenth)"},
       {"--memory-budget", FLAG_BYTES, &o.memory_budget, "BYTES",
        "compute values again until the plan fits; K, M, G"},
+      {"--conv-error", FLAG_FLOAT, &o.conv_error, "EPS",
+       "how far convolutions may be off; from 2e-6, 1e-5: Winograd's"},
       {"--profile", FLAG_BOOL, &o.profile, NULL, "times per operator and kernel, with bounds"},
       {"--start", FLAG_BOOL, &o.start, NULL,
        "the time from exec() to the first result, in new processes"},

@@ -6,6 +6,7 @@ typedef struct Options {
   const char *target, *fetch, *emit, *out, *plan;
   List shapes;
   int64_t memory_budget;
+  double conv_error;
   PassOptions passes;
 } Options;
 
@@ -65,7 +66,10 @@ static bool run(Options *o, const char *path) {
   Model m;
   Str s;
   Executable *x = NULL;
-  CompileRequest r = {.target = o->target, .passes = &o->passes, .memory_budget = o->memory_budget};
+  CompileRequest r = {.target = o->target,
+                      .passes = &o->passes,
+                      .memory_budget = o->memory_budget,
+                      .conv_error = o->conv_error};
   int n_fetch = 0;
   const char **fetch;
   bool ok = model_open(&m, path, NULL) &&
@@ -106,6 +110,8 @@ int verb_compile(int argc, char **argv) {
       {"-o", FLAG_TEXT, &o.out, "FILE", "where to (stdout)"},
       {"--memory-budget", FLAG_BYTES, &o.memory_budget, "BYTES",
        "compute values again until the plan fits; K, M, G"},
+      {"--conv-error", FLAG_FLOAT, &o.conv_error, "EPS",
+       "how far convolutions may be off; from 2e-6, 1e-5: Winograd's"},
       {"--plan", FLAG_TEXT, &o.plan, "FILE",
        "write the memory plan, with what its peak is made of"},
       {"--print-after", FLAG_TEXT, &o.passes.print_after, "PASS|all",

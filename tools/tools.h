@@ -18,7 +18,7 @@ typedef struct Verb {
 #undef VERB
 
 /* args.c: flags from a table. `--flag value` or `--flag=value`; positional arguments are collected in order. */
-/* FLAG_COUNT: 0..2^31-1; FLAG_BYTES: a positive number, perhaps with K, M or G (1024, ...) */
+/* FLAG_COUNT: 0..2^31-1; FLAG_FLOAT: from 0 to below 1; FLAG_BYTES: a positive number, perhaps with K, M or G (1024, ...) */
 typedef enum FlagKind {
   FLAG_BOOL,
   FLAG_INT,

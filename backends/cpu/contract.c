@@ -2,7 +2,8 @@
  *
  * In: the kernel's CONTRACT, a sum of products over loops whose operands are addressed by AffDims. Out: a Plan.
  * The loops of extent 1 are dropped, and each other loop is classed by the tensors it moves through. Then
- *   neighbouring channels in one operand and columns in the result          conv.c     direct convolution, products
+ *   neighbouring channels in one operand and columns in the result          conv.c     direct convolution, products,
+ *                                                                           winograd.c and 3x3 if an error is allowed
  *   the same summed over positions                                          filter.c   gradients of filters
  *   both operands plain (in bounds, no division), strides that BLAS takes   gemm.c     matrix products
  *   one operand a window of its tensor                                      im2col.c   convolution, gradient of the filter
@@ -293,6 +294,7 @@ void multiply(const Plan *p, const MicroProduct *q, void *scratch) {
 Plan *contract_plan(Arena *a, const Kernel *k, bool no_blas) {
   Plan *p = arena_new_of(a, Plan);
   p->no_blas = no_blas;
+  p->conv_error = k->conv_error;
   if (!frame_of(k, &p->frame) || !facts_of(k->core, &p->facts)) return p;
   const Facts *f = &p->facts;
   if (loop_is_stencil(k)) return p;

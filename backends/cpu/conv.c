@@ -260,7 +260,8 @@ static double imbalance(const ConvPlan *p) {
   return n < 2 ? 1 : 2 * (double)most(half[0], half[1]) / (double)(items * p->units * vectors);
 }
 
-static bool choose_tile(const Facts *f, ConvPlan *p) {
+/* Cycles of an image, about; 0: there is none. */
+static double choose_tile(const Facts *f, ConvPlan *p) {
   double least_cost = 0;
   Isa isa = tile_isa();
   ConvPlan best = *p;
@@ -277,7 +278,7 @@ static bool choose_tile(const Facts *f, ConvPlan *p) {
     best = *p;
   }
   *p = best;
-  return least_cost > 0;
+  return least_cost;
 }
 
 /* A panel that is read for every tile stays in the L2 cache. */
@@ -402,13 +403,16 @@ static bool try_operand(Arena *arena, Plan *plan, int x) {
   if (!worth(plan, p)) return false;
   for (int i = 0; i < p->n_parts; i++) lay_out(p, &p->part[i]);
   if (p->part[0].pixel * p->part[0].w.in_step >= INT32_MAX / 64 ||
-      p->part[0].line * p->part[0].h.in_step >= INT32_MAX / 64 || !choose_tile(f, p))
+      p->part[0].line * p->part[0].h.in_step >= INT32_MAX / 64)
     return false;
+  double cycles = choose_tile(f, p);
+  if (!cycles) return false;
   for (int i = 0; i < p->n_parts; i++)
     if (p->part[i].k) {
       cut_sums(p, &p->part[i], f->size);
       want_all(arena, p, &p->part[i]);
     }
+  if (plan->conv_error > 0) winograd_plan(arena, f, p, plan->conv_error, cycles);
   plan->conv = p;
   return true;
 }
@@ -422,32 +426,53 @@ static bool wastes(const Plan *plan, const ConvPlan *p) {
          q->w.n * q->h.n * p->images.total < FEW_ROWS && q->k * p->columns >= LARGE;
 }
 
-bool conv_plan(Arena *a, Plan *plan) {
-  if (!try_operand(a, plan, 0) && !try_operand(a, plan, 1)) return false;
+/* The phase that packs `rows` rows of each of n parts. */
+static void pack_phase(Plan *plan, KernelFn *fn, int n, int64_t rows, int64_t most_rows) {
+  ConvPlan *p = plan->conv;
+  Work *w = &plan->work;
+  w->workspace = p->b_size * p->groups.total * plan->facts.size;
+  p->k_cuts = div_up(rows, most_rows);
+  p->k_cut = div_up(rows, p->k_cuts);
+  w->fn[0] = fn;
+  w->n_tasks[0] = p->groups.total * n * p->k_cuts;
+  w->n_phases = 1;
+  if (plan->frame.x[p->a] != plan->frame.x[p->b]) w->prepares = plan->frame.x[p->b] + 1;
+}
+
+static void direct_phases(Plan *plan) {
   ConvPlan *p = plan->conv;
   Work *w = &plan->work;
   int64_t vectors = p->panels.n * p->panels.size + p->panels.more, longest = 0;
-  p->pack = packs(plan, p);
-  if (wastes(plan, p)) return false;
-  plan->set = &p->set;
-  p->row_elems = whole_rows(plan, p);
   for (int i = 0; i < p->n_parts; i++) {
     p->part[i].b_at *= vectors * p->tile.lanes;
     longest = most(longest, p->part[i].k);
   }
   p->b_size *= vectors * p->tile.lanes;
-  if (p->pack) {
-    w->workspace = p->b_size * p->groups.total * plan->facts.size;
-    p->k_cuts = div_up(longest, PACK_ROWS);
-    p->k_cut = div_up(longest, p->k_cuts);
-    w->fn[0] = conv_pack;
-    w->n_tasks[0] = p->groups.total * p->n_parts * p->k_cuts;
-    w->n_phases = 1;
-    if (plan->frame.x[p->a] != plan->frame.x[p->b]) w->prepares = plan->frame.x[p->b] + 1;
-  }
+  if (p->pack) pack_phase(plan, conv_pack, p->n_parts, longest, PACK_ROWS);
   w->fn[w->n_phases] = conv_tasks;
+  w->scratch = p->strip_bytes;
+}
+
+static void winograd_phases(Plan *plan) {
+  const ConvPlan *p = plan->conv;
+  pack_phase(plan, winograd_pack, 1, p->channels, 16);
+  plan->work.fn[1] = winograd_tasks;
+  plan->work.scratch = winograd_scratch(p) * plan->facts.size;
+}
+
+bool conv_plan(Arena *a, Plan *plan) {
+  if (!try_operand(a, plan, 0) && !try_operand(a, plan, 1)) return false;
+  ConvPlan *p = plan->conv;
+  Work *w = &plan->work;
+  p->pack = packs(plan, p);
+  if (wastes(plan, p)) return false;
+  plan->set = &p->set;
+  p->row_elems = whole_rows(plan, p);
+  if (p->winograd.m)
+    winograd_phases(plan);
+  else
+    direct_phases(plan);
   w->n_tasks[w->n_phases++] = p->images.total * p->groups.total * p->chunks * p->panel_groups;
   w->fused = p->row_elems > 0;
-  w->scratch = p->strip_bytes;
   return true;
 }

@@ -28,6 +28,18 @@ typedef struct Part {
   int fn[2][3];
 } Part;
 
+/* The same by Winograd's algorithm: see winograd.c. */
+typedef struct Winograd {
+  int m, n;       /* a tile has m x m results and reads n x n positions; m is 0: not used */
+  int64_t across; /* tiles in a row of tiles */
+  Blocks strips;  /* what a chunk has of the rows of tiles */
+  int64_t a_step,
+      c_step; /* elements between the matrices of transformed tiles, of their products */
+  int fn
+      [2][2]
+      [2]; /* into ConvPlan.set: strip of size+1, size; tile of size+1, size; panel of size+1, size */
+} Winograd;
+
 enum { MOST_PARTS = 16 };
 typedef struct ConvPlan {
   int a, b;                /* which operand holds positions, which the filter */
@@ -51,9 +63,16 @@ typedef struct ConvPlan {
   int64_t k_cut, k_cuts; /* rows of B per packing task */
   int64_t strip_bytes;   /* scratch for the copied rows of a task */
   int64_t row_elems;     /* elements of a row of the epilogue */
+  Winograd winograd;
   MicroSet set;
 } ConvPlan;
 
 KernelFn conv_pack, conv_tasks; /* conv_run.c */
+
+/* winograd.c: fills in p->winograd, and what else changes, if an error of so much is allowed and it costs less than `cycles`,
+ * those of the direct form. */
+void winograd_plan(Arena *a, const Facts *f, ConvPlan *p, double error, double cycles);
+int64_t winograd_scratch(const ConvPlan *p); /* elements */
+KernelFn winograd_pack, winograd_tasks;      /* winograd_run.c */
 
 #endif

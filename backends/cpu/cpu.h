@@ -91,6 +91,7 @@ typedef enum PlanKind {
 typedef struct Plan {
   PlanKind kind;
   bool no_blas;
+  double conv_error; /* see Kernel */
   Facts facts;
   Frame frame;
   Work work;
@@ -181,7 +182,7 @@ enum { MOST_SHARES = 16 };
 /* A last phase: the result is the sum of n parts that the phases before leave in the workspace. */
 void add_shares(Plan *p, int n);
 
-/* ---- conv.c, filter.c, gemm.c, im2col.c, col2im.c: five ways ---- */
+/* ---- conv.c (winograd.c), filter.c, gemm.c, im2col.c, col2im.c: five ways ---- */
 bool filter_plan(Arena *a, Plan *p);
 bool conv_plan(Arena *a, Plan *p);
 bool gemm_plan(Arena *a, Plan *p);

@@ -1,0 +1,235 @@
+/* Convolutions of 3 x 3 with an error allowed: they run by Winograd's algorithm, err no more than that, forward and for the
+ * gradient of the input, with the same bits for any split of the tasks and for every instruction set; and what the algorithm is not
+ * made for, or what allows too little, runs as before. The reference is the interpreter in float64 on the same values. */
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <math.h>
+#include "../backends/cpu/conv.h"
+#include "../frontend/kiln.h"
+
+typedef struct Shape {
+  int64_t n, c, o, groups, h, w, pad;
+} Shape;
+
+static uint32_t noise_state;
+static double noise(void) {
+  noise_state = noise_state * 1664525u + 1013904223u;
+  return (float)((double)(noise_state >> 8) / (1 << 23) - 1);
+}
+
+static Tensor *feed(void *user, const char *name, bool state) {
+  (void)state;
+  return map_get(user, name);
+}
+
+/* Both precisions have the same values. */
+static void fill(Arena *a, Map *const to[2], const char *name, const int64_t dims[4]) {
+  Tensor *t[2];
+  for (int i = 0; i < 2; i++) {
+    t[i] = arena_new_of(a, Tensor);
+    assert_true(tensor_make(t[i], a, i ? DT_FLOAT64 : DT_FLOAT32, 4, dims));
+    map_put(to[i], name, t[i]);
+  }
+  for (int64_t j = 0; j < tensor_numel(t[0]); j++) {
+    double v = noise();
+    for (int i = 0; i < 2; i++) tensor_set(t[i], j, v);
+  }
+}
+
+/* x [n, h, w, c] and w [3, 3, c/groups, o] or, for the gradient of an input, [3, 3, o, c] read backwards. */
+static Node *conv_node(Graph *g, DType t, const Shape *s, bool gradient) {
+  int64_t out_h = s->h + 2 * s->pad - 2, out_w = s->w + 2 * s->pad - 2, cg = s->c / s->groups,
+          og = s->o / s->groups;
+  int64_t xd[4] = {s->n, s->h, s->w, s->c},
+          wd[4] = {3, 3, gradient ? s->o : cg, gradient ? cg : s->o};
+  Node *x = g_feed(g, "x", t, 4, xd), *w = g_feed(g, "w", t, 4, wd);
+  int32_t sign = gradient ? -1 : 1;
+  int64_t from = gradient ? 2 - s->pad : -s->pad;
+  if (s->groups == 1) {
+    int64_t ext[7] = {s->n, out_h, out_w, s->o, 3, 3, cg};
+    AffDim mx[4] = {aff_loop(0), {1, 4, 1, sign, from, 1}, {2, 5, 1, sign, from, 1}, aff_loop(6)};
+    AffDim mw[4] = {aff_loop(4), aff_loop(5), aff_loop(gradient ? 3 : 6),
+                    aff_loop(gradient ? 6 : 3)};
+    return g_contract(g, x, w, 4, 7, ext, mx, mw);
+  }
+  int64_t ext[8] = {s->n, out_h, out_w, s->groups, og, 3, 3, cg};
+  AffDim mx[4] = {aff_loop(0),
+                  {1, 5, 1, 1, from, 1},
+                  {2, 6, 1, 1, from, 1},
+                  {3, 7, (int32_t)cg, 1, 0, 1}};
+  AffDim mw[4] = {aff_loop(5), aff_loop(6), aff_loop(7), {3, 4, (int32_t)og, 1, 0, 1}};
+  return g_contract(g, x, w, 5, 8, ext, mx, mw);
+}
+
+static const Tensor *exact(Arena *a, const Shape *s, bool gradient, Map *values) {
+  Graph *g = graph_new(NULL, false);
+  Node *y = conv_node(g, DT_FLOAT64, s, gradient);
+  NamedNode out = {"y", y, NULL};
+  vec_add(g->arena, &g->fetches, out);
+  graph_number(g);
+  EvalEnv env = {.lookup = feed, .user = values};
+  Tensor **all = arena_array(a, Tensor *, g->nodes.n);
+  assert_true(graph_eval(g, &env, a, all));
+  const Tensor *t = all[y->id];
+  graph_free(g);
+  return t;
+}
+
+static void run_code(const KernelCode *c, void *const *bufs, int64_t step) {
+  RunCtx ctx = {.scratch = mem_alloc((size_t)c->scratch_bytes + 64),
+                .scratch_bytes = (size_t)c->scratch_bytes};
+  memset(ctx.scratch, 0xff, ctx.scratch_bytes);
+  for (int p = 0; p < c->n_phases; p++)
+    for (int64_t t = 0, n = c->phase[p].n_tasks; t < n; t += step)
+      c->phase[p].fn(c->phase[p].self, bufs, t, t + step < n ? t + step : n, &ctx);
+  mem_free(ctx.scratch);
+}
+
+/* Stands for a generated epilogue: sign changes, over whole rows. */
+static int64_t row_numel;
+static void negate(const void *self, void *const *bufs, int64_t begin, int64_t end, RunCtx *ctx) {
+  (void)self, (void)ctx;
+  float *y = bufs[2];
+  for (int64_t i = begin * row_numel; i < end * row_numel; i++) y[i] = -y[i];
+}
+
+/* Runs one; returns the results of a tile's side, 0: not by Winograd's algorithm. */
+static int check(const Shape *s, bool gradient, double allowed, bool epilogue) {
+  Arena *a = arena_new();
+  Map *values[2] = {map_new(a), map_new(a)};
+  int64_t cg = s->c / s->groups;
+  fill(a, values, "x", (int64_t[]){s->n, s->h, s->w, s->c});
+  fill(a, values, "w", (int64_t[]){3, 3, gradient ? s->o : cg, gradient ? cg : s->o});
+  Graph *g = graph_new(NULL, false);
+  Node *node = conv_node(g, DT_FLOAT32, s, gradient);
+  Node maps = {.prim = P_ADD, .dtype = DT_FLOAT32, .rank = node->rank};
+  memcpy(maps.dims, node->dims, sizeof maps.dims);
+  graph_number(g);
+  Kernel k = {
+      .kind = K_CONTRACT, .name = "k", .rank = node->rank, .core = node, .conv_error = allowed};
+  memcpy(k.ext, node->dims, sizeof k.ext);
+  vec_add(a, &k.nodes, node);
+  for (int i = 0; i < 2; i++) vec_add(a, &k.inputs, ((KernelInput){node->in[i], false, false}));
+  vec_add(a, &k.outputs, epilogue ? &maps : node);
+  Plan *p = contract_plan(a, &k, false);
+  assert_int_equal(p->kind, PLAN_CONV);
+  int m = p->conv->winograd.m;
+  CodeBatch *batch = code_batch(a);
+  plan_micro(p, batch);
+  assert_true(code_make(batch, NULL));
+  KernelCode code = {0};
+  contract_code(p, epilogue ? negate : NULL, &code);
+  int64_t numel = node_numel(node);
+  row_numel = numel / (p->frame.rows * p->frame.parts);
+  const Tensor *want = exact(a, s, gradient, values[1]);
+  float *got[2];
+  for (int i = 0; i < 2; i++) {
+    got[i] = arena_alloc(a, (size_t)numel * 4 + 64);
+    memset(got[i], 0xff, (size_t)numel * 4); /* NaN */
+    void *ws = mem_alloc((size_t)p->work.workspace + 64);
+    memset(ws, 0xff, (size_t)p->work.workspace);
+    Tensor *x = map_get(values[0], "x"), *w = map_get(values[0], "w");
+    run_code(&code, (void *[]){x->data, w->data, got[i], ws}, i ? 1 : INT32_MAX);
+    mem_free(ws);
+  }
+  assert_memory_equal(got[0], got[1], numel * 4);
+  double largest = 0, error = 0;
+  for (int64_t i = 0; i < numel; i++) {
+    double y = tensor_get(want, i);
+    largest = fmax(largest, fabs(y));
+    double off = fabs((epilogue ? -y : y) - (double)got[0][i]);
+    error = off <= error ? error : off; /* NaN counts */
+  }
+  if (!(error <= allowed * largest) && m)
+    fail_msg("an error of %.2g of the largest result, not %.2g: m %d, %lld x %lld, %lld to %lld",
+             error / largest, allowed, m, (long long)s->h, (long long)s->w, (long long)s->c,
+             (long long)s->o);
+  code_free(batch);
+  graph_free(g);
+  arena_free(a);
+  return m;
+}
+
+static const Shape shapes[] = {{1, 64, 64, 1, 28, 28, 1},  {1, 64, 96, 1, 30, 17, 1},
+                               {2, 32, 48, 1, 13, 26, 0},  {1, 128, 128, 1, 7, 7, 1},
+                               {3, 48, 80, 1, 9, 31, 2},   {2, 64, 128, 2, 16, 12, 1},
+                               {1, 16, 64, 1, 40, 5, 1},   {1, 512, 64, 1, 6, 10, 1},
+                               {1, 256, 256, 1, 14, 14, 1}};
+enum { SHAPES = sizeof shapes / sizeof *shapes };
+
+static void test_errors(void **state) {
+  (void)state;
+  int seen[5] = {0};
+  for (int i = 0; i < SHAPES; i++)
+    for (int how = 0; how < 4; how++) {
+      bool gradient = how & 1 && shapes[i].groups == 1;
+      seen[check(&shapes[i], gradient, how & 2 ? 1e-5 : 2e-6, i & 1)]++;
+    }
+  assert_true(seen[2] >= SHAPES && seen[4] >= SHAPES);
+}
+
+static void test_instruction_sets(void **state) {
+  static const char *const sets[] = {"AVX512", "AVX2"};
+  (void)state;
+  for (int i = 0; i < 2; i++) {
+    micro_isa = sets[i];
+    if (tile_isa() != ISA_NONE)
+      for (int e = 0; e < 2; e++)
+        assert_int_equal(check(&shapes[0], false, e ? 1e-5 : 2e-6, true), e ? 4 : 2);
+    micro_isa = NULL;
+  }
+}
+
+/* Nothing allowed, or too little; and channels that are no vectors. */
+static void test_direct(void **state) {
+  static const Shape odd[] = {{1, 20, 64, 1, 28, 28, 1}, {1, 64, 50, 1, 28, 28, 1}};
+  static const double little[] = {0, -1, 1e-6, NAN};
+  (void)state;
+  for (int i = 0; i < 4; i++) assert_int_equal(check(&shapes[0], false, little[i], false), 0);
+  for (int i = 0; i < 2; i++) assert_int_equal(check(&odd[i], false, 1, false), 0);
+}
+
+/* The option of an executor: another executable, whose result is near and not the same. */
+static void test_option(void **state) {
+  (void)state;
+  float x[32 * 20 * 20], y[3][64 * 20 * 20];
+  for (int i = 0; i < 32 * 20 * 20; i++) x[i] = (float)noise();
+  kl_net *net = kl_net_new();
+  kl_var *in = kl_data(net, "x", KL_FLOAT32, 1, 32, 20, 20);
+  kl_var *w = kl_parameter(net, "w", KL_FLOAT32, 4, (int64_t[]){64, 32, 3, 3},
+                           (kl_param){.name = "w"}, false);
+  kl_var *out = kl_op(net, "conv2d", "paddings=[1,1]", "Input", in, "Filter", w);
+  assert_non_null(out);
+  kl_exec *exe = kl_exec_new((kl_exec_options){.threads = 1, .seed = 3});
+  assert_true(kl_run(exe, kl_startup(net), NULL, NULL));
+  kl_scope *scope = kl_exec_scope(exe);
+  kl_tensor tx = {KL_FLOAT32, 4, {1, 32, 20, 20}, x};
+  for (int i = 0; i < 3; i++) {
+    kl_exec *e = kl_exec_new(
+        (kl_exec_options){.threads = i + 1, .scope = scope, .conv_error = i ? 1e-5 : 0});
+    kl_tensor ty = {KL_FLOAT32, 4, {1, 64, 20, 20}, y[i]};
+    assert_true(kl_run(e, kl_main(net), kl_feeds({"x", &tx}), kl_fetches({out->name, &ty})));
+    kl_exec_free(e);
+  }
+  double largest = 0, off = 0;
+  for (int i = 0; i < 64 * 20 * 20; i++) {
+    largest = fmax(largest, fabs((double)y[0][i]));
+    off = fmax(off, fabs((double)y[1][i] - (double)y[0][i]));
+  }
+  assert_true(off > 0 && off < 1.2e-5 * largest);
+  assert_memory_equal(y[1], y[2], sizeof y[1]);
+  kl_exec_free(exe);
+  kl_net_free(net);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_errors),
+      cmocka_unit_test(test_instruction_sets),
+      cmocka_unit_test(test_direct),
+      cmocka_unit_test(test_option),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
