@@ -64,11 +64,29 @@ static bool ranks_fit(int n, const NamedNode *v) {
   return true;
 }
 
+static const Tensor *known_value(void *user, const char *name) {
+  const CompileRequest *r = user;
+  for (int i = 0; i < r->n_feeds; i++)
+    if (r->known[i] && !strcmp(r->feeds[i].name, name)) return r->feeds[i].value;
+  return NULL;
+}
+
 bool expand_request(const CompileRequest *r, Graph **g) {
   Arena *a = arena_scratch();
   const char **feeds = arena_array(a, const char *, r->n_feeds + 1);
   for (int i = 0; i < r->n_feeds; i++) feeds[i] = r->feeds[i].name;
-  *g = expand_program(r->prog, r->n_feeds, feeds, r->n_fetch, r->fetch, dims_of, (void *)r);
+  if (r->section.block)
+    *g = expand_section(&(ExpandRequest){.section = r->section,
+                                         .n_feeds = r->n_feeds,
+                                         .feeds = feeds,
+                                         .n_fetch = r->n_fetch,
+                                         .fetches = r->fetch,
+                                         .dims_of = dims_of,
+                                         .known = r->known ? known_value : NULL,
+                                         .user = (void *)r,
+                                         .wanted = r->wanted});
+  else
+    *g = expand_program(r->prog, r->n_feeds, feeds, r->n_fetch, r->fetch, dims_of, (void *)r);
   arena_free(a);
   if (!*g) return false;
   if (ranks_fit((*g)->writes.n, (*g)->writes.v) && ranks_fit((*g)->fetches.n, (*g)->fetches.v))

@@ -32,9 +32,11 @@ typedef struct ExecOptions {
   int64_t memory_budget; /* bytes of a run's intermediate values, 0: any; E-MEM-003 */
   double conv_error;     /* see Kernel */
   uint64_t seed;         /* of random operators whose own seed is 0 */
-  const char *debug;     /* words of KILN_DEBUG, or NULL: only the environment's */
+  int64_t max_steps; /* runs of one loop's body before it counts as endless; 0: DEFAULT_MAX_STEPS */
+  const char *debug; /* words of KILN_DEBUG, or NULL: only the environment's */
 } ExecOptions;
 
+enum { DEFAULT_MAX_STEPS = 100000000 };
 typedef struct Executor Executor;
 Executor *exec_new(const ExecOptions *o); /* NULL: defaults */
 void exec_free(Executor *e);
@@ -58,9 +60,11 @@ bool exec_run(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *
 typedef struct Executable Executable;
 typedef struct CompileRequest {
   const Program *prog;
-  Scope *scope; /* shapes of state; may be NULL: declared shapes are used */
+  Section section; /* what to compile; without a block: block 0 */
+  Scope *scope;    /* shapes of state; may be NULL: declared shapes are used */
   int n_feeds;
   const Feed *feeds; /* data may be NULL here */
+  const bool *known; /* NULL, or of each feed: its value is compiled in */
   int n_fetch;
   const char *const *fetch;
   const char *target;               /* NULL: this CPU */
@@ -68,7 +72,8 @@ typedef struct CompileRequest {
   bool no_blas;
   int64_t memory_budget; /* see ExecOptions */
   double conv_error;
-  bool no_code; /* stop before code generation */
+  bool no_code;   /* stop before code generation */
+  Wanted *wanted; /* out, may be NULL: see Graph */
 } CompileRequest;
 Executable *compile(const CompileRequest *r);
 void executable_free(Executable *x);

@@ -12,6 +12,12 @@ typedef struct StateUse {
   int write;             /* position in Graph.writes, or -1 */
 } StateUse;
 
+/* Of a section's result: the input, or the earlier result, that it is. */
+typedef struct Same {
+  int result; /* -1: none */
+  const char *feed;
+} Same;
+
 /* A compiled program for one set of feed shapes, state shapes and fetches. It belongs to one executor: what is kept from run to
  * run is all that changes. */
 struct Executable {
@@ -30,12 +36,41 @@ struct Executable {
   uint64_t *
       seen; /* per buffer: version of the state that what is kept comes from; the last: is it there? */
   const char *key; /* see run.c */
+  Tensor *feeds;   /* of a section: shapes, and the data that it was compiled for */
+  Same *same;
   CompileOptions options;
   Executable *next;
 };
 
-/* profile.c */
 typedef struct Profile Profile;
+struct Executor {
+  ExecOptions opt;
+  Pool *pool;
+  Executable *cache; /* most recently used first */
+  Executable *last;
+  struct Plan *plans; /* of programs that run in parts, the same */
+  Arena *tmp;         /* of the run in progress; emptied by the next one */
+  uint8_t *memory;    /* the arena of the executables, as large as the largest */
+  size_t memory_bytes;
+  uint8_t *scratch; /* one piece per thread */
+  size_t scratch_bytes;
+  uint64_t step;
+  Profile *profile;
+};
+
+/* run.c: a section of a program. `list`: the executables made for it, most recently used first. out[i].data stays NULL
+ * where (*same)[i] says what the result is; *same may be NULL. */
+bool run_section(Executor *e, const CompileRequest *r, Executable **list, uint64_t seed,
+                 Tensor *out, const Same **same);
+
+/* control.c, control_plan.c */
+bool program_has_host_ops(
+    const Program *p); /* is there an operator in block 0 that is not compiled? */
+bool control_plans(const Executor *e, const Program *p); /* has it run in parts before? */
+bool control_run(Executor *e, const CompileRequest *r, uint64_t seed, Tensor *out);
+void control_forget(Executor *e); /* frees all plans */
+
+/* profile.c */
 Profile *profile_new(bool trace);
 void profile_free(Profile *p);
 void profile_add(Profile *p, const Executable *x, int kernel, double t0, double t1); /* seconds */

@@ -37,22 +37,23 @@ static void note_range(const char *what, const Tensor *t) {
 
 /* Every floating-point variable that an operator writes, so that all results are kept under their names. Persistable ones
  * are among the writes anyway. */
-static int all_results(const Program *p, Arena *a, const char ***names) {
-  const Block *b = p->blocks.v[0];
+static const char **all_results(const CompileRequest *r, Arena *a, int *n) {
+  Section whole = {r->prog->blocks.v[0], 0, r->prog->blocks.v[0]->ops.n, NULL};
+  Section s = r->section.block ? r->section : whole;
   Map *seen = map_new(a);
-  *names = arena_array(a, const char *, b->vars.n + 1);
-  int n = 0;
-  for (int i = 0; i < b->ops.n; i++)
-    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
-      for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++) {
-        const char *name = b->ops.v[i]->outs.v[s].args[k];
-        const Var *v = block_var(b, name);
-        bool wanted = v && v->kind == VK_TENSOR && dtype_is_float(v->dtype) && !v->persistable;
-        if (!wanted || map_get(seen, name)) continue;
-        map_put(seen, name, (void *)v);
-        (*names)[n++] = name;
+  for (int i = s.from; i < s.to; i++)
+    for (int o = 0; o < s.block->ops.v[i]->outs.n; o++)
+      for (int k = 0; k < s.block->ops.v[i]->outs.v[o].n; k++) {
+        const char *name = s.block->ops.v[i]->outs.v[o].args[k];
+        Var *v = block_find_var(s.block, name);
+        if (v && v->kind == VK_TENSOR && dtype_is_float(v->dtype) && !v->persistable)
+          map_put(seen, name, v);
       }
-  return n;
+  const char **names = arena_array(a, const char *, map_n(seen) + 1);
+  void *v;
+  *n = map_n(seen);
+  for (int i = 0; i < *n; i++) names[i] = map_at(seen, i, &v);
+  return names;
 }
 
 /* Values inside an operator may be infinite (the identity of a maximum, for one): only its results count. */
@@ -100,7 +101,7 @@ bool find_not_finite(const CompileRequest *r, const EvalEnv *env, const char *se
   Graph *g;
   Arena *a = arena_scratch();
   CompileRequest all = *r;
-  all.n_fetch = all_results(r->prog, a, (const char ***)&all.fetch);
+  all.fetch = all_results(r, a, &all.n_fetch);
   if (!expand_request(&all, &g)) return arena_free(a), false;
   graph_number(g);
   Tensor **values = arena_array(a, Tensor *, g->nodes.n);

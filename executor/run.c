@@ -8,21 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct Executor {
-  ExecOptions opt;
-  Pool *pool;
-  Executable *cache; /* most recently used first */
-  Executable *last;
-  Arena *tmp;      /* of the run in progress; emptied by the next one */
-  uint8_t *memory; /* the arena of the executables, as large as the largest */
-  size_t memory_bytes;
-  uint8_t *scratch; /* one piece per thread */
-  size_t scratch_bytes;
-  uint64_t step;
-  Profile *profile;
-};
-
-enum { CACHED_EXECUTABLES = 64 };
+enum { CACHED_EXECUTABLES = 64, CACHED_SECTIONS = 1024 };
 static const int64_t INLINE_COST_NS =
     12000; /* kernels cheaper than this are not worth waking the pool */
 
@@ -55,6 +41,7 @@ void exec_free(Executor *e) {
     next = x->next;
     executable_free(x);
   }
+  control_forget(e);
   pool_free(e->pool);
   arena_free(e->tmp);
   mem_free(e->memory);
@@ -156,10 +143,10 @@ static bool state_fits(const Executable *x, Scope *s) {
   return true;
 }
 
-static void drop_oldest(Executor *e) {
+static void drop_oldest(Executable **list, int most) {
   int n = 0;
-  for (Executable **x = &e->cache; *x; x = &(*x)->next)
-    if (++n > CACHED_EXECUTABLES) {
+  for (Executable **x = list; *x; x = &(*x)->next)
+    if (++n > most) {
       Executable *old = *x;
       *x = old->next;
       executable_free(old);
@@ -186,7 +173,67 @@ static Executable *find_executable(Executor *e, const CompileRequest *r) {
   x->next = e->cache;
   e->cache = x;
   x->key = arena_str(x->arena, key);
-  drop_oldest(e);
+  drop_oldest(&e->cache, CACHED_EXECUTABLES);
+  return x;
+}
+
+/* ---- the same for sections, which run often: no text is made of the shapes ---- */
+
+static bool same_shape(const Tensor *a, const Tensor *b) {
+  return a->dtype == b->dtype && a->rank == b->rank &&
+         !memcmp(a->dims, b->dims, sizeof *a->dims * (size_t)a->rank);
+}
+
+static bool feeds_fit(const Executable *x, const CompileRequest *r) {
+  for (int i = 0; i < r->n_feeds; i++) {
+    const Tensor *t = r->feeds[i].value;
+    if (!same_shape(t, &x->feeds[i])) return false;
+    if (r->known[i] && memcmp(t->data, x->feeds[i].data, tensor_bytes(t))) return false;
+  }
+  return true;
+}
+
+static void note_feeds(Executable *x, const CompileRequest *r) {
+  x->feeds = arena_array(x->arena, Tensor, r->n_feeds + 1);
+  for (int i = 0; i < r->n_feeds; i++) {
+    x->feeds[i] = *r->feeds[i].value;
+    if (r->known[i])
+      x->feeds[i].data = arena_dup(x->arena, x->feeds[i].data, tensor_bytes(&x->feeds[i]));
+  }
+}
+
+/* Results that are an input, or the same as an earlier result, need not be copied. */
+static void note_same(Executable *x) {
+  const Graph *g = x->graph;
+  x->same = arena_array(x->arena, Same, g->fetches.n + 1);
+  for (int i = 0; i < g->fetches.n; i++) {
+    const Node *n = g->fetches.v[i].node;
+    x->same[i] = (Same){-1, n->prim == P_FEED ? n->s : NULL};
+    for (int j = 0; j < i && x->same[i].result < 0; j++)
+      if (g->fetches.v[j].node == n) x->same[i].result = j;
+  }
+}
+
+static Executable *find_section(const CompileRequest *r, Executable **list) {
+  for (Executable **link = list; *link; link = &(*link)->next) {
+    Executable *x = *link;
+    if (!feeds_fit(x, r)) continue;
+    *link = x->next;
+    if (!state_fits(x, r->scope)) {
+      executable_free(x);
+      break;
+    }
+    x->next = *list;
+    return *list = x;
+  }
+  Executable *x = compile(r);
+  if (!x) return NULL;
+  x->next = *list;
+  *list = x;
+  x->key = "";
+  note_feeds(x, r);
+  note_same(x);
+  drop_oldest(list, CACHED_SECTIONS);
   return x;
 }
 
@@ -197,10 +244,12 @@ typedef struct Run {
   Executable *x;
   Scope *scope;
   const CompileRequest *req;
-  void **at;     /* address per buffer id */
-  void **args;   /* of the kernel that runs */
-  int n_state;   /* states written */
-  Tensor *fresh; /* of each: data of mem_alloc if the scope's own tensor does not do */
+  Executable **list; /* of a section: those made for it */
+  const Same *same;  /* of its results */
+  void **at;         /* address per buffer id */
+  void **args;       /* of the kernel that runs */
+  int n_state;       /* states written */
+  Tensor *fresh;     /* of each: data of mem_alloc if the scope's own tensor does not do */
   int n_fetch;
   Tensor *out; /* fetched */
   bool *own;   /* of each: its data is new */
@@ -239,6 +288,10 @@ static const Tensor *feed_value(const CompileRequest *r, const char *name) {
   return NULL;
 }
 
+static bool is_same(const Run *u, int i) {
+  return u->same && (u->same[i].feed || u->same[i].result >= 0);
+}
+
 /* Memory for what the graph fetches and for state that is new or gets another size. */
 static void take_memory(Run *u, const Graph *g, const Tensor *out) {
   Arena *a = u->e->tmp;
@@ -261,6 +314,7 @@ static void take_memory(Run *u, const Graph *g, const Tensor *out) {
     const Tensor *to = &out[u->n_fetch];
     Tensor *t = &u->out[u->n_fetch];
     *t = shape_of(g->fetches.v[u->n_fetch].node);
+    if (is_same(u, u->n_fetch)) continue;
     bool fits = to->data && to->dtype == t->dtype && tensor_bytes(to) == tensor_bytes(t);
     t->data = fits ? to->data : mem_take(tensor_bytes(t) + 1);
     u->own[u->n_fetch] = !fits;
@@ -403,7 +457,8 @@ static void hand_over(Run *u, const Graph *g, Tensor *out) {
 static bool finish(Run *u, Tensor *out) {
   const Graph *g = u->x->graph;
   for (int i = 0; i < g->fetches.n; i++)
-    memcpy(u->out[i].data, u->at[g->fetches.v[i].node->buf->id], tensor_bytes(&u->out[i]));
+    if (!is_same(u, i))
+      memcpy(u->out[i].data, u->at[g->fetches.v[i].node->buf->id], tensor_bytes(&u->out[i]));
   for (int i = 0; i < g->copies.n; i++) {
     const ExitCopy *c = &g->copies.v[i];
     memcpy(u->at[c->to->id], u->at[c->from->id], (size_t)c->to->bytes);
@@ -479,9 +534,10 @@ static bool run_interpreted(Run *u, Tensor *out) {
 static bool run_compiled(Run *u, Tensor *out) {
   Executor *e = u->e;
   e->last = NULL;
-  Executable *x = u->x = find_executable(e, u->req);
+  Executable *x = u->x = u->list ? find_section(u->req, u->list) : find_executable(e, u->req);
   if (!x) return false;
   e->last = x;
+  u->same = x->same;
   ensure_memory(&e->memory, &e->memory_bytes, (size_t)x->graph->arena_bytes + 64);
   ensure_memory(&e->scratch, &e->scratch_bytes,
                 (size_t)x->scratch_bytes * (size_t)pool_threads(e->pool) + 64);
@@ -508,9 +564,38 @@ static bool run(Run *u, Tensor *out) {
   e->tmp = NULL;
   e->tmp = arena_new();
   const CompileRequest *r = u->req;
-  bool ok = check_feeds(r->prog, r->n_feeds, r->feeds) &&
+  bool ok = (u->list || check_feeds(r->prog, r->n_feeds, r->feeds)) &&
             (e->opt.interpret ? run_interpreted(u, out) : run_compiled(u, out));
   mem_unguard(&guard);
+  return ok;
+}
+
+bool run_section(Executor *e, const CompileRequest *r, Executable **list, uint64_t seed,
+                 Tensor *out, const Same **same) {
+  Run u = {.e = e, .scope = r->scope, .req = r, .list = list, .seed = seed, .step = e->step};
+  bool ok = run(&u, out);
+  if (!ok) give_back(&u);
+  *same = u.same;
+  return ok;
+}
+
+/* A program with control flow, or one in which a shape is computed from data, runs in parts. */
+static bool run_whole(Run *u, Tensor *out) {
+  Executor *e = u->e;
+  Wanted wanted = {0};
+  CompileRequest r = *u->req;
+  r.wanted = &wanted;
+  u->req = &r;
+  bool parts = control_plans(e, r.prog) || program_has_host_ops(r.prog);
+  bool ok = !parts && run(u, out);
+  if (!ok && !parts && err_any() && err_get()->code == E_OPR_006) {
+    give_back(u);
+    u->n_state = u->n_fetch = 0;
+    err_clear();
+    parts = true;
+  }
+  if (parts) ok = check_feeds(r.prog, r.n_feeds, r.feeds) && control_run(e, &r, u->seed, out);
+  u->req = NULL;
   return ok;
 }
 
@@ -529,7 +614,7 @@ bool exec_run(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *
   if (e->opt.debug && pass_options_parse(&words, e->opt.debug)) req.passes = &words;
   uint64_t seed = e->opt.seed ? e->opt.seed : (uint64_t)p->seed;
   Run u = {.e = e, .scope = s, .req = &req, .seed = seed, .step = e->step};
-  bool ok = !err_any() && run(&u, out);
+  bool ok = !err_any() && run_whole(&u, out);
   if (ok && has_updates(p)) e->step++;
   if (!ok) give_back(&u);
   if (!ok && p->file) err_where("%s", p->file);

@@ -396,6 +396,7 @@ typedef struct kl_exec_options {
   /* how far convolutions may be off, relative to the largest result of a layer; 0: as plain sums. From 2e-6 and 1e-5 on,
    * Winograd's algorithm serves 3 x 3 filters */
   double conv_error;
+  int64_t max_steps; /* of one loop, after which it counts as endless; 0: 100 million */
 } kl_exec_options;
 #define kl_exec_defaults ((kl_exec_options){.threads = 0})
 KL_API kl_exec *kl_exec_new(kl_exec_options o);

@@ -282,10 +282,24 @@ static void note_inputs(Expand *x) {
 }
 
 static bool expand_with_row(Expand *x, const OpDef *def) {
+  if ((def->flags & OF_HOST) && !x->g->shapes_only) {
+    err_set(E_OPR_006, "%s runs between parts that are compiled", quoted(def->name));
+    err_help("Programs with control flow run as they are, but not as one graph.");
+    return false;
+  }
   if (def->formula) return formula_expand(x, def->formula);
   if (def->expand) return def->expand(x);
   if (def->forward) return expand_gradient(x);
   return err_set(E_OPR_004, "operator %s cannot be run", quoted(def->name));
+}
+
+/* The input of the operator that the unknown node is, or is made from by views. */
+static const char *unknown_input(Expand *x, const Op *op) {
+  for (Node *n = x->g->unknown; n; n = n->n_in ? n->in[0] : NULL)
+    for (int s = 0; s < op->ins.n; s++)
+      for (int i = 0; i < op->ins.v[s].n; i++)
+        if (map_get(x->env, op->ins.v[s].args[i]) == n) return op->ins.v[s].args[i];
+  return NULL;
 }
 
 bool expand_op(Expand *x, const Op *op) {
@@ -302,6 +316,7 @@ bool expand_op(Expand *x, const Op *op) {
   }
   if (ok && err_any()) ok = false;
   if (!ok && op->block) {
+    if (x->g->unknown) x->g->wanted = (Wanted){op, unknown_input(x, op)};
     note_inputs(x);
     const char *out = first_output(op);
     if (*out)
@@ -316,20 +331,21 @@ bool expand_op(Expand *x, const Op *op) {
 /* ---- programs ---- */
 
 typedef struct Sources {
-  const Program *prog;
+  const ExpandRequest *r;
   Map *fed, *written;
-  DimsOf *dims_of;
-  void *user;
 } Sources;
 
 static Node *source_node(Expand *x, const char *name) {
   Sources *s = x->user;
-  const Var *v = block_find_var(s->prog->blocks.v[0], name);
+  const ExpandRequest *r = s->r;
+  const Var *v = block_find_var(r->section.block, name);
   if (!v) {
     err_set(E_VER_001, "variable %s is not declared", quoted(name));
     return NULL;
   }
   bool fed = !v->persistable;
+  const Tensor *known = fed && r->known ? r->known(r->user, name) : NULL;
+  if (known) return g_data(x->g, known->dtype, known->rank, known->dims, known->data, name);
   if (fed && !map_get(s->fed, name) && map_get(s->written, name)) {
     err_set(E_VER_002, "variable %s is read before an operator has written it", quoted(name));
     return NULL;
@@ -338,8 +354,8 @@ static Node *source_node(Expand *x, const char *name) {
   int rank = v->rank;
   int64_t dims[KL_RANK];
   memcpy(dims, v->dims, sizeof v->dims);
-  if (s->dims_of) {
-    if (!s->dims_of(s->user, v, fed, &t, &rank, dims)) return NULL;
+  if (r->dims_of) {
+    if (!r->dims_of(r->user, v, fed, &t, &rank, dims)) return NULL;
   } else if (t == DT_NONE || rank < 0) {
     err_set(E_VER_003, "variable %s is declared without element type or dimensions", quoted(name));
     return NULL;
@@ -378,7 +394,7 @@ static bool fetch_nodes(Expand *x, int n, const char *const *fetches) {
     Sources *s = x->user;
     Node *v = map_get(x->env, fetches[i]);
     if (!v) {
-      if (!block_find_var(s->prog->blocks.v[0], fetches[i]))
+      if (!block_find_var(s->r->section.block, fetches[i]))
         return err_set(E_RUN_002, "fetch %s is not in the program", quoted(fetches[i]));
       if (map_get(s->written, fetches[i]))
         return err_set(E_RUN_002, "fetch %s is not computed by its operator", quoted(fetches[i]));
@@ -415,10 +431,8 @@ static bool is_needed(const Op *op, const Map *needed) {
   return false;
 }
 
-/* Which operators of the block depend on an absent feed while no fetch, state or effect depends on
- * them. */
-static bool *left_out(const Block *b, Arena *a, int n_feeds, const char *const *feeds, int n_fetch,
-                      const char *const *fetches) {
+bool *ops_left_out(const Block *b, Arena *a, int n_feeds, const char *const *feeds, int n_fetch,
+                   const char *const *fetches) {
   bool *out = arena_array(a, bool, b->ops.n + 1);
   Map *given = map_new(a), *made = map_new(a), *needed = map_new(a);
   for (int i = 0; i < n_feeds; i++) map_put(given, feeds[i], given);
@@ -439,25 +453,45 @@ static bool *left_out(const Block *b, Arena *a, int n_feeds, const char *const *
   return out;
 }
 
-Graph *expand_program(const Program *p, int n_feeds, const char *const *feeds, int n_fetch,
-                      const char *const *fetches, DimsOf *dims_of, void *user) {
+static bool expand_ops(Expand *x, const ExpandRequest *r) {
+  const bool *skip = r->section.skip;
+  for (int i = r->section.from; i < r->section.to; i++)
+    if (!(skip && skip[i]) && !expand_op(x, r->section.block->ops.v[i])) return false;
+  graph_set_op(x->g, NULL);
+  return fetch_nodes(x, r->n_fetch, r->fetches);
+}
+
+Graph *expand_section(const ExpandRequest *r) {
+  const Block *b = r->section.block;
+  const Program *p = b->prog;
   Graph *g = graph_new(p, false);
-  const Block *b = p->blocks.v[0];
-  Sources s = {p, map_new(g->arena), map_new(g->arena), dims_of, user};
+  Sources s = {r, map_new(g->arena), map_new(g->arena)};
   Expand x = {g, NULL, map_new(g->arena), source_node, &s};
-  for (int i = 0; i < n_feeds; i++) map_put(s.fed, feeds[i], &s);
-  for (int i = 0; i < b->ops.n; i++) each_output(b->ops.v[i], note_written, &s);
-  const bool *skip = left_out(b, g->arena, n_feeds, feeds, n_fetch, fetches);
-  bool ok = true;
-  for (int i = 0; i < b->ops.n && ok; i++)
-    if (!skip[i]) ok = expand_op(&x, b->ops.v[i]);
-  graph_set_op(g, NULL);
-  ok = ok && fetch_nodes(&x, n_fetch, fetches);
-  if (!ok) {
-    if (p->file) err_where("%s", p->file);
+  for (int i = 0; i < r->n_feeds; i++) map_put(s.fed, r->feeds[i], &s);
+  for (int i = r->section.from; i < r->section.to; i++) each_output(b->ops.v[i], note_written, &s);
+  if (!expand_ops(&x, r)) {
+    if (r->wanted) *r->wanted = g->wanted;
     graph_free(g);
     return NULL;
   }
-  for (int i = 0; i < b->ops.n; i++) each_output(b->ops.v[i], note_state_write, &x);
+  for (int i = r->section.from; i < r->section.to; i++)
+    each_output(b->ops.v[i], note_state_write, &x);
+  return g;
+}
+
+Graph *expand_program(const Program *p, int n_feeds, const char *const *feeds, int n_fetch,
+                      const char *const *fetches, DimsOf *dims_of, void *user) {
+  const Block *b = p->blocks.v[0];
+  Arena *a = arena_scratch();
+  const bool *skip = ops_left_out(b, a, n_feeds, feeds, n_fetch, fetches);
+  Graph *g = expand_section(&(ExpandRequest){.section = {b, 0, b->ops.n, skip},
+                                             .n_feeds = n_feeds,
+                                             .feeds = feeds,
+                                             .n_fetch = n_fetch,
+                                             .fetches = fetches,
+                                             .dims_of = dims_of,
+                                             .user = user});
+  if (!g && p->file) err_where("%s", p->file);
+  arena_free(a);
   return g;
 }

@@ -40,6 +40,7 @@ static bool fits(const Var *v, const Node *n) {
 static bool settle(Expand *x, Var *v, Node *n, bool intermediate) {
   Infer *in = x->user;
   bool typed = v->dtype != DT_NONE, shaped = typed && v->rank >= 0;
+  if (v->kind == VK_ARRAY && shaped) return true; /* elements may differ */
   if (n->rank > KL_VAR_RANK)
     return err_set(E_SHP_002, "%s would have rank %d; variables have at most %d", quoted(v->name),
                    n->rank, KL_VAR_RANK);
@@ -65,8 +66,15 @@ static bool settle(Expand *x, Var *v, Node *n, bool intermediate) {
   return f != NULL;
 }
 
+/* What was known of a variable that control flow may change is no longer true. */
+static void forget_results(Expand *x, const Op *op) {
+  for (int s = 0; s < op->outs.n; s++)
+    for (int i = 0; i < op->outs.v[s].n; i++) map_put(x->env, op->outs.v[s].args[i], NULL);
+}
+
 static bool infer_one(Expand *x, Op *op) {
   if (op->def && (op->def->flags & OF_IO)) return true;
+  if (op->def && (op->def->flags & OF_HOST)) forget_results(x, op);
   if (!expand_op(x, op)) return false;
   for (int s = 0; s < op->outs.n; s++) {
     const SlotDef *def = opdef_out(op->def, op->outs.v[s].name);

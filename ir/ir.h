@@ -465,7 +465,8 @@ enum { /* OpDef.flags */
        OF_IO = 256 /* feed, fetch: handled by the executor */,
        OF_GRAD = 512,
        OF_CUSTOM = 1024,
-       OF_NOGRAD_OK = 2048 /* no gradient, and a path through it simply ends */
+       OF_NOGRAD_OK = 2048 /* no gradient, and a path through it simply ends */,
+       OF_HOST = 4096 /* run by the executor itself, between compiled parts */
 };
 
 typedef struct Expand Expand;
@@ -605,10 +606,17 @@ typedef struct NamedNode {
       *layout; /* of writes: dimension d of the node is the variable's layout[d]; NULL: d */
 } NamedNode;
 
+/* With E-OPR-006: the operator, and the input whose value its expansion must know. */
+typedef struct Wanted {
+  const Op *op;
+  const char *name;
+} Wanted;
 struct Graph {
-  Arena *arena;           /* owned */
-  const Program *prog;    /* NULL if parsed from text */
-  bool shapes_only;       /* -1 dims are allowed: made for shape inference */
+  Arena *arena;        /* owned */
+  const Program *prog; /* NULL if parsed from text */
+  bool shapes_only;    /* -1 dims are allowed: made for shape inference */
+  Node *unknown;       /* whose value an expansion had to know and could not */
+  Wanted wanted;
   const Op *op;           /* of new nodes, see graph_set_op */
   VEC(Node *) nodes;      /* operands before users */
   VEC(NamedNode) writes;  /* persistable variables and their value at the exit, in program order */
@@ -759,6 +767,29 @@ bool expand_op(Expand *x, const Op *op);
 typedef bool DimsOf(void *user, const Var *v, bool fed, DType *t, int *rank, int64_t *dims);
 Graph *expand_program(const Program *p, int n_feeds, const char *const *feeds, int n_fetch,
                       const char *const *fetches, DimsOf *dims_of, void *user);
+/* Operators from..to-1 of a block: what is compiled as one. */
+typedef struct Section {
+  const Block *block;
+  int from, to;
+  const bool *skip; /* NULL, or by position in the block: left out */
+} Section;
+typedef struct ExpandRequest {
+  Section section;
+  int n_feeds;
+  const char *const *feeds;
+  int n_fetch;
+  const char *const *fetches;
+  DimsOf *dims_of;
+  /* NULL, or the value that a fed variable has in every run of this graph; NULL: any */
+  const Tensor *(*known)(void *user, const char *name);
+  void *user;     /* of both */
+  Wanted *wanted; /* out; may be NULL */
+} ExpandRequest;
+Graph *expand_section(const ExpandRequest *r);
+/* The same on block 0. Which of its operators depend on a feed which is absent while no fetch, state or effect depends on
+ * them, feed and fetch operators included. In the arena. */
+bool *ops_left_out(const Block *b, Arena *a, int n_feeds, const char *const *feeds, int n_fetch,
+                   const char *const *fetches);
 /* Shapes and types of the operator's outputs from its inputs' declarations (-1 allowed), written into the
  * declarations of the output variables: those with DT_NONE or rank unset are filled in; others are compared. */
 bool infer_op(Op *op);

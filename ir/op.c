@@ -284,7 +284,7 @@ static OpDef *grad_def(Arena *a, const OpDef *fwd, Expansion x, const char **err
   const GradDef *g = fwd->grad;
   OpDef *d = arena_new_of(a, OpDef);
   *d = (OpDef){.name = g->type,
-               .flags = OF_GRAD | (fwd->flags & OF_CUSTOM),
+               .flags = OF_GRAD | (fwd->flags & (OF_CUSTOM | OF_HOST)),
                .n_ins = g->n_ins,
                .n_outs = g->n_outs,
                .n_attrs = fwd->n_attrs,

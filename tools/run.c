@@ -83,6 +83,8 @@ int verb_run(int argc, char **argv) {
                    "compute values again until the plan fits; K, M, G"},
                   {"--conv-error", FLAG_FLOAT, &o.exec.conv_error, "EPS",
                    "how far convolutions may be off; from 2e-6, 1e-5: Winograd's"},
+                  {"--max-steps", FLAG_COUNT, &o.exec.max_steps, "N",
+                   "of one loop, after which it counts as endless (100000000)"},
                   {"--profile", FLAG_BOOL, &o.exec.profile, NULL, "times per operator and kernel"},
                   {"--trace", FLAG_TEXT, &o.exec.trace, "FILE", "a Chrome trace"},
                   {"--check-nan", FLAG_BOOL, &o.exec.check_nan, NULL,

@@ -152,10 +152,10 @@ bool ops_constant(Graph *g, Node *n, int64_t *v, int max, int *count) {
   return true;
 }
 
-static bool not_constant(const char *slot) {
-  err_set(E_OPR_004, "the value of %s is not known before the run", slot);
-  err_help("Kiln compiles for fixed shapes: give the numbers as the attribute, or compute them "
-           "from shapes.");
+bool ops_not_constant(Graph *g, Node *n, const char *slot) {
+  g->unknown = n;
+  err_set(E_OPR_006, "the value of %s is not known before the run", slot);
+  err_help("Give the numbers as the attribute, or compute them from shapes.");
   return false;
 }
 
@@ -165,7 +165,7 @@ static int list_of_tensor(Expand *x, const char *slot, Node *n, int64_t *v, int 
   if (!n) return -1;
   if (ops_constant(x->g, n, v, max, &count)) return count;
   if (err_any()) return -1;
-  if (!x->g->shapes_only) return not_constant(slot), -1;
+  if (!x->g->shapes_only) return ops_not_constant(x->g, n, slot), -1;
   int64_t numel = ops_prod(n->dims, 0, n->rank);
   if (numel < 0 || numel > max) {
     err_set(E_SHP_002, "%s is %s, a vector of at most %d elements is needed", slot,

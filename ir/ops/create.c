@@ -154,20 +154,16 @@ bool x_range(Expand *x) {
   static const char *const slots[] = {"Start", "End", "Step"};
   Node *v[3];
   Tensor t[3];
-  bool known = true;
+  int unknown = -1;
   for (int i = 0; i < 3; i++) {
     v[i] = g_reshape(x->g, x_in(x, slots[i]), 0, NULL);
     if (!v[i]) return false;
-    known = known && ops_value(x->g, v[i], &t[i]);
+    if (!ops_value(x->g, v[i], &t[i])) unknown = i;
   }
   if (err_any()) return false;
-  if (!known && x->g->shapes_only)
+  if (unknown >= 0 && x->g->shapes_only)
     return x_out(x, "Out", ops_blank(x->g, v[0]->dtype, 1, (int64_t[]){-1}));
-  if (!known) {
-    err_set(E_OPR_004, "the values of Start, End and Step are not known before the run");
-    err_help("Kiln compiles for fixed shapes: compute them from constants or shapes.");
-    return false;
-  }
+  if (unknown >= 0) return ops_not_constant(x->g, v[unknown], slots[unknown]);
   double start = tensor_get(&t[0], 0), end = tensor_get(&t[1], 0), step = tensor_get(&t[2], 0);
   double n = ceil((end - start) / step);
   if (step == 0 || !isfinite(n) || n > 1e12)

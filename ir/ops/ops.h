@@ -29,9 +29,11 @@ bool ops_layout(Expand *x, const char *attr, bool *last);
 
 /* Integers given by a list of one-element tensors, else by one tensor, else by the attribute (each may be NULL). Returns
  * how many, -1 on error. In shape inference elements may be OPS_UNKNOWN; otherwise a tensor that is not constant is
- * E-OPR-004. */
+ * E-OPR-006. */
 int ops_list(Expand *x, const char *list_slot, const char *slot, const char *attr, int64_t *v,
              int max);
+/* Records E-OPR-006: an input's value must be known, and is not. Returns false. */
+bool ops_not_constant(Graph *g, Node *n, const char *slot);
 /* The value of a node that depends on constants only: false (without error) if it does not. */
 bool ops_value(Graph *g, Node *n, Tensor *value);
 /* The integers of a node that depends on constants only: false (without error) if it does not. */
