@@ -94,6 +94,7 @@ static bool find_windows(Stencil *s) {
     *(n++ ? &s->row : &s->col) = w;
   }
   int64_t taps = s->row.taps * s->col.taps;
+  s->step = n ? stencil_stride(c->in[i], s->col.dim) : 0;
   return n && taps > 1 && taps <= MAX_TAPS;
 }
 
@@ -122,6 +123,16 @@ static bool find_loops(Stencil *s) {
   return channels_last(c, s->x, s->chan) && channels_last(c, !s->x, s->chan);
 }
 
+int64_t stencil_stride(const Node *x, int d) {
+  int64_t s = 1;
+  while (++d < x->rank) s *= x->dims[d];
+  return s;
+}
+
+int64_t stencil_row_bytes(const Stencil *s, int64_t first, int64_t last) {
+  return ((last - first) * s->step + s->channels) * dtype_info[s->core->dtype].size;
+}
+
 static int64_t div_ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
 /* Blocks of channels: as many as the caches hold; of sums over positions also so few that there are several tasks. */
 static void cut_rows(Stencil *s) {
@@ -147,7 +158,7 @@ static bool fits_tiles(const Stencil *s) {
       if (lo < 0 || hi >= s->col.size || t % s->col.div || s->col.a * t % s->col.div) return false;
     }
     stencil_reads(s, 0, 2 * t, &lo, &hi);
-    if ((hi - lo + 2) * s->channels * dtype_info[s->core->dtype].size > ZEROS) return false;
+    if (stencil_row_bytes(s, lo, hi + 1) > ZEROS) return false;
   }
   return true;
 }

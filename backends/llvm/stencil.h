@@ -16,6 +16,7 @@ struct Stencil {
   Window row, col; /* row.at -1: one row */
   int chan;
   int64_t channels, block, n_block; /* of channels */
+  int64_t step;                     /* elements of x from column to column */
   int n_outer, n_sum;
   int outer[KL_RANK], sum[KL_LOOPS]; /* further loops: of the result, summed */
   int64_t n_outers, rows, rows_per_task;
@@ -26,4 +27,8 @@ int64_t stencil_tile(const Stencil *s, int registers);
 int64_t stencil_tiles(const Stencil *s, int64_t size);
 /* Columns of x that the positions from..from+n-1 read, rounded outward. */
 void stencil_reads(const Stencil *s, int64_t from, int64_t n, int64_t *lo, int64_t *hi);
+/* Elements between neighbours along dimension d. */
+int64_t stencil_stride(const Node *x, int d);
+/* Of columns first..last of x with what lies between them. */
+int64_t stencil_row_bytes(const Stencil *s, int64_t first, int64_t last);
 #endif

@@ -28,12 +28,6 @@ typedef struct Tile {
   Val *sum;            /* by column, or by tap of one row */
 } Tile;
 
-static int64_t stride_of(const Node *x, int d) {
-  int64_t s = 1;
-  while (++d < x->rank) s *= x->dims[d];
-  return s;
-}
-
 /* The buffer of an operand. */
 static int buffer_of(Gen *g, Node *n) {
   while (gen_info(g, n)->input < 0) n = n->in[0]; /* reshapes */
@@ -56,7 +50,8 @@ static int64_t step_of(const Stencil *s, int i, int l) {
   int64_t step = 0;
   for (int d = 0; d < s->core->in[i]->rank; d++) {
     const AffDim *m = &s->core->map[i][d];
-    step += stride_of(s->core->in[i], d) * ((m->l0 == l ? m->c0 : 0) + (m->l1 == l ? m->c1 : 0));
+    step +=
+        stencil_stride(s->core->in[i], d) * ((m->l0 == l ? m->c0 : 0) + (m->l1 == l ? m->c1 : 0));
   }
   return step;
 }
@@ -72,7 +67,7 @@ static Aff place_of(const Rows *r, int i) {
     Aff e = aff_k(m->off);
     if (m->l0 >= 0 && m->l0 != s->chan) e = sum_of(g, e, r->at[m->l0], m->c0);
     if (m->l1 >= 0 && m->l1 != s->chan) e = sum_of(g, e, r->at[m->l1], m->c1);
-    at = sum_of(g, at, e, stride_of(s->core->in[i], d));
+    at = sum_of(g, at, e, stencil_stride(s->core->in[i], d));
   }
   return at;
 }
@@ -105,15 +100,15 @@ static Val row_pointer(const Rows *r, const Tile *t, int64_t i) {
   aff_range(g, &h, &lo, &hi);
   if (hi < 0 || lo >= w->size) return NULL;
   for (int j = 0; j < col.n; j++) col.c[j] /= s->col.div;
-  if (w->dim >= 0) at = sum_of(g, at, h, stride_of(x, w->dim));
-  at = sum_of(g, at, col, s->channels);
+  if (w->dim >= 0) at = sum_of(g, at, h, stencil_stride(x, w->dim));
+  at = sum_of(g, at, col, s->step);
   Val p = pointer(g, g->bufs[buffer_of(g, x)], x->dtype, &at);
   if (lo >= 0 && hi < w->size) return p;
   Val v = aff_value(g, &h);
   gen_at(g, gen_depth(g, v));
   Val in = LLVMBuildICmp(g->b, LLVMIntULT, v, gen_i64(g, w->size), "");
-  int64_t bytes = (t->last - t->first + 1) * s->channels * dtype_info[x->dtype].size;
-  Aff from = aff_k(-t->first * s->channels);
+  int64_t bytes = stencil_row_bytes(s, t->first, t->last);
+  Aff from = aff_k(-t->first * s->step);
   Val z = pointer(g, zeros(g, bytes), x->dtype, &from);
   gen_at_vals(g, 2, (Val[]){p, in});
   return LLVMBuildSelect(g->b, in, p, z, "");
@@ -138,7 +133,7 @@ static void do_column(const Rows *r, Tile *t, Val row, int64_t u, const Val *oth
   for (int64_t j = 0; j < w->taps; j++) {
     int64_t k = u * w->div - w->b * j - w->off, c = k / w->a - t->origin;
     if (k % w->a != 0 || c < 0 || c >= t->n) continue;
-    if (!v) v = element(r, t, row, u * s->channels);
+    if (!v) v = element(r, t, row, u * s->step);
     Val *sum = &t->sum[s->sums ? j : c], y = other[s->sums ? c : j];
     gen_at(g, g->depth);
     *sum =
