@@ -5,7 +5,8 @@
  * to the second step; otherwise one axis is cut into `parts` rows by a reshape, or, where nothing divides it, by a view
  * that pads with the neutral element. If the last axis is kept, leading axes are left to the second step.
  * A contraction of few results and many products, and without the form of a matrix product (the gradient of a depthwise
- * filter), leaves a summed loop, such as the one over the images, to a sum of its own. */
+ * filter), leaves a summed loop, such as the one over the images, to a sum of its own. One of a single product for each result
+ * becomes a map. */
 #include "rewrite.h"
 #include <math.h>
 
@@ -207,7 +208,36 @@ static Node *split_contract(Graph *g, Node *n) {
   return g_reduce(g, P_RSUM, y, 1, false);
 }
 
+/* ---- products without a sum ---- */
+
+/* A map over the loops of a CONTRACT as one over its result: every summed loop stands at 0. */
+static void drop_sums(const Node *n, int x, AffDim *to) {
+  for (int d = 0; d < n->in[x]->rank; d++) {
+    AffDim *m = &to[d];
+    *m = n->map[x][d];
+    if (m->l1 >= n->rank) m->l1 = -1, m->c1 = 0;
+    if (m->l0 >= n->rank) m->l0 = m->l1, m->c0 = m->c1, m->l1 = -1, m->c1 = 0;
+  }
+}
+
+/* One product for each result is a map, which fuses with what follows: the gradient of a matrix for one sample. */
+static Node *split_product(Graph *g, Node *n) {
+  Node *v[2];
+  for (int l = n->rank; l < n->n_loops; l++)
+    if (n->ext[l] != 1) return NULL;
+  if (!dtype_is_float(n->dtype) || node_numel(n) == 0) return NULL;
+  for (int x = 0; x < 2; x++) {
+    AffDim map[KL_RANK];
+    drop_sums(n, x, map);
+    v[x] = g_view(g, n->in[x], n->rank, n->dims, map, 0);
+    if (!view_total(v[x])) return NULL;
+  }
+  return g_map2(g, P_MUL, v[0], v[1]);
+}
+
 static Node *split(Graph *g, Node *n) {
+  Node *product = n->prim == P_CONTRACT ? split_product(g, n) : NULL;
+  if (product) return product;
   if (n->prim == P_CONTRACT) return split_contract(g, n);
   Node *r = split_columns(g, n);
   return r ? r : split_one(g, n);

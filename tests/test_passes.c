@@ -371,6 +371,21 @@ static void test_split(void **state) {
   assert_int_equal(count(g, P_RSUM), 4);
   assert_int_equal(g->kernels.n, 2);
   graph_free(g);
+  /* the gradient of a matrix for one sample is a product of two numbers each, part of the update */
+  g = parsed("graph\n%0 float32 [1, 12] = feed \"x\"\n%1 float32 [1, 20] = feed \"g\"\n"
+             "%2 float32 [12, 20] = state \"w\"\n"
+             "%3 float32 [12, 20] = contract %0 %1 [i2, i0] [i2, i1] sum [1]\n"
+             "%4 float32 [12, 20] = sub %2 %3\nwrite \"w\" %4\n");
+  check_passes(g, 1e-6);
+  assert_int_equal(count(g, P_CONTRACT), 0);
+  assert_int_equal(g->kernels.n, 1);
+  graph_free(g);
+  /* a window that leaves its operand stays */
+  g = parsed("graph\n%0 float32 [6] = feed \"x\"\n%1 float32 [1] = feed \"g\"\n"
+             "%2 float32 [8] = contract %0 %1 [i0-1] [0] sum [1]\nfetch \"y\" %2\n");
+  check_passes(g, 1e-6);
+  assert_int_equal(count(g, P_CONTRACT), 1);
+  graph_free(g);
 }
 
 /* ---- fusion ---- */

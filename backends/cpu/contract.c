@@ -298,7 +298,9 @@ Plan *contract_plan(Arena *a, const Kernel *k, bool no_blas) {
   if (!frame_of(k, &p->frame) || !facts_of(k->core, &p->facts)) return p;
   const Facts *f = &p->facts;
   if (loop_is_stencil(k)) return p;
-  if (conv_plan(a, p))
+  if (f->plain[0] && f->plain[1] && gemm_shares_plan(a, p))
+    p->kind = PLAN_GEMM;
+  else if (conv_plan(a, p))
     p->kind = PLAN_CONV;
   else if (filter_plan(a, p))
     p->kind = PLAN_FILTER;

@@ -59,10 +59,17 @@ static int64_t traffic(const Kernel *k) {
 static int64_t cost_of(const Kernel *k, PlanKind plan) {
   static const int ops_per_ns[] = {[K_LOOP] = 16,  [K_CONTRACT] = 128, [K_SCATTER] = 1,
                                    [K_CONCAT] = 8, [K_SORT] = 1,       [K_CALL] = 1};
-  enum { IN_CACHE = 2 << 20, CACHE_PER_NS = 120, MEMORY_PER_NS = 12, LOOP_CONTRACT_OPS = 4 };
+  enum { LOOP_CONTRACT_OPS = 4 };
+  /* what fits in a core's own caches; what more than one core had and wrote; memory */
+  static const struct {
+    int64_t bytes;
+    int per_ns;
+  } levels[] = {{128 << 10, 120}, {2 << 20, 40}, {INT64_MAX, 12}};
+  int level = 0;
+  while (k->bytes > levels[level].bytes) level++;
   int64_t rate =
       k->kind == K_CONTRACT && plan == PLAN_LOOPS ? LOOP_CONTRACT_OPS : ops_per_ns[k->kind];
-  return 200 + k->flops / rate + k->bytes / (k->bytes <= IN_CACHE ? CACHE_PER_NS : MEMORY_PER_NS);
+  return 200 + k->flops / rate + k->bytes / levels[level].per_ns;
 }
 
 /* ---- schedule ---- */

@@ -186,6 +186,7 @@ void add_shares(Plan *p, int n);
 bool filter_plan(Arena *a, Plan *p);
 bool conv_plan(Arena *a, Plan *p);
 bool gemm_plan(Arena *a, Plan *p);
+bool gemm_shares_plan(Arena *a, Plan *p);   /* only if K is divided */
 bool im2col_plan(Arena *a, Plan *p, int x); /* x: the operand that is gathered */
 bool col2im_plan(Arena *a, Plan *p, int x); /* x: the operand that is divided */
 

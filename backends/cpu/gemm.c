@@ -2,7 +2,8 @@
  *
  * The loops of each class are merged where their strides allow; one merged loop of M, N and K each becomes the matrix
  * product, such that BLAS takes the strides and the product is largest. What remains of M, N and the batch are outer
- * items, what remains of K is summed by one product after the other. A large product is cut along its longer side.
+ * items, what remains of K is summed by one product after the other. A large product is cut along its longer side; one of a
+ * few rows along K, into sums that are added up in the end.
  * The tasks are those items or cuts; the result of each depends on the shapes only. */
 #include "cpu.h"
 
@@ -174,27 +175,52 @@ static void gemm_tasks(const void *self, void *const *bufs, int64_t begin, int64
   }
 }
 
-/* A row times a matrix that is larger than the caches: each task streams through rows of B that follow one another. */
-static void gemv_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
-                       RunCtx *ctx) {
+/* A row times a large matrix: each task streams through rows of B that follow one another. Or a few rows times one that the
+ * program changes, and that the caches hold: the task's rows are those that its thread updated. */
+static void share_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
+                        RunCtx *ctx) {
   const Plan *p = self;
   const Facts *f = &p->facts;
   const GemmPlan *g = p->gemm;
-  (void)ctx;
   for (int64_t t = begin; t < end; t++) {
     int64_t k0 = g->k * t / p->work.shares, k1 = g->k * (t + 1) / p->work.shares;
-    const char *a = (const char *)bufs[p->frame.x[g->a]] + (f->base[g->a] + k0) * f->size,
-               *b = (const char *)bufs[p->frame.x[g->b]] + (f->base[g->b] + k0 * g->n) * f->size;
-    gemm(f->dtype, 1, g->n, k1 - k0, a, g->ma, b, g->mb, 0,
-         (char *)bufs[p->frame.ws] + t * f->numel * f->size, g->mc);
+    MicroProduct q = {.m = g->m, .n = g->n, .k = k1 - k0, .batch = 1};
+    q.a = (const char *)bufs[p->frame.x[g->a]] + (f->base[g->a] + k0) * f->size;
+    q.b = (const char *)bufs[p->frame.x[g->b]] + (f->base[g->b] + k0 * g->n) * f->size;
+    q.c = (char *)bufs[p->frame.ws] + t * f->numel * f->size;
+    q.a_mat = g->ma;
+    q.b_mat = g->mb;
+    q.c_mat = g->mc;
+    multiply(p, &q, ctx->scratch);
   }
 }
 
-static bool is_gemv(const Facts *f, const GemmPlan *g, const CLoop *lk) {
-  enum { LARGE = 1 << 20 };
-  return g->m == 1 && g->outer.total == 1 && g->sum.total == 1 && lk->s[g->a] == 1 &&
-         !g->mb.trans && g->mb.ld == g->n && g->k * g->n * f->size >= LARGE &&
-         g->k >= 16 * MOST_SHARES;
+/* Into how many sums K is divided; 0: it is not. Their parts are less to read than B. */
+static int shares_of(const Plan *p, const GemmPlan *g, const CLoop *lk) {
+  enum { LARGE = 256 << 10, CACHED = 1 << 20, LEAST_SHARES = 4 };
+  const Facts *f = &p->facts;
+  bool rows = g->outer.total == 1 && g->sum.total == 1 && lk->s[g->a] == 1 && !g->ma.trans &&
+              !g->mb.trans && g->mb.ld == g->n && g->mc.ld == g->n && g->n > 1;
+  if (p->no_blas || !rows || g->k * g->n * f->size < LARGE || g->k < 16 * MOST_SHARES) return 0;
+  if (g->m == 1) return MOST_SHARES;
+  if (p->frame.constant[g->b] || g->k * g->n * f->size > CACHED) return 0;
+  int64_t shares = least(tasks_for(f->flops), g->k / (2 * g->m));
+  return shares < LEAST_SHARES ? 0 : (int)least(shares, MOST_SHARES);
+}
+
+static bool divide_sum(Arena *a, Plan *p, int shares) {
+  const GemmPlan *g = p->gemm;
+  if (!shares) return false;
+  MicroShape s = {.m = {g->m}, .n = {g->n}, .k = g->k / shares, .batch = 1};
+  s.a = g->ma;
+  s.b = g->mb;
+  s.c = g->mc;
+  p->work.fn[0] = share_tasks;
+  p->work.n_tasks[0] = shares;
+  p->work.n_phases = 1;
+  add_shares(p, shares);
+  if (g->m > 1) plan_products(a, p, &s);
+  return true;
 }
 
 bool gemm_plan(Arena *arena, Plan *p) {
@@ -240,13 +266,7 @@ bool gemm_plan(Arena *arena, Plan *p) {
   g->am = lm->s[g->a];
   g->bn = ln->s[g->b];
   g->cm = lm->s[2];
-  if (!p->no_blas && is_gemv(f, g, lk)) {
-    p->work.fn[0] = gemv_tasks;
-    p->work.n_tasks[0] = MOST_SHARES;
-    p->work.n_phases = 1;
-    add_shares(p, MOST_SHARES);
-    return true;
-  }
+  if (divide_sum(arena, p, shares_of(p, g, lk))) return true;
   p->work.fn[0] = gemm_tasks;
   divide(g, &p->work, &p->frame, f->flops, uo, um, un);
   MicroShape s = {.m = {g->cut_m, g->m % g->cut_m},
@@ -258,4 +278,11 @@ bool gemm_plan(Arena *arena, Plan *p) {
                   .c = g->mc};
   plan_products(arena, p, &s);
   return true;
+}
+
+bool gemm_shares_plan(Arena *a, Plan *p) {
+  Plan old = *p;
+  if (gemm_plan(a, p) && p->work.shares) return true;
+  *p = old;
+  return false;
 }
