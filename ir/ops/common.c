@@ -341,3 +341,8 @@ bool ops_out_unknown(Expand *x, const char *slot, DType t, int rank) {
     if (!x_out_at(x, slot, i, ops_blank(x->g, t, rank, dims))) return false;
   return true;
 }
+
+Node *ops_sigmoid(Graph *g, Node *v) {
+  Node *e = v ? g_map1(g, P_EXP, g_map2c(g, P_MUL, v, -1)) : NULL;
+  return e ? g_map2(g, P_DIV, g_const(g, v->dtype, 1), g_map2c(g, P_ADD, e, 1)) : NULL;
+}

@@ -73,4 +73,13 @@ bool ops_paddings(Expand *x, Window *w, const int64_t *in);
 /* (in + lo + hi - dil*(k-1) - 1) / stride + 1, -1 if unknown, E-SHP-005 if not positive; ceil rounds up. */
 bool ops_window_out(const Window *w, int i, int64_t in, bool ceil_mode, int64_t *out);
 
+/* Arithmetic on nodes, NULL passing through. */
+static inline Node *ops_add(Graph *g, Node *a, Node *b) { return g_map2(g, P_ADD, a, b); }
+static inline Node *ops_sub(Graph *g, Node *a, Node *b) { return g_map2(g, P_SUB, a, b); }
+static inline Node *ops_mul(Graph *g, Node *a, Node *b) { return g_map2(g, P_MUL, a, b); }
+static inline Node *ops_div(Graph *g, Node *a, Node *b) { return g_map2(g, P_DIV, a, b); }
+static inline Node *ops_plus(Graph *g, Node *a, double c) { return g_map2c(g, P_ADD, a, c); }
+static inline Node *ops_times(Graph *g, Node *a, double c) { return g_map2c(g, P_MUL, a, c); }
+Node *ops_sigmoid(Graph *g, Node *v); /* 1 / (1 + e^-v) */
+
 #endif

@@ -21,7 +21,7 @@ def trained(build, base, folder):
     main, test = program(f"{base}_main.pdmodel"), program(f"{base}_test.pdmodel")
     exe = static.Executor(paddle.CPUPlace())
     exe.run(program(f"{base}_startup.pdmodel"))
-    first, d, want, last = peer_run(exe, main, "loss", STEPS)
+    first, d, want, last, _ = peer_run(exe, main, "loss", STEPS)
     write_params(f"{folder}/first.pdiparams", first)
     os.system(f"cp {base}_main.pdmodel {folder}/main.pdmodel")
     got, where = kiln_train(build, folder, "loss", d, ["--params", f"{folder}/first.pdiparams"])

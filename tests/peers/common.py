@@ -79,6 +79,15 @@ def write_params(path, values):
             f.write(struct.pack("<IQIi", 0, 0, 0, len(desc)) + desc + v.tobytes())
 
 
+def read_varint(b, at):
+    v = shift = 0
+    while True:
+        v |= (b[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if b[at - 1] < 128:
+            return v, at
+
+
 def read_params(path, names):
     """{name: array} of a .pdiparams file that holds these names."""
     b, at, out = open(path, "rb").read(), 0, []
@@ -86,16 +95,14 @@ def read_params(path, names):
         n = struct.unpack_from("<i", b, at + 16)[0]
         desc, at, kind, dims, p = b[at + 20:at + 20 + n], at + 20 + n, 5, [], 0
         while p < len(desc):
-            tag, p, shift, v = desc[p], p + 1, 0, 0
-            while True:
-                v |= (desc[p] & 127) << shift
-                shift, p = shift + 7, p + 1
-                if desc[p - 1] < 128:
-                    break
+            tag, p = desc[p], p + 1
+            v, p = read_varint(desc, p)
             if tag == 8:
                 kind = v
-            else:
+            elif tag == 16:
                 dims.append(v)
+            elif tag & 7 == 2:  # what a reader does not know: padding
+                p += v
         t = np.dtype(TYPES[kind])
         size = int(np.prod(dims, dtype=np.int64)) * t.itemsize
         out.append(np.frombuffer(b[at:at + size], t).reshape(dims))

@@ -184,14 +184,15 @@ def peer_run(exe, main, loss, steps, leave_out=lambda n: False):
             losses.append(float(exe.run(main, feed=part, fetch_list=[loss])[0]))
         return losses, values(main)
 
-    noise = np.random.RandomState(1)
-    near = {n: (v * (1 + 3e-7 * noise.randn(*v.shape))).astype(v.dtype) if v.dtype.kind == "f" and v.size > 1 else v for n, v in first.items()}
+    rng = np.random.RandomState(1)
+    near = {n: (v * (1 + 3e-7 * rng.randn(*v.shape))).astype(v.dtype) if v.dtype.kind == "f" and v.size > 1 else v for n, v in first.items()}
     for seed in range(5, 13):
         d = feeds(main, np.random.RandomState(seed), steps)
         want, last = run_from(first, d)
-        if worst_variable(run_from(near, d)[1], last, leave_out)[0] < 1e-4:
+        noise = worst_variable(run_from(near, d)[1], last, leave_out)[0]
+        if noise < 1e-4:
             break
-    return first, d, want, last
+    return first, d, np.array(want), last, noise
 
 
 def compare(build, name, net, folder, steps=STEPS):
@@ -203,7 +204,7 @@ def compare(build, name, net, folder, steps=STEPS):
         optimizer.minimize(loss)
         exe = static.Executor(paddle.CPUPlace())
         exe.run(startup)
-        first, d, want, last = peer_run(exe, main, loss, steps, lambda n: (name, n.split("_moment")[0]) in FREE)
+        first, d, want, last, _ = peer_run(exe, main, loss, steps, lambda n: (name, n.split("_moment")[0]) in FREE)
     save(main, f"{folder}/main.pdmodel")
     save(startup, f"{folder}/startup.pdmodel")
     write_params(f"{folder}/first.pdiparams", first)

@@ -1,0 +1,158 @@
+"""Networks beside those of paddle.vision: inference models saved by PaddlePaddle, run by both on inputs of several sizes.
+
+usage: infer.py BUILD [--only NET ...]
+
+Every network is made with unknown batch size (and image size, sequence length where it has them); each of its runs feeds other
+dimensions. Batch normalisations get the statistics of some batches first.
+"""
+from train import *
+from rednet import RedNet
+
+
+def bert(layers=12, width=768, heads=12, words=2000):
+    """The encoder of BERT: embeddings of words, positions and segments, a mask of what is padding, layers, the pooled first word."""
+    nn = paddle.nn
+    ids = static.data("ids", [-1, -1], "int64")
+    segments = static.data("segments", [-1, -1], "int64")
+    ones = paddle.ones_like(ids)
+    positions = paddle.cumsum(ones, axis=1) - ones
+    mask = paddle.unsqueeze((ids == 0).astype("float32") * -1e4, [1, 2])
+    h = nn.Embedding(words, width)(ids) + nn.Embedding(512, width)(positions) + nn.Embedding(2, width)(segments)
+    h = nn.Dropout(0.1)(nn.LayerNorm(width)(h))
+    layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.1, "gelu")
+    h = nn.TransformerEncoder(layer, layers)(h, mask)
+    return [h, F.tanh(nn.Linear(width, width)(h[:, 0]))]
+
+
+def words(*dims, hi=2000):
+    return lambda rng: {"ids": rng.randint(0, hi, dims).astype("int64"), "segments": rng.randint(0, 2, dims).astype("int64")}
+
+
+def floats(name, *dims):
+    return lambda rng: {name: rng.randn(*dims).astype("float32")}
+
+
+def recurrent(kind, **options):
+    def make():
+        x = static.data("x", [-1, -1, 24], "float32")
+        out, state = getattr(paddle.nn, kind)(24, 32, **options)(x)
+        return [out, *(state if isinstance(state, (tuple, list)) else [state])]
+    return make
+
+
+def lengths():
+    x, n = static.data("x", [-1, -1, 24], "float32"), static.data("n", [-1], "int64")
+    out, (h, c) = paddle.nn.LSTM(24, 32, num_layers=2, direction="bidirect")(x, sequence_length=n)
+    return [out, h, c]
+
+
+def with_lengths(n, t):
+    return lambda rng: {"x": rng.randn(n, t, 24).astype("float32"), "n": rng.randint(1, t + 1, [n]).astype("int64")}
+
+
+def crnn():
+    """Text recognition: convolutions, columns as a sequence, recurrent layers, classes for every column."""
+    nn = paddle.nn
+    h = static.data("x", [-1, 3, 32, -1], "float32")
+    for i, (c, stride) in enumerate([(8, 2), (16, (2, 1)), (32, (2, 1)), (32, (2, 1)), (32, (2, 1))]):
+        h = F.hardswish(nn.BatchNorm2D(c)(nn.Conv2D(h.shape[1], c, 3, stride, 1, bias_attr=False)(h)))
+    h = paddle.transpose(paddle.squeeze(h, axis=2), [0, 2, 1])
+    h, _ = nn.LSTM(32, 24, num_layers=2, direction="bidirectional")(h)
+    return [F.softmax(nn.Linear(48, 60)(h), axis=2)]
+
+
+def pyramid():
+    """Segmentation-like: down, up by interpolation and transposed convolution, skips; any height and width divisible by 8."""
+    nn = paddle.nn
+    h = x = static.data("x", [-1, 3, -1, -1], "float32")
+    kept = []
+    for c in (8, 16, 24):
+        h = F.hardswish(nn.BatchNorm2D(c)(nn.Conv2D(h.shape[1], c, 3, 2, 1)(h)))
+        h = h * F.hardsigmoid(nn.Conv2D(c, c, 1)(F.adaptive_avg_pool2d(h, 1)))
+        kept.append(h)
+    h = kept[2]
+    for skip in (kept[1], kept[0]):
+        h = nn.Conv2D(h.shape[1], skip.shape[1], 1)(F.interpolate(h, scale_factor=2, mode="nearest")) + skip
+    up = F.interpolate(kept[2], size=paddle.shape(h)[2:], mode="bilinear", align_corners=False)
+    h = paddle.concat([h, up], axis=1)
+    return [F.sigmoid(nn.Conv2DTranspose(32, 1, 2, 2)(F.relu(h)))]
+
+
+def rednet():
+    return [RedNet(26)(static.data("x", [-1, 3, -1, -1], "float32"))]
+
+
+def image(*dims):
+    return floats("x", *dims)
+
+
+NETS = {
+    "bert base": (bert, [words(2, 32), words(1, 17)]),
+    "lstm": (recurrent("LSTM"), [floats("x", 3, 7, 24), floats("x", 1, 12, 24)]),
+    "lstm, 2 layers, bidirectional": (recurrent("LSTM", num_layers=2, direction="bidirect"), [floats("x", 3, 7, 24), floats("x", 2, 3, 24)]),
+    "gru, 2 layers, bidirectional": (recurrent("GRU", num_layers=2, direction="bidirect"), [floats("x", 3, 7, 24), floats("x", 2, 3, 24)]),
+    "simple rnn, 2 layers": (recurrent("SimpleRNN", num_layers=2, time_major=True), [floats("x", 7, 3, 24)]),
+    "lstm with lengths": (lengths, [with_lengths(4, 9), with_lengths(2, 5)]),
+    "crnn": (crnn, [image(2, 3, 32, 100), image(1, 3, 32, 64)]),
+    "pyramid": (pyramid, [image(1, 3, 64, 96), image(2, 3, 40, 32)]),
+    "rednet26": (rednet, [image(2, 3, 64, 64), image(1, 3, 96, 64)]),
+}
+
+
+def statistics(main, exe, make):
+    """Running statistics of the kind that training leaves: those of some batches. Initial ones let values vanish or overflow."""
+    if any(op.type == "batch_norm" for op in main.global_block().ops):
+        for i in range(40):
+            exe.run(main, feed=make(np.random.RandomState(100 + i)))
+
+
+def compare_net(build, net, runs, folder):
+    """The worst error of a result, and how many parameters there are."""
+    paddle.seed(3)
+    main, startup = static.Program(), static.Program()
+    worst = 0.0
+    with static.program_guard(main, startup), paddle.utils.unique_name.guard(), static.scope_guard(static.Scope()):
+        outs = net()
+        exe = static.Executor(paddle.CPUPlace())
+        exe.run(startup)
+        statistics(main, exe, runs[0])
+        size = sum(int(np.prod(p.shape)) for p in main.all_parameters())
+        ins = [v for v in main.list_vars() if v.desc.need_check_feed()]
+        static.save_inference_model(f"{folder}/m", ins, outs, exe, program=main.clone(for_test=True))
+        program, _, fetch = static.load_inference_model(f"{folder}/m", exe)
+        for i, make in enumerate(runs):
+            feed = make(np.random.RandomState(i))
+            want = exe.run(program, feed=feed, fetch_list=fetch)
+            got = run(build, f"{folder}/m.pdmodel", folder, feed, [f.name for f in fetch])
+            worst = max([worst] + [error(got[f.name], w, 1e-30) for f, w in zip(fetch, want)])
+    return worst, size
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("build")
+    p.add_argument("--only", nargs="*", default=[])
+    p.add_argument("--keep")
+    a = p.parse_args()
+    paddle.enable_static()
+    failed = 0
+    with tempfile.TemporaryDirectory() as tmp:
+        for name, (net, runs) in NETS.items():
+            if a.only and not any(n in name for n in a.only):
+                continue
+            folder = f"{a.keep or tmp}/{name.replace(' ', '_').replace(',', '')}"
+            os.makedirs(folder, exist_ok=True)
+            try:
+                e, size = compare_net(a.build, net, runs, folder)
+                bad = not e <= 1e-4
+                print(f"{name:32} {size:10} parameters  results {e:8.1e}{'  FAILED' if bad else ''}", flush=True)
+            except Exception as e:
+                bad = True
+                print(f"{name:32} FAILED: {e if isinstance(e, KilnError) else traceback.format_exc()}", flush=True)
+            failed += bad
+    print(f"{failed} failed" if failed else "all agree")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
