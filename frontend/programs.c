@@ -64,25 +64,6 @@ bool kl_load_params(kl_exec *exe, const kl_program *p, const char *path) {
 
 /* ---- inference models ---- */
 
-/* One end of the program: operators that bring in the feeds, or take out the fetches. */
-static bool add_ends(Program *p, const char *type, VarKind kind, const char *const *names,
-                     bool feed) {
-  Block *b = p->blocks.v[0];
-  Var *v = block_var(b, type);
-  if (!v) v = block_add_var(b, type, kind, DT_NONE, 0, NULL);
-  if (!v) return false;
-  v->persistable = true;
-  for (int i = 0; names && names[i]; i++) {
-    if (!block_var(b, names[i]))
-      return err_set(E_RUN_002, "%s is not a variable of the pruned program", quoted(names[i]));
-    Op *op = feed ? block_insert_op(b, 0, type) : block_add_op(b, type);
-    op_add_in(op, "X", feed ? type : names[i]);
-    op_add_out(op, "Out", feed ? names[i] : type);
-    op_set_int(op, "col", i);
-  }
-  return true;
-}
-
 /* The second is NULL if one of them cannot be opened. */
 static VfsOut *const *open_both(Arena *a, const char *first, const char *second) {
   VfsOut **out = arena_array(a, VfsOut *, 2);
@@ -122,8 +103,7 @@ bool kl_save_inference(kl_exec *exe, const kl_program *p, const char *prefix,
   Program *q = prog_clone_for_test(p);
   if (q) arena_unkeep(q->arena);
   bool ok = q && prog_prune(q, list_length(feeds), feeds, list_length(fetches), fetches) &&
-            add_ends(q, "feed", VK_FEED, feeds, true) &&
-            add_ends(q, "fetch", VK_FETCH, fetches, false);
+            prog_add_ends(q, list_length(feeds), feeds, list_length(fetches), fetches);
   ok = ok && write_model(a, exe->scope, q, prefix);
   prog_free(q);
   arena_free(a);

@@ -170,6 +170,13 @@ static bool same_program(Compare *c, const Program *a, const Program *b) {
   return true;
 }
 
+bool block_equal(const Block *a, const Block *b, Str *why) {
+  Compare c = {arena_scratch(), why};
+  bool same = same_block(&c, a, b);
+  arena_free(c.t);
+  return same;
+}
+
 bool prog_equal(const Program *a, const Program *b, Str *why) {
   Compare c = {arena_scratch(), why};
   bool same = same_program(&c, a, b);

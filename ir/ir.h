@@ -439,6 +439,19 @@ const char *op_text(const Op *op); /* "op 47 `matmul_v2`", with the user's file:
 /* Keep what the targets need, feeds being cut points; drop unused variables. */
 bool prog_prune(Program *p, int n_feeds, const char *const *feeds, int n_targets,
                 const char *const *targets);
+/* edit.c. A variable of block 0; NULL: E-VER-001 with what is near. */
+Var *prog_need_var(const Program *p, const char *name);
+bool prog_rename_var(Program *p, const char *from, const char *to); /* in all blocks; E-PRO-002 */
+/* Feed operators in front and fetch operators at the end of block 0, as inference models have them. */
+bool prog_has_ends(const Program *p);
+void prog_remove_ends(Program *p);
+bool prog_add_ends(Program *p, int n_feeds, const char *const *feeds, int n_fetch,
+                   const char *const *fetches);
+/* Removes an operator, and the gradient operator that belongs to it; who read its output reads an input of the same type
+ * and shape. E-OPR-004: there is none. */
+bool prog_drop_op(Program *p, Op *op);
+/* Drops the variables that no operator mentions, but inputs; the others are sorted by name. */
+void prog_drop_unused(Program *p);
 /* As PaddlePaddle's clone(for_test=True): backward, optimise and schedule operators dropped, is_test set. */
 Program *prog_clone_for_test(const Program *p);
 
@@ -834,6 +847,7 @@ void prog_json(const Program *p, Str *out);
 /* A JSON string with its quotes; bytes that are not UTF-8 are escaped. */
 void str_json(const char *s, Str *out);
 bool prog_equal(const Program *a, const Program *b, Str *why); /* why: the first difference */
+bool block_equal(const Block *a, const Block *b, Str *why);
 /* proto.c: ProgramDesc. */
 bool prog_encode(const Program *p, Arena *a, uint8_t **bytes, size_t *n);
 /* Decoded and verified structurally */

@@ -253,6 +253,18 @@ bool prog_prune(Program *p, int n_feeds, const char *const *feeds, int n_targets
   return ok;
 }
 
+void prog_drop_unused(Program *p) {
+  Arena *a = arena_scratch();
+  Map *fed = map_new(a);
+  for (int b = 0; b < p->blocks.n; b++)
+    for (int i = 0; i < p->blocks.v[b]->vars.n; i++)
+      if (p->blocks.v[b]->vars.v[i]->need_check_feed)
+        map_put(fed, p->blocks.v[b]->vars.v[i]->name, p);
+  drop_vars(p, a, fed);
+  p->edits++;
+  arena_free(a);
+}
+
 /* ---- clone for test ---- */
 
 static bool has_loss_grad(const Program *p) {

@@ -92,7 +92,7 @@ expect_text "no verb" 2 err '^usage' "$kiln"
 expect_text "help" 0 out '  train ' "$kiln" --help
 expect_text "version" 0 out '^kiln [0-9]' "$kiln" --version
 expect_text "unknown verb" 2 err 'did you mean train' "$kiln" tain
-for verb in info ops explain summary dump compile run train eval bench verify convert cache; do
+for verb in info ops explain summary dump compile run train eval bench verify convert edit diff cache; do
   expect_text "$verb --help" 0 out "^usage: kiln $verb" "$kiln" $verb --help
 done
 expect_text "unknown flag" 2 err 'did you mean --batch' "${train[@]}" "${feeds[@]}" --bach 3

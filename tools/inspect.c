@@ -1,4 +1,4 @@
-/* The verbs that only look: info, ops, explain, dump, convert. */
+/* The verbs that only look: info, ops, explain, dump. */
 #include "tools.h"
 #include <string.h>
 #include <unistd.h>
@@ -181,16 +181,20 @@ static int print_ops_markdown(void) {
 
 int verb_ops(int argc, char **argv) {
   bool json = false, markdown = false;
+  const char *missing = NULL;
   Flag flags[] = {{"--json", FLAG_BOOL, &json, NULL, "as JSON"},
+                  {"--missing", FLAG_TEXT, &missing, "MODEL",
+                   "what the program needs and Kiln lacks; exit code 1 if anything"},
                   {"--markdown", FLAG_BOOL, &markdown, NULL, "the whole reference as a page"},
                   {0}};
-  Usage u = {"[NAME] [--json|--markdown]",
+  Usage u = {"[NAME|--missing MODEL] [--json|--markdown]",
              "The operator reference, from the operator table. Slots: * a list, ? optional, ~ only "
              "for the gradient.",
              0, 1, flags};
   List args;
   int rc = parse_args(argc, argv, &u, &args);
   if (rc >= 0) return rc;
+  if (missing) return print_missing(missing, json);
   if (args.n) {
     const OpDef *d = opdef_find(args.v[0]);
     if (d) return json ? (print_op_json(d, true), puts(""), 0) : (print_op_page(d), 0);
@@ -247,7 +251,7 @@ int verb_explain(int argc, char **argv) {
   return 0;
 }
 
-/* ---- dump, convert ---- */
+/* ---- dump ---- */
 
 int verb_dump(int argc, char **argv) {
   const char *format = "text", *out = "-";
@@ -276,26 +280,6 @@ int verb_dump(int argc, char **argv) {
     formats[f].print(m.prog, &s);
     ok = vfs_write(out, s.s, s.n);
   }
-  model_close(&m);
-  return ok ? 0 : report();
-}
-
-int verb_convert(int argc, char **argv) {
-  const char *out = NULL;
-  Flag flags[] = {{"-o", FLAG_TEXT, &out, "FILE", "FILE.kl, FILE.pdmodel or FILE.json"}, {0}};
-  Usage u = {"MODEL -o FILE.{kl,pdmodel}",
-             "Reads a program in any format and writes it in the one that FILE's extension says.",
-             1, 1, flags};
-  List args;
-  int rc = parse_args(argc, argv, &u, &args);
-  if (rc >= 0) return rc;
-  if (!out) return usage_error("convert: -o FILE is missing");
-  const char *dot = strrchr(out, '.');
-  if (!dot || (strcmp(dot, ".kl") && strcmp(dot, ".pdmodel") && strcmp(out, "__model__")))
-    return usage_error("convert: %s ends in neither .kl nor .pdmodel", quoted(out));
-  Model m = {.arena = arena_new(), .path = args.v[0], .stored = prog_load_any(args.v[0])};
-  m.prog = m.stored;
-  bool ok = m.prog && prog_save(m.prog, out);
   model_close(&m);
   return ok ? 0 : report();
 }

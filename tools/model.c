@@ -12,13 +12,19 @@ double wall_seconds(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-bool model_open(Model *m, const char *path, const char *params) {
-  *m = (Model){.arena = arena_new(), .path = path};
-  m->prog = m->stored = prog_load(path);
-  if (!m->prog) return false;
-  const char *file = m->prog->file ? m->prog->file : path;
-  m->params = params ? params : values_beside(m->arena, m->prog, file);
+static bool open_model(Model *m, Program *p, const char *path, const char *params) {
+  *m = (Model){.arena = arena_new(), .path = path, .prog = p, .stored = p};
+  if (!p) return false;
+  m->params = params ? params : values_beside(m->arena, p, p->file ? p->file : path);
   return !err_any();
+}
+
+bool model_open(Model *m, const char *path, const char *params) {
+  return open_model(m, prog_load(path), path, params);
+}
+
+bool model_open_any(Model *m, const char *path, const char *params) {
+  return open_model(m, prog_load_any(path), path, params);
 }
 
 static bool written(const Block *b, const char *name) {

@@ -61,6 +61,7 @@ typedef struct Model {
 } Model;
 /* Params: --params, or NULL to look beside the program */
 bool model_open(Model *m, const char *path, const char *params);
+bool model_open_any(Model *m, const char *path, const char *params); /* see prog_load_any */
 /* A program that trains, but is to run as it is used, loses its backward and update operators, with a note; unless one of the
  * fetches needs them. */
 bool model_for_inference(Model *m, int n, const char *const *fetches);
@@ -76,8 +77,16 @@ int model_reached(const Model *m, int n_feeds, const Feed *feeds, const char ***
 int model_outputs(const Model *m, const char ***names);
 /* "x=8x3x224x224" items; unnamed dims of other feeds become 1. Tensors without data, in the arena. */
 bool model_feed_shapes(const Model *m, const List *shapes, int *n, Feed **feeds);
+/* The program in the format that the file's extension says, its parameters (values NULL: none) beside it: NAME.pdiparams, or
+ * __params__ beside __model__; separate: a file for each variable in the same folder. */
+bool model_save(Arena *a, const Program *p, Scope *values, const char *path, bool separate);
+/* Exit code 2 and a message, or -1: may a program be saved under this name? */
+int check_target(const char *verb, const char *path);
 bool split_names(Arena *a, const char *text, int *n, const char ***names); /* "a,b" */
 void fill_random(Tensor *t, uint64_t seed); /* floats in -1..1, integers 0 and 1 */
+
+/* missing.c */
+int print_missing(const char *path, bool json); /* the exit code */
 
 /* dataset.c: feeds read from files. */
 typedef struct Column {

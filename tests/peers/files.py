@@ -99,6 +99,37 @@ def fixture(build_folder, path, folder):
     return max(error(a, b) for a, b in zip(*results))
 
 
+def edited(build_folder, folder, d):
+    """Kiln cuts the middle out of an inference model and renames; PaddlePaddle runs it as Kiln does."""
+    path = f"{folder}/edited"
+    kiln(build_folder, "edit", f"{folder}/inf/net.pdmodel", "--outputs", "fc_0.tmp_0", "--rename", "fc_0.tmp_0=logits",
+         "--rename", "enc/one.w_0=first", "--drop", "relu", "--feed-shape", "x=8x6", "-o", path + ".pdmodel")
+    with static.scope_guard(static.Scope()):
+        exe = static.Executor(paddle.CPUPlace())
+        model, feed, fetch = static.load_inference_model(path, exe)
+        want = exe.run(model, feed={"x": d["x"]}, fetch_list=fetch)[0]
+    return error(run(build_folder, path + ".pdmodel", folder, {"x": d["x"]}, ["logits"])["logits"], want)
+
+
+def saved_forms(build_folder, folder, d):
+    """What `kiln convert` writes of a .pdparams file, in each form, as PaddlePaddle loads it."""
+    worst, want = 0.0, None
+    kiln(build_folder, "edit", f"{folder}/p4/net.pdmodel", "--for-test", "--outputs", "softmax_0.tmp_0", "-o", f"{folder}/test.kl")
+    for form, flags in ("one", []), ("each", ["--separate"]):
+        where = f"{folder}/{form}"
+        os.makedirs(where)
+        kiln(build_folder, "convert", f"{folder}/test.kl", "-o", f"{where}/__model__", *flags)
+        with open(f"{where}/__model__", "rb") as f:
+            model = static.Program.parse_from_string(f.read())
+        with static.scope_guard(static.Scope()):
+            exe = static.Executor(paddle.CPUPlace())
+            static.io.load_vars(exe, where, model, predicate=static.io.is_persistable, filename=None if flags else "__params__")
+            got = exe.run(model, feed={"x": d["x"]}, fetch_list=["softmax_0.tmp_0"])[0]
+        mine = run(build_folder, where, folder, {"x": d["x"]}, ["softmax_0.tmp_0"])["softmax_0.tmp_0"]
+        worst = max(worst, error(mine, got))
+    return worst
+
+
 def write(folder):
     main, startup, exe, d, x, out, loss = build()
     for block in main.blocks:
@@ -154,6 +185,8 @@ def main():
             forms = save_forms(tmp, net, exe, x, out)
         for form, (model, flags) in forms.items():
             report(form, lambda: error(run(a.build, model, tmp, {"x": d["x"]}, [out.name], *flags)[out.name], want))
+        report("kiln edit", lambda: edited(a.build, tmp, d))
+        report("kiln convert of dictionaries", lambda: saved_forms(a.build, tmp, d))
         for path in sorted(glob.glob("tests/fixtures/*")):
             report(f"{path} through kiln convert", lambda: fixture(a.build, path, tmp))
     print(f"{failed} failed" if failed else "all agree")
