@@ -86,6 +86,7 @@ static void visit(Walk *w, Node *n, const Lin *ix) {
     return;
   }
   if (!f->inside || kernel_sweeps(w->g->k, n)) return;
+  if (n == w->g->k->core && w->g->part == LOOP_EPILOGUE) return;
   for (int i = 0; i < n->n_in; i++) {
     const Node *x = n->in[i];
     for (int d = 0; d < x->rank; d++) {

@@ -2,7 +2,7 @@
  * and the target.
  *
  *   points  maps, concatenations: a grid-stride loop over the results, a thread for each vector of them */
-#include "plan.h"
+#include "gemm.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -88,7 +88,7 @@ int cuda_points_vector(Gen *g, const Nest *t) {
 
 static int64_t most_blocks(int64_t n) { return n < CUDA_MOST_BLOCKS ? n : CUDA_MOST_BLOCKS; }
 
-static bool plan_points(Planning *p, LoopPart part) {
+static bool plan_points(Planning *p, LoopPart part, const CudaGemm *sums) {
   Gen *g = nests_of(p, part);
   int64_t threads = 0;
   for (int i = 0; i < nest_n(p->k, part); i++) {
@@ -98,13 +98,14 @@ static bool plan_points(Planning *p, LoopPart part) {
     if (n > threads) threads = n;
   }
   if (threads)
-    launch(p, CUDA_POINTS, part, most_blocks(div_up(threads, CUDA_THREADS)), CUDA_THREADS);
+    launch(p, CUDA_POINTS, part, most_blocks(div_up(threads, CUDA_THREADS)), CUDA_THREADS)->gemm =
+        sums;
   return true;
 }
 
 static bool plan_tiles(Planning *p, Gen *g, const Nest *t) {
   int a, b;
-  if (!cuda_transposes(g, t, &a, &b)) return plan_points(p, g->part);
+  if (!cuda_transposes(g, t, &a, &b)) return plan_points(p, g->part, NULL);
   int64_t ea = t->out[a].ext, eb = t->out[b].ext;
   int64_t blocks = div_up(ea, CUDA_TILE) * div_up(eb, CUDA_TILE) * (t->rows / ea / eb);
   CudaStage *s = launch(p, CUDA_TILES, g->part, most_blocks(blocks), CUDA_THREADS);
@@ -152,10 +153,11 @@ static bool plan_teams(Planning *p, Gen *g, const Nest *t) {
 static bool plan_nest(Planning *p, LoopPart part) {
   Gen *g = nests_of(p, part);
   Nest t;
-  if (nest_n(p->k, part) > 1) return plan_points(p, part);
+  if (nest_n(p->k, part) > 1) return plan_points(p, part, NULL);
   nest_plan(g, 0, &t);
   if (t.red && !t.unroll) return plan_teams(p, g, &t);
-  return t.roots.n && !t.red && p->k->kind == K_LOOP ? plan_tiles(p, g, &t) : plan_points(p, part);
+  return t.roots.n && !t.red && p->k->kind == K_LOOP ? plan_tiles(p, g, &t)
+                                                     : plan_points(p, part, NULL);
 }
 
 /* ---- scatter, sort ---- */
@@ -216,7 +218,20 @@ static bool plan_sort(Planning *p) {
 typedef bool PlanFn(Planning *p);
 
 static bool plan_loop(Planning *p) { return plan_nest(p, LOOP_MAIN); }
-static bool plan_contract(Planning *p) { return plan_nest(p, LOOP_CONTRACT); }
+
+/* One launch; with a split sum two: the parts, then their sum in order and what follows the product. */
+static bool plan_contract(Planning *p) {
+  Gen *g = nests_of(p, LOOP_EPILOGUE);
+  const CudaGemm *m = cuda_gemm_plan(g, p->t);
+  if (!m) return plan_nest(p, LOOP_CONTRACT);
+  int64_t blocks = m->side[0].blocks * m->side[1].blocks * m->batch.total * m->splits;
+  if (m->splits > 1)
+    p->plan->workspace = m->splits * node_numel(p->k->core) * dtype_info[m->tile->type].size;
+  CudaStage *s = launch(p, CUDA_GEMM, LOOP_EPILOGUE, blocks, m->threads);
+  p->plan->launch[0].shared = (uint32_t)cuda_gemm_shared(m);
+  s->gemm = m;
+  return m->splits == 1 || plan_points(p, LOOP_EPILOGUE, m);
+}
 
 static bool plan_call(Planning *p) {
   const Node *c = p->k->core;

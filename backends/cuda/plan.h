@@ -7,6 +7,7 @@
 typedef enum CudaForm {
   CUDA_POINTS,  /* a thread for each vector of results */
   CUDA_TILES,   /* the same through a tile of shared memory: transposes */
+  CUDA_GEMM,    /* a block for each tile of a matrix product */
   CUDA_TEAMS,   /* a team of threads of one block for each row of results, which it reduces */
   CUDA_SCATTER, /* a thread for each column and residue class of the indices */
   CUDA_RUNS,    /* sorting: the order inside runs, by counting */
@@ -20,9 +21,11 @@ struct CudaStage {
   int lanes, teams; /* TEAMS: threads of a team, teams of a block */
   bool columns;     /* TEAMS: neighbouring threads are of different teams */
   int a, b;         /* TILES: axes of results along which inputs and outputs are contiguous */
-  int64_t classes;  /* SCATTER: residue classes, a power of two */
-  int64_t run;      /* RUNS, MERGE: elements of a run */
-  int from, to;     /* MERGE, RUNS: buffers of indices; 8 bytes each */
+  const struct CudaGemm
+      *gemm;       /* GEMM; POINTS of LOOP_EPILOGUE: what left its sums in the workspace */
+  int64_t classes; /* SCATTER: residue classes, a power of two */
+  int64_t run;     /* RUNS, MERGE: elements of a run */
+  int from, to;    /* MERGE, RUNS: buffers of indices; 8 bytes each */
 };
 
 enum {

@@ -32,6 +32,11 @@ void cuda_tile_loaded(Gen *g, Val v);
 
 /* cuda_team.c, cuda_order.c */
 void cuda_teams(Gen *g, const CudaLaunch *l);
+/* cuda_gemm.c */
+void cuda_gemm(Gen *g, const CudaLaunch *l);
+/* The result of the contraction whose parts g->sums left in the workspace. */
+Val cuda_sum_parts(Gen *g, Node *n, const Index *ix);
+
 void cuda_scatter(Gen *g, const CudaLaunch *l);
 void cuda_runs(Gen *g, const CudaLaunch *l);
 void cuda_merge(Gen *g, const CudaLaunch *l);

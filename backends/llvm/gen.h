@@ -71,7 +71,8 @@ struct Gen {
   LoopPart part;
   VEC(NodeInfo *) info; /* indexed by Node.mark, checked by Node */
   Val fn, bufs[256], seed, step, ctx, begin, end;
-  struct CudaTile *tile; /* GPU: reads that go through shared memory, or NULL */
+  const struct CudaGemm *sums; /* GPU: what left the contraction in parts, or NULL */
+  struct CudaTile *tile;       /* GPU: reads that go through shared memory, or NULL */
   Val active; /* GPU: i1 of depth 1, whether the thread has a row of its own; NULL: yes */
   int n_bufs;
   VEC(LoopVar) vars;
@@ -169,6 +170,8 @@ Val math_fma(Gen *g, LLVMTypeRef t, Val x, Val y, Val z);
 
 /* emit.c */
 Val emit(Gen *g, Node *n, const Index *ix); /* NULL while probing */
+void emit_known(Gen *g, Node *n, const Index *ix,
+                Val v); /* n's value there, while the loops are open */
 Val emit_address(Gen *g, int buf, DType t, const Aff *linear);
 /* acc plus one product of a contraction, at the index of all its loops. */
 Val emit_product(Gen *g, Node *n, const Index *ix, Val acc, bool reassoc);

@@ -89,7 +89,7 @@ static void nest_roots(Gen *g, int i, Nest *t) {
   }
   for (int o = 0; o < k->outputs.n; o++) {
     Node *n = k->outputs.v[o];
-    if (g->part == LOOP_EPILOGUE && n == k->core) continue; /* it is there */
+    if (g->part == LOOP_EPILOGUE && n == k->core && !g->gpu) continue; /* it is there */
     /* where rows are single points, everything counts as row values */
     bool full =
         !t->contract &&
@@ -163,7 +163,7 @@ static bool column_mode(const Nest *t) {
 static int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 void nest_plan(Gen *g, int i, Nest *t) {
-  *t = (Nest){.by_row = g->part == LOOP_EPILOGUE};
+  *t = (Nest){.by_row = g->part == LOOP_EPILOGUE && !g->gpu};
   nest_roots(g, i, t);
   t->n_sums = product(t->rank, t->ext, t->red);
   t->unroll = t->red && !t->contract && t->n_sums > 0 && t->n_sums <= UNROLL;

@@ -1,0 +1,209 @@
+/* Contractions as tiled matrix products (implicit GEMM). In: a K_CONTRACT kernel; out: a plan.
+ *
+ * Every loop is classed by the tensors that it moves through: M (first operand and result), N (second and result), batch (both
+ * and the result, or the result alone), K (summed). Matrix products with any transposes, all three passes of convolution and
+ * attention differ in the AffDims of their operands alone, which the generator evaluates at (batch, m, k) and (batch, n, k). The
+ * operand whose class holds the result's innermost loop is N, so that rows of results are contiguous. The sum is split in a
+ * fixed order where the result has too few tiles for a machine; the parts lie in the workspace.
+ * Bank conflicts: rows in shared memory are as long as the reads of a warp demand, see cuda_side_pitch. */
+#include "gemm.h"
+
+static const CudaTiling tilings[] = {
+#define TILE(math, type, ...) {CUDA_##math, DT_##type, __VA_ARGS__},
+#include "tiles.def"
+#undef TILE
+};
+enum { N_TILINGS = sizeof tilings / sizeof *tilings, PROCESSORS = 132 };
+
+static int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* ---- classes ---- */
+
+typedef enum LoopKind { BATCH, SIDE_0, SIDE_1, SUM } LoopKind;
+
+static bool reads(const Node *c, int x, int l) {
+  for (int d = 0; d < c->in[x]->rank; d++) {
+    const AffDim *m = &c->map[x][d];
+    if ((m->l0 == l && m->c0) || (m->l1 == l && m->c1)) return true;
+  }
+  return false;
+}
+
+static LoopKind kind_of(const Node *c, int l) {
+  if (l >= c->rank) return SUM;
+  bool a = reads(c, 0, l), b = reads(c, 1, l);
+  return a == b ? BATCH : a ? SIDE_0 : SIDE_1;
+}
+
+/* May loops d and d+1 be one axis? Of the result: where everything after the product reads them as one. */
+static bool joins(Gen *g, int d) {
+  const Node *c = g->k->core;
+  if (d + 1 >= c->rank) {
+    for (int x = 0; x < 2; x++)
+      if (!can_merge_map(g, c->in[x], c->map[x], c->ext, d)) return false;
+    return true;
+  }
+  for (int o = 0; o < g->k->outputs.n; o++)
+    if (!can_merge(g, g->k->outputs.v[o], d)) return false;
+  return true;
+}
+
+static CudaAxes axes_of(Gen *g, LoopKind kind) {
+  const Node *c = g->k->core;
+  CudaAxes r = {.total = 1};
+  int l = 0;
+  while (l < c->n_loops) {
+    Axis a = {l, l, c->ext[l]};
+    if (kind_of(c, l++) != kind || a.ext == 1) continue;
+    for (; l < c->n_loops && l != c->rank && kind_of(c, l) == kind && c->ext[l] > 1 &&
+           joins(g, l - 1);
+         l++) {
+      a.ext *= c->ext[l];
+      a.last = l;
+    }
+    r.axis[r.n++] = a;
+    r.total *= a.ext;
+  }
+  return r;
+}
+
+/* ---- operands ---- */
+
+/* Is the operand's last dimension just this loop, all of it? */
+static bool contiguous(const Node *c, int x, int l) {
+  int d = c->in[x]->rank - 1;
+  while (d > 0 && c->in[x]->dims[d] == 1) d--;
+  if (d < 0 || !aff_is_loop(&c->map[x][d], l) || c->in[x]->dims[d] != c->ext[l]) return false;
+  while (d-- > 0) {
+    const AffDim *m = &c->map[x][d];
+    if ((m->l0 == l && m->c0) || (m->l1 == l && m->c1)) return false;
+  }
+  return true;
+}
+
+/* The summed axis that an operand is contiguous along comes last; that of the second operand if they differ. */
+static void order_sums(const Node *c, CudaAxes *k) {
+  for (int x = 0; x < 2; x++)
+    for (int i = 0; i + 1 < k->n; i++)
+      if (contiguous(c, x, k->axis[i].last)) {
+        Axis a = k->axis[i];
+        for (; i + 1 < k->n; i++) k->axis[i] = k->axis[i + 1];
+        k->axis[i] = a;
+      }
+}
+
+static void plan_side(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
+  const Node *c = g->k->core;
+  CudaSide *side = &p->side[s];
+  const Node *in = c->in[side->x];
+  int each = 16 / dtype_info[p->tile->type].size;
+  int own = side->axes.axis[side->axes.n - 1].last, sum = p->k.axis[p->k.n - 1].last;
+  bool along_own = contiguous(c, side->x, own), along_sum = contiguous(c, side->x, sum);
+  bool direct = in->dtype == p->tile->type && cuda_slot(g->k, in) >= 0;
+  side->tile = s ? p->tile->bn : p->tile->bm;
+  side->blocks = div_up(side->axes.total, side->tile);
+  side->k_major = !along_own;
+  side->vec = 1;
+  if (direct && (along_own || along_sum) && c->ext[along_own ? own : sum] % each == 0)
+    side->vec = each;
+  side->async = direct && t->sm >= 80;
+}
+
+/* ---- tiles ---- */
+
+static CudaMath math_of(DType t, const CudaTarget *target) {
+  if (target->sm < 80 || t == DT_FLOAT64) return CUDA_F32;
+  if (t == DT_BFLOAT16) return CUDA_BF16; /* these products are exact */
+  return t == DT_FLOAT16 ? CUDA_TF32 : target->math;
+}
+
+static int64_t splits_of(int64_t blocks, int64_t steps, int64_t bytes) {
+  enum { LEAST_STEPS = 8, MOST_SPLITS = 64, MOST_BYTES = 256 << 20 };
+  int64_t n = 1;
+  if (blocks < PROCESSORS) n = 2 * PROCESSORS / blocks;
+  if (n > steps / LEAST_STEPS) n = steps / LEAST_STEPS;
+  if (n > MOST_SPLITS) n = MOST_SPLITS;
+  if (n * bytes > MOST_BYTES) n = MOST_BYTES / bytes;
+  return n < 2 ? 1 : n;
+}
+
+/* The fastest by the products of the busiest processor; by shape alone. */
+static void choose_tile(CudaGemm *p, DType t, int64_t bytes, const CudaTarget *target) {
+  DType type = t == DT_FLOAT64 ? t : DT_FLOAT32;
+  double best = 0;
+  const CudaTiling *shape = NULL;
+  p->steps = div_up(p->k.total, CUDA_STEP);
+  for (int i = 0; i < N_TILINGS; i++) {
+    const CudaTiling *r = &tilings[i];
+    if (r->type != type || r->math != CUDA_F32) continue;
+    int64_t blocks = div_up(p->side[0].axes.total, r->bm) * div_up(p->side[1].axes.total, r->bn);
+    blocks *= p->batch.total;
+    int64_t splits = splits_of(blocks, p->steps, bytes);
+    double waves = (double)div_up(blocks * splits, PROCESSORS) / (double)splits;
+    double cost = waves * r->bm * r->bn / r->rate;
+    if (shape && cost >= best) continue;
+    best = cost;
+    shape = r;
+    p->splits = splits;
+  }
+  for (int i = 0; i < N_TILINGS; i++) {
+    const CudaTiling *r = &tilings[i];
+    if (r->type == type && r->math == math_of(t, target) && r->bm == shape->bm &&
+        r->bn == shape->bn)
+      p->tile = r;
+  }
+  p->per = div_up(p->steps, p->splits);
+  p->splits = div_up(p->steps, p->per);
+  p->threads = 32 * p->tile->warps_m * p->tile->warps_n;
+}
+
+/* Reads of a warp, in 4-byte banks, rows of 16 + pad elements along K:
+ *   F32   16 bytes by 8 threads of consecutive rows: the pitch in 16 bytes is odd (20 floats, 18 doubles)
+ *   TF32  4 bytes at row g, column t of 8 x 4 threads: 20 g + t covers all banks; rows of M: 8 t + g
+ *   BF16  8 bytes at row g, columns 2t, of half a warp: 24 g + 2 t; rows of M: 4 bytes at row 2t: 8 t + g */
+int cuda_side_pitch(const CudaGemm *p, int side) {
+  static const int by_k[] = {[CUDA_F32] = 4, [CUDA_TF32] = 4, [CUDA_BF16] = 8},
+                   by_mn[] = {[CUDA_F32] = 4, [CUDA_TF32] = 8, [CUDA_BF16] = 4};
+  const CudaSide *s = &p->side[side];
+  int pad = (s->k_major ? by_k : by_mn)[p->tile->math];
+  return (s->k_major ? CUDA_STEP : s->tile) + (p->tile->type == DT_FLOAT64 ? pad / 2 : pad);
+}
+
+int cuda_side_rows(const CudaGemm *p, int side) {
+  return p->side[side].k_major ? p->side[side].tile : CUDA_STEP;
+}
+
+int64_t cuda_gemm_shared(const CudaGemm *p) {
+  int64_t in = p->stage_size * p->tile->stages, out = p->out_pitch * p->tile->bm / p->tile->parts;
+  return (in > out ? in : out) * dtype_info[p->tile->type].size;
+}
+
+CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t) {
+  enum { LEAST = 8, LEAST_K = 16 };
+  const Node *c = g->k->core;
+  CudaGemm *p = arena_new_of(g->a, CudaGemm);
+  if (!dtype_is_float(c->dtype) || node_numel(c) == 0) return NULL;
+  for (int x = 0; x < 2; x++) p->side[x] = (CudaSide){.x = x, .axes = axes_of(g, SIDE_0 + x)};
+  p->batch = axes_of(g, BATCH);
+  p->k = axes_of(g, SUM);
+  for (int x = 0; x < 2; x++)
+    if (p->side[x].axes.total < LEAST) return NULL;
+  if (p->k.total < LEAST_K) return NULL;
+  int last = c->rank - 1;
+  while (c->ext[last] == 1) last--;
+  if (kind_of(c, last) == SIDE_0) {
+    CudaSide m = p->side[0];
+    p->side[0] = p->side[1];
+    p->side[1] = m;
+  }
+  order_sums(c, &p->k);
+  choose_tile(p, c->dtype, node_numel(c) * dtype_info[c->dtype].size, t);
+  for (int s = 0; s < 2; s++) plan_side(g, p, s, t);
+  const CudaAxes *n = &p->side[1].axes;
+  const Axis *inner = &p->k.axis[p->k.n - 1], *col = &n->axis[n->n - 1];
+  p->even = inner->ext % CUDA_STEP == 0;
+  p->vec = col->last == last && col->ext % 4 == 0 ? 4 : 1;
+  p->out_pitch = p->tile->bn + (p->tile->math == CUDA_F32 ? 4 : 8);
+  for (int s = 0; s < 2; s++) p->stage_size += cuda_side_rows(p, s) * cuda_side_pitch(p, s);
+  return p;
+}

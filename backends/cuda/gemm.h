@@ -1,0 +1,52 @@
+/* Contractions as matrix products: what gemm.c plans and backends/llvm/cuda_gemm.c generates. */
+#ifndef KILN_CUDA_GEMM_H
+#define KILN_CUDA_GEMM_H
+#include "plan.h"
+
+enum { CUDA_STEP = 16 /* products summed between two barriers */ };
+
+typedef struct CudaTiling {
+  CudaMath math;
+  DType type;
+  int bm, bn, warps_m, warps_n, stages, parts, rate;
+} CudaTiling;
+
+/* Loops of one class, outermost first, and the merged index over them. */
+typedef struct CudaAxes {
+  int n;
+  Axis axis[KL_LOOPS];
+  int64_t total;
+} CudaAxes;
+
+/* One side of the product. */
+typedef struct CudaSide {
+  int x; /* operand of the contraction */
+  CudaAxes axes;
+  int tile;       /* rows or columns of a block */
+  int64_t blocks; /* along them */
+  bool k_major;   /* rows of summed elements; otherwise the summed index is the row */
+  int vec;        /* neighbouring elements read at once: of 16 bytes, or 1 */
+  bool async;     /* cp.async */
+} CudaSide;
+
+typedef struct CudaGemm {
+  const CudaTiling *tile;
+  CudaSide side[2]; /* M, N */
+  CudaAxes batch, k;
+  bool even;           /* steps never cross the end of the inner summed axis */
+  int64_t steps;       /* of the whole sum */
+  int64_t splits, per; /* parts of the sum, steps of each */
+  int vec;             /* neighbouring results stored at once */
+  int threads;
+  int64_t stage_size,
+      out_pitch; /* elements of shared memory: of a stage; between rows of results */
+} CudaGemm;
+
+/* NULL: not a matrix product worth it. */
+CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t);
+/* Elements between rows of a side's tile in shared memory, and rows. */
+int cuda_side_pitch(const CudaGemm *p, int side);
+int cuda_side_rows(const CudaGemm *p, int side);
+int64_t cuda_gemm_shared(const CudaGemm *p); /* bytes */
+
+#endif

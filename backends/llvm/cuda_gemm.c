@@ -1,0 +1,394 @@
+/* A tile of a matrix product. In: a K_CONTRACT kernel and the plan of backends/cuda/gemm.c; out: the body of its function.
+ *
+ *   for each step of 16 products, `stages` - 1 of them ahead: elements of both sides go to shared memory
+ *     (cp.async; where it cannot be used they are read to registers before the products and stored after)
+ *   one barrier; each warp multiplies its share from shared memory (cuda_products.c)
+ *   the sums go through shared memory, so that rows of results are stored by neighbouring threads; there everything that
+ *     fusion put behind the product is emitted on them, or they are stored as a part of a split sum
+ *
+ * What an operand holds at (row, k) is found through its AffDims: parts that depend on the row alone land before the loop. */
+#include "cuda_gemm.h"
+
+/* ---- places ---- */
+
+/* The loops of a class at the merged index `at`. */
+static void place_loops(Gen *g, const CudaAxes *axes, Aff at, Index *ix) {
+  for (int a = axes->n - 1; a >= 0; a--) {
+    const Axis *x = &axes->axis[a];
+    Aff here = at;
+    if (a) aff_divmod(g, &at, x->ext, &at, &here);
+    ix->d[x->first] = here;
+    for (int l = x->first + 1; l <= x->last; l++) ix->d[l].n = -1;
+  }
+}
+
+/* The first of `vec` neighbours, kept below n, a multiple of vec; *ok (NULL: always) = it was. */
+static Aff keep(Gen *g, const Aff *at, int64_t n, int vec, Val *ok) {
+  int64_t lo, hi;
+  aff_range(g, at, &lo, &hi);
+  if (hi < n) return *at;
+  Val v = aff_value(g, at);
+  gen_at(g, gen_depth(g, v));
+  Val inside = LLVMBuildICmp(g->b, LLVMIntSLT, v, gen_i64(g, n), "");
+  v = gen_min(g, v, gen_i64(g, n - vec));
+  *ok = gen_and(g, *ok, inside);
+  return aff_var(gen_var(g, v, lo, n - vec), 1);
+}
+
+/* The summed loops at element kk of step t. */
+static void place_sums(Gemm *m, const Aff *t, const Aff *kk, int vec, Index *ix, Val *ok) {
+  Gen *g = m->g;
+  const CudaGemm *p = m->p;
+  const CudaAxes *k = &p->k;
+  if (!p->even) {
+    Aff at = aff_mul(*t, CUDA_STEP);
+    at = aff_add(g, &at, kk);
+    at = keep(g, &at, k->total, vec, ok);
+    place_loops(g, k, at, ix);
+    return;
+  }
+  const Axis *inner = &k->axis[k->n - 1];
+  Aff q, r;
+  aff_divmod(g, t, inner->ext / CUDA_STEP, &q, &r);
+  r = aff_mul(r, CUDA_STEP);
+  ix->d[inner->first] = aff_add(g, &r, kk);
+  for (int l = inner->first + 1; l <= inner->last; l++) ix->d[l].n = -1;
+  CudaAxes outer = *k;
+  outer.n--;
+  place_loops(g, &outer, q, ix);
+}
+
+/* ---- reading ---- */
+
+/* The address of an operand's element behind reshapes. */
+static Val address(Gen *g, Node *n, Index *ix) {
+  while (gen_info(g, n)->input < 0) {
+    Index to;
+    index_reshape(g, ix, n->dims, n->in[0]->rank, n->in[0]->dims, &to);
+    *ix = to;
+    n = n->in[0];
+  }
+  Aff lin = index_linear(g, ix, n->dims, 0, n->rank);
+  return emit_address(g, gen_info(g, n)->input, n->dtype, &lin);
+}
+
+static void copy_async(Gen *g, int bytes, Val to, Val from, Val ok) {
+  const char *name = bytes == 16  ? "llvm.nvvm.cp.async.cg.shared.global.16.s"
+                     : bytes == 8 ? "llvm.nvvm.cp.async.ca.shared.global.8.s"
+                                  : "llvm.nvvm.cp.async.ca.shared.global.4.s";
+  Val size = LLVMConstInt(g->i32, (uint64_t)bytes, 0);
+  gen_at_vals(g, 2, (Val[]){from, ok});
+  if (ok) size = LLVMBuildSelect(g->b, ok, size, LLVMConstInt(g->i32, 0, 0), "");
+  gen_at(g, g->depth);
+  gen_call(g, name, NULL, 3, (Val[]){to, from, size});
+}
+
+/* Chunk j of the thread: its row and column in the side's tile; tiles are read row by row. */
+static void chunk_place(Gemm *m, int s, int j, Aff *row, Aff *col) {
+  const CudaSide *side = &m->p->side[s];
+  int width = (side->k_major ? CUDA_STEP : side->tile) / side->vec;
+  Aff q, r, step = aff_k((int64_t)j * (m->p->threads / width));
+  aff_divmod(m->g, &m->tid, width, &q, &r);
+  *row = aff_add(m->g, &q, &step);
+  *col = aff_mul(r, side->vec);
+}
+
+static int chunks(const Gemm *m, int s) {
+  return CUDA_STEP * m->p->side[s].tile / m->p->side[s].vec / m->p->threads;
+}
+
+/* The element (row, col) of a side's tile in the stage. */
+static Val tile_at(Gemm *m, int s, Val stage, const Aff *row, const Aff *col) {
+  Gen *g = m->g;
+  Aff at = aff_mul(*row, cuda_side_pitch(m->p, s)),
+      base = aff_k(s ? (int64_t)cuda_side_rows(m->p, 0) * cuda_side_pitch(m->p, 0) : 0);
+  at = aff_add(g, &at, col);
+  at = aff_add(g, &at, &base);
+  Val v = aff_value(g, &at);
+  gen_at_vals(g, 2, (Val[]){v, stage});
+  return gemm_shared(m, LLVMBuildNSWAdd(g->b, v, stage, ""));
+}
+
+/* The operand's index at chunk j of step t; false: nothing but zeros is there. */
+static bool operand_index(Gemm *m, int s, int j, const Aff *t, Index *to, Val *ok) {
+  Gen *g = m->g;
+  Node *c = g->k->core;
+  const CudaSide *side = &m->p->side[s];
+  Aff row, col, base = aff_mul(m->block[s], side->tile);
+  Index ix = {.rank = c->n_loops};
+  chunk_place(m, s, j, &row, &col);
+  const Aff *own = side->k_major ? &row : &col, *kk = side->k_major ? &col : &row;
+  Aff at = aff_add(g, &base, own);
+  at = keep(g, &at, side->axes.total, side->k_major ? 1 : side->vec, ok);
+  place_loops(g, &side->axes, at, &ix);
+  place_loops(g, &m->p->batch, m->batch, &ix);
+  place_sums(m, t, kk, side->k_major ? side->vec : 1, &ix, ok);
+  return index_map(g, &ix, c->ext, c->map[side->x], c->in[side->x]->rank, c->in[side->x]->dims, to,
+                   ok);
+}
+
+/* Chunk j of step t, for which `ahead` (NULL: always) holds: to the stage, or to values (vec of them). */
+static void read_chunk(Gemm *m, int s, int j, const Aff *t, Val ahead, Val stage, Val *v) {
+  Gen *g = m->g;
+  const CudaSide *side = &m->p->side[s];
+  Node *in = g->k->core->in[side->x];
+  LLVMTypeRef type = gemm_type(m);
+  Index ix;
+  Val ok = ahead;
+  bool any = operand_index(m, s, j, t, &ix, &ok);
+  if (side->async) {
+    Aff row, col;
+    chunk_place(m, s, j, &row, &col);
+    Val to = tile_at(m, s, stage, &row, &col);
+    if (!any) {
+      ix = (Index){.rank = in->rank};
+      ok = LLVMConstInt(g->i1, 0, 0);
+    }
+    copy_async(g, side->vec * dtype_info[m->p->tile->type].size, to, address(g, in, &ix), ok);
+    return;
+  }
+  if (any && side->vec > 1) {
+    Val from = address(g, in, &ix);
+    gen_at(g, g->depth);
+    Val x = LLVMBuildLoad2(g->b, LLVMVectorType(type, (unsigned)side->vec), from, "");
+    LLVMSetAlignment(x, 16);
+    for (int i = 0; i < side->vec; i++)
+      v[i] = LLVMBuildExtractElement(g->b, x, LLVMConstInt(g->i32, (uint64_t)i, 0), "");
+  } else {
+    v[0] = any ? emit(g, in, &ix) : LLVMConstNull(type);
+  }
+  gen_at(g, g->depth);
+  for (int i = 0; ok && i < side->vec; i++)
+    v[i] = LLVMBuildSelect(g->b, ok, v[i], LLVMConstNull(type), "");
+}
+
+static void store_chunk(Gemm *m, int s, int j, Val stage, const Val *v) {
+  Gen *g = m->g;
+  int n = m->p->side[s].vec;
+  LLVMTypeRef type = gemm_type(m);
+  Aff row, col;
+  chunk_place(m, s, j, &row, &col);
+  Val to = tile_at(m, s, stage, &row, &col);
+  gen_at(g, g->depth);
+  Val x = n > 1 ? LLVMGetUndef(LLVMVectorType(type, (unsigned)n)) : v[0];
+  for (int i = 0; n > 1 && i < n; i++)
+    x = LLVMBuildInsertElement(g->b, x, v[i], LLVMConstInt(g->i32, (uint64_t)i, 0), "");
+  LLVMBuildStore(g->b, x, to);
+}
+
+enum { MOST_CHUNKS = 32, MOST_VEC = 4 };
+typedef Val Chunks[2][MOST_CHUNKS][MOST_VEC];
+
+static void read_step(Gemm *m, const Aff *t, Val ahead, Val stage, Chunks v) {
+  for (int s = 0; s < 2; s++)
+    for (int j = 0; j < chunks(m, s); j++) read_chunk(m, s, j, t, ahead, stage, v[s][j]);
+  if (m->p->side[0].async || m->p->side[1].async) {
+    gen_at(m->g, m->g->depth);
+    gen_call(m->g, "llvm.nvvm.cp.async.commit.group", NULL, 0, NULL);
+  }
+}
+
+static void store_step(Gemm *m, Val stage, Chunks v) {
+  for (int s = 0; s < 2; s++)
+    for (int j = 0; j < chunks(m, s) && !m->p->side[s].async; j++)
+      store_chunk(m, s, j, stage, v[s][j]);
+}
+
+/* ---- the sum ---- */
+
+/* Where the stage of the step that is `n` after the first lies. */
+static Val stage_of(Gemm *m, Val n) {
+  Gen *g = m->g;
+  gen_at(g, gen_depth(g, n));
+  n = LLVMBuildAnd(g->b, n, gen_i64(g, m->p->tile->stages - 1), "");
+  return LLVMBuildNSWMul(g->b, n, gen_i64(g, m->p->stage_size), "");
+}
+
+/* Step first + n, kept inside, and whether it is one of this block's. */
+static Aff step_at(Gemm *m, Val n, Val *ahead) {
+  Gen *g = m->g;
+  gen_at_vals(g, 2, (Val[]){n, m->first});
+  Val t = LLVMBuildNSWAdd(g->b, m->first, n, "");
+  *ahead = LLVMBuildICmp(g->b, LLVMIntSLT, n, m->count, "");
+  t = gen_min(g, t, gen_i64(g, m->p->steps - 1));
+  return aff_var(gen_var(g, t, 0, m->p->steps - 1), 1);
+}
+
+static void wait_copies(Gemm *m) {
+  Gen *g = m->g;
+  bool any = m->p->side[0].async || m->p->side[1].async;
+  Val left = LLVMConstInt(g->i32, (uint64_t)m->p->tile->stages - 2, 0);
+  gen_at(g, g->depth);
+  if (any) gen_call(g, "llvm.nvvm.cp.async.wait.group", NULL, 1, &left);
+}
+
+/* Registers hold one step, so with them the stage that is filled is the next one. */
+static void sum_steps(Gemm *m) {
+  Gen *g = m->g;
+  int ahead = m->p->tile->stages - 1, var;
+  Chunks v;
+  Val ok;
+  for (int n = 0; n < ahead; n++) {
+    Aff t = step_at(m, gen_i64(g, n), &ok);
+    Val stage = gen_i64(g, n * m->p->stage_size);
+    read_step(m, &t, ok, stage, v);
+    store_step(m, stage, v);
+  }
+  Loop loop = loop_open(g, gen_i64(g, 0), m->count, gen_i64(g, 1), 0, m->p->per - 1, &var);
+  wait_copies(m);
+  cuda_barrier(g);
+  gen_at(g, g->depth);
+  Val n = LLVMBuildNSWAdd(g->b, loop.phi, gen_i64(g, ahead), ""), stage = stage_of(m, n);
+  Aff t = step_at(m, n, &ok);
+  read_step(m, &t, ok, stage, v);
+  gemm_products(m, stage_of(m, loop.phi));
+  store_step(m, stage, v);
+  loop_close(g, &loop, LOOP_PLAIN);
+  gen_at(g, 0);
+  Val none = LLVMConstInt(g->i32, 0, 0);
+  if (m->p->side[0].async || m->p->side[1].async)
+    gen_call(g, "llvm.nvvm.cp.async.wait.group", NULL, 1, &none);
+}
+
+/* ---- results ---- */
+
+static void store_results(Gemm *m, Index *ix, const Val *sum) {
+  Gen *g = m->g;
+  const CudaGemm *p = m->p;
+  Kernel *k = g->k;
+  int n_out = k->outputs.n, n_vec = p->vec;
+  const Axis *last = &p->side[1].axes.axis[p->side[1].axes.n - 1];
+  Val *v = arena_array(g->a, Val, n_out * n_vec);
+  Index *at = arena_array(g->a, Index, n_vec);
+  for (int i = 0; i < n_vec; i++) {
+    Aff off = aff_k(i);
+    at[i] = *ix;
+    at[i].d[last->first] = aff_add(g, &ix->d[last->first], &off);
+    emit_known(g, k->core, &at[i], sum[i]);
+    for (int o = 0; o < n_out && p->splits == 1; o++)
+      v[i * n_out + o] = emit(g, k->outputs.v[o], &at[i]);
+  }
+  for (int i = 0; i < n_vec; i++) {
+    Aff lin = index_linear(g, &at[i], k->core->dims, 0, k->core->rank);
+    if (p->splits > 1) {
+      Aff part = aff_mul(m->split, node_numel(k->core));
+      lin = aff_add(g, &lin, &part);
+      Val to = emit_address(g, k->inputs.n + n_out, p->tile->type, &lin);
+      gen_at(g, g->depth);
+      val_store(g, p->tile->type, sum[i], to);
+    }
+    for (int o = 0; o < n_out && p->splits == 1; o++) {
+      Val to = emit_address(g, k->inputs.n + o, k->outputs.v[o]->dtype, &lin);
+      gen_at(g, g->depth);
+      val_store(g, k->outputs.v[o]->dtype, v[i * n_out + o], to);
+    }
+  }
+}
+
+/* The results of a part that are in shared memory, each thread those of one column in every so manieth row. */
+static void results(Gemm *m, int part) {
+  Gen *g = m->g;
+  const CudaGemm *p = m->p;
+  int width = p->tile->bn / p->vec, rows = p->tile->bm / p->tile->parts, var;
+  int share = p->tile->bm / p->tile->warps_m, half = share / p->tile->parts,
+      step = p->threads / width;
+  Aff row0, c, col, base;
+  Val ok = NULL;
+  aff_divmod(g, &m->tid, width, &row0, &c);
+  col = aff_mul(c, p->vec);
+  base = aff_mul(m->block[1], p->tile->bn);
+  Aff n = aff_add(g, &base, &col);
+  n = keep(g, &n, p->side[1].axes.total, p->vec, &ok);
+  Loop loop =
+      loop_open(g, gen_i64(g, 0), gen_i64(g, rows / step), gen_i64(g, 1), 0, rows / step - 1, &var);
+  Aff r = aff_var(var, step), q, in_half;
+  r = aff_add(g, &r, &row0);
+  aff_divmod(g, &r, half, &q, &in_half);
+  q = aff_mul(q, share);
+  q.k += part * half;
+  Aff mm = aff_mul(m->block[0], p->tile->bm);
+  mm = aff_add(g, &mm, &q);
+  mm = aff_add(g, &mm, &in_half);
+  mm = keep(g, &mm, p->side[0].axes.total, 1, &ok);
+  Loop inside;
+  if (ok) inside = cuda_if(g, ok);
+  Index ix = {.rank = g->k->core->rank};
+  place_loops(g, &p->batch, m->batch, &ix);
+  place_loops(g, &p->side[0].axes, mm, &ix);
+  place_loops(g, &p->side[1].axes, n, &ix);
+  Aff at = aff_mul(r, p->out_pitch);
+  at = aff_add(g, &at, &col);
+  Val from = aff_value(g, &at), sum[MOST_VEC];
+  gen_at(g, g->depth);
+  for (int i = 0; i < p->vec; i++)
+    sum[i] = LLVMBuildLoad2(g->b, gemm_type(m),
+                            gemm_shared(m, LLVMBuildNSWAdd(g->b, from, gen_i64(g, i), "")), "");
+  store_results(m, &ix, sum);
+  if (ok) loop_close(g, &inside, LOOP_PLAIN);
+  loop_close(g, &loop, LOOP_PLAIN);
+}
+
+/* ---- the function ---- */
+
+Val gemm_shared(Gemm *m, Val at) {
+  return LLVMBuildInBoundsGEP2(m->g->b, gemm_type(m), m->memory, &at, 1, "");
+}
+
+LLVMTypeRef gemm_type(const Gemm *m) { return val_type(m->g, m->p->tile->type); }
+
+static Val dynamic_memory(Gen *g) {
+  Val v = LLVMGetNamedGlobal(g->m, "dynamic_memory");
+  if (v) return v;
+  v = LLVMAddGlobalInAddressSpace(g->m, LLVMArrayType2(g->i8, 0), "dynamic_memory", 3);
+  LLVMSetLinkage(v, LLVMExternalLinkage);
+  LLVMSetAlignment(v, 16);
+  return v;
+}
+
+/* Neighbouring blocks share rows; the parts of a sum are farthest apart. */
+static void place_block(Gemm *m, const CudaLaunch *l) {
+  Gen *g = m->g;
+  const CudaGemm *p = m->p;
+  Aff at = cuda_index(g, "ctaid.x", l->grid[0]);
+  aff_divmod(g, &at, p->side[1].blocks, &at, &m->block[1]);
+  aff_divmod(g, &at, p->side[0].blocks, &at, &m->block[0]);
+  aff_divmod(g, &at, p->batch.total, &m->split, &m->batch);
+  Aff first = aff_mul(m->split, p->per);
+  m->first = aff_value(g, &first);
+  m->count = gen_i64(g, p->per);
+  if (p->per * p->splits == p->steps) return;
+  gen_at(g, gen_depth(g, m->first));
+  m->count = gen_min(g, m->count, LLVMBuildNSWSub(g->b, gen_i64(g, p->steps), m->first, ""));
+}
+
+void cuda_gemm(Gen *g, const CudaLaunch *l) {
+  Gemm m = {.g = g, .p = l->stage->gemm};
+  m.memory = dynamic_memory(g);
+  m.tid = cuda_index(g, "tid.x", m.p->threads);
+  place_block(&m, l);
+  gemm_start(&m);
+  sum_steps(&m);
+  for (int part = 0; part < m.p->tile->parts; part++) {
+    cuda_barrier(g); /* what was there has been read */
+    gemm_spill(&m, part);
+    cuda_barrier(g);
+    results(&m, part);
+  }
+}
+
+/* ---- split sums ---- */
+
+Val cuda_sum_parts(Gen *g, Node *n, const Index *ix) {
+  const CudaGemm *p = g->sums;
+  Aff lin = index_linear(g, ix, n->dims, 0, n->rank);
+  int buf = g->k->inputs.n + g->k->outputs.n;
+  Val sum = NULL;
+  for (int64_t s = 0; s < p->splits; s++) {
+    Aff skip = aff_k(s * node_numel(n)), at = aff_add(g, &lin, &skip);
+    Val from = emit_address(g, buf, p->tile->type, &at);
+    gen_at(g, g->depth);
+    Val v = val_load(g, p->tile->type, from);
+    sum = sum ? LLVMBuildFAdd(g->b, sum, v, "") : v;
+  }
+  return sum;
+}

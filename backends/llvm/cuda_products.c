@@ -1,0 +1,223 @@
+/* Products of a warp from shared memory. In: a stage of both sides; out: the thread's sums.
+ *
+ * fma   a warp is 8 x 4 threads. Where a side's rows lie along K, a thread has every 8th row (4th column) and reads 16
+ *       bytes along K; where they lie across, it has groups of 16 bytes of rows (columns).
+ * mma   fragments of mma.sync as the PTX manual gives them, with g = lane / 4, t = lane % 4:
+ *         m16n8k8 tf32   a: (g, t) (g+8, t) (g, t+4) (g+8, t+4)              b: (t, g) (t+4, g)
+ *         m16n8k16 bf16  a: (g, 2t) (g+8, 2t) (g, 2t+8) (g+8, 2t+8), pairs   b: (2t, g) (2t+8, g), pairs
+ *         sums           (g, 2t) (g, 2t+1) (g+8, 2t) (g+8, 2t+1) */
+#include "cuda_gemm.h"
+
+static Val i32(Gen *g, int64_t v) { return LLVMConstInt(g->i32, (uint64_t)v, 0); }
+static Val add(Gen *g, Val x, Val y) { return LLVMBuildNSWAdd(g->b, x, y, ""); }
+static Val times(Gen *g, Val x, int64_t c) { return LLVMBuildNSWMul(g->b, x, gen_i64(g, c), ""); }
+static bool is_mma(const Gemm *m) { return m->p->tile->math != CUDA_F32; }
+
+/* Rows (columns) of a warp, and results of a thread along them. */
+static int share(const Gemm *m, int s) {
+  const CudaTiling *t = m->p->tile;
+  return s ? t->bn / t->warps_n : t->bm / t->warps_m;
+}
+static int per_thread(const Gemm *m, int s) { return share(m, s) / (s ? 4 : 8); }
+static int each(const Gemm *m) { return 16 / dtype_info[m->p->tile->type].size; }
+
+static int n_sums(const Gemm *m) { return share(m, 0) * share(m, 1) / 32; }
+
+void gemm_start(Gemm *m) {
+  Gen *g = m->g;
+  Work w = {.g = g};
+  Aff warp, lane, q[2], r[2];
+  aff_divmod(g, &m->tid, 32, &warp, &lane);
+  aff_divmod(g, &warp, m->p->tile->warps_n, &q[0], &q[1]);
+  aff_divmod(g, &lane, is_mma(m) ? 4 : 8, &r[1], &r[0]); /* fma: 8 rows of 4; mma: t, g */
+  for (int s = 0; s < 2; s++) {
+    m->warp[s] = aff_value(g, &q[s]);
+    m->lane[s] = aff_value(g, &r[s]);
+  }
+  m->n_sum = n_sums(m);
+  for (int i = 0; i < m->n_sum; i++) {
+    m->sum[i] = stack_slot(&w, gemm_type(m));
+    gen_at(g, 0);
+    LLVMBuildStore(g->b, LLVMConstNull(gemm_type(m)), m->sum[i]);
+  }
+}
+
+/* The start of a side's tile in a stage. */
+static Val side_base(Gemm *m, int s, Val stage) {
+  int64_t skip = s ? (int64_t)cuda_side_rows(m->p, 0) * cuda_side_pitch(m->p, 0) : 0;
+  return add(m->g, stage, gen_i64(m->g, skip));
+}
+
+/* Where row (column) r and summed element k of a side are. */
+static Val place(Gemm *m, int s, Val base, Val r, Val k) {
+  bool k_major = m->p->side[s].k_major;
+  Val at = times(m->g, k_major ? r : k, cuda_side_pitch(m->p, s));
+  return add(m->g, base, add(m->g, at, k_major ? k : r));
+}
+
+static Val load(Gemm *m, Val at, int n) {
+  LLVMTypeRef t = gemm_type(m);
+  Val v =
+      LLVMBuildLoad2(m->g->b, n > 1 ? LLVMVectorType(t, (unsigned)n) : t, gemm_shared(m, at), "");
+  LLVMSetAlignment(v, (unsigned)(n * dtype_info[m->p->tile->type].size));
+  return v;
+}
+
+static Val element(Gen *g, Val v, int i) { return LLVMBuildExtractElement(g->b, v, i32(g, i), ""); }
+
+/* ---- fma ---- */
+
+/* The thread's i-th row (column) in the tile. */
+static Val fma_row(Gemm *m, int s, int i) {
+  Gen *g = m->g;
+  int threads = s ? 4 : 8, e = each(m);
+  Val base = times(g, m->warp[s], share(m, s));
+  if (m->p->side[s].k_major)
+    return add(g, base, add(g, m->lane[s], gen_i64(g, (int64_t)i * threads)));
+  Val r = add(g, times(g, m->lane[s], e), gen_i64(g, (int64_t)(i / e) * e * threads + i % e));
+  return add(g, base, r);
+}
+
+enum { MOST_ROWS = 8, MOST_EACH = 4 };
+typedef Val Values[MOST_ROWS][MOST_EACH];
+
+/* The thread's rows at k..k+each-1. */
+static void fma_read(Gemm *m, int s, Val base, int k, Values v) {
+  Gen *g = m->g;
+  int e = each(m), rows = per_thread(m, s);
+  if (m->p->side[s].k_major) {
+    for (int i = 0; i < rows; i++) {
+      Val x = load(m, place(m, s, base, fma_row(m, s, i), gen_i64(g, k)), e);
+      for (int j = 0; j < e; j++) v[i][j] = element(g, x, j);
+    }
+    return;
+  }
+  for (int j = 0; j < e; j++)
+    for (int i = 0; i < rows; i += e) {
+      Val x = load(m, place(m, s, base, fma_row(m, s, i), gen_i64(g, k + j)), e);
+      for (int r = 0; r < e; r++) v[i + r][j] = element(g, x, r);
+    }
+}
+
+static void fma_products(Gemm *m, Val stage) {
+  Gen *g = m->g;
+  LLVMTypeRef t = gemm_type(m);
+  int e = each(m), rows = per_thread(m, 0), cols = per_thread(m, 1);
+  Val base[2] = {side_base(m, 0, stage), side_base(m, 1, stage)};
+  Values a, b;
+  for (int k = 0; k < CUDA_STEP; k += e) {
+    fma_read(m, 0, base[0], k, a);
+    fma_read(m, 1, base[1], k, b);
+    for (int j = 0; j < e; j++)
+      for (int r = 0; r < rows; r++)
+        for (int c = 0; c < cols; c++) {
+          Val p = m->sum[r * cols + c], sum = LLVMBuildLoad2(g->b, t, p, "");
+          LLVMBuildStore(g->b, math_fma(g, t, a[r][j], b[c][j], sum), p);
+        }
+  }
+}
+
+static void fma_spill(Gemm *m, int part) {
+  Gen *g = m->g;
+  int rows = per_thread(m, 0), cols = per_thread(m, 1), parts = m->p->tile->parts;
+  int half = share(m, 0) / parts;
+  for (int r = part * rows / parts; r < (part + 1) * rows / parts; r++) {
+    /* the warp's rows of the part lie together */
+    Val row = add(g, fma_row(m, 0, r), gen_i64(g, -(int64_t)part * half));
+    row = add(g, row, times(g, m->warp[0], half - share(m, 0)));
+    for (int c = 0; c < cols; c++) {
+      Val at = add(g, times(g, row, m->p->out_pitch), fma_row(m, 1, c));
+      LLVMBuildStore(g->b, LLVMBuildLoad2(g->b, gemm_type(m), m->sum[r * cols + c], ""),
+                     gemm_shared(m, at));
+    }
+  }
+}
+
+/* ---- mma ---- */
+
+static Val tf32(Gen *g, Val x) { return gen_call(g, "llvm.nvvm.f2tf32.rna", NULL, 1, &x); }
+
+/* Two neighbours along K as bfloat16, the first in the low half. */
+static Val bf16x2(Gen *g, Val low, Val high) {
+  Val args[2] = {high, low};
+  return LLVMBuildBitCast(g->b, gen_call(g, "llvm.nvvm.ff2bf16x2.rn", NULL, 2, args), g->i32, "");
+}
+
+/* Row (column) r, summed elements from k on: a register of a fragment. */
+static Val fragment(Gemm *m, int s, Val base, Val r, Val k) {
+  Gen *g = m->g;
+  if (m->p->tile->math == CUDA_TF32) return tf32(g, load(m, place(m, s, base, r, k), 1));
+  if (m->p->side[s].k_major) {
+    Val x = load(m, place(m, s, base, r, k), 2);
+    return bf16x2(g, element(g, x, 0), element(g, x, 1));
+  }
+  Val low = load(m, place(m, s, base, r, k), 1);
+  return bf16x2(g, low, load(m, place(m, s, base, r, add(g, k, gen_i64(g, 1))), 1));
+}
+
+static void mma(Gemm *m, const Val a[4], const Val b[2], Val *sum) {
+  Gen *g = m->g;
+  Val args[10] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  for (int i = 0; i < 4; i++) args[6 + i] = LLVMBuildLoad2(g->b, g->f32, sum[i], "");
+  Val r = gen_call(g,
+                   m->p->tile->math == CUDA_TF32 ? "llvm.nvvm.mma.m16n8k8.row.col.tf32"
+                                                 : "llvm.nvvm.mma.m16n8k16.row.col.bf16",
+                   NULL, 10, args);
+  for (int i = 0; i < 4; i++)
+    LLVMBuildStore(g->b, LLVMBuildExtractValue(g->b, r, (unsigned)i, ""), sum[i]);
+}
+
+static void mma_products(Gemm *m, Val stage) {
+  enum { MOST = 8 };
+  Gen *g = m->g;
+  bool wide = m->p->tile->math == CUDA_BF16;
+  int rows = share(m, 0) / 16, cols = share(m, 1) / 8, depth = wide ? 16 : 8;
+  Val base[2] = {side_base(m, 0, stage), side_base(m, 1, stage)}, a[MOST][4], b[MOST][2];
+  Val t = wide ? times(g, m->lane[0], 2) : m->lane[0], lane = m->lane[1];
+  for (int k0 = 0; k0 < CUDA_STEP; k0 += depth) {
+    Val k[2] = {add(g, t, gen_i64(g, k0)), add(g, t, gen_i64(g, k0 + depth / 2))};
+    for (int i = 0; i < rows; i++)
+      for (int x = 0; x < 4; x++) {
+        Val r = add(g, times(g, m->warp[0], share(m, 0)), gen_i64(g, 16 * i + x % 2 * 8));
+        a[i][x] = fragment(m, 0, base[0], add(g, r, lane), k[x / 2]);
+      }
+    for (int j = 0; j < cols; j++)
+      for (int x = 0; x < 2; x++) {
+        Val c = add(g, times(g, m->warp[1], share(m, 1)), gen_i64(g, 8 * j));
+        b[j][x] = fragment(m, 1, base[1], add(g, c, lane), k[x]);
+      }
+    for (int i = 0; i < rows; i++)
+      for (int j = 0; j < cols; j++) mma(m, a[i], b[j], &m->sum[(i * cols + j) * 4]);
+  }
+}
+
+static void mma_spill(Gemm *m) {
+  Gen *g = m->g;
+  int rows = share(m, 0) / 16, cols = share(m, 1) / 8;
+  Val t2 = times(g, m->lane[0], 2), lane = m->lane[1];
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < cols; j++)
+      for (int x = 0; x < 4; x++) {
+        Val r = add(g, times(g, m->warp[0], share(m, 0)), gen_i64(g, 16 * i + x / 2 * 8));
+        Val c = add(g, times(g, m->warp[1], share(m, 1)), gen_i64(g, 8 * j + x % 2));
+        Val at = add(g, times(g, add(g, r, lane), m->p->out_pitch), add(g, c, t2));
+        Val v = LLVMBuildLoad2(g->b, g->f32, m->sum[(i * cols + j) * 4 + x], "");
+        LLVMBuildStore(g->b, v, gemm_shared(m, at));
+      }
+}
+
+void gemm_products(Gemm *m, Val stage) {
+  gen_at(m->g, m->g->depth);
+  if (is_mma(m))
+    mma_products(m, stage);
+  else
+    fma_products(m, stage);
+}
+
+void gemm_spill(Gemm *m, int part) {
+  gen_at(m->g, m->g->depth);
+  if (is_mma(m))
+    mma_spill(m);
+  else
+    fma_spill(m, part);
+}
