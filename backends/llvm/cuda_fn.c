@@ -112,17 +112,21 @@ static void add_buffer(Gen *g, const CudaArg *arg, unsigned param) {
   }
 }
 
+static void annotate(Gen *g, const char *what, uint64_t value) {
+  LLVMMetadataRef words[3] = {LLVMValueAsMetadata(g->fn),
+                              LLVMMDStringInContext2(g->c, what, strlen(what)),
+                              LLVMValueAsMetadata(LLVMConstInt(g->i32, value, 0))};
+  LLVMAddNamedMetadataOperand(g->m, "nvvm.annotations",
+                              LLVMMetadataAsValue(g->c, LLVMMDNodeInContext2(g->c, words, 3)));
+}
+
 static void declare(Gen *g, const CudaLaunch *l) {
   LLVMTypeRef *args = arena_array(g->a, LLVMTypeRef, l->n_args), none = LLVMVoidTypeInContext(g->c);
   for (int i = 0; i < l->n_args; i++) args[i] = l->args[i].kind == CUDA_INT ? g->i64 : g->ptr;
   g->fn = LLVMAddFunction(g->m, l->entry, LLVMFunctionType(none, args, (unsigned)l->n_args, 0));
   LLVMSetFunctionCallConv(g->fn, LLVMPTXKernelCallConv);
-  uint64_t threads = (uint64_t)l->block[0] * l->block[1] * l->block[2];
-  LLVMMetadataRef bound[3] = {LLVMValueAsMetadata(g->fn),
-                              LLVMMDStringInContext2(g->c, "maxntidx", 8),
-                              LLVMValueAsMetadata(LLVMConstInt(g->i32, threads, 0))};
-  LLVMAddNamedMetadataOperand(g->m, "nvvm.annotations",
-                              LLVMMetadataAsValue(g->c, LLVMMDNodeInContext2(g->c, bound, 3)));
+  annotate(g, "maxntidx", (uint64_t)l->block[0] * l->block[1] * l->block[2]);
+  annotate(g, "minctasm", 1); /* rather fewer blocks at once than registers in memory */
   gen_block(g, LLVMAppendBasicBlockInContext(g->c, g->fn, ""), 0);
   gen_at(g, 0);
   for (int i = 0; i < l->n_args; i++) {
