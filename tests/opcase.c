@@ -159,11 +159,18 @@ static bool take_word(const char **p, const char *word) {
 }
 
 bool opcase_make(OpCase *c, const OpDef *def, int k, DType real) {
+  Arena *a = arena_new();
+  bool ok = opcase_text(c, def, example_at(a, def, k), 17 + (uint64_t)k, real);
+  arena_free(a);
+  return ok;
+}
+
+bool opcase_text(OpCase *c, const OpDef *def, const char *text, uint64_t seed, DType real) {
   *c = (OpCase){.def = def, .real = real, .prog = prog_new()};
   Arena *a = c->prog->arena;
-  Maker m = {.c = c, .a = a, .b = c->prog->blocks.v[0], .seed = 17 + (uint64_t)k};
+  Maker m = {.c = c, .a = a, .b = c->prog->blocks.v[0], .seed = seed};
   Map *counts = map_new(a);
-  c->text = example_at(a, def, k);
+  c->text = arena_str(a, text);
   const char *p = c->text;
   c->nograd = take_word(&p, "nograd ");
   c->known = take_word(&p, "known ");

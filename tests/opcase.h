@@ -20,6 +20,8 @@ int example_count(const OpDef *def);
 /* The k-th example; fed values are the same for both floating types (exact in float32). False:
  * error set. */
 bool opcase_make(OpCase *c, const OpDef *def, int k, DType real);
+/* The same for a text like those of ops.def. */
+bool opcase_text(OpCase *c, const OpDef *def, const char *text, uint64_t seed, DType real);
 void opcase_free(OpCase *c);
 Tensor *opcase_value(const OpCase *c, const char *name); /* NULL if it is not fed */
 /* Appends the gradient operators of c->op; "NAME@GRAD" of the outputs they read are declared and

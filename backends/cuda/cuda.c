@@ -4,8 +4,18 @@
 
 static int64_t bytes_of(const Node *n) { return node_numel(n) * dtype_info[n->dtype].size; }
 
+/* The workspace is the same for all targets. */
+static bool plan_workspace(Kernel *k) {
+  Arena *a = arena_scratch();
+  const CudaPlan *p = cuda_plan(a, k, &(CudaTarget){80, CUDA_F32});
+  k->workspace = p ? p->workspace : 0;
+  arena_free(a);
+  return p != NULL;
+}
+
 static bool cuda_schedule(Kernel *k) {
-  k->workspace = k->flops = k->bytes = 0;
+  k->flops = k->bytes = 0;
+  if (!plan_workspace(k)) return false;
   for (int i = 0; i < k->inputs.n; i++) k->bytes += bytes_of(k->inputs.v[i].node);
   for (int i = 0; i < k->outputs.n; i++) k->bytes += bytes_of(k->outputs.v[i]);
   for (int i = 0; i < k->nodes.n; i++) {
