@@ -30,6 +30,8 @@ ID       := $(B)/gen/build_id.h
 ID_SRC   := $(wildcard backends/llvm/* backends/code/* ir/*.def) backends/backend.h ir/ir.h
 TESTS    := $(TEST_SRC:tests/%.c=$(B)/tests/%)
 BENCHES  := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
+SIM_SRC  := $(wildcard tests/cudasim/*.c)
+SIM      := $(B)/tests/cudasim/libcuda.so.1
 PLUGINS  := $(filter frontend/examples/custom_%,$(EX_SRC))
 EXAMPLES := $(patsubst frontend/examples/%.c,$(B)/examples/%,$(filter-out $(PLUGINS),$(EX_SRC))) \
             $(PLUGINS:frontend/examples/%.c=$(B)/examples/%.so)
@@ -45,6 +47,7 @@ help:
 #: make demo      install what is missing, build, train LeNet-5 on Fashion-MNIST, show the result
 #: make test      install what is missing, build (also with sanitizers), run all tests
 #: make check     house rules: includes, formatting, warnings with gcc and clang, sizes
+#: make check-cudasim   compare the CUDA simulator with the toolkit's header, make its PTX anew with nvcc
 #: make bless     rewrite the expected output of the golden tests
 #: make docs      rewrite the pages that come from the tables: operators, error codes
 #: make bench     compare the speed with the peers (prepares them in .venv), about 25 minutes
@@ -66,11 +69,21 @@ test: deps-test
 	@tests/run.sh build build/san
 
 .PHONY: tests benches
-tests: $(TESTS) $(B)/tests/plan_check $(B)/bench/nets all
+tests: $(TESTS) $(SIM) $(B)/tests/plan_check $(B)/bench/nets all
 benches: $(BENCHES)
 
 check: deps-test
 	@tests/check.sh
+
+# Needs the CUDA toolkit: nothing else does.
+SIM_API  := $(patsubst %,tests/cudasim/%.c,driver driver_mem driver_module stream graph report procs)
+.PHONY: check-cudasim
+check-cudasim: $(patsubst %.cu,%.ptx,$(wildcard tests/cudasim/ptx/*.cu))
+	@for f in $(SIM_API); do $(CC) -std=c17 -fsyntax-only -Wall -D_GNU_SOURCE -DCUDASIM_TOOLKIT -I$(CUDA)/include $$f || exit 1; done
+	@nm -D --defined-only $(CUDA)/lib64/stubs/libcuda.so | awk '{print $$3}' | LC_ALL=C sort >$(B)/cuda_names
+	@sed -n 's/^PROC(.*, \(.*\))/\1/p' tests/cudasim/procs.def | LC_ALL=C sort | LC_ALL=C comm -23 - $(B)/cuda_names | sed 's/^/not in the driver: /'
+tests/cudasim/ptx/%.ptx: tests/cudasim/ptx/%.cu
+	$(CUDA)/bin/nvcc -O3 -arch=compute_80 -ptx -o $@ $<
 
 bless: tests
 	@KILN_BLESS=1 $(B)/tests/test_golden
@@ -119,6 +132,10 @@ $(B)/tests/%: $(B)/tests/%.o $(HELP_SRC:%.c=$(B)/%.o) $(B)/libkiln.a
 	$(CC) $(CFLAGS) -rdynamic -o $@ $^ -lcmocka $(LDLIBS)
 $(B)/tests/plan_check: $(B)/tests/plan_check.o
 	$(CC) $(CFLAGS) -o $@ $^
+# The CUDA driver's place in tests: chosen by LD_LIBRARY_PATH. Lanes of a warp are loops for vector instructions.
+$(B)/tests/cudasim/%.o: OPT := $(if $(SAN),-O1,-O3 -march=native)
+$(SIM): $(SIM_SRC:%.c=$(B)/%.o)
+	$(CC) $(CFLAGS) -shared -Wl,-soname,libcuda.so.1 -o $@ $^ -lm -lpthread
 $(B)/bench/%: $(B)/tests/bench/%.o $(B)/tests/bench/peers/onednn.o $(B)/tools/peak.o $(B)/libkiln.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)

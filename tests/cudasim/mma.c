@@ -1,0 +1,181 @@
+/* Tensor cores: ldmatrix and mma.sync, a row per shape and type. Fragments (PTX ISA, "Matrix fragments for mma"): with g = lane / 4,
+ * t = lane % 4 and e elements in a 32-bit register, register 2c + h of A holds row g + 8h, columns 4ec + te ..; register c
+ * of B holds column g, rows 4ec + te ..; C and D hold rows g and g + 8, columns 2t and 2t + 1. Products are exact and summed in
+ * float64, then rounded once; a GPU sums in float32 with truncation. */
+#include "sim.h"
+#include <string.h>
+
+typedef struct Shape {
+  const char *pattern;
+  int m, n, k;
+  TypeKind kind; /* of A and B */
+  int size;      /* bytes of their elements */
+  TypeKind sum;  /* of C and D */
+  int sum_size;
+} Shape;
+
+#define MMA(shape, types) "mma sync aligned " shape " row col " types
+static const Shape shapes[] = {
+    {MMA("m16n8k4", "f32 tf32 tf32 f32"), 16, 8, 4, KIND_TF32, 4, KIND_FLOAT, 4},
+    {MMA("m16n8k8", "f32 tf32 tf32 f32"), 16, 8, 8, KIND_TF32, 4, KIND_FLOAT, 4},
+    {MMA("m16n8k8", "f32 f16 f16 f32"), 16, 8, 8, KIND_FLOAT, 2, KIND_FLOAT, 4},
+    {MMA("m16n8k16", "f32 f16 f16 f32"), 16, 8, 16, KIND_FLOAT, 2, KIND_FLOAT, 4},
+    {MMA("m16n8k8", "f16 f16 f16 f16"), 16, 8, 8, KIND_FLOAT, 2, KIND_FLOAT, 2},
+    {MMA("m16n8k16", "f16 f16 f16 f16"), 16, 8, 16, KIND_FLOAT, 2, KIND_FLOAT, 2},
+    {MMA("m16n8k8", "f32 bf16 bf16 f32"), 16, 8, 8, KIND_BFLOAT, 2, KIND_FLOAT, 4},
+    {MMA("m16n8k16", "f32 bf16 bf16 f32"), 16, 8, 16, KIND_BFLOAT, 2, KIND_FLOAT, 4},
+    {MMA("m16n8k16", "satfinite? s32 s8 s8 s32"), 16, 8, 16, KIND_SIGNED, 1, KIND_SIGNED, 4},
+    {MMA("m16n8k32", "satfinite? s32 s8 s8 s32"), 16, 8, 32, KIND_SIGNED, 1, KIND_SIGNED, 4},
+    {MMA("m16n8k16", "satfinite? s32 u8 u8 s32"), 16, 8, 16, KIND_UNSIGNED, 1, KIND_SIGNED, 4},
+    {MMA("m16n8k32", "satfinite? s32 u8 u8 s32"), 16, 8, 32, KIND_UNSIGNED, 1, KIND_SIGNED, 4},
+    {MMA("m8n8k16", "satfinite? s32 s8 s8 s32"), 8, 8, 16, KIND_SIGNED, 1, KIND_SIGNED, 4},
+    {MMA("m8n8k4", "f64 f64 f64 f64"), 8, 8, 4, KIND_FLOAT, 8, KIND_FLOAT, 8},
+};
+
+static double value_of(TypeKind kind, int size, uint64_t bits) {
+  union {
+    uint64_t u;
+    double d;
+  } x = {bits};
+  union {
+    uint32_t u;
+    float f;
+  } y = {(uint32_t)bits};
+  if (kind == KIND_SIGNED) return size == 1 ? (int8_t)bits : (int32_t)bits;
+  if (kind == KIND_UNSIGNED) return size == 1 ? (uint8_t)bits : (uint32_t)bits;
+  if (size == 8) return x.d;
+  if (kind == KIND_TF32) y.u &= ~0x1fffu; /* the lower bits are not read */
+  if (size == 4) return (double)y.f;
+  return kind == KIND_BFLOAT ? (double)bf16_to_float((uint16_t)bits)
+                             : (double)half_to_float((uint16_t)bits);
+}
+
+static uint64_t bits_of(TypeKind kind, int size, double v) {
+  union {
+    double d;
+    uint64_t u;
+  } x = {v};
+  union {
+    float f;
+    uint32_t u;
+  } y;
+  if (kind == KIND_SIGNED)
+    return (uint32_t)(int32_t)(v > INT32_MAX ? INT32_MAX : v < INT32_MIN ? INT32_MIN : v);
+  if (size == 8) return x.u;
+  if (size == 2) return float_to_half(v, ROUND_N);
+  y.f = (float)v;
+  return y.u;
+}
+
+static int per_register(const Shape *s) { return s->size < 4 ? 4 / s->size : 1; }
+static int registers_of_a(const Shape *s) { return s->m / 8 * s->k / (4 * per_register(s)); }
+static int registers_of_b(const Shape *s) { return s->k / (4 * per_register(s)); }
+static int registers_of_c(const Shape *s) { return s->m / 8 * (s->sum_size == 2 ? 1 : 2); }
+
+/* A[row][k] or B[column][k] from the registers of all lanes: rows in eights, h of them. */
+static void gather(const Warp *w, const Shape *s, const int32_t *v, int h, double to[16][32]) {
+  int e = per_register(s), width = s->size == 8 ? 8 : 4, chunks = s->k / (4 * e);
+  for (int l = 0; l < LANES; l++)
+    for (int c = 0; c < chunks; c++)
+      for (int r = 0; r < h; r++) {
+        uint64_t bits = register_get(w, v[c * h + r], width, l);
+        for (int j = 0; j < e; j++)
+          to[l / 4 + 8 * r][4 * e * c + l % 4 * e + j] =
+              value_of(s->kind, s->size, s->size == 8 ? bits : bits >> 8 * s->size * j);
+      }
+}
+
+static uint64_t *lane_register(Warp *w, int32_t at, int width, int lane, uint64_t *value) {
+  *value = register_get(w, at, width, lane);
+  return value;
+}
+
+static void exec_mma(Warp *w, const Insn *i, uint32_t mask) {
+  const Shape *s = &shapes[i->sub];
+  if (mask != FULL) fault(w, ~mask, 719, "mma.sync without all lanes of the warp");
+  double a[16][32], b[16][32];
+  const int32_t *vd = i->v, *va = vd + registers_of_c(s), *vb = va + registers_of_a(s),
+                *vc = vb + registers_of_b(s);
+  gather(w, s, va, s->m / 8, a);
+  gather(w, s, vb, 1, b);
+  int width = s->sum_size == 8 ? 8 : 4, half = s->sum_size == 2;
+  uint64_t result[LANES][8] = {{0}};
+  for (int l = 0; l < LANES; l++)
+    for (int x = 0; x < s->m / 8 * 2; x++) {
+      int row = l / 4 + x / 2 * 8, column = l % 4 * 2 + x % 2, r = half ? x / 2 : x,
+          shift = half ? x % 2 * 16 : 0;
+      uint64_t c;
+      double sum = value_of(s->sum, s->sum_size, *lane_register(w, vc[r], width, l, &c) >> shift);
+      for (int k = 0; k < s->k; k++) sum += a[row][k] * b[column][k];
+      uint64_t bits = bits_of(s->sum, s->sum_size, sum);
+      result[l][r] |= half ? (bits & 0xffff) << shift : bits;
+    }
+  for (int l = 0; l < LANES; l++)
+    for (int r = 0; r < registers_of_c(s); r++) register_set(w, vd[r], width, l, result[l][r]);
+  w->g->n.mma += (uint64_t)(s->m * s->n * s->k);
+}
+
+static void decode_mma(Parser *p, const Form *f) {
+  Insn *i = p->insn;
+  (void)f;
+  int k = 0;
+  while (k < COUNT(shapes) && !match(p, shapes[k].pattern)) k++;
+  if (k == COUNT(shapes)) parse_fail(p, "this shape of mma is not known");
+  const Shape *s = &shapes[k];
+  i->sub = (uint8_t)k;
+  const int n[4] = {registers_of_c(s), registers_of_a(s), registers_of_b(s), registers_of_c(s)};
+  if (p->n_operand != 4) parse_fail(p, "4 operands, not %d", p->n_operand);
+  int32_t *v = arena_alloc(p->m->arena, (size_t)(n[0] + n[1] + n[2] + n[3]) * sizeof *v);
+  i->v = v;
+  for (int o = 0; o < 4; o++) {
+    const Operand *x = &p->operand[o];
+    int width = (o == 0 || o == 3 ? s->sum_size : s->size) == 8 ? 8 : 4,
+        count = x->kind == O_VECTOR ? x->n : 1;
+    if (count != n[o]) parse_fail(p, "operand %d has %d registers, not %d", o + 1, count, n[o]);
+    for (int j = 0; j < count; j++)
+      *v++ = one_at(p, x->kind == O_VECTOR ? &x->v[j] : x, NULL, width, false);
+  }
+}
+
+/* ---- ldmatrix: lanes 8i .. 8i + 7 name the rows of matrix i, 16 bytes each ---- */
+
+static void exec_ldmatrix(Warp *w, const Insn *i, uint32_t mask) {
+  uint64_t at[LANES];
+  uint16_t m[4][8][8];
+  if (mask != FULL) fault(w, ~mask, 719, "ldmatrix without all lanes of the warp");
+  lane_addresses(w, i, at);
+  uint32_t rows = i->n == 4 ? FULL : (1u << 8 * i->n) - 1;
+  if (w->g->counting) count_shared(w->g, at, rows, 16);
+  FOR_LANES(l, rows)
+  memcpy(m[l / 8][l % 8], lane_access(w, i, (int)l, SPACE_SHARED, at[l], 16, false), 16);
+  for (int k = 0; k < i->n; k++)
+    for (int l = 0; l < LANES; l++) {
+      int a = l / 4, b = l % 4 * 2;
+      uint32_t low = i->sub ? m[k][b][a] : m[k][a][b],
+               high = i->sub ? m[k][b + 1][a] : m[k][a][b + 1];
+      REG32(w, i->v[k])[l] = high << 16 | low;
+    }
+}
+
+static void decode_ldmatrix(Parser *p, const Form *f) {
+  Insn *i = p->insn;
+  (void)f;
+  p->at_part = 4;
+  int n = take(p, "x1|x2|x4");
+  bool trans = take(p, "trans") == 0;
+  i->n = (uint8_t)(1 << n);
+  const Operand *d = &p->operand[0];
+  if (p->n_operand != 2 || (d->kind == O_VECTOR ? d->n : 1) != i->n)
+    parse_fail(p, "%d registers and an address are needed", i->n);
+  int32_t *v = arena_alloc(p->m->arena, i->n * sizeof *v);
+  for (int k = 0; k < i->n; k++)
+    v[k] = one_at(p, d->kind == O_VECTOR ? &d->v[k] : d, NULL, 4, false);
+  i->v = v;
+  decode_address(p, 1, SPACE_SHARED);
+  i->sub = trans;
+}
+
+const Form forms_mma[] = {{"mma *", decode_mma, C_MMA, exec_mma, 0},
+                          {"ldmatrix sync aligned m8n8 x1|x2|x4 trans? shared|shared::cta? b16",
+                           decode_ldmatrix, C_SHARED, exec_ldmatrix, 0},
+                          {NULL, NULL, 0, NULL, 0}};
