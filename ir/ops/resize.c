@@ -1,9 +1,11 @@
-/* Resizing of images and volumes: nearest_interp_v2, linear_, bilinear_ and trilinear_interp_v2. One spatial dimension after the
- * other is gathered by a table of source indices; linear interpolation gathers the lower and the upper neighbour and
- * weights them. Enlarging by a whole factor to the nearest is a broadcast. Indices are computed in float32, as in
+/* Resizing of images and volumes: nearest_interp_v2, linear_, bilinear_, trilinear_ and bicubic_interp_v2, and their first
+ * versions, whose scale is one number and only makes the size. One spatial dimension after the other is gathered by a
+ * table of source indices; linear interpolation gathers the lower and the upper neighbour and weights them, cubic
+ * interpolation four (R. Keys, "Cubic convolution interpolation", 1981, with a = -0.75). Enlarging by a whole factor to the nearest is a broadcast. Indices are computed in float32, as in
  * PaddlePaddle. */
 #include "ops.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { MAX_RESIZED = 1 << 20 }; /* largest output size of a dimension, for which a table is kept */
@@ -15,8 +17,20 @@ typedef struct Resize {
   float scale[OPS_MAX_SP];                 /* 0: none given */
 } Resize;
 
+static int64_t scaled_size(int64_t in, float scale) {
+  double out = (double)((float)in * scale);
+  return in < 0 ? -1 : out > MAX_RESIZED ? MAX_RESIZED + 1 : (int64_t)out;
+}
+
+static bool resize_by_one(Resize *r, double scale) {
+  if (!(scale <= MAX_RESIZED)) return err_set(E_OPR_003, "scale is %g", scale);
+  for (int i = 0; i < r->n_sp && scale > 0; i++) r->out[i] = scaled_size(r->in[i], (float)scale);
+  return true;
+}
+
 static bool resize_scale(Expand *x, Resize *r) {
   const Attr *a = op_attr(x->op, "scale");
+  if (a && a->type == AT_FLOAT) return resize_by_one(r, a->f);
   int n = a && a->type == AT_FLOATS ? a->n : 0;
   if (n != 0 && n != 1 && n != r->n_sp) {
     err_set(E_OPR_003, "scale has %d values for %d spatial dimensions", n, r->n_sp);
@@ -27,8 +41,7 @@ static bool resize_scale(Expand *x, Resize *r) {
     double s = a->fs[n == 1 ? 0 : i];
     if (!(s > 0 && s <= MAX_RESIZED)) return err_set(E_OPR_003, "scale holds %g", s);
     r->scale[i] = (float)s;
-    double out = (double)((float)r->in[i] * r->scale[i]);
-    r->out[i] = r->in[i] < 0 ? -1 : out > MAX_RESIZED ? MAX_RESIZED + 1 : (int64_t)out;
+    r->out[i] = scaled_size(r->in[i], r->scale[i]);
   }
   return true;
 }
@@ -130,9 +143,40 @@ static Node *resize_linear(Graph *g, Node *v, const Resize *r, int i) {
   return g_map2(g, P_ADD, a, g_map2(g, P_MUL, g_map2(g, P_SUB, b, a), w));
 }
 
-static bool resize(Expand *x, int n_sp, bool linear) {
+static void cubic_weights(double t, double *w) {
+  const double a = -0.75;
+  double d[4] = {1 + t, t, 1 - t, 2 - t};
+  for (int k = 0; k < 4; k++)
+    w[k] = k == 1 || k == 2 ? ((a + 2) * d[k] - (a + 3)) * d[k] * d[k] + 1
+                            : ((a * d[k] - 5 * a) * d[k] + 8 * a) * d[k] - 4 * a;
+}
+
+static Node *resize_cubic(Graph *g, Node *v, const Resize *r, int i) {
+  int64_t n = r->out[i], *at = arena_array(g->arena, int64_t, 4 * n);
+  double *weight = arena_array(g->arena, double, 4 * n);
+  float ratio = resize_ratio(r, i);
+  for (int64_t o = 0; o < n; o++) {
+    float x = r->corners ? ratio * (float)o : ratio * ((float)o + 0.5f) - 0.5f;
+    double w[4];
+    cubic_weights((double)(x - floorf(x)), w);
+    for (int64_t k = 0; k < 4; k++) {
+      at[k * n + o] = at_most((int64_t)floorf(x) - 1 + k, r->in[i]);
+      weight[k * n + o] = w[k];
+    }
+  }
+  Node *sum = NULL;
+  for (int64_t k = 0; k < 4; k++) {
+    Node *w = g_cast(g, g_data(g, DT_FLOAT64, 1, &n, weight + k * n, "resize_weight"), v->dtype);
+    Node *p = ops_take(g, v, g_data(g, DT_INT64, 1, &n, at + k * n, "resize_index"), r->at + i);
+    p = ops_mul(g, p, ops_along(g, w, v->rank, r->at + i));
+    sum = sum ? ops_add(g, sum, p) : p;
+  }
+  return sum;
+}
+
+static bool resize(Expand *x, int n_sp, bool linear, bool cubic) {
   Resize r;
-  if (!resize_read(x, n_sp, linear, &r)) return false;
+  if (!resize_read(x, n_sp, linear || cubic, &r)) return false;
   Node *v = x_in(x, "X");
   int64_t dims[KL_RANK];
   bool known = ops_known(v);
@@ -144,11 +188,14 @@ static bool resize(Expand *x, int n_sp, bool linear) {
   if (!known) return x_out(x, "Out", ops_blank(x->g, v->dtype, v->rank, dims));
   for (int i = 0; i < r.n_sp && v; i++)
     if (r.in[i] != r.out[i] || r.scale[i] > 0)
-      v = linear ? resize_linear(x->g, v, &r, i) : resize_nearest(x->g, v, &r, i);
+      v = cubic    ? resize_cubic(x->g, v, &r, i)
+          : linear ? resize_linear(x->g, v, &r, i)
+                   : resize_nearest(x->g, v, &r, i);
   return x_out(x, "Out", v);
 }
 
-bool x_nearest_interp_v2(Expand *x) { return resize(x, 0, false); }
-bool x_linear_interp_v2(Expand *x) { return resize(x, 1, true); }
-bool x_bilinear_interp_v2(Expand *x) { return resize(x, 2, true); }
-bool x_trilinear_interp_v2(Expand *x) { return resize(x, 3, true); }
+bool x_nearest_interp_v2(Expand *x) { return resize(x, 0, false, false); }
+bool x_linear_interp_v2(Expand *x) { return resize(x, 1, true, false); }
+bool x_bilinear_interp_v2(Expand *x) { return resize(x, 2, true, false); }
+bool x_trilinear_interp_v2(Expand *x) { return resize(x, 3, true, false); }
+bool x_bicubic_interp_v2(Expand *x) { return resize(x, 2, false, true); }

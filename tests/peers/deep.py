@@ -68,8 +68,8 @@ def bn_dropout():
 NETS = {
     "lenet": vision(lambda: VISION.LeNet(10), 28, 1, 1e-2),
     "resnet18": vision(lambda: VISION.resnet18(num_classes=10), 64),
-    "mobilenet_v1": vision(lambda: VISION.mobilenet_v1(num_classes=10), 64),
-    "rednet26": vision(lambda: RedNet(26, 10), 64),
+    "mobilenet_v1": vision(lambda: VISION.mobilenet_v1(num_classes=10), 64, lr=1e-6),
+    "rednet26": vision(lambda: RedNet(26, 10), 64, lr=1e-6),
     "encoder, adamw + global norm": encoder,
     "language model, lstm": language(),
     "language model, gru": language("GRU"),
@@ -105,7 +105,7 @@ def compare_deep(build, name, net, folder, n_steps):
         exe = static.Executor(paddle.CPUPlace())
         exe.run(startup)
         compared = trained_by(main) - FREE.get(name, set())
-        first, d, want, last, noise = peer_run(exe, main, loss, n_steps, lambda n: n not in compared)
+        first, d, want, last, noise = peer_run(exe, main, loss, n_steps, lambda n: n not in compared, 1)
     save(main, f"{folder}/main.pdmodel")
     save(startup, f"{folder}/startup.pdmodel")
     write_params(f"{folder}/first.pdiparams", first)

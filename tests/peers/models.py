@@ -8,7 +8,7 @@ PaddlePaddle's own gradients of mobilenet_v1 differ by 2e-2, of shufflenet by mo
 from train import *
 
 VISION = paddle.vision.models
-INFERENCE = {"alexnet": 224, "vgg11": 64, "googlenet": 224, "inception_v3": 299, "resnet50": 64, "resnext50_32x4d": 64, "wide_resnet50_2": 64,
+INFERENCE = {"alexnet": 224, "vgg16": 64, "resnet18": 64, "mobilenet_v3_large": 64, "shufflenet_v2_x1_0": 64, "squeezenet1_0": 64, "googlenet": 224, "inception_v3": 299, "resnet50": 64, "resnext50_32x4d": 64, "wide_resnet50_2": 64,
              "densenet121": 64, "mobilenet_v1": 64, "mobilenet_v2": 64, "mobilenet_v3_small": 64, "shufflenet_v2_swish": 64, "squeezenet1_1": 64, "LeNet": 28}
 TRAINING = {"resnet18": 64, "mobilenet_v3_small": 64, "squeezenet1_1": 64, "LeNet": 28}
 

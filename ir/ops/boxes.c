@@ -1,0 +1,407 @@
+/* Boxes of object detection: anchors laid over a feature map (numbers that follow from shapes and attributes, computed here),
+ * boxes relative to them, overlaps, and the heads of YOLO. A box is x1, y1, x2, y2. */
+#include "ops.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { MAX_PRIORS = 4096, MAX_BOXES = 1 << 22 };
+
+/* A list attribute of numbers. */
+static const double *floats_of(Expand *x, const char *name, int *n) {
+  const Attr *a = op_attr(x->op, name);
+  bool list = a && a->type == AT_FLOATS;
+  *n = list ? a->n : 0;
+  return list ? a->fs : NULL;
+}
+
+typedef struct Anchors {
+  int64_t h, w; /* of the map; -1 unknown */
+  double image_h, image_w, step_h, step_w, offset;
+  int n;      /* boxes at each point */
+  double *at; /* h*w*n*4 */
+  int n_var;
+  const double *var; /* 4 */
+} Anchors;
+
+static bool map_size(Expand *x, Anchors *a) {
+  Node *in = x_in(x, "Input");
+  if (!ops_rank(in, "Input", 4, 4)) return false;
+  a->h = in->dims[2], a->w = in->dims[3];
+  a->offset = op_float(x->op, "offset");
+  a->var = floats_of(x, "variances", &a->n_var);
+  return a->n_var == 4 || err_set(E_OPR_003, "variances has %d values, 4 needed", a->n_var);
+}
+
+static bool image_size(Expand *x, Anchors *a) {
+  Node *image = x_in(x, "Image");
+  if (!ops_rank(image, "Image", 4, 4) || !map_size(x, a)) return false;
+  if (image->dims[2] < 0 || image->dims[3] < 0) a->h = a->w = -1;
+  a->image_h = (double)image->dims[2], a->image_w = (double)image->dims[3];
+  a->step_w = op_float(x->op, "step_w"), a->step_h = op_float(x->op, "step_h");
+  if (a->step_w == 0 || a->step_h == 0)
+    a->step_w = a->image_w / (double)a->w, a->step_h = a->image_h / (double)a->h;
+  return true;
+}
+
+static bool anchors_alloc(Expand *x, Anchors *a) {
+  int64_t all = -1;
+  if (a->n < 1 || a->n > MAX_PRIORS) return err_set(E_OPR_003, "%d boxes at each point", a->n);
+  if (a->h < 0 || a->w < 0) return true;
+  if (!mul_ok(a->h, a->w, &all) || !mul_ok(all, a->n, &all) || all > MAX_BOXES)
+    return err_set(E_MEM_002, "too many boxes");
+  a->at = arena_array(x->g->arena, double, 4 * all + 1);
+  return true;
+}
+
+static bool put_anchors(Expand *x, const char *slot, const Anchors *a, bool flat) {
+  Graph *g = x->g;
+  DType t = x_in(x, "Input")->dtype;
+  int64_t dims[] = {a->h, a->w, a->n, 4}, two[] = {ops_prod(dims, 0, 3), 4};
+  if (!a->at) {
+    Node *blank = flat ? ops_blank(g, t, 2, two) : ops_blank(g, t, 4, dims);
+    return x_out(x, slot, blank) && x_out(x, "Variances", blank);
+  }
+  Node *v = g_cast(g, g_data(g, DT_FLOAT64, 4, dims, a->at, "boxes"), t);
+  Node *var = g_cast(g, g_data(g, DT_FLOAT64, 1, (int64_t[]){4}, a->var, "variances"), t);
+  var = g_expand(g, var, 4, dims);
+  if (flat) v = g_reshape(g, v, 2, two), var = g_reshape(g, var, 2, two);
+  return x_out(x, slot, v) && x_out(x, "Variances", var);
+}
+
+static double unit(double v) { return v < 0 ? 0 : v > 1 ? 1 : v; }
+
+/* A box of that size around (cx, cy), in units of the image. */
+static void centred(const Anchors *a, double *to, double cx, double cy, double w, double h,
+                    bool clip) {
+  double v[] = {(cx - w / 2) / a->image_w, (cy - h / 2) / a->image_h, (cx + w / 2) / a->image_w,
+                (cy + h / 2) / a->image_h};
+  for (int i = 0; i < 4; i++) to[i] = clip ? unit(v[i]) : v[i];
+}
+
+/* ---- prior_box ---- */
+
+typedef struct Ratios {
+  int n;
+  double v[2 * KL_LOOPS];
+} Ratios;
+
+/* 1, then each other one, perhaps with its inverse. */
+static bool ratios_of(Expand *x, Ratios *r) {
+  int n;
+  const double *given = floats_of(x, "aspect_ratios", &n);
+  *r = (Ratios){1, {1}};
+  for (int i = 0; i < n; i++) {
+    bool known = false;
+    if (!(given[i] > 0) || r->n + 2 > 2 * KL_LOOPS)
+      return err_set(E_OPR_003, "aspect_ratios holds %g, or too many", given[i]);
+    for (int k = 0; k < r->n; k++) known |= fabs(given[i] - r->v[k]) < 1e-6;
+    if (known) continue;
+    r->v[r->n++] = given[i];
+    if (op_bool(x->op, "flip")) r->v[r->n++] = 1 / given[i];
+  }
+  return true;
+}
+
+bool x_prior_box(Expand *x) {
+  Anchors a = {0};
+  Ratios r;
+  int n_min, n_max;
+  const double *min = floats_of(x, "min_sizes", &n_min), *max = floats_of(x, "max_sizes", &n_max);
+  bool clip = op_bool(x->op, "clip"), max_first = op_bool(x->op, "min_max_aspect_ratios_order");
+  if (!image_size(x, &a) || !ratios_of(x, &r)) return false;
+  if (n_max != 0 && n_max != n_min)
+    return err_set(E_OPR_003, "%d min_sizes, %d max_sizes", n_min, n_max);
+  if (n_min > MAX_PRIORS / (2 * KL_LOOPS)) return err_set(E_OPR_003, "%d min_sizes", n_min);
+  a.n = n_min * r.n + n_max;
+  if (!anchors_alloc(x, &a)) return false;
+  double *to = a.at;
+  for (int64_t i = 0; a.at && i < a.h * a.w; i++) {
+    double cx = ((double)(i % a.w) + a.offset) * a.step_w,
+           cy = ((double)(i / a.w) + a.offset) * a.step_h;
+    for (int s = 0; s < n_min; s++) {
+      double big = n_max ? sqrt(min[s] * max[s]) : 0;
+      for (int k = 0; k < r.n; k++, to += 4) {
+        double q = sqrt(r.v[k]);
+        centred(&a, to, cx, cy, min[s] * q, min[s] / q, clip);
+        if (k == 0 && n_max && max_first) centred(&a, to += 4, cx, cy, big, big, clip);
+      }
+      if (n_max && !max_first) centred(&a, to, cx, cy, big, big, clip), to += 4;
+    }
+  }
+  return put_anchors(x, "Boxes", &a, false);
+}
+
+bool x_density_prior_box(Expand *x) {
+  Anchors a = {0};
+  int n_size, n_ratio, n_density;
+  const double *size = floats_of(x, "fixed_sizes", &n_size),
+               *ratio = floats_of(x, "fixed_ratios", &n_ratio);
+  const int64_t *density = op_intlist(x->op, "densities", &n_density);
+  if (!image_size(x, &a)) return false;
+  if (n_size != n_density)
+    return err_set(E_OPR_003, "%d fixed_sizes, %d densities", n_size, n_density);
+  for (int s = 0; s < n_size; s++) {
+    if (density[s] < 1 || density[s] > 64)
+      return err_set(E_OPR_003, "densities holds %lld", (long long)density[s]);
+    a.n += n_ratio * (int)(density[s] * density[s]);
+    if (a.n > MAX_PRIORS) return err_set(E_OPR_003, "more than %d boxes at each point", MAX_PRIORS);
+  }
+  if (!anchors_alloc(x, &a)) return false;
+  double *to = a.at;
+  int64_t step = (int64_t)((a.step_w + a.step_h) * 0.5);
+  for (int64_t i = 0; a.at && i < a.h * a.w; i++) {
+    double cx = ((double)(i % a.w) + a.offset) * a.step_w,
+           cy = ((double)(i / a.w) + a.offset) * a.step_h;
+    for (int s = 0; s < n_size; s++)
+      for (int k = 0; k < n_ratio; k++)
+        for (int64_t d = 0; d < density[s] * density[s]; d++, to += 4) {
+          double shift = (double)(step / density[s]), first = -(double)step / 2 + shift / 2,
+                 q = sqrt(ratio[k]);
+          centred(&a, to, cx + first + (double)(d % density[s]) * shift,
+                  cy + first + (double)(d / density[s]) * shift, size[s] * q, size[s] / q, true);
+        }
+  }
+  return put_anchors(x, "Boxes", &a, op_bool(x->op, "flatten_to_2d"));
+}
+
+bool x_anchor_generator(Expand *x) {
+  Anchors a = {0};
+  int n_size, n_ratio, n_stride;
+  const double *size = floats_of(x, "anchor_sizes", &n_size),
+               *ratio = floats_of(x, "aspect_ratios", &n_ratio);
+  const double *stride = floats_of(x, "stride", &n_stride);
+  if (!map_size(x, &a)) return false;
+  if (n_stride != 2) return err_set(E_OPR_003, "stride has %d values, 2 needed", n_stride);
+  if (n_size > 64 || n_ratio > 64) return err_set(E_OPR_003, "more than 64 sizes or ratios");
+  a.n = n_size * n_ratio;
+  if (!anchors_alloc(x, &a)) return false;
+  double *to = a.at;
+  for (int64_t i = 0; a.at && i < a.h * a.w; i++) {
+    double cx = (double)(i % a.w) * stride[0] + a.offset * (stride[0] - 1);
+    double cy = (double)(i / a.w) * stride[1] + a.offset * (stride[1] - 1);
+    for (int r = 0; r < n_ratio; r++)
+      for (int s = 0; s < n_size; s++, to += 4) {
+        double w = round(sqrt(stride[0] * stride[1] / ratio[r])), h = round(w * ratio[r]);
+        w = (w * size[s] / stride[0] - 1) / 2, h = (h * size[s] / stride[1] - 1) / 2;
+        to[0] = cx - w, to[1] = cy - h, to[2] = cx + w, to[3] = cy + h;
+      }
+  }
+  return put_anchors(x, "Anchors", &a, false);
+}
+
+/* ---- boxes relative to others ---- */
+
+/* Number i of the last dimension. */
+static Node *part(Graph *g, Node *v, int i) {
+  return v ? ops_cut(g, v, v->rank - 1, i, 1, 1) : NULL;
+}
+
+/* Width, height and centre of boxes; more: 1 unless coordinates are fractions of the image. */
+static void box_shape(Graph *g, Node *v, double more, Node **size, Node **mid) {
+  for (int k = 0; k < 2; k++) {
+    size[k] = ops_plus(g, ops_sub(g, part(g, v, 2 + k), part(g, v, k)), more);
+    mid[k] = ops_add(g, part(g, v, k), ops_times(g, size[k], 0.5));
+  }
+}
+
+/* The four numbers as the last dimension. */
+static Node *joined(Graph *g, Node **v) {
+  for (int i = 0; i < 4; i++)
+    if (!v[i]) return NULL;
+  return g_concat(g, 4, v, v[0]->rank - 1);
+}
+
+static Node *box_encoded(Graph *g, Node *prior, Node *target, double more) {
+  Node *ps[2], *pm[2], *ts[2], *tm[2], *out[4];
+  box_shape(g, prior, more, ps, pm);
+  box_shape(g, target, more, ts, tm);
+  for (int k = 0; k < 2; k++) { /* the middle of the target without `more` */
+    tm[k] = ops_times(g, ops_add(g, part(g, target, k), part(g, target, 2 + k)), 0.5);
+    out[k] = ops_div(g, ops_sub(g, tm[k], pm[k]), ps[k]);
+    Node *r = ops_div(g, ts[k], ps[k]);
+    out[2 + k] = r ? g_map1(g, P_LOG, g_map2(g, P_MAX, r, ops_times(g, r, -1))) : NULL;
+  }
+  return joined(g, out);
+}
+
+static Node *box_decoded(Graph *g, Node *prior, Node *t, double more) {
+  Node *ps[2], *pm[2], *out[4];
+  box_shape(g, prior, more, ps, pm);
+  for (int k = 0; k < 2; k++) {
+    Node *mid = ops_add(g, ops_mul(g, part(g, t, k), ps[k]), pm[k]);
+    Node *size = ops_mul(g, t ? g_map1(g, P_EXP, part(g, t, 2 + k)) : NULL, ps[k]);
+    out[k] = ops_sub(g, mid, ops_times(g, size, 0.5));
+    out[2 + k] = ops_plus(g, ops_add(g, mid, ops_times(g, size, 0.5)), -more);
+  }
+  return joined(g, out);
+}
+
+/* Four variances for each prior, or for all, or none. */
+static bool box_variances(Expand *x, Node *prior, int axis, Node **out) {
+  int n;
+  const double *v = floats_of(x, "variance", &n);
+  *out = NULL;
+  if (x_n_in(x, "PriorBoxVar") > 0) {
+    Node *t = x_in(x, "PriorBoxVar");
+    if (!ops_rank(t, "PriorBoxVar", 2, 2)) return false;
+    int64_t dims[] = {axis ? t->dims[0] : 1, axis ? 1 : t->dims[0], 4};
+    *out = ops_reshape(x->g, t, 3, dims);
+    return *out != NULL;
+  }
+  if (n == 0) return true;
+  if (n != 4) return err_set(E_OPR_003, "variance has %d values, 4 needed", n);
+  *out = g_cast(x->g, g_data(x->g, DT_FLOAT64, 1, (int64_t[]){4}, v, "variance"), prior->dtype);
+  return true;
+}
+
+bool x_box_coder(Expand *x) {
+  static const char *const words[] = {"encode_center_size", "decode_center_size"};
+  Graph *g = x->g;
+  Node *prior = x_in(x, "PriorBox"), *target = x_in(x, "TargetBox"), *var;
+  int code = ops_word(x, "code_type", 2, words);
+  int64_t axis = op_int(x->op, "axis");
+  double more = op_bool(x->op, "box_normalized") ? 0 : 1;
+  if (code < 0 || !ops_rank(prior, "PriorBox", 2, 2) ||
+      !ops_rank(target, "TargetBox", 2 + code, 2 + code) ||
+      !ops_same("4 and the columns of PriorBox", 4, prior->dims[1]) ||
+      !ops_same("4 and the columns of TargetBox", 4, target->dims[1 + code]))
+    return false;
+  if (axis != 0 && axis != 1) return err_set(E_OPR_003, "axis is %lld", (long long)axis);
+  if (code == 0) axis = 0;
+  int64_t n = prior->dims[0], dims[] = {target->dims[0], code ? target->dims[1] : n, 4};
+  if (code && !ops_same("boxes of PriorBox and TargetBox", n, target->dims[axis ? 0 : 1]))
+    return false;
+  if (!ops_known(prior) || !ops_known(target))
+    return x_out(x, "OutputBox", ops_blank(g, target->dtype, 3, dims));
+  if (!box_variances(x, prior, (int)axis, &var)) return false;
+  prior = g_reshape(g, prior, 3, (int64_t[]){axis ? n : 1, axis ? 1 : n, 4});
+  if (code)
+    return x_out(x, "OutputBox",
+                 box_decoded(g, prior, var ? ops_mul(g, target, var) : target, more));
+  Node *out =
+      box_encoded(g, prior, g_reshape(g, target, 3, (int64_t[]){target->dims[0], 1, 4}), more);
+  return x_out(x, "OutputBox", var ? ops_div(g, out, var) : out);
+}
+
+bool x_iou_similarity(Expand *x) {
+  Graph *g = x->g;
+  Node *a = x_in(x, "X"), *b = x_in(x, "Y"), *size[2], *mid[2], *area[2], *in[2];
+  double more = op_bool(x->op, "box_normalized") ? 0 : 1;
+  if (!ops_rank(a, "X", 2, 2) || !ops_rank(b, "Y", 2, 2) ||
+      !ops_same("4 and the columns of X", 4, a->dims[1]) ||
+      !ops_same("4 and the columns of Y", 4, b->dims[1]))
+    return false;
+  int64_t n = a->dims[0], m = b->dims[0];
+  if (n < 0 || m < 0) return x_out(x, "Out", ops_blank(g, a->dtype, 2, (int64_t[]){n, m}));
+  a = g_reshape(g, a, 3, (int64_t[]){n, 1, 4});
+  b = g_reshape(g, b, 3, (int64_t[]){1, m, 4});
+  for (int k = 0; k < 2; k++) {
+    box_shape(g, k ? b : a, more, size, mid);
+    area[k] = ops_mul(g, size[0], size[1]);
+    Node *lo = g_map2(g, P_MAX, part(g, a, k), part(g, b, k));
+    Node *hi = g_map2(g, P_MIN, part(g, a, 2 + k), part(g, b, 2 + k));
+    in[k] = g_map2c(g, P_MAX, ops_plus(g, ops_sub(g, hi, lo), more), 0);
+  }
+  Node *inter = ops_mul(g, in[0], in[1]);
+  Node *all = ops_sub(g, ops_add(g, area[0], area[1]), inter);
+  Node *none = all ? g_map2(g, P_LE, all, g_const(g, all->dtype, 0)) : NULL;
+  Node *r = g_select(g, none, ops_times(g, inter, 0), ops_div(g, inter, all));
+  return r && x_out(x, "Out", g_reshape(g, r, 2, (int64_t[]){n, m}));
+}
+
+/* ---- yolo_box ---- */
+
+typedef struct Yolo {
+  int64_t n, anchors, classes, h, w, down;
+  const int64_t *sizes; /* w, h of each anchor */
+  bool iou;
+  Node *x, *image; /* [N, anchors, 5 + classes, H, W]; [N, 2] */
+} Yolo;
+
+static bool yolo_read(Expand *x, Yolo *y) {
+  int n;
+  y->x = x_in(x, "X"), y->image = x_in(x, "ImgSize");
+  y->sizes = op_intlist(x->op, "anchors", &n);
+  y->anchors = n / 2, y->classes = op_int(x->op, "class_num"),
+  y->down = op_int(x->op, "downsample_ratio");
+  y->iou = op_bool(x->op, "iou_aware");
+  if (!ops_rank(y->x, "X", 4, 4) || !ops_rank(y->image, "ImgSize", 2, 2)) return false;
+  if (n < 2 || n % 2 || n > MAX_PRIORS || y->classes < 1 || y->classes > INT32_MAX || y->down < 1 ||
+      y->down > INT32_MAX)
+    return err_set(E_OPR_003, "%d anchors' sizes, class_num %lld, downsample_ratio %lld", n,
+                   (long long)y->classes, (long long)y->down);
+  y->n = y->x->dims[0], y->h = y->x->dims[2], y->w = y->x->dims[3];
+  return ops_same("channels of X and anchors times (classes + 5)", y->x->dims[1],
+                  y->anchors * (y->classes + 5 + y->iou)) &&
+         ops_same("images of X and ImgSize", y->n, y->image->dims[0]) &&
+         ops_same("2 and the columns of ImgSize", 2, y->image->dims[1]);
+}
+
+/* Entry i of every anchor: [N, anchors, count, H, W]. */
+static Node *yolo_part(Graph *g, const Yolo *y, int64_t i, int64_t count) {
+  return ops_cut(g, y->x, 2, i, 1, count);
+}
+
+/* Centre (k = 0 x, 1 y) and size of the boxes in points of the image, [N, anchors, 1, H, W]. */
+static void yolo_axis(Expand *x, const Yolo *y, int k, Node *image, Node **mid, Node **size) {
+  Graph *g = x->g;
+  double scale = op_float(x->op, "scale_x_y"), cells = (double)(k ? y->h : y->w);
+  int64_t dims[] = {1, 1, 1, y->h, y->w};
+  double *v = arena_array(g->arena, double, y->anchors);
+  for (int64_t a = 0; a < y->anchors; a++)
+    v[a] = (double)y->sizes[2 * a + k] / ((double)y->down * cells);
+  Node *anchor = g_cast(g, g_data(g, DT_FLOAT64, 1, &y->anchors, v, "anchors"), y->x->dtype);
+  Node *at = g_iota(g, y->x->dtype, 5, dims, k ? 3 : 4);
+  Node *p =
+      ops_plus(g, ops_times(g, ops_sigmoid(g, yolo_part(g, y, k, 1)), scale), -0.5 * (scale - 1));
+  *mid = ops_times(g, ops_mul(g, ops_add(g, at, p), image), 1 / cells);
+  *size =
+      ops_mul(g,
+              ops_mul(g, g_map1(g, P_EXP, yolo_part(g, y, 2 + k, 1)), ops_along(g, anchor, 5, 1)),
+              image);
+}
+
+bool x_yolo_box(Expand *x) {
+  Graph *g = x->g;
+  Yolo y;
+  if (!yolo_read(x, &y)) return false;
+  DType t = y.x->dtype;
+  int64_t cells[] = {y.anchors, y.h, y.w}, boxes = ops_prod(cells, 0, 3);
+  if (boxes < 0 || y.n < 0)
+    return x_out(x, "Boxes", ops_blank(g, t, 3, (int64_t[]){y.n, boxes, 4})) &&
+           x_out(x, "Scores", ops_blank(g, t, 3, (int64_t[]){y.n, boxes, y.classes}));
+  Node *ious = NULL;
+  if (y.iou) {
+    ious = g_reshape(g, ops_cut(g, y.x, 1, 0, 1, y.anchors), 5,
+                     (int64_t[]){y.n, y.anchors, 1, y.h, y.w});
+    y.x = ops_cut(g, y.x, 1, y.anchors, 1, y.anchors * (y.classes + 5));
+  }
+  y.x = g_reshape(g, y.x, 5, (int64_t[]){y.n, y.anchors, y.classes + 5, y.h, y.w});
+  Node *conf = ops_sigmoid(g, yolo_part(g, &y, 4, 1)), *v[4];
+  if (y.iou) {
+    double f = op_float(x->op, "iou_aware_factor");
+    conf = ops_mul(g, g_map2c(g, P_POW, conf, 1 - f), g_map2c(g, P_POW, ops_sigmoid(g, ious), f));
+  }
+  Node *live = conf ? g_map2(g, P_LE, g_const(g, t, op_float(x->op, "conf_thresh")), conf) : NULL;
+  for (int k = 0; k < 2; k++) {
+    Node *mid, *size, *image = g_cast(g, ops_cut(g, y.image, 1, 1 - k, 1, 1), t);
+    image = g_reshape(g, image, 5, (int64_t[]){y.n, 1, 1, 1, 1});
+    yolo_axis(x, &y, k, image, &mid, &size);
+    v[k] = ops_sub(g, mid, ops_times(g, size, 0.5));
+    v[2 + k] = ops_add(g, mid, ops_times(g, size, 0.5));
+    if (!op_bool(x->op, "clip_bbox")) continue;
+    v[k] = g_map2c(g, P_MAX, v[k], 0);
+    v[2 + k] = g_map2(g, P_MIN, v[2 + k], ops_plus(g, image, -1));
+  }
+  Node *box = err_any() ? NULL : g_concat(g, 4, v, 2);
+  Node *score = ops_mul(g, conf, ops_sigmoid(g, yolo_part(g, &y, 5, y.classes)));
+  Node *out[2] = {g_select(g, live, box, g_const(g, t, 0)),
+                  g_select(g, live, score, g_const(g, t, 0))};
+  for (int i = 0; i < 2; i++) {
+    if (!out[i]) return false;
+    out[i] = g_permute(g, out[i], (int[]){0, 1, 3, 4, 2});
+    out[i] = g_reshape(g, out[i], 3, (int64_t[]){y.n, boxes, i ? y.classes : 4});
+  }
+  return x_out(x, "Boxes", out[0]) && x_out(x, "Scores", out[1]);
+}
