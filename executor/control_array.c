@@ -57,6 +57,29 @@ static Value *array_out(Control *c, Frame *f, Step *s, const char *slot) {
   return *at;
 }
 
+/* The sum, element by element; takes both references. */
+static Value *add_arrays(Control *c, Value *a, Value *b) {
+  Value *sum = copy_array(c, a);
+  for (int i = 0; i < b->n; i++) {
+    Value *old = i < sum->n ? sum->items[i] : NULL, *v = b->items[i];
+    if (!v) continue;
+    v = old ? value_sum(c, old, v) : value_share(v);
+    if (!v) return NULL;
+    array_put(c, sum, i, v);
+  }
+  value_drop(c, a);
+  value_drop(c, b);
+  return sum;
+}
+
+/* The gradient of a whole array, to which operators before may have contributed. */
+static HostResult give_gradient(Control *c, Frame *f, Step *s, const char *slot, Value *v) {
+  const Ref *r = step_out(s, slot, 0);
+  Value *old = r && r->slot >= 0 ? ref_get(c, f, r) : NULL;
+  if (old && old->kind == V_ARRAY) v = add_arrays(c, old, v);
+  return op_result(c, f, s, slot, 0, v) ? HOST_NEXT : HOST_FAIL;
+}
+
 static bool is_gradient(const Step *s, const char *name) {
   return (op_role(s->op) & ROLE_BACKWARD) && name && strstr(name, "@GRAD");
 }
@@ -236,7 +259,7 @@ HostResult run_array_to_tensor_grad(Control *c, Frame *f, Step *s) {
   move_elements(&j, parts, g->t.data, false);
   value_drop(c, a);
   value_drop(c, g);
-  return op_result(c, f, s, "X@GRAD", 0, parts) ? HOST_NEXT : HOST_FAIL;
+  return give_gradient(c, f, s, "X@GRAD", parts);
 }
 
 /* ---- other operators on arrays ---- */
@@ -308,24 +331,17 @@ HostResult run_array_slice_grad(Control *c, Frame *f, Step *s) {
       if (g->items[i - from]) array_put(c, v, i, value_share(g->items[i - from]));
   value_drop(c, a);
   value_drop(c, g);
-  return op_result(c, f, s, "Input@GRAD", 0, v) ? HOST_NEXT : HOST_FAIL;
+  return give_gradient(c, f, s, "Input@GRAD", v);
 }
 
 HostResult run_array_sum(Control *c, Frame *f, Step *s) {
   Value *sum = value_new(c, V_ARRAY);
-  for (int k = 0; k < op_ins(s->op, "X")->n; k++) {
+  for (int k = 0; sum && k < op_ins(s->op, "X")->n; k++) {
     const Ref *r = step_in(s, "X", k);
     Value *a = r ? ref_get(c, f, r) : NULL;
     if (!a) continue;
     if (!is_array(s, "X", a)) return HOST_FAIL;
-    for (int i = 0; i < a->n; i++) {
-      Value *v = a->items[i], *old = i < sum->n ? sum->items[i] : NULL;
-      if (!v) continue;
-      Value *both = old ? value_sum(c, old, v) : value_share(v);
-      if (!both) return HOST_FAIL;
-      array_put(c, sum, i, both);
-    }
-    value_drop(c, a);
+    sum = add_arrays(c, sum, a);
   }
   return op_result(c, f, s, "Out", 0, sum) ? HOST_NEXT : HOST_FAIL;
 }

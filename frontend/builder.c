@@ -37,7 +37,7 @@ void kl_stop_gradient(kl_var *v, bool stop) {
   if (v) v->stop_gradient = stop;
 }
 kl_var *kl_find(kl_net *net, const char *name) {
-  return net ? block_var(net->main->blocks.v[0], name) : NULL;
+  return net ? block_find_var(net_block(net), name) : NULL;
 }
 
 kl_net *net_of(const char *at, const kl_var *v) {
@@ -56,11 +56,13 @@ kl_var *kl_named_at(const char *at, kl_var *v, const char *name) {
   if (!strcmp(v->name, name)) return v;
   if (v->persistable)
     err_set(E_ARG_002, "%s is a parameter: name it with kl_param.name", quoted(v->name));
-  else if (block_var(b, name))
+  else if (block_find_var(b, name))
     err_set(E_PRO_002, "%s cannot be renamed to %s: that name is taken", quoted(v->name),
             quoted(name));
   if (err_any()) return at_where(at), NULL;
-  for (int i = 0; i < b->ops.n; i++) op_rename(b->ops.v[i], v->name, name);
+  for (int k = b->idx; k < b->prog->blocks.n; k++)
+    for (int i = 0; i < b->prog->blocks.v[k]->ops.n; i++)
+      op_rename(b->prog->blocks.v[k]->ops.v[i], v->name, name);
   map_put(b->by_name, v->name, NULL);
   v->name = arena_str(b->prog->arena, name);
   map_put(b->by_name, name, v);
@@ -90,7 +92,7 @@ Op *begin_op(const char *at, kl_net *net, const char *type) {
     at_where(at);
     return NULL;
   }
-  Op *op = block_add_op(net->main->blocks.v[0], type);
+  Op *op = block_add_op(net_block(net), type);
   keep_place(op, at);
   op_set_int(op, "op_role", ROLE_FORWARD);
   return op;
@@ -147,7 +149,7 @@ static const char *temporary(kl_net *net, const Op *op, bool first) {
   for (;;) {
     const char *name =
         arena_fmt(p->arena, "%s.tmp_%d", net->layer ? net->layer : net->prefix, net->n_tmp++);
-    if (!block_var(op->block, name)) return name;
+    if (!block_find_var(op->block, name)) return name;
   }
 }
 

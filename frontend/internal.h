@@ -7,6 +7,7 @@
 
 struct kl_net {
   Program *main, *startup;
+  Block *block;       /* of the main program, that operators go to; NULL: block 0 */
   const char *layer;  /* being built: outputs of its operators are LAYER.tmp_K; NULL: none */
   const char *at;     /* the user's file:line that the layer was called from */
   const char *prefix; /* of an operator outside of layers */
@@ -35,6 +36,10 @@ _Static_assert(sizeof(kl_custom_op) == sizeof(CustomOp), "kl_custom_op is Custom
   if (MEM_GUARD(guard_)) return failed
 
 static inline Tensor *as_tensor(const kl_tensor *t) { return (Tensor *)(uintptr_t)t; }
+
+static inline Block *net_block(const kl_net *net) {
+  return net->block ? net->block : net->main->blocks.v[0];
+}
 
 /* builder.c: an operator of the main program in three steps; `at` is the user's file:line.
  * begin: NULL if an error is pending. end: creates the outputs that are not connected yet, infers their shapes, and

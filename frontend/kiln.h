@@ -287,6 +287,66 @@ KL_API kl_var *kl_huber_at(const char *at, kl_var *x, kl_var *y, double delta);
 KL_API kl_var *kl_mse_at(const char *at, kl_var *x, kl_var *y);
 KL_API kl_var *kl_accuracy_at(const char *at, kl_var *scores, kl_var *label, int k);
 
+/* ---- control flow ---- */
+
+/* Loops. Layers between begin and end belong to the loop's block, which runs as long as the condition, one bool, holds. What
+ * a step hands on to the next one it assigns to a variable from before the loop:
+ *   kl_var *i = kl_fill(net, KL_INT64, 0, 1), *n = kl_fill(net, KL_INT64, 5, 1), *s = kl_copy(x);
+ *   kl_block *loop = kl_while(kl_less_than(i, n));
+ *   kl_assign(s, kl_tanh(kl_matmul(s, w)));
+ *   kl_assign(i, kl_add(i, kl_fill(net, KL_INT64, 1, 1)));
+ *   kl_end_while(loop, kl_less_than(i, n));
+ * A variable whose size changes from step to step must be told so before it is used: kl_vary(s, 0). */
+typedef struct kl_block kl_block;
+#define kl_while(cond) kl_while_at(KL_HERE, (cond))
+#define kl_end_while(block, next) kl_end_while_at(KL_HERE, (block), (next))
+#define kl_assign(to, value) kl_assign_at(KL_HERE, (to), (value)) /* returns `to` */
+#define kl_copy(x) kl_unary("assign", "", x)
+#define kl_fill(net, dtype, value, ...)                                                            \
+  kl_fill_at(KL_HERE, (net), (dtype), (value),                                                     \
+             (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)),                            \
+             (const int64_t[]){__VA_ARGS__})
+#define kl_less_than(x, y) kl_binary("less_than", "axis=-1", x, y)
+#define kl_equal(x, y) kl_binary("equal", "axis=-1", x, y)
+#define kl_logical_and(x, y) kl_binary("logical_and", "", x, y)
+#define kl_logical_not(x) kl_unary("logical_not", "", x)
+KL_API kl_block *kl_while_at(const char *at, kl_var *cond);
+KL_API bool kl_end_while_at(const char *at, kl_block *b, kl_var *next);
+KL_API kl_var *kl_assign_at(const char *at, kl_var *to, kl_var *value);
+KL_API kl_var *kl_fill_at(const char *at, kl_net *net, kl_dtype dtype, double value, int rank,
+                          const int64_t *dims);
+KL_API kl_var *kl_vary(kl_var *v, int axis);
+
+/* Branches, of which one runs:
+ *   kl_block *b = kl_if(cond);
+ *   kl_var *yes = kl_tanh(x);
+ *   kl_else(b);
+ *   kl_var *no = kl_mul(x, x), *y = kl_choose(b, yes, no);
+ * kl_end_if ends a branch with n results, or with none; then kl_else may be left out. */
+#define kl_if(cond) kl_if_at(KL_HERE, (cond))
+#define kl_else(block) kl_else_at(KL_HERE, (block))
+#define kl_choose(block, yes, no) kl_choose_at(KL_HERE, (block), (yes), (no))
+#define kl_end_if(block, n, yes, no, out) kl_end_if_at(KL_HERE, (block), (n), (yes), (no), (out))
+KL_API kl_block *kl_if_at(const char *at, kl_var *cond);
+KL_API bool kl_else_at(const char *at, kl_block *b);
+KL_API kl_var *kl_choose_at(const char *at, kl_block *b, kl_var *yes, kl_var *no);
+KL_API bool kl_end_if_at(const char *at, kl_block *b, int n, kl_var *const *yes, kl_var *const *no,
+                         kl_var **out);
+
+/* Lists of tensors: element i, an int64 [1], is set before it is got. Joined, the elements lie one after another along an
+ * axis, or along a new one. */
+#define kl_list(net, dtype) kl_list_at(KL_HERE, (net), (dtype))
+#define kl_list_set(list, i, x) kl_list_set_at(KL_HERE, (list), (i), (x))
+#define kl_list_get(list, i) kl_list_get_at(KL_HERE, (list), (i))
+#define kl_list_length(list) kl_list_length_at(KL_HERE, (list))
+#define kl_list_concat(list, axis) kl_list_join_at(KL_HERE, (list), (axis), false)
+#define kl_list_stack(list, axis) kl_list_join_at(KL_HERE, (list), (axis), true)
+KL_API kl_var *kl_list_at(const char *at, kl_net *net, kl_dtype dtype);
+KL_API bool kl_list_set_at(const char *at, kl_var *list, kl_var *i, kl_var *x);
+KL_API kl_var *kl_list_get_at(const char *at, kl_var *list, kl_var *i);
+KL_API kl_var *kl_list_length_at(const char *at, kl_var *list);
+KL_API kl_var *kl_list_join_at(const char *at, kl_var *list, int axis, bool stack);
+
 /* ---- optimisers ---- */
 
 typedef struct kl_clip {

@@ -3,37 +3,54 @@
  * In: a Program, its loss, and optionally the names to differentiate by. Out: the same Program with, appended to block 0,
  * the seed of the loss's gradient and the gradient operators in reverse order, as each operator's row describes them; and
  * the pairs (parameter, gradient). Naming, roles and the treatment of fan-out are PaddlePaddle's: if k > 1 operators
- * contribute to v@GRAD they write v@GRAD@RENAME@block0@0.. and one `sum` is put before the first reader. */
-#include "passes.h"
+ * contribute to v@GRAD they write v@GRAD@RENAME@block0@0.. and one `sum` is put before the first reader.
+ *
+ * A variable may be written several times: each write makes a new version, and what is known of gradients is known of a
+ * version. Operators with a block (loops, branches) get a block of gradients: backward_block.c. */
+#include "backward.h"
 #include <stdlib.h>
 #include <string.h>
 
-/* What is known of a variable's gradient. */
-typedef struct GradVar {
-  bool wanted;   /* the variable depends on something we differentiate by */
-  bool reached;  /* the loss depends on it through differentiable operators */
-  int n_parts;   /* gradient operators that contribute */
-  int n_written; /* parts written so far */
-  bool summed;   /* v@GRAD is complete */
-} GradVar;
+/* ---- versions ---- */
 
-typedef struct Backward {
-  Program *p;
-  Block *b;
-  Arena *a;
-  Map *vars; /* name -> GradVar* */
-  int n_forward;
-} Backward;
+static int count_of(const Map *m, const char *name) { return (int)(intptr_t)map_get(m, name); }
 
-static GradVar *grad_var(Backward *w, const char *name) {
-  GradVar *g = map_get(w->vars, name);
-  if (!g) map_put(w->vars, name, g = arena_new_of(w->a, GradVar));
+static void count_add(Map *m, const char *name, int by) {
+  map_put(m, name, (void *)(intptr_t)(count_of(m, name) + by));
+}
+
+static bool is_array(const Backward *w, const char *name) {
+  const Var *v = block_find_var(w->b, name);
+  return v && v->kind == VK_ARRAY;
+}
+
+/* Arrays are changed in place, and so are their gradients: they have one version. */
+static void count_outputs(Backward *w, const Op *op, int by) {
+  for (int s = 0; s < op->outs.n; s++)
+    for (int k = 0; k < op->outs.v[s].n; k++)
+      if (!is_empty(op->outs.v[s].args[k]) && !is_array(w, op->outs.v[s].args[k]))
+        count_add(w->version, op->outs.v[s].args[k], by);
+}
+
+void backward_begin(Backward *w) {
+  w->version = map_new(w->a);
+  for (int i = 0; i < w->n_forward; i++) count_outputs(w, w->b->ops.v[i], 1);
+}
+
+void backward_step(Backward *w, const Op *op) { count_outputs(w, op, -1); }
+
+static const char *version_key(Backward *w, const char *name) {
+  return arena_fmt(w->a, "%s#%d", name, count_of(w->version, name));
+}
+
+GradVar *grad_var(Backward *w, const char *name) {
+  const char *key = version_key(w, name);
+  GradVar *g = map_get(w->vars, key);
+  if (!g) map_put(w->vars, key, g = arena_new_of(w->a, GradVar));
   return g;
 }
 
-static const char *grad_name(Backward *w, const char *name) {
-  return arena_fmt(w->a, "%s@GRAD", name);
-}
+const char *grad_name(Backward *w, const char *name) { return arena_fmt(w->a, "%s@GRAD", name); }
 
 static bool is_grad_slot(const char *from) {
   size_t n = strlen(from);
@@ -47,73 +64,161 @@ static const Slot *forward_slot(Backward *w, const Op *op, const char *from) {
   return s && s->n ? s : op_outs(op, name);
 }
 
-static bool is_empty(const char *name) { return !strcmp(name, "@EMPTY@"); }
+bool is_empty(const char *name) { return !strcmp(name, "@EMPTY@"); }
+
+/* ---- values that are overwritten ---- */
+
+/* Will the gradient operators see another value than this operator does? In a block that a loop runs they see outer
+ * variables as they were when the block began. */
+static bool is_lost(const Backward *w, const Map *last, const char *name, int version) {
+  const Var *v = block_find_var(w->b, name);
+  if (!v || v->persistable || v->kind != VK_TENSOR) return false;
+  bool outer = v->block != w->b;
+  return outer ? version > 0 : version < count_of(last, name);
+}
+
+static void note_lost(Backward *w, const Map *last, const Map *now, const Op *op) {
+  const GradDef *d = op->def ? op->def->grad : NULL;
+  for (int i = 0; d && i < d->n_ins; i++) {
+    const Slot *s = is_grad_slot(d->ins[i].from) ? NULL : op_ins(op, d->ins[i].from);
+    for (int k = 0; s && k < s->n; k++) {
+      int version = count_of(now, s->args[k]);
+      if (!is_lost(w, last, s->args[k], version)) continue;
+      const char *key = arena_fmt(w->a, "%s#%d", s->args[k], version);
+      if (!map_get(w->copies, key)) map_put(w->copies, key, (void *)prog_unique(w->p, "saved"));
+    }
+  }
+}
+
+/* Copies of values that gradient operators need and a later operator overwrites, each made when its version is. */
+static void save_lost(Backward *w) {
+  Map *last = map_new(w->a), *now = map_new(w->a);
+  w->copies = map_new(w->a);
+  w->version = last;
+  for (int i = 0; i < w->n_forward; i++) count_outputs(w, w->b->ops.v[i], 1);
+  w->version = now;
+  for (int i = 0; i < w->n_forward; i++) {
+    note_lost(w, last, now, w->b->ops.v[i]);
+    count_outputs(w, w->b->ops.v[i], 1);
+  }
+  if (!map_n(w->copies)) return;
+  Map *at = w->version = map_new(w->a);
+  for (int i = -1; i < w->n_forward; i++) {
+    const Op *op = i < 0 ? NULL : w->b->ops.v[i];
+    if (op) count_outputs(w, op, 1);
+    for (int k = 0; k < map_n(w->copies); k++) {
+      void *copy;
+      const char *key = map_at(w->copies, k, &copy);
+      const char *name = arena_strn(w->a, key, (size_t)(strrchr(key, '#') - key));
+      if (!copy || block_var(w->b, copy) || atoi(strrchr(key, '#') + 1) != count_of(at, name))
+        continue;
+      const Var *v = block_find_var(w->b, name);
+      block_add_var(w->b, copy, v->kind, v->dtype, v->rank, v->dims)->stop_gradient =
+          v->stop_gradient;
+      Op *save = block_insert_op(w->b, ++i, "assign");
+      op_add_in(save, "X", name);
+      op_add_out(save, "Out", copy);
+      op_set_int(save, "op_role", ROLE_FORWARD);
+      w->n_forward++;
+    }
+  }
+}
+
+/* The variable with the value that `name` has in this version. */
+static const char *saved_name(Backward *w, const char *name) {
+  const char *copy = map_get(w->copies, version_key(w, name));
+  return copy ? copy : name;
+}
 
 /* ---- which variables and operators take part ---- */
 
-static void mark_wanted(Backward *w, int n_params, const char *const *params) {
-  for (int i = 0; i < w->b->vars.n; i++) {
+bool is_wanted(const Backward *w, const char *name) {
+  for (; w; w = w->up) {
+    if (map_get(w->wanted, name)) return true;
+    if (block_var(w->b, name)) return false;
+  }
+  return false;
+}
+
+void mark_wanted(Backward *w, int n_params, const char *const *params) {
+  for (int i = 0; i < w->b->vars.n && !w->up; i++) {
     const Var *v = w->b->vars.v[i];
     bool wanted = !n_params && v->is_parameter && !v->stop_gradient;
     for (int j = 0; j < n_params; j++) wanted = wanted || !strcmp(params[j], v->name);
-    if (wanted) grad_var(w, v->name)->wanted = true;
+    if (wanted) map_put(w->wanted, v->name, w);
   }
   for (int i = 0; i < w->n_forward; i++) {
     const Op *op = w->b->ops.v[i];
     bool any = false;
     for (int s = 0; s < op->ins.n; s++)
-      for (int k = 0; k < op->ins.v[s].n; k++)
-        any = any || grad_var(w, op->ins.v[s].args[k])->wanted;
+      for (int k = 0; k < op->ins.v[s].n; k++) any = any || is_wanted(w, op->ins.v[s].args[k]);
     if (!any) continue;
     for (int s = 0; s < op->outs.n; s++)
       for (int k = 0; k < op->outs.v[s].n; k++) {
         const Var *v = block_find_var(w->b, op->outs.v[s].args[k]);
-        if (v && !v->stop_gradient && dtype_is_float(v->dtype)) grad_var(w, v->name)->wanted = true;
+        if (v && !v->stop_gradient && dtype_is_float(v->dtype)) map_put(w->wanted, v->name, w);
       }
   }
 }
 
-/* Does a gradient operator of op have something to read and something to write? */
-static bool takes_part(Backward *w, const Op *op) {
-  bool reached = false, wanted = false;
+static bool is_reached(Backward *w, const Op *op) {
+  bool reached = false;
   for (int s = 0; s < op->outs.n; s++)
     for (int k = 0; k < op->outs.v[s].n; k++)
       reached = reached || grad_var(w, op->outs.v[s].args[k])->reached;
-  for (int s = 0; s < op->ins.n; s++)
-    for (int k = 0; k < op->ins.v[s].n; k++)
-      wanted = wanted || grad_var(w, op->ins.v[s].args[k])->wanted;
-  return reached && wanted;
+  return reached;
 }
 
-/* Walks back from the loss, counting the parts of every gradient. */
-static bool mark_reached(Backward *w, const char *loss, bool *part) {
-  grad_var(w, loss)->reached = true;
+static bool reads_wanted(Backward *w, const Op *op) {
+  bool wanted = false;
+  for (int s = 0; s < op->ins.n; s++)
+    for (int k = 0; k < op->ins.v[s].n; k++) wanted = wanted || is_wanted(w, op->ins.v[s].args[k]);
+  return wanted;
+}
+
+void add_part(Backward *w, const char *name) {
+  GradVar *g = grad_var(w, name);
+  g->reached = true;
+  g->n_parts++;
+}
+
+/* Has the operator a gradient? *takes_part: whether it needs one. */
+static bool check_gradient(const Op *op, bool *takes_part) {
+  if (!op->def) {
+    err_set(E_OPR_001, "unknown operator %s", quoted(op->type));
+    return err_where("%s", op_text(op)), false;
+  }
+  *takes_part = op->def->grad != NULL;
+  if (op->def->grad || (op->def->flags & OF_NOGRAD_OK)) return true;
+  err_set(E_OPR_005, "operator %s has no gradient, but the loss depends on parameters through it",
+          quoted(op->type));
+  err_help("set stop_gradient on its input, or replace the operator");
+  return err_where("%s", op_text(op)), false;
+}
+
+static void mark_parts(Backward *w, const Op *op) {
+  const GradDef *d = op->def->grad;
+  for (int o = 0; o < d->n_outs; o++) {
+    const Slot *s = forward_slot(w, op, d->outs[o].from);
+    for (int k = 0; s && k < s->n; k++)
+      if (is_wanted(w, s->args[k])) add_part(w, s->args[k]);
+  }
+}
+
+bool backward_mark(Backward *w) {
+  backward_begin(w);
+  w->part = arena_array(w->a, bool, w->n_forward + 1);
   for (int i = w->n_forward - 1; i >= 0; i--) {
     const Op *op = w->b->ops.v[i];
-    if (!takes_part(w, op)) continue;
-    if (!op->def) {
-      err_set(E_OPR_001, "unknown operator %s", quoted(op->type));
-      return err_where("%s", op_text(op)), false;
+    bool part = is_reached(w, op) && reads_wanted(w, op);
+    if (part && !check_gradient(op, &part)) return false;
+    w->part[i] = part;
+    if (part && op_has_block(op)) {
+      if (!block_mark(w, op)) return false;
+      continue;
     }
-    if (!op->def->grad) {
-      if (op->def->flags & OF_NOGRAD_OK) continue;
-      err_set(E_OPR_005,
-              "operator %s has no gradient, but the loss depends on parameters through it",
-              quoted(op->type));
-      err_help("set stop_gradient on its input, or replace the operator");
-      return err_where("%s", op_text(op)), false;
-    }
-    part[i] = true;
-    const GradDef *d = op->def->grad;
-    for (int o = 0; o < d->n_outs; o++) {
-      const Slot *s = forward_slot(w, op, d->outs[o].from);
-      for (int k = 0; s && k < s->n; k++) {
-        GradVar *g = grad_var(w, s->args[k]);
-        if (!g->wanted) continue;
-        g->reached = true;
-        g->n_parts++;
-      }
-    }
+    backward_step(w, op);
+    if (part) mark_parts(w, op);
   }
   return true;
 }
@@ -121,9 +226,9 @@ static bool mark_reached(Backward *w, const char *loss, bool *part) {
 /* ---- emitting ---- */
 
 static void declare_like(Backward *w, const char *name, const char *like) {
-  if (block_var(w->b, name)) return;
+  if (block_var(w->to, name) || (w->carried && map_get(w->carried, name))) return;
   const Var *v = block_find_var(w->b, like);
-  block_add_var(w->b, name, v->kind, v->dtype, v->rank, v->dims);
+  block_add_var(w->to, name, v->kind, v->dtype, v->rank, v->dims);
 }
 
 static void copy_callstack(Op *to, const Op *from) {
@@ -131,40 +236,49 @@ static void copy_callstack(Op *to, const Op *from) {
     if (!strcmp(from->attrs.v[i].name, "op_callstack")) op_set_attr(to, &from->attrs.v[i]);
 }
 
-static Op *add_op(Backward *w, const char *type, int role, const Op *origin) {
-  Op *op = block_add_op(w->b, type);
+Op *add_grad_op(Backward *w, const char *type, int role, const Op *origin) {
+  Op *op = block_add_op(w->to, type);
   op_set_int(op, "op_role", role);
   if (origin) copy_callstack(op, origin);
   return op;
 }
 
-/* v@GRAD complete in one variable: the sum of its parts, or zeros if nothing flows into v. */
-static const char *complete_grad(Backward *w, const char *name, const Op *origin) {
+static const char *part_name(Backward *w, const char *name, int i) {
+  return arena_fmt(w->a, "%s@GRAD@RENAME@block%d@%d", name, w->b->idx, i);
+}
+
+const char *complete_grad(Backward *w, const char *name, const Op *origin) {
   GradVar *g = grad_var(w, name);
   const char *whole = grad_name(w, name);
   if (g->summed) return whole;
   g->summed = true;
   if (g->n_written == 0) {
     declare_like(w, whole, name);
-    Op *op = add_op(w, "fill_any_like", ROLE_BACKWARD, origin);
+    Op *op = add_grad_op(w, "fill_any_like", ROLE_BACKWARD, origin);
     op_add_in(op, "X", name);
     op_add_out(op, "Out", whole);
     op_set_float(op, "value", 0);
     op_set_int(op, "dtype", -1);
-  } else if (g->n_parts > 1) {
-    Op *op = add_op(w, "sum", ROLE_BACKWARD, origin);
-    for (int i = 0; i < g->n_written; i++)
-      op_add_in(op, "X", arena_fmt(w->a, "%s@RENAME@block%d@%d", whole, w->b->idx, i));
+  } else if (g->n_parts > 1 && !is_array(w, name)) {
+    Op *op = add_grad_op(w, "sum", ROLE_BACKWARD, origin);
+    if (g->given) op_add_in(op, "X", whole);
+    for (int i = 0; i < g->n_written - g->given; i++)
+      op_add_in(op, "X", part_name(w, name, g->first + i));
     op_add_out(op, "Out", whole);
     declare_like(w, whole, name);
   }
   return whole;
 }
 
-static const char *next_part(Backward *w, const char *name) {
+const char *next_part(Backward *w, const char *name) {
   GradVar *g = grad_var(w, name);
   const char *part = grad_name(w, name);
-  if (g->n_parts > 1) part = arena_fmt(w->a, "%s@RENAME@block%d@%d", part, w->b->idx, g->n_written);
+  if (g->n_parts > 1 && !is_array(w, name)) {
+    int i = count_of(w->renamed, name);
+    if (g->n_written == g->given) g->first = i;
+    count_add(w->renamed, name, 1);
+    part = part_name(w, name, i);
+  }
   g->n_written++;
   declare_like(w, part, name);
   return part;
@@ -173,10 +287,13 @@ static const char *next_part(Backward *w, const char *name) {
 static void connect_inputs(Backward *w, const GradDef *d, const Op *op, Op *g, int only) {
   for (int i = 0; i < d->n_ins; i++) {
     const Slot *s = forward_slot(w, op, d->ins[i].from);
+    bool given = s && s == op_ins(op, d->ins[i].from);
     for (int k = 0; s && k < s->n; k++) {
       if (only >= 0 && s->n > 1 && k != only) continue;
       op_add_in(g, d->ins[i].slot,
-                is_grad_slot(d->ins[i].from) ? grad_name(w, s->args[k]) : s->args[k]);
+                is_grad_slot(d->ins[i].from) ? grad_name(w, s->args[k])
+                : given                      ? saved_name(w, s->args[k])
+                                             : s->args[k]);
     }
   }
 }
@@ -192,7 +309,7 @@ static void complete_inputs(Backward *w, const GradDef *d, const Op *op) {
 }
 
 static bool output_wanted(Backward *w, const char *name) {
-  return !is_empty(name) && grad_var(w, name)->wanted;
+  return !is_empty(name) && is_wanted(w, name);
 }
 
 static void connect_outputs(Backward *w, const GradDef *d, const Op *op, Op *g, int only) {
@@ -237,7 +354,7 @@ static bool set_attrs(const GradDef *d, const Op *op, Op *g, Arena *a) {
 }
 
 static bool emit_one(Backward *w, const GradDef *d, const Op *op, int only) {
-  Op *g = add_op(w, d->type, ROLE_BACKWARD, op);
+  Op *g = add_grad_op(w, d->type, ROLE_BACKWARD, op);
   connect_inputs(w, d, op, g, only);
   connect_outputs(w, d, op, g, only);
   return set_attrs(d, op, g, w->a);
@@ -254,13 +371,36 @@ static bool any_output(Backward *w, const GradDef *d, const Op *op) {
 
 static bool emit_gradient(Backward *w, const Op *op) {
   const GradDef *d = op->def->grad;
-  if (!any_output(w, d, op)) return true;
-  complete_inputs(w, d, op);
+  bool any = any_output(w, d, op);
+  if (any) complete_inputs(w, d, op);
+  backward_step(w, op);
+  if (!any) return true;
   if (!d->per_input) return emit_one(w, d, op, -1);
   const Slot *s = forward_slot(w, op, d->outs[0].from);
   for (int k = 0; s && k < s->n; k++)
     if (output_wanted(w, s->args[k]) && !emit_one(w, d, op, k)) return false;
   return true;
+}
+
+bool backward_emit(Backward *w) {
+  for (int i = w->n_forward - 1; i >= 0; i--) {
+    const Op *op = w->b->ops.v[i];
+    if (!w->part[i])
+      backward_step(w, op);
+    else if (!(op_has_block(op) ? block_emit(w, op) : emit_gradient(w, op)))
+      return false;
+  }
+  return true;
+}
+
+void backward_prepare(Backward *w) {
+  const char *key = arena_fmt(w->a, "%d", w->b->idx);
+  w->wanted = map_new(w->a);
+  w->renamed = map_new(w->a);
+  w->copies = map_get(w->saved, key);
+  if (w->copies) return;
+  save_lost(w);
+  map_put(w->saved, key, w->copies);
 }
 
 /* ---- the whole ---- */
@@ -294,7 +434,7 @@ static void seed_loss(Backward *w, const char *loss, Op *producer) {
   const Var *v = block_var(w->b, loss);
   const char *name = grad_name(w, loss);
   declare_like(w, name, loss);
-  Op *op = add_op(w, "fill_constant", ROLE_BACKWARD | ROLE_LOSS, producer);
+  Op *op = add_grad_op(w, "fill_constant", ROLE_BACKWARD | ROLE_LOSS, producer);
   op_add_out(op, "Out", name);
   op_set_ints(op, "shape", v->rank, v->dims);
   op_set_float(op, "value", 1);
@@ -329,8 +469,7 @@ static void collect(Backward *w, int n_params, const char *const *params, int *n
     Var *v = w->b->vars.v[i];
     bool asked = !n_params && v->is_parameter;
     for (int j = 0; j < n_params; j++) asked = asked || !strcmp(params[j], v->name);
-    GradVar *g = map_get(w->vars, v->name);
-    if (!asked || !g || !g->wanted || !g->n_written) continue;
+    if (!asked || !is_wanted(w, v->name) || !grad_var(w, v->name)->n_written) continue;
     const char *name = complete_grad(w, v->name, NULL);
     (*pg)[(*n)++] = (ParamGrad){v, arena_str(w->p->arena, name)};
   }
@@ -341,24 +480,27 @@ static void collect(Backward *w, int n_params, const char *const *params, int *n
 bool append_backward(Program *p, const char *loss, int n_params, const char *const *params, int *n,
                      ParamGrad **pg) {
   Arena *a = arena_scratch();
-  Backward w = {.p = p, .b = p->blocks.v[0], .a = a, .vars = map_new(a)};
+  Block *b = p->blocks.v[0];
+  Backward w = {.p = p, .b = b, .to = b, .a = a, .vars = map_new(a), .saved = map_new(a)};
   int at;
-  bool ok = check_loss(w.b, loss, &at);
+  bool ok = check_loss(b, loss, &at);
   if (ok) {
     w.n_forward = at + 1;
-    bool *part = arena_array(a, bool, w.n_forward);
+    backward_prepare(&w);
     mark_wanted(&w, n_params, params);
-    ok = mark_reached(&w, loss, part);
-    if (ok) {
-      seed_loss(&w, loss, w.b->ops.v[at]);
-      for (int i = w.n_forward - 1; ok && i >= 0; i--)
-        if (part[i]) ok = emit_gradient(&w, w.b->ops.v[i]);
-    }
-    if (ok) collect(&w, n_params, params, n, pg);
-    if (ok && *n == 0) {
-      ok = err_set(E_OPR_005, "the loss %s depends on no trainable parameter", quoted(loss));
-      err_help("give the network a layer with parameters, or clear stop_gradient on them");
-    }
+    backward_begin(&w);
+    grad_var(&w, loss)->reached = true;
+    ok = backward_mark(&w);
+  }
+  if (ok) {
+    backward_begin(&w);
+    seed_loss(&w, loss, b->ops.v[w.n_forward - 1]);
+    ok = backward_emit(&w);
+  }
+  if (ok) collect(&w, n_params, params, n, pg);
+  if (ok && *n == 0) {
+    ok = err_set(E_OPR_005, "the loss %s depends on no trainable parameter", quoted(loss));
+    err_help("give the network a layer with parameters, or clear stop_gradient on them");
   }
   p->edits++;
   arena_free(a);

@@ -1,0 +1,59 @@
+/* What backward.c and backward_block.c share. */
+#ifndef KILN_BACKWARD_H
+#define KILN_BACKWARD_H
+#include "passes.h"
+
+/* What is known of the gradient of one version of a variable. */
+typedef struct GradVar {
+  bool reached;  /* the loss depends on it through differentiable operators */
+  int n_parts;   /* gradient operators that contribute */
+  int n_written; /* parts written so far */
+  int first;     /* number of the first part in the names of parts */
+  bool summed;   /* v@GRAD is complete */
+  bool given;    /* v@GRAD holds the first part when the block begins */
+} GradVar;
+
+/* The walk over the forward operators of one block, from the last to the first. */
+typedef struct Backward Backward;
+struct Backward {
+  Program *p;
+  Block *b;  /* forward operators */
+  Block *to; /* where their gradient operators go */
+  Arena *a;
+  Backward *up;  /* of the operator whose block this is; NULL for block 0 */
+  Map *vars;     /* "name#version" -> GradVar* */
+  Map *version;  /* name -> how often it is written before the operator that is looked at */
+  Map *wanted;   /* names of this block that depend on something we differentiate by */
+  Map *copies;   /* "name#version" -> the variable that keeps this value */
+  Map *saved;    /* of all blocks: index -> copies */
+  Map *renamed;  /* name -> parts named so far */
+  Map *carried;  /* gradients that the block takes from around and gives back; NULL: none */
+  bool *part;    /* of each operator: it gets a gradient operator */
+  int n_forward; /* operators */
+};
+
+/* backward.c */
+bool is_empty(const char *name);
+void backward_prepare(Backward *w);
+void backward_begin(Backward *w); /* to the end of the block */
+/* Behind the operator to before it. */
+void backward_step(Backward *w, const Op *op);
+bool is_wanted(const Backward *w, const char *name);
+void mark_wanted(Backward *w, int n_params, const char *const *params);
+bool backward_mark(Backward *w);
+bool backward_emit(Backward *w);
+GradVar *grad_var(Backward *w, const char *name); /* of the version at this place */
+const char *grad_name(Backward *w, const char *name);
+/* One more operator will contribute to the variable's gradient. */
+void add_part(Backward *w, const char *name);
+const char *next_part(Backward *w, const char *name); /* where it writes */
+/* v@GRAD complete in one variable: the sum of its parts, or zeros if nothing flows into v. */
+const char *complete_grad(Backward *w, const char *name, const Op *origin);
+Op *add_grad_op(Backward *w, const char *type, int role, const Op *origin);
+
+/* backward_block.c: both step over the operator. */
+bool op_has_block(const Op *op);
+bool block_mark(Backward *w, const Op *op);
+bool block_emit(Backward *w, const Op *op);
+
+#endif

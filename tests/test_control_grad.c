@@ -1,0 +1,275 @@
+/* Gradients through control flow that the builder makes: against central differences in float64, compiled and interpreted. */
+#include "../frontend/kiln.h"
+#include "../ir/ir.h"
+#include "util.h"
+#include <math.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { ROWS = 2, COLUMNS = 3 };
+
+static kl_var *parameter(kl_net *net, const char *name, int rows, int columns) {
+  return kl_parameter(net, name, KL_FLOAT64, 2, (int64_t[]){rows, columns},
+                      (kl_param){.name = name, .init = kl_uniform(-0.9, 0.9)}, false);
+}
+
+static kl_var *number(kl_net *net, int64_t v) { return kl_fill(net, KL_INT64, (double)v, 1); }
+static kl_var *next(kl_net *net, kl_var *i) { return kl_add(i, number(net, 1)); }
+
+static void check(bool ok) {
+  if (!ok) fail_msg("%s", kl_error());
+}
+
+static double loss_of(kl_exec *exe, kl_net *net, const char *loss) {
+  double l;
+  kl_tensor t = kl_scalar(KL_FLOAT64, &l);
+  check(kl_run(exe, kl_main(net), NULL, kl_fetches({loss, &t})));
+  return l;
+}
+
+/* Of every element of the parameter. */
+static void check_parameter(kl_exec *exe, kl_net *net, const char *loss, const char *name) {
+  char grad[64];
+  double g[32], x[32], scale = 1e-3;
+  snprintf(grad, sizeof grad, "%s@GRAD", name);
+  const kl_tensor *value = kl_get(exe, name);
+  int n = (int)kl_numel(value);
+  kl_tensor tx = *value, tg = *value;
+  memcpy(x, value->data, sizeof *x * (size_t)n);
+  tx.data = x, tg.data = g;
+  check(kl_run(exe, kl_main(net), NULL, kl_fetches({grad, &tg})));
+  for (int i = 0; i < n; i++) scale = fmax(scale, fabs(g[i]));
+  for (int i = 0; i < n; i++) {
+    double was = x[i], h = 1e-5, up, down;
+    x[i] = was + h;
+    check(kl_set(exe, name, &tx));
+    up = loss_of(exe, net, loss);
+    x[i] = was - h;
+    check(kl_set(exe, name, &tx));
+    down = loss_of(exe, net, loss);
+    x[i] = was;
+    check(kl_set(exe, name, &tx));
+    double want = (up - down) / (2 * h);
+    if (!(fabs(g[i] - want) <= 1e-5 * scale))
+      fail_msg("gradient %d of %s is %.10g, by differences %.10g", i, name, g[i], want);
+  }
+}
+
+/* The programs survive both file forms. */
+static void round_trip(const Program *p) {
+  Arena *a = arena_new();
+  Str text, why;
+  str_init(&text, a);
+  str_init(&why, a);
+  uint8_t *bytes;
+  size_t n;
+  prog_print(p, &text);
+  if (!prog_verify(p)) fail_msg("%s", kl_error());
+  Program *q = prog_parse(text.s, text.n, "net.kl");
+  if (!q || !prog_equal(p, q, &why)) fail_msg("%s %s", kl_error(), why.s ? why.s : "");
+  prog_free(q);
+  check(prog_encode(p, a, &bytes, &n));
+  q = prog_decode(bytes, n, "net.pdmodel");
+  if (!q || !prog_equal(p, q, &why)) fail_msg("%s %s", kl_error(), why.s ? why.s : "");
+  prog_free(q);
+  arena_free(a);
+}
+
+static void check_gradients(kl_net *net, kl_var *loss, const char *const *names) {
+  loss = kl_reshape(loss, 1);
+  loss = kl_named(kl_mean(loss), "loss");
+  check(kl_backward(loss));
+  round_trip((const Program *)kl_main(net));
+  for (int k = 0; k < 2; k++) {
+    kl_exec *exe = kl_exec_new((kl_exec_options){.threads = 2, .interpret = k, .seed = 11});
+    check(kl_run(exe, kl_startup(net), NULL, NULL));
+    for (int i = 0; names[i]; i++) check_parameter(exe, net, "loss", names[i]);
+    kl_exec_free(exe);
+  }
+  kl_net_free(net);
+}
+
+#define NAMES(...)                                                                                 \
+  (const char *const[]) { __VA_ARGS__, NULL }
+
+/* ---- loops ---- */
+
+/* s = tanh(s w + x), some times */
+static void recurrence(int64_t steps) {
+  kl_net *net = kl_net_new();
+  kl_var *x = parameter(net, "x", ROWS, COLUMNS), *w = parameter(net, "w", COLUMNS, COLUMNS);
+  kl_var *i = number(net, 0), *n = number(net, steps), *s = kl_copy(x);
+  kl_block *loop = kl_while(kl_less_than(i, n));
+  kl_assign(s, kl_tanh(kl_add(kl_matmul(s, w), x)));
+  kl_assign(i, next(net, i));
+  kl_end_while(loop, kl_less_than(i, n));
+  check_gradients(net, kl_mean(kl_mul(s, s)), steps ? NAMES("x", "w") : NAMES("x"));
+}
+
+static void loop(void **state) {
+  (void)state;
+  recurrence(4);
+}
+
+static void loop_of_one_step(void **state) {
+  (void)state;
+  recurrence(1);
+}
+
+static void loop_of_no_steps(void **state) {
+  (void)state;
+  recurrence(0);
+}
+
+/* a and b change places, so that each step's gradients cross; c is overwritten without being read. */
+static void carried_variables(void **state) {
+  (void)state;
+  kl_net *net = kl_net_new();
+  kl_var *x = parameter(net, "x", ROWS, COLUMNS), *w = parameter(net, "w", ROWS, COLUMNS);
+  kl_var *i = number(net, 0), *n = number(net, 3);
+  kl_var *a = kl_copy(x), *b = kl_copy(w), *c = kl_copy(x);
+  kl_block *loop = kl_while(kl_less_than(i, n));
+  kl_var *was = kl_copy(a);
+  kl_assign(a, kl_tanh(kl_mul(b, x)));
+  kl_assign(b, kl_add(was, kl_mul(a, a))); /* the new a */
+  kl_assign(c, kl_mul(b, w));              /* the new b */
+  kl_assign(i, next(net, i));
+  kl_end_while(loop, kl_less_than(i, n));
+  check_gradients(net, kl_mean(kl_add(c, a)), NAMES("x", "w"));
+}
+
+/* The gradient of b reaches a only over a second step. */
+static void through_another_step(void **state) {
+  (void)state;
+  kl_net *net = kl_net_new();
+  kl_var *x = parameter(net, "x", ROWS, COLUMNS), *w = parameter(net, "w", ROWS, COLUMNS);
+  kl_var *i = number(net, 0), *n = number(net, 3);
+  kl_var *a = kl_copy(x), *b = kl_copy(x), *c = kl_copy(x);
+  kl_block *loop = kl_while(kl_less_than(i, n));
+  kl_assign(c, kl_mul(b, b));
+  kl_assign(b, kl_tanh(a));
+  kl_assign(a, kl_mul(a, w));
+  kl_assign(i, next(net, i));
+  kl_end_while(loop, kl_less_than(i, n));
+  check_gradients(net, kl_mean(c), NAMES("x", "w"));
+}
+
+/* for i in 0..3: for j in 0..i: s = (mean(s) < 0.1) ? tanh(s w) + x : s * x */
+static void nested(void **state) {
+  (void)state;
+  kl_net *net = kl_net_new();
+  kl_var *x = parameter(net, "x", ROWS, COLUMNS), *w = parameter(net, "w", COLUMNS, COLUMNS);
+  kl_var *i = number(net, 0), *n = number(net, 4), *s = kl_copy(x);
+  kl_block *outer = kl_while(kl_less_than(i, n));
+  kl_var *j = number(net, 0);
+  kl_block *inner = kl_while(kl_less_than(j, i));
+  kl_block *b = kl_if(kl_less_than(kl_mean(s), kl_fill(net, KL_FLOAT64, 0.1, 1)));
+  kl_var *yes = kl_add(kl_tanh(kl_matmul(s, w)), x);
+  kl_else(b);
+  kl_var *no = kl_mul(s, x);
+  kl_assign(s, kl_choose(b, yes, no));
+  kl_assign(j, next(net, j));
+  kl_end_while(inner, kl_less_than(j, i));
+  kl_assign(i, next(net, i));
+  kl_end_while(outer, kl_less_than(i, n));
+  check_gradients(net, kl_mean(kl_mul(s, s)), NAMES("x", "w"));
+}
+
+/* ---- branches ---- */
+
+static void branch(void **state) {
+  (void)state;
+  for (int taken = 0; taken < 2; taken++) {
+    kl_net *net = kl_net_new();
+    kl_var *x = parameter(net, "x", ROWS, COLUMNS), *w = parameter(net, "w", ROWS, COLUMNS);
+    kl_block *b = kl_if(kl_less_than(kl_mean(x), kl_fill(net, KL_FLOAT64, taken ? 9 : -9, 1)));
+    kl_var *yes[2] = {kl_mul(x, w), kl_tanh(x)};
+    kl_else(b);
+    kl_var *no[2] = {kl_sub(x, kl_mul(w, w)), x}, *out[2];
+    kl_end_if(b, 2, yes, no, out);
+    check_gradients(net, kl_mean(kl_mul(out[0], out[1])), NAMES("x", "w"));
+  }
+}
+
+/* A variable from around is overwritten in one branch only. */
+static void branch_that_assigns(void **state) {
+  (void)state;
+  for (int taken = 0; taken < 2; taken++) {
+    kl_net *net = kl_net_new();
+    kl_var *x = parameter(net, "x", ROWS, COLUMNS), *w = parameter(net, "w", ROWS, COLUMNS);
+    kl_var *s = kl_mul(x, w), *t = kl_tanh(s);
+    kl_block *b = kl_if(kl_less_than(kl_mean(x), kl_fill(net, KL_FLOAT64, taken ? 9 : -9, 1)));
+    kl_assign(s, kl_mul(s, kl_mul(s, w)));
+    kl_end_if(b, 0, NULL, NULL, NULL);
+    check_gradients(net, kl_mean(kl_add(kl_mul(s, s), t)), NAMES("x", "w"));
+  }
+}
+
+/* ---- lists ---- */
+
+/* Elements are read again in later steps, the first one in each; all are in the loss. */
+static void lists(void **state) {
+  (void)state;
+  kl_net *net = kl_net_new();
+  kl_var *x = parameter(net, "x", ROWS, COLUMNS), *w = parameter(net, "w", ROWS, COLUMNS);
+  kl_var *i = number(net, 0), *n = number(net, 4), *zero = number(net, 0);
+  kl_var *list = kl_list(net, KL_FLOAT64);
+  kl_list_set(list, i, kl_mul(x, w));
+  kl_block *loop = kl_while(kl_less_than(i, n));
+  kl_var *v = kl_tanh(kl_mul(kl_list_get(list, i), kl_list_get(list, zero)));
+  kl_assign(i, next(net, i));
+  kl_list_set(list, i, kl_add(v, w));
+  kl_end_while(loop, kl_less_than(i, n));
+  kl_var *all = kl_list_concat(list, 0), *last = kl_list_get(list, n);
+  check_gradients(net, kl_mean(kl_mul(kl_add(kl_mean(kl_mul(all, all)), last), last)),
+                  NAMES("x", "w"));
+}
+
+/* Element 0 is overwritten in every step. */
+static void list_as_variable(void **state) {
+  (void)state;
+  kl_net *net = kl_net_new();
+  kl_var *x = parameter(net, "x", ROWS, COLUMNS), *w = parameter(net, "w", ROWS, COLUMNS);
+  kl_var *i = number(net, 0), *n = number(net, 3), *zero = number(net, 0);
+  kl_var *list = kl_list(net, KL_FLOAT64);
+  kl_list_set(list, zero, x);
+  kl_block *loop = kl_while(kl_less_than(i, n));
+  kl_list_set(list, zero, kl_tanh(kl_mul(kl_list_get(list, zero), w)));
+  kl_assign(i, next(net, i));
+  kl_end_while(loop, kl_less_than(i, n));
+  check_gradients(net, kl_mean(kl_list_get(list, zero)), NAMES("x", "w"));
+}
+
+/* The state grows by a row in each step. */
+static void growing(void **state) {
+  (void)state;
+  kl_net *net = kl_net_new();
+  kl_var *x = parameter(net, "x", ROWS, COLUMNS), *w = parameter(net, "w", ROWS, COLUMNS);
+  kl_var *i = number(net, 0), *n = number(net, 3), *s = kl_vary(kl_copy(x), 0);
+  kl_block *loop = kl_while(kl_less_than(i, n));
+  kl_assign(s, kl_concat(0, kl_tanh(s), w));
+  kl_assign(i, next(net, i));
+  kl_end_while(loop, kl_less_than(i, n));
+  check_gradients(net, kl_mean(kl_mul(s, s)), NAMES("x", "w"));
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(loop),
+      cmocka_unit_test(loop_of_one_step),
+      cmocka_unit_test(loop_of_no_steps),
+      cmocka_unit_test(carried_variables),
+      cmocka_unit_test(through_another_step),
+      cmocka_unit_test(nested),
+      cmocka_unit_test(branch),
+      cmocka_unit_test(branch_that_assigns),
+      cmocka_unit_test(lists),
+      cmocka_unit_test(list_as_variable),
+      cmocka_unit_test(growing),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
