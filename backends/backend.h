@@ -38,8 +38,49 @@ typedef struct KernelCode {
 
 typedef struct Module Module; /* compiled code of some kernels; opaque to the executor */
 
+/* A device whose memory the host cannot touch. Work on it is done in the order of the calls. Any thread. */
+typedef struct Device {
+  const struct DeviceCalls *calls;
+  const char *name;   /* "cuda:0" */
+  const char *target; /* of CompileOptions: "cuda:sm_90" */
+} Device;
+
+/* Between a buffer and memory of the host. */
+typedef struct DeviceCopy {
+  const Buffer *buf;
+  void *host;
+  size_t bytes;
+} DeviceCopy;
+
+/* One run of a module's kernels. */
+typedef struct DeviceRun {
+  void **at; /* per buffer id: address on the device; of feeds: not used */
+  bool kept; /* constant kernels need not run */
+  uint64_t seed, step;
+  int n_in, n_out;
+  const DeviceCopy *in, *out; /* feeds, read before run() returns; fetches, there when it returns */
+  /* Called for each kernel that ran if not NULL; kernels are then timed one by one. */
+  void (*timed)(void *user, int kernel, double seconds);
+  void *user;
+  /* out: what this run asked of the driver */
+  int launches, graphs, copies;
+} DeviceRun;
+
+/* False or NULL: an error is set. Allocations keep the device open. */
+typedef struct DeviceCalls {
+  void (*close)(Device *d);
+  void *(*take)(Device *d, size_t n);                           /* 256-byte aligned, not zeroed */
+  void (*give)(Device *d, void *p);                             /* NULL is allowed */
+  bool (*put)(Device *d, void *to, const void *from, size_t n); /* from the host */
+  bool (*get)(Device *d, void *to, const void *from, size_t n); /* to the host */
+  /* All kernels and copies of the graph. check: the first failed CHECK; no state has changed then. Returns before the
+   * device is done if nothing is fetched or checked. */
+  bool (*run)(Module *m, DeviceRun *r, CheckRecord *check);
+} DeviceCalls;
+
 typedef struct CompileOptions {
-  const char *target;   /* NULL or "cpu": this machine; "cpu:NAME"; "cuda:sm_NN" (emit only) */
+  const char *target;   /* NULL or "cpu": this machine; "cpu:NAME"; "cuda:sm_NN" */
+  Device *device;       /* where the code is to run; NULL: the host, or nowhere (emit) */
   const char *dump_dir; /* NULL, or where to keep the generated LLVM IR */
   bool no_blas;         /* every contraction by generated code */
 } CompileOptions;
@@ -56,6 +97,7 @@ typedef struct Backend {
   bool (*emit)(const Graph *g, int n, Kernel *const *kernels, const CompileOptions *o,
                const char *what, Str *out);
   void (*describe)(Str *out); /* for `kiln info`: CPU, features, libraries; lines "key: value" */
+  Device *(*open)(const char *name); /* "cuda", "cuda:1"; NULL: kernels run on the host */
 } Backend;
 
 /* What compilations of the process have asked for so far. */
@@ -67,7 +109,7 @@ typedef struct CodeCount {
 CodeCount backend_code_count(void);
 
 extern const Backend backend_cpu;
-extern const Backend backend_cuda; /* emit only: schedule and compile say E-GEN-002 */
+extern const Backend backend_cuda;
 
 /* pool.c: one pool of threads with static splits. A pool of 1 runs everything on the caller. */
 typedef struct Pool Pool;

@@ -1,6 +1,6 @@
-/* The CUDA backend: PTX for kernels. In: kernels and "cuda:sm_NN"; out: one PTX module with the entries that cuda.h describes.
- * Nothing is launched here: compile() says so. */
-#include "cuda.h"
+/* The CUDA backend. In: kernels, and "cuda:sm_NN" or a device; out: one PTX module with the entries that cuda.h describes, or
+ * a module that is ready to run. */
+#include "device.h"
 
 static int64_t bytes_of(const Node *n) { return node_numel(n) * dtype_info[n->dtype].size; }
 
@@ -33,14 +33,13 @@ static bool cuda_schedule(Kernel *k) {
 
 static Module *cuda_compile(const Graph *g, int n, Kernel *const *k, const CompileOptions *o,
                             KernelCode *code) {
-  (void)g, (void)n, (void)k, (void)code;
-  err_set(E_GEN_002, "target %s: kernels cannot be run on CUDA, only their PTX can be made",
+  (void)code;
+  if (o && o->device) return module_new(g, n, k, o);
+  err_set(E_GEN_002, "target %s: there is no device to run on, only PTX can be made",
           quoted(o && o->target ? o->target : "cuda"));
-  err_help("Use `kiln compile --target cuda:sm_NN --emit ptx`, or run on the CPU.");
+  err_help("Use `kiln compile --target cuda:sm_NN --emit ptx`, or run with --device cuda.");
   return NULL;
 }
-
-static void cuda_module_free(Module *m) { (void)m; }
 
 static bool cuda_emit(const Graph *g, int n, Kernel *const *k, const CompileOptions *o,
                       const char *what, Str *out) {
@@ -51,13 +50,15 @@ static bool cuda_emit(const Graph *g, int n, Kernel *const *k, const CompileOpti
 
 static void describe(Str *out) {
   str_add(out, "cuda: PTX for sm_75 and later (kiln compile --target cuda:sm_NN --emit ptx)\n");
+  device_describe(out);
 }
 
 const Backend backend_cuda = {
     .name = "cuda",
     .schedule = cuda_schedule,
     .compile = cuda_compile,
-    .module_free = cuda_module_free,
+    .module_free = module_close,
     .emit = cuda_emit,
     .describe = describe,
+    .open = device_open,
 };

@@ -1,0 +1,75 @@
+/* Devices, and what the run time keeps of a compiled module. Private to device.c, module.c and run.c. */
+#ifndef KILN_CUDA_DEVICE_H
+#define KILN_CUDA_DEVICE_H
+#include "cuda.h"
+#include "driver.h"
+#include <pthread.h>
+
+/* One per ordinal and process. All work of all executors goes through its streams, in order. */
+typedef struct CudaDevice {
+  Device base;
+  char name[32], target[32], model[96];
+  int ordinal, sm;
+  CUdevice id;
+  bool retained;
+  CUcontext context;
+  CUstream compute, copies, capture; /* capture: never runs anything */
+  pthread_mutex_t lock;              /* of the streams' order */
+  int users;                         /* opens and allocations */
+  struct CudaDevice *next;
+} CudaDevice;
+
+/* Makes the device current for this thread and keeps others away from its streams. */
+bool device_enter(CudaDevice *d);
+void device_leave(CudaDevice *d);
+/* Inside: */
+bool device_alloc(CudaDevice *d, size_t n,
+                  CUdeviceptr *p); /* E-DEV-005 with what is needed and free */
+bool device_pinned(CudaDevice *d, size_t n, void **p);
+void device_describe(Str *out);
+Device *device_open(const char *name);
+void device_hold(CudaDevice *d); /* one more user */
+void device_drop(CudaDevice *d); /* one less; the last one closes it. Not inside. */
+
+/* Memory of one run in flight: while the device works on one, the next run's feeds go into the other. */
+typedef struct CudaSlot {
+  uint8_t *host;      /* pinned: the CudaRun, then the feeds */
+  CUdeviceptr device; /* the same on the device */
+  CUevent copied, done;
+  CUgraphExec graph; /* NULL: none for `key` */
+  void **key;        /* addresses that the graph, or the last run, was made of; kept is the last */
+  bool used;
+} CudaSlot;
+enum { CUDA_SLOTS = 2, CUDA_ALIGN = 256 };
+/* Of what is packed in a slot or in what comes back. */
+static inline size_t cuda_aligned(size_t n) {
+  return (n + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
+}
+
+struct Module {
+  Arena *arena;
+  CudaDevice *d;
+  const Graph *g;
+  int n;
+  Kernel *const *kernel;
+  CudaPlan **plan;  /* per kernel */
+  CUfunction **fn;  /* per kernel and launch */
+  Buffer ***bufs;   /* per kernel: as CudaArg counts them */
+  CUmodule module;  /* NULL: nothing to launch */
+  CUfunction copy;  /* see guarded_copy in module.c; NULL: none needed */
+  bool checks;      /* is there a CHECK? */
+  int64_t *feed_at; /* per buffer id: offset in a slot */
+  size_t slot_bytes;
+  CudaSlot slot[CUDA_SLOTS];
+  int turn;
+  uint8_t *back; /* pinned: the CudaRun and what is fetched */
+  size_t back_bytes;
+  CUevent *mark; /* n + 1, for times; NULL until they are wanted */
+};
+
+void run_free(Module *m); /* slots, graphs, events; inside */
+bool device_run(Module *m, DeviceRun *r, CheckRecord *check);
+Module *module_new(const Graph *g, int n, Kernel *const *k, const CompileOptions *o);
+void module_close(Module *m);
+
+#endif

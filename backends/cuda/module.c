@@ -1,0 +1,253 @@
+/* Modules: kernels made ready for a device. In: kernels; out: their plans, one PTX text with all entries, the machine code that
+ * the driver makes of it (kept in the disk cache under the text, the architecture and the driver's version), and the
+ * functions in it. What is taken from the cache and cannot be loaded is made again. */
+#include "device.h"
+#include <stdlib.h>
+#include <string.h>
+
+enum { LOG_BYTES = 4096 };
+
+/* ---- machine code ---- */
+
+/* With the driver's log for calls that compile. The result is that of `call`. */
+typedef struct Log {
+  char text[LOG_BYTES];
+  int option[2];
+  void *value[2];
+} Log;
+
+static void log_open(Log *l) {
+  *l = (Log){.option = {CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BYTES},
+             .value = {l->text, (void *)(uintptr_t)(LOG_BYTES - 1)}};
+}
+
+/* The lines of the log as notes. */
+static bool log_tell(Log *l) {
+  char *rest = NULL;
+  for (char *line = strtok_r(l->text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
+    err_note("%.300s", line);
+  return false;
+}
+
+/* PTX to machine code, in the arena. */
+static bool compile_ptx(Arena *a, const Str *ptx, uint8_t **code, size_t *n) {
+  Log log;
+  CUlinkState link;
+  void *made = NULL;
+  log_open(&log);
+  if (!CU(cuLinkCreate, 2, log.option, log.value, &link)) return log_tell(&log);
+  bool ok = CU(cuLinkAddData, link, CU_JIT_INPUT_PTX, ptx->s, ptx->n + 1, "kiln", 0, NULL, NULL) &&
+            CU(cuLinkComplete, link, &made, n);
+  if (!ok) log_tell(&log);
+  if (ok) {
+    MemGuard guard;
+    if (MEM_GUARD(guard)) {
+      CU_DROP(cuLinkDestroy, link);
+      mem_rethrow();
+    }
+    *code = arena_dup(a, made, *n);
+    mem_unguard(&guard);
+  }
+  CU_DROP(cuLinkDestroy, link);
+  return ok;
+}
+
+static bool load(Module *m, const uint8_t *code) {
+  Log log;
+  log_open(&log);
+  return CU(cuModuleLoadDataEx, &m->module, code, 2, log.option, log.value) || log_tell(&log);
+}
+
+static bool load_cached(Module *m, Arena *a, const Str *key) {
+  const uint8_t *code;
+  size_t n;
+  if (!cache_get(a, key->s, key->n, &code, &n)) return false;
+  if (load(m, code)) return true;
+  m->module = NULL;
+  err_clear();
+  return false;
+}
+
+static bool load_ptx(Module *m, const Str *ptx) {
+  Arena *a = arena_scratch();
+  Str key;
+  uint8_t *code;
+  size_t n;
+  str_init(&key, a);
+  str_fmt(&key, "cubin %d %d\n", m->d->sm, cuda_version());
+  str_addn(&key, ptx->s, ptx->n);
+  bool ok = load_cached(m, a, &key);
+  if (!ok && compile_ptx(a, ptx, &code, &n) && load(m, code)) {
+    ok = true;
+    cache_put(key.s, key.n, code, n);
+  }
+  arena_free(a);
+  return ok;
+}
+
+/* ---- functions ---- */
+
+static const char guarded_name[] = "kiln_guarded_copy";
+
+/* Copies words, unless a check has failed: for state that is written at the exit (Graph.copies). */
+static const char guarded_copy[] =
+    "\n.visible .entry kiln_guarded_copy(\n"
+    "  .param .u64 to, .param .u64 from, .param .u64 n, .param .u64 run)\n"
+    "{\n"
+    "  .reg .pred %p<3>;\n"
+    "  .reg .b32 %r<5>;\n"
+    "  .reg .b64 %rd<12>;\n"
+    "  .reg .b16 %h<2>;\n"
+    "  ld.param.u64 %rd0, [run];\n"
+    "  cvta.to.global.u64 %rd0, %rd0;\n"
+    "  ld.global.u64 %rd1, [%rd0+16];\n"
+    "  setp.ne.u64 %p0, %rd1, 0;\n"
+    "  @%p0 bra END;\n"
+    "  ld.param.u64 %rd2, [to];\n"
+    "  ld.param.u64 %rd3, [from];\n"
+    "  ld.param.u64 %rd4, [n];\n"
+    "  cvta.to.global.u64 %rd2, %rd2;\n"
+    "  cvta.to.global.u64 %rd3, %rd3;\n"
+    "  mov.u32 %r0, %ctaid.x;\n"
+    "  mov.u32 %r1, %ntid.x;\n"
+    "  mov.u32 %r2, %tid.x;\n"
+    "  mov.u32 %r3, %nctaid.x;\n"
+    "  mad.wide.u32 %rd5, %r0, %r1, 0;\n"
+    "  cvt.u64.u32 %rd6, %r2;\n"
+    "  add.u64 %rd5, %rd5, %rd6;\n"
+    "  mul.wide.u32 %rd7, %r3, %r1;\n"
+    "LOOP:\n"
+    "  setp.ge.u64 %p1, %rd5, %rd4;\n"
+    "  @%p1 bra END;\n"
+    "  add.u64 %rd8, %rd3, %rd5;\n"
+    "  add.u64 %rd9, %rd2, %rd5;\n"
+    "  ld.global.u8 %h0, [%rd8];\n"
+    "  st.global.u8 [%rd9], %h0;\n"
+    "  add.u64 %rd5, %rd5, %rd7;\n"
+    "  bra LOOP;\n"
+    "END:\n"
+    "  ret;\n"
+    "}\n";
+
+enum { SHARED_BYTES = 48 << 10 }; /* that a kernel may have without asking */
+
+static bool find_function(Module *m, int kernel, int launch) {
+  const CudaLaunch *l = &m->plan[kernel]->launch[launch];
+  CUfunction *f = &m->fn[kernel][launch];
+  return CU(cuModuleGetFunction, f, m->module, l->entry) &&
+         (l->shared <= SHARED_BYTES ||
+          CU(cuFuncSetAttribute, *f, CU_FUNC_DYNAMIC_SHARED, (int)l->shared));
+}
+
+static bool find_functions(Module *m) {
+  for (int i = 0; i < m->n; i++) {
+    m->fn[i] = arena_array(m->arena, CUfunction, m->plan[i]->n + 1);
+    for (int j = 0; j < m->plan[i]->n; j++)
+      if (!find_function(m, i, j)) {
+        err_where("kernel %s", m->kernel[i]->name);
+        return false;
+      }
+  }
+  return !m->g->copies.n || !m->checks ||
+         CU(cuModuleGetFunction, &m->copy, m->module, guarded_name);
+}
+
+/* ---- the module ---- */
+
+static bool has_checks(const Graph *g) {
+  for (int i = 0; i < g->kernels.n; i++)
+    for (int j = 0; j < g->kernels.v[i]->nodes.n; j++)
+      if (g->kernels.v[i]->nodes.v[j]->prim == P_CHECK) return true;
+  return false;
+}
+
+static int plan_kernels(Module *m, const CudaTarget *t) {
+  int launches = 0;
+  for (int i = 0; i < m->n; i++) {
+    const Kernel *k = m->kernel[i];
+    m->plan[i] = cuda_plan(m->arena, k, t);
+    if (!m->plan[i]) return -1;
+    launches += m->plan[i]->n;
+    Buffer **b = m->bufs[i] = arena_array(m->arena, Buffer *, k->inputs.n + k->outputs.n + 1);
+    for (int j = 0; j < k->inputs.n; j++) *b++ = k->inputs.v[j].node->buf;
+    for (int j = 0; j < k->outputs.n; j++) *b++ = k->outputs.v[j]->buf;
+    *b = k->ws;
+  }
+  return launches;
+}
+
+_Static_assert(sizeof(CudaRun) <= CUDA_ALIGN, "a slot starts with the CudaRun");
+
+static void lay_out_slot(Module *m) {
+  const Graph *g = m->g;
+  m->feed_at = arena_array(m->arena, int64_t, g->buffers.n + 1);
+  m->slot_bytes = CUDA_ALIGN;
+  for (int i = 0; i < g->buffers.n; i++) {
+    if (g->buffers.v[i]->kind != B_FEED) continue;
+    m->feed_at[i] = (int64_t)m->slot_bytes;
+    m->slot_bytes += cuda_aligned((size_t)g->buffers.v[i]->bytes);
+  }
+  m->back_bytes = CUDA_ALIGN;
+  for (int i = 0; i < g->fetches.n; i++)
+    m->back_bytes += cuda_aligned((size_t)g->fetches.v[i].node->buf->bytes);
+}
+
+static bool make_module(Module *m, const CudaTarget *t) {
+  int launches = plan_kernels(m, t);
+  if (launches <= 0) return launches == 0;
+  Arena *a = arena_scratch();
+  Str ptx;
+  str_init(&ptx, a);
+  bool ok = cuda_ptx(m->n, m->kernel, t, &ptx);
+  if (ok && m->g->copies.n && m->checks) str_add(&ptx, guarded_copy);
+  ok = ok && device_enter(m->d);
+  if (ok) {
+    MemGuard guard;
+    if (MEM_GUARD(guard)) {
+      device_leave(m->d);
+      mem_rethrow();
+    }
+    ok = load_ptx(m, &ptx) && find_functions(m);
+    mem_unguard(&guard);
+    device_leave(m->d);
+  }
+  arena_free(a);
+  return ok;
+}
+
+Module *module_new(const Graph *g, int n, Kernel *const *k, const CompileOptions *o) {
+  CudaTarget t;
+  if (!cuda_target(o->target, &t)) return NULL;
+  Arena *a = arena_new();
+  Module *const m = arena_new_of(a, Module);
+  *m = (Module){.arena = a, .d = (CudaDevice *)o->device, .g = g, .n = n, .kernel = k};
+  device_hold(m->d);
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    module_close(m);
+    mem_rethrow();
+  }
+  m->plan = arena_array(a, CudaPlan *, n + 1);
+  m->fn = arena_array(a, CUfunction *, n + 1);
+  m->bufs = arena_array(a, Buffer **, n + 1);
+  m->checks = has_checks(g);
+  lay_out_slot(m);
+  bool ok = make_module(m, &t);
+  mem_unguard(&guard);
+  if (ok) return m;
+  module_close(m);
+  return NULL;
+}
+
+void module_close(Module *m) {
+  if (!m) return;
+  CudaDevice *d = m->d;
+  pthread_mutex_lock(&d->lock);
+  CU_DROP(cuCtxSetCurrent, d->context);
+  CU_DROP(cuStreamSynchronize, d->compute);
+  run_free(m);
+  if (m->module) CU_DROP(cuModuleUnload, m->module);
+  pthread_mutex_unlock(&d->lock);
+  device_drop(d);
+  arena_free(m->arena);
+}
