@@ -206,6 +206,7 @@ Executable *compile(const CompileRequest *r) {
 
   x->options = (CompileOptions){
       .target = r->target ? arena_str(a, r->target) : NULL,
+      .device = r->device,
       .dump_dir = passes.dump_dir ? arena_str(a, passes.dump_dir) : NULL,
       .no_blas = r->no_blas,
   };
@@ -231,7 +232,8 @@ Executable *compile(const CompileRequest *r) {
 
 void executable_free(Executable *x) {
   if (!x) return;
-  mem_free(x->kept);
+  place_free(x->options.device, x->kept);
+  place_free(x->options.device, x->data);
   if (x->module) x->backend->module_free(x->module);
   graph_free(x->graph);
   arena_free(x->arena);

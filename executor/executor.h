@@ -23,7 +23,10 @@ void scope_remove(Scope *s, const char *name);
 int scope_names(Scope *s, Arena *a, const char ***names); /* sorted */
 
 typedef struct ExecOptions {
-  int threads;       /* 0: all cores */
+  int threads;        /* 0: all cores */
+  const char *device; /* NULL or "cpu"; "cuda", "cuda:N". Used by exec_new only, as is math */
+  const char
+      *math; /* NULL or "exact"; on a GPU also "tf32", "bf16": how products round their inputs */
   bool interpret;    /* the plain interpreter instead of generated code */
   bool check_nan;    /* E-NUM-001 at the first operator whose output has a NaN or infinity */
   bool profile;      /* keep times per kernel */
@@ -38,9 +41,11 @@ typedef struct ExecOptions {
 
 enum { DEFAULT_MAX_STEPS = 100000000 };
 typedef struct Executor Executor;
-Executor *exec_new(const ExecOptions *o); /* NULL: defaults */
+/* o NULL: defaults. NULL, with an error: E-ARG-001, E-DEV. */
+Executor *exec_new(const ExecOptions *o);
 void exec_free(Executor *e);
-ExecOptions *exec_options(Executor *e); /* may be changed between runs, except threads and trace */
+ExecOptions *
+exec_options(Executor *e); /* may be changed between runs, except threads, device, math and trace */
 /* Random numbers depend on (seed, step): step counts this executor's runs of programs that hold backward or optimise
  * operators, and is saved in checkpoints. */
 uint64_t exec_step(const Executor *e);
@@ -68,6 +73,7 @@ typedef struct CompileRequest {
   int n_fetch;
   const char *const *fetch;
   const char *target;               /* NULL: this CPU */
+  struct Device *device;            /* to run on; NULL: the host */
   const struct PassOptions *passes; /* NULL: from KILN_DEBUG */
   bool no_blas;
   int64_t memory_budget; /* see ExecOptions */
@@ -84,6 +90,7 @@ typedef struct PlanInfo {
   int kernels;
   int64_t arena, lower_bound, state, flops, bytes;
   double compile_ms;
+  int launches, graphs, copies; /* on a device: what the last run asked of the driver */
 } PlanInfo;
 PlanInfo executable_plan(const Executable *x);
 /* The plan of the executable that this executor last ran. */

@@ -33,6 +33,7 @@ struct Executable {
   int64_t scratch_bytes; /* the most that any kernel wants per thread */
   PlanInfo plan;
   uint8_t *kept; /* see B_KEPT; NULL until the first run */
+  uint8_t *data; /* the constants, on a device; NULL until the first run */
   uint64_t *
       seen; /* per buffer: version of the state that what is kept comes from; the last: is it there? */
   const char *key; /* see run.c */
@@ -45,6 +46,9 @@ struct Executable {
 typedef struct Profile Profile;
 struct Executor {
   ExecOptions opt;
+  Arena *arena;
+  Device *device;     /* NULL: the host */
+  const char *target; /* of the device */
   Pool *pool;
   Executable *cache; /* most recently used first */
   Executable *last;
@@ -78,6 +82,18 @@ bool profile_write_trace(const Profile *p, const char *path);
 void profile_print(const Profile *p, const Roof *roof, FILE *to, bool json);
 double now_seconds(void);
 
+/* device.c: memory of a device, or (NULL) of the host. What a device refuses is thrown like a refused allocation. */
+void *place_take(Device *d, size_t n); /* not zeroed */
+void place_free(Device *d, void *p);
+void place_put(Device *d, void *to, const void *from, size_t n); /* from the host */
+void place_get(Device *d, void *to, const void *from, size_t n); /* to the host */
+/* The constants of a program, on its device: at[] of their buffers. */
+void place_constants(Executable *x, void **at);
+/* The device of a name as users write it; NULL: the host. To be closed. E-ARG-001, E-DEV. */
+bool device_find(const char *name, Device **d);
+/* Target of CompileOptions on it, in the arena; math: NULL, exact, tf32, bf16. E-ARG-001. */
+bool device_target(Arena *a, const Device *d, const char *math, const char **target);
+
 /* nancheck.c */
 bool tensor_finite(const Tensor *t, int64_t *at); /* at: the first element that is not */
 /* Interpret the program to find the first operator whose output is not finite; records E-NUM-001. */
@@ -87,11 +103,13 @@ bool find_not_finite(const CompileRequest *r, const EvalEnv *env, const char *se
 /* Another one for every value that the variable gets, by scope_give, scope_set or scope_edit; 0: it has none. */
 uint64_t scope_version(Scope *s, const char *name);
 void scope_reserve(Scope *s, const char *name);
-/* Takes its data, of mem_alloc, which is in that layout (see Node.ia of STATE; NULL: as it is). */
-void scope_give(Scope *s, const char *name, const Tensor *value, const int64_t *layout);
-/* A variable's elements in a layout, NULL if it has none; permuted if they are not there. Who writes is alone with the
+/* Takes its data, of place_take, which is in that layout (see Node.ia of STATE; NULL: as it is). */
+void scope_give(Scope *s, const char *name, const Tensor *value, Device *d, const int64_t *layout);
+/* A variable's elements in a layout, in the device's or (NULL) the host's memory; NULL if it has none; copied if they are
+ * not there. Who writes is alone with the
  * variable, and gives it back by scope_give; of who only reads there may be several. */
-void *scope_data(Scope *s, const char *name, const int64_t *layout, bool write, Pool *pool);
+void *scope_data(Scope *s, const char *name, Device *d, const int64_t *layout, bool write,
+                 Pool *pool);
 /* The value in row-major order, its data in the arena if the scope does not hold it so; NULL if there is none. */
 Tensor *scope_copy(Scope *s, const char *name, Arena *a);
 /* A file in the .pdiparams layout; its large tensors stay where it is mapped. */

@@ -20,10 +20,15 @@ Executor *exec_new(const ExecOptions *o) {
     mem_rethrow();
   }
   if (o) e->opt = *o;
+  e->arena = arena_new();
   e->pool = pool_new(e->opt.threads);
   if (e->opt.profile || e->opt.trace) e->profile = profile_new(e->opt.trace != NULL);
+  bool ok = device_find(e->opt.device, &e->device) &&
+            device_target(e->arena, e->device, e->opt.math, &e->target);
   mem_unguard(&guard);
-  return e;
+  if (ok) return e;
+  exec_free(e);
+  return NULL;
 }
 
 static void write_trace(Executor *e) {
@@ -44,8 +49,10 @@ void exec_free(Executor *e) {
   control_forget(e);
   pool_free(e->pool);
   arena_free(e->tmp);
-  mem_free(e->memory);
+  arena_free(e->arena);
+  place_free(e->device, e->memory);
   mem_free(e->scratch);
+  if (e->device) e->device->calls->close(e->device);
   mem_free(e);
 }
 
@@ -241,6 +248,7 @@ static Executable *find_section(const CompileRequest *r, Executable **list) {
 
 typedef struct Run {
   Executor *e;
+  Device *device; /* NULL: the host */
   Executable *x;
   Scope *scope;
   const CompileRequest *req;
@@ -267,12 +275,12 @@ static void check_failed(RunCtx *c, int64_t node, int64_t index, int64_t value) 
   __atomic_store_n(&r->lock, 0, __ATOMIC_RELEASE);
 }
 
-static void ensure_memory(uint8_t **p, size_t *have, size_t want) {
+static void ensure_memory(Device *d, uint8_t **p, size_t *have, size_t want) {
   if (*have >= want) return;
-  mem_free(*p);
+  place_free(d, *p);
   *p = NULL;
   *have = 0;
-  *p = mem_take(want);
+  *p = place_take(d, want);
   *have = want;
 }
 
@@ -308,7 +316,7 @@ static void take_memory(Run *u, const Graph *g, const Tensor *out) {
     Tensor old;
     if (scope_shape(u->scope, w->name, &old) && tensor_bytes(&old) == tensor_bytes(t)) continue;
     scope_reserve(u->scope, w->name);
-    t->data = mem_take(tensor_bytes(t) + 64);
+    t->data = place_take(u->device, tensor_bytes(t) + 64);
   }
   for (; u->n_fetch < g->fetches.n; u->n_fetch++) {
     const Tensor *to = &out[u->n_fetch];
@@ -323,7 +331,7 @@ static void take_memory(Run *u, const Graph *g, const Tensor *out) {
 
 /* After a failure. */
 static void give_back(Run *u) {
-  for (int i = 0; i < u->n_state; i++) mem_free(u->fresh[i].data);
+  for (int i = 0; i < u->n_state; i++) place_free(u->device, u->fresh[i].data);
   for (int i = 0; i < u->n_fetch; i++)
     if (u->own[i]) mem_free(u->out[i].data);
 }
@@ -332,7 +340,7 @@ static void *state_data(const Run *u, const StateUse *s) {
   if (s->write >= 0 && u->fresh[s->write].data &&
       tensor_bytes(&u->fresh[s->write]) == (size_t)s->buf->bytes)
     return u->fresh[s->write].data;
-  return scope_data(u->scope, s->buf->name, s->layout, s->write >= 0, u->e->pool);
+  return scope_data(u->scope, s->buf->name, u->device, s->layout, s->write >= 0, u->e->pool);
 }
 
 static void bind_buffers(Run *u) {
@@ -348,6 +356,7 @@ static void bind_buffers(Run *u) {
     case B_STATE: break;
     }
   }
+  if (u->device) place_constants(u->x, u->at);
   for (int i = 0; i < u->x->n_states; i++)
     u->at[u->x->states[i].buf->id] = state_data(u, &u->x->states[i]);
   int most = 0;
@@ -420,19 +429,53 @@ static bool check_error(const Run *u) {
   return false;
 }
 
-static bool run_kernels(Run *u) {
+static bool run_on_host(Run *u) {
   Executable *x = u->x;
   Executor *e = u->e;
-  u->kept = is_kept(u);
   for (int i = 0; i < x->graph->kernels.n; i++) {
     if (u->kept && x->graph->kernels.v[i]->constant) continue;
     double t0 = e->profile ? now_seconds() : 0;
     run_kernel(u, i);
     if (e->profile) profile_add(e->profile, x, i, t0, now_seconds());
-    if (u->check.failed) return check_error(u);
-    if (err_any()) return false; /* a custom operator failed */
+    if (u->check.failed || err_any()) break; /* a custom operator may fail */
   }
-  x->seen[x->graph->buffers.n] = 1;
+  return !err_any();
+}
+
+static void add_time(void *user, int kernel, double seconds) {
+  const Run *u = user;
+  double now = now_seconds();
+  profile_add(u->e->profile, u->x, kernel, now - seconds, now);
+}
+
+/* The same, all at once, with the copies of feeds, fetches and state. */
+static bool run_on_device(Run *u) {
+  const Graph *g = u->x->graph;
+  DeviceCopy *in = arena_array(u->e->tmp, DeviceCopy, g->buffers.n + 1);
+  DeviceCopy *out = arena_array(u->e->tmp, DeviceCopy, g->fetches.n + 1);
+  DeviceRun r = {
+      .at = u->at, .kept = u->kept, .seed = u->seed, .step = u->step, .in = in, .out = out};
+  for (int i = 0; i < g->buffers.n; i++) {
+    Buffer *b = g->buffers.v[i];
+    if (b->kind == B_FEED) in[r.n_in++] = (DeviceCopy){b, u->at[i], (size_t)b->bytes};
+  }
+  for (int i = 0; i < g->fetches.n; i++)
+    if (!is_same(u, i))
+      out[r.n_out++] =
+          (DeviceCopy){g->fetches.v[i].node->buf, u->out[i].data, tensor_bytes(&u->out[i])};
+  if (u->e->profile) r.timed = add_time, r.user = u;
+  bool ok = u->device->calls->run(u->x->module, &r, &u->check);
+  u->x->plan.launches = r.launches;
+  u->x->plan.graphs = r.graphs;
+  u->x->plan.copies = r.copies;
+  return ok;
+}
+
+static bool run_kernels(Run *u) {
+  u->kept = is_kept(u);
+  if (!(u->device ? run_on_device(u) : run_on_host(u))) return false;
+  if (u->check.failed) return check_error(u);
+  u->x->seen[u->x->graph->buffers.n] = 1;
   return true;
 }
 
@@ -440,6 +483,9 @@ static bool run_kernels(Run *u) {
 static Tensor node_tensor(const Run *u, const Node *n) {
   Tensor t = shape_of(n);
   t.data = u->at[n->buf->id];
+  if (!u->device || n->buf->kind == B_FEED) return t;
+  t.data = arena_alloc(u->e->tmp, tensor_bytes(&t));
+  place_get(u->device, t.data, u->at[n->buf->id], tensor_bytes(&t));
   return t;
 }
 
@@ -449,17 +495,17 @@ static void hand_over(Run *u, const Graph *g, Tensor *out) {
   for (int i = 0; i < g->writes.n; i++) {
     Tensor *t = &u->fresh[i];
     const NamedNode *w = &g->writes.v[i];
-    if (!t->data) t->data = scope_data(u->scope, w->name, w->layout, true, NULL);
-    scope_give(u->scope, w->name, t, w->layout);
+    if (!t->data) t->data = scope_data(u->scope, w->name, u->device, w->layout, true, NULL);
+    scope_give(u->scope, w->name, t, u->device, w->layout);
   }
 }
 
 static bool finish(Run *u, Tensor *out) {
   const Graph *g = u->x->graph;
-  for (int i = 0; i < g->fetches.n; i++)
+  for (int i = 0; !u->device && i < g->fetches.n; i++)
     if (!is_same(u, i))
       memcpy(u->out[i].data, u->at[g->fetches.v[i].node->buf->id], tensor_bytes(&u->out[i]));
-  for (int i = 0; i < g->copies.n; i++) {
+  for (int i = 0; !u->device && i < g->copies.n; i++) {
     const ExitCopy *c = &g->copies.v[i];
     memcpy(u->at[c->to->id], u->at[c->from->id], (size_t)c->to->bytes);
   }
@@ -480,7 +526,9 @@ static void **save_state(Run *u) {
   void **saved = arena_array(u->e->tmp, void *, g->buffers.n + 1);
   for (int i = 0; i < g->buffers.n; i++) {
     const Buffer *b = g->buffers.v[i];
-    if (b->kind == B_STATE) saved[i] = arena_dup(u->e->tmp, u->at[i], (size_t)b->bytes);
+    if (b->kind != B_STATE) continue;
+    saved[i] = arena_alloc(u->e->tmp, (size_t)b->bytes);
+    place_get(u->device, saved[i], u->at[i], (size_t)b->bytes);
   }
   return saved;
 }
@@ -498,7 +546,7 @@ static bool check_finite(Run *u, void **saved) {
   }
   if (!bad) return true;
   for (int i = 0; i < g->buffers.n; i++)
-    if (saved[i]) memcpy(u->at[i], saved[i], (size_t)g->buffers.v[i]->bytes);
+    if (saved[i]) place_put(u->device, u->at[i], saved[i], (size_t)g->buffers.v[i]->bytes);
   EvalEnv env = {.lookup = env_lookup, .user = u, .seed = u->seed, .step = u->step};
   return find_not_finite(u->req, &env, bad);
 }
@@ -523,7 +571,7 @@ static bool run_interpreted(Run *u, Tensor *out) {
         arena_dup(u->e->tmp, values[g->writes.v[i].node->id]->data, tensor_bytes(&u->fresh[i]));
   for (int i = 0; ok && i < g->writes.n; i++) {
     void *to = u->fresh[i].data;
-    if (!to) to = scope_data(u->scope, g->writes.v[i].name, NULL, true, NULL);
+    if (!to) to = scope_data(u->scope, g->writes.v[i].name, NULL, NULL, true, NULL);
     memcpy(to, kept[i], tensor_bytes(&u->fresh[i]));
   }
   if (ok) hand_over(u, g, out);
@@ -538,10 +586,11 @@ static bool run_compiled(Run *u, Tensor *out) {
   if (!x) return false;
   e->last = x;
   u->same = x->same;
-  ensure_memory(&e->memory, &e->memory_bytes, (size_t)x->graph->arena_bytes + 64);
-  ensure_memory(&e->scratch, &e->scratch_bytes,
+  ensure_memory(u->device, &e->memory, &e->memory_bytes, (size_t)x->graph->arena_bytes + 64);
+  ensure_memory(NULL, &e->scratch, &e->scratch_bytes,
                 (size_t)x->scratch_bytes * (size_t)pool_threads(e->pool) + 64);
-  if (!x->kept && x->graph->kept_bytes) x->kept = mem_take((size_t)x->graph->kept_bytes + 64);
+  if (!x->kept && x->graph->kept_bytes)
+    x->kept = place_take(u->device, (size_t)x->graph->kept_bytes + 64);
   take_memory(u, x->graph, out);
   bind_buffers(u);
   void **saved = e->opt.check_nan ? save_state(u) : NULL;
@@ -572,7 +621,13 @@ static bool run(Run *u, Tensor *out) {
 
 bool run_section(Executor *e, const CompileRequest *r, Executable **list, uint64_t seed,
                  Tensor *out, const Same **same) {
-  Run u = {.e = e, .scope = r->scope, .req = r, .list = list, .seed = seed, .step = e->step};
+  Run u = {.e = e,
+           .device = r->device,
+           .scope = r->scope,
+           .req = r,
+           .list = list,
+           .seed = seed,
+           .step = e->step};
   bool ok = run(&u, out);
   if (!ok) give_back(&u);
   *same = u.same;
@@ -609,11 +664,13 @@ bool exec_run(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *
                         .fetch = fetch,
                         .no_blas = e->opt.no_blas,
                         .memory_budget = e->opt.memory_budget,
-                        .conv_error = e->opt.conv_error};
+                        .conv_error = e->opt.conv_error,
+                        .target = e->target,
+                        .device = e->opt.interpret ? NULL : e->device};
   PassOptions words = {0};
   if (e->opt.debug && pass_options_parse(&words, e->opt.debug)) req.passes = &words;
   uint64_t seed = e->opt.seed ? e->opt.seed : (uint64_t)p->seed;
-  Run u = {.e = e, .scope = s, .req = &req, .seed = seed, .step = e->step};
+  Run u = {.e = e, .device = req.device, .scope = s, .req = &req, .seed = seed, .step = e->step};
   bool ok = !err_any() && run_whole(&u, out);
   if (ok && has_updates(p)) e->step++;
   if (!ok) give_back(&u);

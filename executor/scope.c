@@ -10,7 +10,9 @@
  * A variable is kept in the layout in which programs compute with it (Node.ia of STATE): the first run permutes it, and from
  * then on nobody does. What only reads gets a copy in its layout beside, what writes changes the variable's own: then the
  * copies go, so that no two forms of a variable are ever at odds. To the outside its dimensions are in their own order; for
- * who asks for the elements there is a copy in that order, made when asked for. */
+ * who asks for the elements there is a copy in that order, made when asked for. Forms may be in the memory of a device: a
+ * variable that a device has written is copied to the host when it is looked at there. A form on a device that is no
+ * longer right keeps its memory for the next copy, so that addresses stay. */
 #include "internal.h"
 #include <pthread.h>
 #include <stdlib.h>
@@ -28,7 +30,9 @@ typedef struct Mapping {
 /* The elements in a layout. */
 typedef struct Form {
   int64_t layout[KL_VAR_RANK];
-  void *data; /* NULL: none */
+  Device *device; /* whose memory the data is in; NULL: the host's */
+  bool old;       /* the elements are of an earlier value */
+  void *data;     /* NULL: none */
   struct Form *next;
 } Form;
 
@@ -81,6 +85,13 @@ static void release(Scope *s, void *data) {
   mem_free(data);
 }
 
+static void release_form(Scope *s, Form *f) {
+  if (f->device)
+    place_free(f->device, f->data);
+  else
+    release(s, f->data);
+}
+
 static bool is_layout(const Form *f, int rank, const int64_t *layout) {
   for (int d = 0; d < rank; d++)
     if (f->layout[d] != (layout ? layout[d] : d)) return false;
@@ -91,9 +102,17 @@ static void set_layout(Form *f, int rank, const int64_t *layout) {
   for (int d = 0; d < rank; d++) f->layout[d] = layout ? layout[d] : d;
 }
 
+/* Those on a device stay as old ones. */
 static void drop_copies(Scope *s, Entry *e) {
+  Form *kept = NULL;
   for (Form *f = e->copies, *next; f; f = next) {
     next = f->next;
+    if (f->device) {
+      f->old = true;
+      f->next = kept;
+      kept = f;
+      continue;
+    }
     bool shown = e->shown.data == f->data;
     if (shown && e->pinned)
       e->stale = f->data;
@@ -102,15 +121,22 @@ static void drop_copies(Scope *s, Entry *e) {
     if (shown && !e->pinned) e->shown.data = NULL;
     mem_free(f);
   }
-  e->copies = NULL;
+  e->copies = kept;
 }
 
 static void clear(Scope *s, Entry *e) {
   e->pinned = false;
   drop_copies(s, e);
-  release(s, e->own.data);
+  for (Form *f = e->copies, *next; f; f = next) {
+    next = f->next;
+    release_form(s, f);
+    mem_free(f);
+  }
+  release_form(s, &e->own);
   release(s, e->stale);
-  e->own.data = e->stale = e->shown.data = NULL;
+  e->copies = NULL;
+  e->own = (Form){.data = NULL};
+  e->stale = e->shown.data = NULL;
 }
 
 void scope_free(Scope *s) {
@@ -157,12 +183,12 @@ static void permute_share(void *user, int thread, int64_t begin, int64_t end) {
   tensor_permute_some(p->to, &p->from, p->layout, begin, end);
 }
 
-/* The own form's elements in another layout. */
-static void permute(const Entry *e, const int64_t *layout, void *to, Pool *pool) {
+/* A host form's elements in another layout. */
+static void permute(const Entry *e, const Form *f, const int64_t *layout, void *to, Pool *pool) {
   int64_t inverse[KL_VAR_RANK];
-  Permutation p = {.to = to, .from = tensor_layout(&e->shown, e->own.layout)};
-  p.from.data = e->own.data;
-  layout_inverse(e->shown.rank, e->own.layout, inverse);
+  Permutation p = {.to = to, .from = tensor_layout(&e->shown, f->layout)};
+  p.from.data = f->data;
+  layout_inverse(e->shown.rank, f->layout, inverse);
   for (int d = 0; d < e->shown.rank; d++) p.layout[d] = inverse[layout ? layout[d] : d];
   int64_t n = tensor_permute_tasks(&p.from, p.layout);
   if (pool)
@@ -171,34 +197,86 @@ static void permute(const Entry *e, const int64_t *layout, void *to, Pool *pool)
     tensor_permute(to, &p.from, p.layout);
 }
 
-static Form *find_form(Entry *e, const int64_t *layout) {
+static Form *next_form(Entry *e, Form *f) { return f == &e->own ? e->copies : f->next; }
+
+static Form *find_form(Entry *e, const Device *d, const int64_t *layout) {
   Form *f = &e->own;
-  while (f && !is_layout(f, e->shown.rank, layout)) f = f == &e->own ? e->copies : f->next;
+  while (f && (f->old || f->device != d || !is_layout(f, e->shown.rank, layout)))
+    f = next_form(e, f);
   return f;
 }
 
-/* A copy beside the own form. */
-static Form *add_copy(Entry *e, const int64_t *layout, Pool *pool) {
+/* Any form that the host can read; what only a device has is copied. */
+static Form *host_form(Entry *e);
+
+static size_t form_bytes(const Entry *e) { return tensor_bytes(&e->shown) + 64; }
+
+/* A copy beside the own form, its elements not yet there. */
+static Form *new_copy(Entry *e, Device *d, const int64_t *layout) {
   Form *const f = mem_alloc(sizeof *f);
   MemGuard guard;
   if (MEM_GUARD(guard)) {
     mem_free(f);
     mem_rethrow();
   }
-  bool stale = !layout && e->stale;
-  f->data = stale ? e->stale : mem_take(tensor_bytes(&e->shown) + 64);
+  bool stale = !d && !layout && e->stale;
+  f->data = stale ? e->stale : place_take(d, form_bytes(e));
   mem_unguard(&guard);
   if (stale) e->stale = NULL;
-  permute(e, layout, f->data, pool);
+  f->device = d;
+  f->old = true;
   set_layout(f, e->shown.rank, layout);
   f->next = e->copies;
   return e->copies = f;
 }
 
+static Form *host_copy(Entry *e, const int64_t *layout, Pool *pool) {
+  Form *from = host_form(e);
+  if (is_layout(from, e->shown.rank, layout)) return from;
+  Form *f = new_copy(e, NULL, layout);
+  permute(e, from, layout, f->data, pool);
+  f->old = false;
+  return f;
+}
+
+static Form *host_form(Entry *e) {
+  Form *f = &e->own;
+  while (f && (f->old || f->device)) f = next_form(e, f);
+  if (f) return f;
+  f = new_copy(e, NULL, e->own.layout);
+  place_get(e->own.device, f->data, e->own.data, tensor_bytes(&e->shown));
+  f->old = false;
+  return f;
+}
+
+static void remove_copy(Scope *s, Entry *e, Form *f) {
+  Form **link = &e->copies;
+  while (*link != f) link = &(*link)->next;
+  *link = f->next;
+  release_form(s, f);
+  mem_free(f);
+}
+
+static Form *device_copy(Scope *s, Entry *e, Device *d, const int64_t *layout, Pool *pool) {
+  Form *from = find_form(e, NULL, layout), *f = e->copies;
+  bool passing = !from; /* a copy that nobody else wants */
+  if (passing) from = host_copy(e, layout, pool);
+  while (f && (f->device != d || !is_layout(f, e->shown.rank, layout))) f = f->next;
+  if (!f) f = new_copy(e, d, layout);
+  place_put(d, f->data, from->data, tensor_bytes(&e->shown));
+  f->old = false;
+  if (passing && from != &e->own) remove_copy(s, e, from);
+  return f;
+}
+
+static Form *add_copy(Scope *s, Entry *e, Device *d, const int64_t *layout, Pool *pool) {
+  return d ? device_copy(s, e, d, layout, pool) : host_copy(e, layout, pool);
+}
+
 /* The one form that is left is in this layout. */
-static void keep_only(Scope *s, Entry *e, const int64_t *layout, Pool *pool) {
-  Form *f = find_form(e, layout);
-  if (!f) f = add_copy(e, layout, pool);
+static void keep_only(Scope *s, Entry *e, Device *d, const int64_t *layout, Pool *pool) {
+  Form *f = find_form(e, d, layout);
+  if (!f) f = add_copy(s, e, d, layout, pool);
   if (f != &e->own) {
     Form was = e->own;
     e->own = *f;
@@ -213,6 +291,7 @@ static void keep_only(Scope *s, Entry *e, const int64_t *layout, Pool *pool) {
 
 typedef struct Request {
   const char *name;
+  Device *device;
   const int64_t *layout;
   bool alone; /* the other forms go */
   Pool *pool;
@@ -224,13 +303,14 @@ static void serve(Scope *s, void *user) {
   Request *r = user;
   Entry *e = r->entry = find(s, r->name);
   if (!e) return;
-  if (r->alone) keep_only(s, e, r->layout, r->pool);
-  Form *f = find_form(e, r->layout);
-  r->data = f ? f->data : add_copy(e, r->layout, r->pool)->data;
+  if (r->alone) keep_only(s, e, r->device, r->layout, r->pool);
+  Form *f = find_form(e, r->device, r->layout);
+  r->data = f ? f->data : add_copy(s, e, r->device, r->layout, r->pool)->data;
 }
 
-void *scope_data(Scope *s, const char *name, const int64_t *layout, bool write, Pool *pool) {
-  Request r = {name, layout, write, pool, NULL, NULL};
+void *scope_data(Scope *s, const char *name, Device *d, const int64_t *layout, bool write,
+                 Pool *pool) {
+  Request r = {name, d, layout, write, pool, NULL, NULL};
   locked(s, serve, &r);
   return r.data;
 }
@@ -280,7 +360,7 @@ static void reserve(Scope *s, void *user) {
 
 void scope_reserve(Scope *s, const char *name) { locked(s, reserve, (void *)(uintptr_t)name); }
 
-void scope_give(Scope *s, const char *name, const Tensor *value, const int64_t *layout) {
+void scope_give(Scope *s, const char *name, const Tensor *value, Device *d, const int64_t *layout) {
   pthread_mutex_lock(&s->lock);
   Entry *e = map_get(s->by_name, name);
   if (value->data == e->own.data) {
@@ -288,6 +368,7 @@ void scope_give(Scope *s, const char *name, const Tensor *value, const int64_t *
   } else {
     clear(s, e);
     e->own.data = value->data;
+    e->own.device = d;
   }
   void *shown = e->shown.data;
   e->shown = *value;
@@ -316,7 +397,7 @@ Tensor *scope_set(Scope *s, const char *name, DType d, int rank, const int64_t *
     memmove(now.data, data, bytes);
   else
     memset(now.data, 0, bytes);
-  scope_give(s, name, &now, NULL);
+  scope_give(s, name, &now, NULL, NULL);
   return scope_edit(s, name);
 }
 
@@ -368,10 +449,10 @@ static void copy_out(Scope *s, void *user) {
   Copy *c = user;
   Entry *e = find(s, c->name);
   if (!e) return;
-  Form *f = find_form(e, NULL);
+  Form *f = find_form(e, NULL, NULL);
   c->t = arena_dup(c->a, &e->shown, sizeof e->shown);
   c->t->data = f ? f->data : arena_alloc(c->a, tensor_bytes(&e->shown));
-  if (!f) permute(e, NULL, c->t->data, NULL);
+  if (!f) permute(e, host_form(e), NULL, c->t->data, NULL);
 }
 
 Tensor *scope_copy(Scope *s, const char *name, Arena *a) {
@@ -427,7 +508,7 @@ static void set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t
   for (int i = 0; i < n; i++)
     if (stays(m, &t[i])) m->live++;
   if (m && m->live) adopt(s, m);
-  for (int i = 0; i < n; i++) scope_give(s, vars[i]->name, &copy[i], NULL);
+  for (int i = 0; i < n; i++) scope_give(s, vars[i]->name, &copy[i], NULL, NULL);
 }
 
 void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t) {

@@ -456,9 +456,13 @@ typedef struct kl_exec_options {
   /* how far convolutions may be off, relative to the largest result of a layer; 0: as plain sums. From 2e-6 and 1e-5 on,
    * Winograd's algorithm serves 3 x 3 filters */
   double conv_error;
-  int64_t max_steps; /* of one loop, after which it counts as endless; 0: 100 million */
+  int64_t max_steps;  /* of one loop, after which it counts as endless; 0: 100 million */
+  const char *device; /* "cpu" (the default), "cuda" or "cuda:N": the first or another GPU */
+  const char *
+      math; /* "exact" (the default); on a GPU also "tf32", "bf16": how matrix products round their inputs */
 } kl_exec_options;
 #define kl_exec_defaults ((kl_exec_options){.threads = 0})
+/* NULL if there is no such device (see kl_error) */
 KL_API kl_exec *kl_exec_new(kl_exec_options o);
 KL_API void kl_exec_free(kl_exec *exe);
 KL_API kl_scope *kl_exec_scope(kl_exec *exe);

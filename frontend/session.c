@@ -58,6 +58,8 @@ void kl_scope_free(kl_scope *s) { scope_free(s); }
 
 kl_exec *kl_exec_new(kl_exec_options o) {
   ExecOptions e = {.threads = o.threads,
+                   .device = o.device,
+                   .math = o.math,
                    .interpret = o.interpret,
                    .check_nan = o.check_nan,
                    .profile = o.profile,
@@ -77,7 +79,9 @@ kl_exec *kl_exec_new(kl_exec_options o) {
   x->owns_scope = !o.scope;
   x->run = exec_new(&e);
   mem_unguard(&guard);
-  return x;
+  if (x->run) return x;
+  kl_exec_free(x);
+  return NULL;
 }
 
 void kl_exec_free(kl_exec *exe) {

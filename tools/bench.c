@@ -23,6 +23,7 @@ typedef struct Options {
   int64_t memory_budget;
   double conv_error;
   bool json, profile, start, once;
+  ExecOptions exec; /* device and math */
   int argc;
   char **argv; /* of the verb */
 } Options;
@@ -240,6 +241,8 @@ static bool bench(const Options *o, const char *path) {
   Model m;
   ExecOptions eo = {.threads = (int)o->threads,
                     .profile = o->profile,
+                    .device = o->exec.device,
+                    .math = o->exec.math,
                     .memory_budget = o->memory_budget,
                     .conv_error = o->conv_error};
   Run run = {.e = exec_new(&eo), .s = scope_new(), .m = &m};
@@ -269,6 +272,7 @@ int verb_bench(int argc, char **argv) {
       {"--feed-shape", FLAG_LIST, &o.shapes, "NAME=DIMS", "x=8x3x224x224; other -1 dims become 1"},
       {"--fetch", FLAG_TEXT, &o.fetch, "A,B", "what to compute (the program's fetches)"},
       {"--threads", FLAG_COUNT, &o.threads, "N", "threads (all cores)"},
+      DEVICE_FLAGS(o.exec),
       {"--reps", FLAG_COUNT, &o.reps, "N", "runs to time (100; at most a minute after the tenth)"},
       {"--memory-budget", FLAG_BYTES, &o.memory_budget, "BYTES",
        "compute values again until the plan fits; K, M, G"},

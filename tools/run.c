@@ -4,20 +4,12 @@
 #include <string.h>
 
 typedef struct Options {
-  const char *params, *device, *fetch_text;
+  const char *params, *fetch_text;
   List feeds, fetches;
   int64_t threads, batch;
   bool profile, json;
   ExecOptions exec;
 } Options;
-
-static bool device_ok(const char *device) {
-  if (!device || !strcmp(device, "cpu")) return true;
-  err_set(E_GEN_002, "device %s cannot run programs", quoted(device));
-  err_help(
-      "use --device cpu; `kiln compile --target cuda:sm_NN --emit ptx` generates code for GPUs");
-  return false;
-}
 
 static void print_tensor(const char *name, const Tensor *t) {
   printf("%s %s\n", name, shape_text(t->dtype, t->rank, t->dims));
@@ -41,7 +33,6 @@ static bool run_model(const Options *o, const char *path) {
   Dataset d = {0};
   Scope *s = scope_new();
   Executor *e = NULL;
-  if (!device_ok(o->device)) return scope_free(s), false;
   bool ok = model_open(&m, path, o->params);
   Feed feeds[LIST_MAX];
   const char **own, *names[LIST_MAX];
@@ -76,7 +67,7 @@ int verb_run(int argc, char **argv) {
                    "what to compute; printed, or written"},
                   {"--params", FLAG_TEXT, &o.params, "FILE", "parameters (beside the program)"},
                   {"--threads", FLAG_COUNT, &o.threads, "N", "threads (all cores)"},
-                  {"--device", FLAG_TEXT, &o.device, "cpu", "where to run"},
+                  DEVICE_FLAGS(o.exec),
                   {"--interpret", FLAG_BOOL, &o.exec.interpret, NULL,
                    "the plain interpreter instead of generated code"},
                   {"--memory-budget", FLAG_BYTES, &o.exec.memory_budget, "BYTES",
@@ -149,6 +140,7 @@ int verb_eval(int argc, char **argv) {
                   {"--batch", FLAG_COUNT, &o.batch, "N", "rows per run (100)"},
                   {"--fetch", FLAG_TEXT, &o.fetch_text, "A,B", "metrics: variables of one element"},
                   {"--threads", FLAG_COUNT, &o.threads, "N", "threads (all cores)"},
+                  DEVICE_FLAGS(o.exec),
                   {"--json", FLAG_BOOL, &o.json, NULL, "as JSON"},
                   {0}};
   Usage u = {"--main T --params DIR|FILE --feed NAME=FILE ... --batch N --fetch A,B",

@@ -28,6 +28,12 @@ typedef enum FlagKind {
   FLAG_TEXT,
   FLAG_LIST
 } FlagKind;
+/* The rows of flags that choose where programs run, for the verbs that run some; exec: an ExecOptions. */
+#define DEVICE_FLAGS(exec)                                                                         \
+  {"--device", FLAG_TEXT, &(exec).device, "cpu|cuda[:N]", "where to run (cpu)"}, {                 \
+    "--math", FLAG_TEXT, &(exec).math, "exact|tf32|bf16",                                          \
+        "how matrix products round their inputs on a GPU (exact)"                                  \
+  }
 enum { LIST_MAX = 64 };
 typedef struct List {
   int n;

@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 
 typedef struct Train {
-  const char *startup, *params, *main, *test, *fetch, *save, *resume, *log, *device;
+  const char *startup, *params, *main, *test, *fetch, *save, *resume, *log;
   List feeds, test_feeds;
   int64_t batch, epochs, steps, seed, threads, save_every;
   bool shuffle, drop_last;
@@ -307,7 +307,7 @@ int verb_train(int argc, char **argv) {
        "of shuffling, and of random operators without a seed (1)"},
       {"--threads", FLAG_COUNT, &t.threads, "N",
        "threads (all cores); results do not depend on it"},
-      {"--device", FLAG_TEXT, &t.device, "cpu", "where to run"},
+      DEVICE_FLAGS(t.exec),
       {"--save", FLAG_TEXT, &t.save, "DIR", "checkpoints and, at the end, params.pdiparams"},
       {"--save-every", FLAG_COUNT, &t.save_every, "STEPS", "a checkpoint every so many steps"},
       {"--resume", FLAG_TEXT, &t.resume, "DIR", "go on from the newest complete checkpoint"},
@@ -333,11 +333,6 @@ int verb_train(int argc, char **argv) {
     return usage_error("train: --main is needed, and --startup or --params");
   if (!t.feeds.n) return usage_error("train: --feed is needed");
   if (t.batch < 1) return usage_error("train: --batch must be positive");
-  if (t.device && strcmp(t.device, "cpu")) {
-    err_set(E_GEN_002, "device %s cannot run programs", quoted(t.device));
-    err_help("use --device cpu");
-    return report();
-  }
   t.exec.threads = (int)t.threads;
   t.exec.seed = (uint64_t)t.seed;
   return train(&t) ? 0 : report();

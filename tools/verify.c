@@ -15,6 +15,7 @@ typedef struct Verify {
   int n_feeds;
   Feed *feeds;
   uint64_t seed;
+  ExecOptions exec; /* of the runs that are verified */
   int failures;
 } Verify;
 
@@ -69,7 +70,9 @@ static bool compare_runs(Verify *v, const char *what, int n, const char *const *
   Scope *after[2] = {NULL, NULL};
   bool ok = true;
   for (int k = 0; k < 2; k++) {
-    ExecOptions eo = {.seed = v->seed, .interpret = k == 1};
+    ExecOptions eo = {.interpret = true};
+    if (k == 0) eo = v->exec;
+    eo.seed = v->seed;
     Executor *e = exec_new(&eo);
     after[k] = copy_scope(v->m.prog, v->scope);
     out[k] = arena_array(v->m.arena, Tensor, n + 1);
@@ -241,12 +244,14 @@ int verb_verify(int argc, char **argv) {
   const char *startup = NULL, *params = NULL;
   List shapes = {0};
   int64_t seed = 1;
+  Verify v = {0};
   Flag flags[] = {{"--startup", FLAG_TEXT, &startup, "S",
                    "the program that initialises the parameters"},
                   {"--params", FLAG_TEXT, &params, "FILE", "parameters (beside the program)"},
                   {"--feed-shape", FLAG_LIST, &shapes, "NAME=DIMS",
                    "x=8x3x224x224; other -1 dims become 1"},
                   {"--seed", FLAG_INT, &seed, "N", "of random operators (1)"},
+                  DEVICE_FLAGS(v.exec),
                   {0}};
   Usage u = {"MODEL [--startup S] [--feed-shape NAME=DIMS]",
              "Every operator's output, generated code against the interpreter; gradients against "
@@ -255,7 +260,8 @@ int verb_verify(int argc, char **argv) {
   List args;
   int rc = parse_args(argc, argv, &u, &args);
   if (rc >= 0) return rc;
-  Verify v = {.scope = scope_new(), .seed = (uint64_t)seed};
+  v.scope = scope_new();
+  v.seed = (uint64_t)seed;
   bool ok = verify(&v, args.v[0], startup, params, &shapes);
   scope_free(v.scope);
   model_close(&v.m);
