@@ -33,22 +33,25 @@ void place_get(Device *d, void *to, const void *from, size_t n) {
 
 static size_t aligned(const Buffer *b) { return ((size_t)b->bytes + 255) / 256 * 256; }
 
-static uint8_t *copy_constants(const Graph *g, Device *d, size_t n) {
-  uint8_t *const data = place_take(d, n);
-  uint8_t *to = data;
-  MemGuard guard;
-  if (MEM_GUARD(guard)) {
-    place_free(d, data);
-    mem_rethrow();
-  }
+static void copy_constants(const Graph *g, Device *d, uint8_t *to) {
   for (int i = 0; i < g->buffers.n; i++) {
     const Buffer *b = g->buffers.v[i];
     if (b->kind != B_DATA) continue;
     place_put(d, to, b->data, (size_t)b->bytes);
     to += aligned(b);
   }
+}
+
+static void make_constants(Executable *x, size_t n) {
+  x->data = place_take(x->options.device, n);
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    place_free(x->options.device, x->data);
+    x->data = NULL;
+    mem_rethrow();
+  }
+  copy_constants(x->graph, x->options.device, x->data);
   mem_unguard(&guard);
-  return data;
 }
 
 /* All in one block, copied by the first run. */
@@ -57,7 +60,7 @@ void place_constants(Executable *x, void **at) {
   size_t n = 0;
   for (int i = 0; i < g->buffers.n; i++)
     if (g->buffers.v[i]->kind == B_DATA) n += aligned(g->buffers.v[i]);
-  if (n && !x->data) x->data = copy_constants(g, x->options.device, n);
+  if (n && !x->data) make_constants(x, n);
   uint8_t *data = x->data;
   for (int i = 0; i < g->buffers.n; i++) {
     const Buffer *b = g->buffers.v[i];
