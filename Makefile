@@ -36,7 +36,7 @@ PLUGINS  := $(filter frontend/examples/custom_%,$(EX_SRC))
 EXAMPLES := $(patsubst frontend/examples/%.c,$(B)/examples/%,$(filter-out $(PLUGINS),$(EX_SRC))) \
             $(PLUGINS:frontend/examples/%.c=$(B)/examples/%.so)
 
-.PHONY: all help demo test check bless bench peers-test loc install deps-build deps-test clean
+.PHONY: all help demo test check bless bench peers-test fuzz loc install deps-build deps-test clean
 .SECONDARY:
 all: $(B)/kiln $(B)/libkiln.so $(B)/libkiln.a $(B)/libkiln-codegen.so $(EXAMPLES)
 
@@ -52,6 +52,7 @@ help:
 #: make docs      rewrite the pages that come from the tables: operators, error codes
 #: make bench     compare the speed with the peers (prepares them in .venv), about 25 minutes
 #: make peers-test   compare operators, training and files with PaddlePaddle (prepares it in .venv)
+#: make fuzz      libFuzzer on the readers of files (clang), SECONDS=60
 #: make install   PREFIX=/usr/local DESTDIR=
 deps-build:
 	@tools/deps.sh build
@@ -100,6 +101,10 @@ bench: deps-build
 peers-test: deps-build
 	@$(MAKE) --no-print-directory -s -j$$(nproc) all $(B)/peers/nets
 	@tests/peers/run.sh $(B)
+
+fuzz: deps-build
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all
+	@tests/fuzz/run.sh $(or $(SECONDS),60)
 
 loc:
 	@for d in ir passes executor backends frontend tools tests; do \

@@ -302,6 +302,14 @@ static const char *unknown_input(Expand *x, const Op *op) {
   return NULL;
 }
 
+/* An input passed for optional, as all of a gradient operator's may be, was needed after all. */
+static bool needs_more(const Op *op) {
+  err_set(E_OPR_002, "operator `%s` lacks an input that it needs", op->type);
+  for (int i = 0; i < op->def->n_ins; i++)
+    if (!op_in(op, op->def->ins[i].name, 0)) err_note("%s is not connected", op->def->ins[i].name);
+  return false;
+}
+
 bool expand_op(Expand *x, const Op *op) {
   const Op *outer = x->op;
   x->op = op;
@@ -315,6 +323,7 @@ bool expand_op(Expand *x, const Op *op) {
     if (near) err_help("Did you mean `%s`?", near);
   }
   if (ok && err_any()) ok = false;
+  if (!ok && !err_any()) needs_more(op);
   if (!ok && op->block) {
     if (x->g->unknown) x->g->wanted = (Wanted){op, unknown_input(x, op)};
     note_inputs(x);

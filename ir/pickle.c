@@ -187,7 +187,7 @@ static bool push_tuple(Machine *m, size_t n) {
     if (m->n_stack <= i || m->stack[m->n_stack - 1 - i]->kind == PK_MARK)
       return malformed(m, "a tuple finds too few values on the stack");
   PickleValue *v = make(m, PK_TUPLE);
-  if (!v || !append(m, v, m->stack + m->n_stack - n, n)) return false;
+  if (!v || (n && !append(m, v, m->stack + m->n_stack - n, n))) return false;
   m->n_stack -= n;
   return push(m, v);
 }

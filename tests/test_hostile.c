@@ -1,7 +1,7 @@
 /* Hostile files, made from recipes by class (A wire format, B tensor payloads, C names and paths,
  * D program structure, E shapes and attributes). Whatever is read, verified and inferred must end in success or in one
  * coded error, within a second, within 64 MiB + 3 times the file, and without a byte left allocated. */
-#include "util.h"
+#include "account.h"
 #include <math.h>
 #include <setjmp.h>
 #include <stdlib.h>
@@ -11,41 +11,20 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-/* ---- accounting ---- */
-
-static MemTable plain;
-static size_t live, peak;
-
-static void *counting_alloc(size_t n) {
-  size_t *p = plain.alloc(n + 64);
-  if (!p) return NULL;
-  *p = n;
-  live += n;
-  if (live > peak) peak = live;
-  return (char *)p + 64;
-}
-
-static void counting_free(void *p) {
-  size_t *head = (size_t *)((char *)p - 64);
-  live -= *head;
-  plain.free(head);
-}
-
 typedef enum Form { BYTES, TEXT, PARAMS } Form;
 typedef struct Result {
   bool ok;
   ErrCode code;
 } Result;
-static int n_files, n_accepted;
 
 static bool read_program(Form form, const uint8_t *bytes, size_t n) {
   Program *p = form == TEXT ? prog_parse((const char *)bytes, n, "hostile.kl")
                             : prog_decode(bytes, n, "hostile.pdmodel");
   bool ok = p && prog_verify(p);
-  size_t reading =
-      peak; /* inference builds a graph, whose size goes with the operators, not with their bytes */
+  /* inference builds a graph, whose size goes with the operators, not with their bytes */
+  size_t reading = account_peak();
   ok = ok && infer_program(p, true);
-  peak = reading;
+  account_set_peak(reading);
   prog_free(p);
   return ok;
 }
@@ -67,36 +46,11 @@ static bool read_params(const uint8_t *bytes, size_t n) {
 static Result check_file(const char *id, int variant, Form form, const void *bytes, size_t n) {
   uint8_t *copy = malloc(n + !n);
   if (n) memcpy(copy, bytes, n);
-  size_t before = live;
-  peak = live;
-  clock_t start = clock();
-  err_clear();
+  Account account = account_open(id, variant, n);
   bool ok = form == PARAMS ? read_params(copy, n) : read_program(form, copy, n);
-  double seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
-  const Diag *d = err_get();
-  if (ok == (d != NULL))
-    fail_msg("%s.%d: %s", id, variant, ok ? "accepted, with an error" : "refused without an error");
-  if (d && (!*d->summary || !*d->where))
-    fail_msg("%s.%d: %s %s, without text or place", id, variant, err_name(d->code), d->summary);
-  if (seconds > 1) fail_msg("%s.%d: %.2f seconds", id, variant, seconds);
-  size_t most = ((size_t)64 << 20) + 2 * n; /* the file itself is the third */
-  if (peak - before > most)
-    fail_msg("%s.%d: %zu KiB for %zu bytes", id, variant, (peak - before) >> 10, n);
-  if (live != before)
-    fail_msg("%s.%d: %zd bytes are not freed", id, variant, (ssize_t)(live - before));
-  Result r = {ok, d ? d->code : E_NONE};
-  n_files++;
-  n_accepted += ok;
-  if (getenv("KILN_SHOW_HOSTILE")) {
-    print_message("%s.%d: ", id, variant);
-    if (d)
-      err_print(stdout, false);
-    else
-      print_message("accepted\n");
-  }
-  err_clear();
+  ErrCode code = account_close(&account, ok);
   free(copy);
-  return r;
+  return (Result){ok, code};
 }
 
 /* ---- writing the wire format, also wrongly ---- */
@@ -785,9 +739,7 @@ static void test_attributes(void **state) {
 
 static int set_up(void **state) {
   (void)state;
-  plain = mem_table;
-  opdef_n(); /* the table is parsed once and stays */
-  mem_table = (MemTable){counting_alloc, counting_free};
+  account_start();
   return 0;
 }
 
@@ -814,6 +766,6 @@ int main(void) {
       TEST(test_attributes),     TEST(test_refused),
   };
   int failed = cmocka_run_group_tests(tests, set_up, NULL);
-  print_message("%d files, %d accepted\n", n_files, n_accepted);
+  print_message("%d files, %d accepted\n", account_files(), account_accepted());
   return failed;
 }
