@@ -22,9 +22,9 @@ int64_t tasks_for(int64_t flops) {
   /* small work is divided finely, for two cores; large work so that each task runs at full speed */
   static const struct {
     int64_t flops, most;
-  } steps[] = {{2000000, 4}, {6000000, 8}, {16000000, 16}, {64000000, 64}};
+  } steps[] = {{1000000, 2}, {2000000, 4}, {6000000, 8}, {16000000, 16}, {64000000, 64}};
   int64_t n = 1;
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; i < 5; i++) {
     int64_t fit = flops / steps[i].flops;
     if (fit > steps[i].most) fit = steps[i].most;
     if (fit > n) n = fit;

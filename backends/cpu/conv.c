@@ -213,10 +213,17 @@ static int64_t strip_bytes(const ConvPlan *p, int64_t rows, int size) {
   return m;
 }
 
+/* One position: a row times the filter, whose bytes count rather than the arithmetic. */
+static bool is_row(const ConvPlan *p) {
+  return p->part[0].w.n * p->part[0].h.n * p->images.total == 1 && p->n_parts == 1;
+}
+
 /* Cuts images along their rows, and columns by panels, into enough tasks; what is read least often twice is cut. */
 static void divide(const Facts *f, ConvPlan *p) {
+  enum { ROW_BYTES = 256 << 10 };
   int64_t want = tasks_for(f->flops), items = p->images.total * p->groups.total;
   int64_t tallest = 0;
+  if (is_row(p)) want = most(want, p->b_size * p->columns * f->size / ROW_BYTES);
   for (int i = 0; i < p->n_parts; i++) tallest = most(tallest, p->part[i].h.n);
   p->by_block = tallest == 1 && !p->part[0].run && p->n_parts == 1;
   p->units = p->by_block ? p->part[0].rows.n : tallest;
@@ -319,6 +326,7 @@ static void want_all(Arena *a, ConvPlan *p, Part *q) {
 static int64_t whole_rows(const Plan *plan, const ConvPlan *p) {
   const Facts *f = &plan->facts;
   int64_t e = f->numel / (plan->frame.rows * plan->frame.parts), h = 0, w = 0;
+  if (f->numel == p->columns && p->tile.lanes % e == 0) return e;
   if (p->panel_groups > 1 || p->c_w != p->columns) return 0;
   for (int i = 0; i < p->n_parts; i++) {
     h = most(h, p->part[i].h.out + p->part[i].h.out_step * (p->part[i].h.n - 1) + 1);
@@ -351,16 +359,19 @@ static bool packs(const Plan *plan, const ConvPlan *p) {
 
 static void lay_out(ConvPlan *p, Part *q) {
   q->strip_w = strip_rows(&q->w, q->w.n);
-  q->pixel = p->copy ? p->channels : p->a_w;
+  q->pixel = p->copy || !p->a_w ? p->channels : p->a_w; /* a_w 0: there is one position */
   q->line = p->copy ? p->channels * q->strip_w : p->a_h;
   q->fold = q->w.taps == 1 || (q->w.tap_step == 1 && q->pixel == p->channels);
 }
 
 static bool worth(const Plan *plan, const ConvPlan *p) {
-  enum { FLOPS = 1000000, LEAST_K = 8, LEAST_M = 4, LEAST_N = 8 };
+  enum { FLOPS = 1000000, LEAST_K = 8, LEAST_M = 4, LEAST_N = 8, KEPT_BYTES = 4 << 20 };
   const Facts *f = &plan->facts;
-  int64_t positions = p->part[0].w.n * p->part[0].h.n, k = 0;
+  int64_t positions = p->part[0].w.n * p->part[0].h.n, k = 0,
+          bytes = p->b_size * p->columns * f->size;
   for (int i = 0; i < p->n_parts; i++) k = most(k, p->part[i].k);
+  if (is_row(p) && plan->frame.constant[p->b] && f->dtype == DT_FLOAT32)
+    return p->columns >= LEAST_N && k >= LEAST_K && bytes <= KEPT_BYTES;
   if (p->columns < LEAST_N || positions < LEAST_M || k < LEAST_K) return false;
   return f->dtype == DT_FLOAT32 && (f->flops >= FLOPS || plan->no_blas);
 }

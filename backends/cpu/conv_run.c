@@ -265,7 +265,11 @@ void conv_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
     }
     if (!plan->frame.fn) continue;
     int64_t e0 = 0, e1 = rows * wide * p->c_w;
-    if (p->by_block) {
+    if (f->numel == p->columns) { /* the only position */
+      e0 = block_start(&p->panels, pg * p->panels.n / p->panel_groups) * p->tile.lanes;
+      e1 = block_start(&p->panels, (pg + 1) * p->panels.n / p->panel_groups) * p->tile.lanes;
+      e1 = least(e1, p->columns);
+    } else if (p->by_block) {
       e0 = block_start(&p->part[0].rows, u0) * p->c_w;
       e1 = block_start(&p->part[0].rows, u1) * p->c_w;
     } else if (!all) {

@@ -104,7 +104,7 @@ static bool packs(const MicroShape *s, const MicroPlan *g) {
 /* Microkernels rather than OpenBLAS: by measurement (tests/bench/contract_bench.c) they are as fast or faster except for sums
  * so short that moving C counts, and results of a few rows or columns; and their code takes some 10 ms each to compile. */
 static bool is_worth(DType t, const MicroShape *s) {
-  enum { FLOPS = 4000000, LEAST_K = 32, LEAST_M = 4, LEAST_N = 8 };
+  enum { FLOPS = 500000, LEAST_K = 16, LEAST_M = 4, LEAST_N = 8 };
   return t == DT_FLOAT32 && s->flops >= FLOPS && s->k * s->batch >= LEAST_K && s->m[0] >= LEAST_M &&
          s->n[0] >= LEAST_N;
 }

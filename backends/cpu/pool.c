@@ -2,7 +2,8 @@
  *
  * In: a number of tasks and a function. Out: the function was called for contiguous shares of them, thread t on the t-th.
  * A job is published by increasing `epoch`; workers watch it, first spinning, then asleep in a futex. The caller runs the
- * first share itself and waits for the others in the same way. Thread and share of a task are fixed by their number, but
+ * first share itself and waits for the others in the same way. The system tends to wake a worker on the core of whoever wakes
+ * it, where the two would only take turns: a worker that finds itself there moves away. Thread and share of a task are fixed by their number, but
  * nothing may depend on it: tasks are independent. Tasks run with denormal numbers flushed to zero on every thread, the
  * caller's included: gradients that fade away would otherwise slow a step down tenfold. */
 #include "../backend.h"
@@ -30,6 +31,8 @@ struct Pool {
   void *user;
   int64_t n;
   bool quit;
+  int core;                           /* that the job was published on */
+  cpu_set_t cores;                    /* that the pool may use */
   _Alignas(LINE) atomic_uint epoch;   /* jobs published */
   atomic_uint sleepers;               /* workers that sleep, or are about to */
   _Alignas(LINE) atomic_uint pending; /* workers that have not finished the job */
@@ -97,6 +100,16 @@ static unsigned next_epoch(Pool *p, unsigned seen) {
   return e;
 }
 
+/* From the caller's core to any other; from there on the system may move it as it likes. */
+static void leave_core(const Pool *p) {
+  cpu_set_t others = p->cores;
+  int core = p->core;
+  if (!p->spins || core < 0 || core >= CPU_SETSIZE || sched_getcpu() != core) return;
+  CPU_CLR(core, &others);
+  if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others))
+    sched_setaffinity(0, sizeof p->cores, &p->cores);
+}
+
 static void *worker_main(void *arg) {
   Worker *w = arg;
   Pool *p = w->pool;
@@ -105,6 +118,7 @@ static void *worker_main(void *arg) {
   for (;;) {
     seen = next_epoch(p, seen);
     if (p->quit) return NULL;
+    leave_core(p);
     run_share(p, w->thread);
     if (atomic_fetch_sub(&p->pending, 1) == 1 && atomic_load(&p->caller_sleeps))
       futex_wake(&p->pending, 1);
@@ -127,17 +141,19 @@ static void wait_done(Pool *p) {
   atomic_store(&p->caller_sleeps, 0);
 }
 
-static int cores(void) {
-  cpu_set_t set;
-  int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+static int cores(cpu_set_t *set) {
+  CPU_ZERO(set);
+  int n = sched_getaffinity(0, sizeof *set, set) == 0 ? CPU_COUNT(set) : 1;
   return n < 1 ? 1 : n;
 }
 
 Pool *pool_new(int n_threads) {
-  int n = n_threads > 0 ? n_threads : cores();
+  cpu_set_t set;
+  int most = cores(&set), n = n_threads > 0 ? n_threads : most;
   if (n > POOL_MAX) n = POOL_MAX;
   Pool *p = mem_alloc(sizeof *p + sizeof *p->worker * (size_t)n);
-  p->spins = n <= cores() ? SPINS : 0; /* spinning only pays on a core of one's own */
+  p->spins = n <= most ? SPINS : 0; /* spinning only pays on a core of one's own */
+  p->cores = set;
   p->threads = n;
   int started = 1;
   for (; started < n; started++) {
@@ -174,6 +190,7 @@ void pool_run(Pool *p, int64_t n, PoolFn *fn, void *user) {
   p->fn = fn;
   p->user = user;
   p->n = n;
+  p->core = sched_getcpu();
   atomic_store(&p->pending, (unsigned)p->threads - 1);
   uint64_t mode = flush_denormals();
   publish(p);

@@ -3,7 +3,7 @@
 #define KILN_TILES_H
 #include "cpu.h"
 
-enum { MOST_ROWS = 28, MOST_VECTORS = 6 };
+enum { MOST_ROWS = 28, MOST_VECTORS = 8 };
 
 typedef enum Isa {
 #define ISA(id, here) ISA_##id,
