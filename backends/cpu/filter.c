@@ -7,10 +7,12 @@
  * positions, B is packed into panels once for all taps, and A once per tap, with zeros where a window leaves it (Georganas et al., Anatomy
  * of high-performance deep learning convolutions on SIMD architectures, SC 2018, section II.J). Where one row of taps has few channels they
  * count as channels of one tap. If there are fewer blocks than tasks are wanted, the positions are divided as well, into a number
- * of shares that follows from the shape, whose sums are added up in order. */
+ * of shares that follows from the shape, whose sums are added up in order. The tiles of one block of positions fetch the next
+ * one into the L2 cache. */
 #include "tiles.h"
 
 enum { BLOCK_BYTES = 640 << 10, MOST_COLUMNS = 256, MOST_CHANNELS = 256, FEW_CHANNELS = 16 };
+enum { CHUNK = 256 }; /* positions of which a panel of B stays in the L1 cache */
 
 typedef struct FilterAxis {
   int64_t pos, n, taps; /* loops over positions and taps */
@@ -97,15 +99,85 @@ static void pack_b(const Plan *plan, const FilterPlan *f, const char *b, int64_t
 
 /* ---- tasks ---- */
 
+/* What a task sums: a block of channels and one of columns over a share of the positions. */
+typedef struct Task {
+  int64_t i0, rows, o0, columns, p0, p1, share;
+  int64_t c;         /* of the block's first result, in elements */
+  const char *a, *b; /* of position 0, channel and column 0 */
+} Task;
+
+static Task task_at(const Plan *plan, void *const *bufs, int64_t t) {
+  const FilterPlan *f = plan->filter;
+  const Facts *facts = &plan->facts;
+  int64_t col = t / f->shares % f->cols.n, row = t / f->shares / f->cols.n % f->rows.n,
+          group = t / f->shares / f->cols.n / f->rows.n;
+  Task k = {.share = t % f->shares, .i0 = block_start(&f->rows, row)};
+  k.rows = block_size(&f->rows, row);
+  k.o0 = block_start(&f->cols, col);
+  k.columns = block_size(&f->cols, col);
+  k.p0 = block_start(&f->share, k.share);
+  k.p1 = k.p0 + block_size(&f->share, k.share);
+  k.c = list_at(facts, &f->groups, group, 2) + k.i0 * f->c_row + k.o0;
+  k.a = (const char *)bufs[plan->frame.x[f->a]] +
+        (f->a_base + list_at(facts, &f->groups, group, f->a)) * facts->size;
+  k.b = (const char *)bufs[plan->frame.x[f->b]] +
+        (f->b_base + list_at(facts, &f->groups, group, f->b)) * facts->size;
+  return k;
+}
+
+/* What is packed next, as the tiles of this block fetch it: two lines of each position at a time. */
+typedef struct Ahead {
+  const char *at[2]; /* of A and B; NULL: not fetched */
+  int64_t pitch[2], bytes[2], positions;
+  int64_t operand, line, position; /* where the next tile begins */
+} Ahead;
+
+static Ahead ahead_of(const Plan *plan, const FilterPlan *f, const Task *k, int64_t p) {
+  int64_t size = plan->facts.size;
+  Ahead n = {.positions = least(f->chunk, k->p1 - p)};
+  n.pitch[0] = f->w.stride * size;
+  n.pitch[1] = f->b_pos * size;
+  n.bytes[0] = k->rows * size;
+  n.bytes[1] = k->columns * size;
+  n.at[1] = k->b + p * n.pitch[1] + k->o0 * size;
+  Run r = run_at(f, p, k->p1);
+  if (f->w.step == 1 && f->h.step == 1)
+    n.at[0] = k->a + (list_at(&plan->facts, &f->images, r.image, f->a) + r.y * f->h.stride +
+                      r.x * f->w.stride + k->i0) *
+                         size;
+  return n;
+}
+
+static void fetch_ahead(Ahead *n, MicroArgs *x) {
+  enum {
+    LINES = 128,
+    STEPS = 4
+  }; /* bytes, and steps of k, for each of the microkernel's fetches */
+  x->next = x->b;
+  x->next_step = 0;
+  if (n->operand < 2 && !n->at[n->operand]) n->operand++;
+  if (n->operand == 2) return;
+  x->next_step = n->pitch[n->operand];
+  x->next = n->at[n->operand] + n->line + n->position * x->next_step;
+  n->position += most(x->k / STEPS, 1);
+  if (n->position < n->positions) return;
+  n->position = 0;
+  n->line += LINES;
+  if (n->line < n->bytes[n->operand]) return;
+  n->line = 0;
+  n->operand++;
+}
+
 typedef struct Product {
   const Plan *plan;
   const FilterPlan *f;
   char *c; /* of the block's first row and column, at tap 0 */
   int64_t rows, columns, positions;
   const char *a, *b; /* packed */
+  Ahead ahead;
 } Product;
 
-static void product(const Product *k, bool add) {
+static void product(Product *k, bool add) {
   const FilterPlan *f = k->f;
   int64_t size = k->plan->facts.size, lanes = f->tile.lanes;
   Blocks v = vector_blocks(k->columns, &f->tile), r = row_blocks(k->rows, &f->tile);
@@ -120,7 +192,7 @@ static void product(const Product *k, bool add) {
       int64_t row = block_start(&r, j);
       x.a = k->a + row * size;
       x.c = k->c + (row * f->c_row + at) * size;
-      x.next = x.b;
+      fetch_ahead(&k->ahead, &x);
       f->set.fn[f->fn[block_size(&r, j)][block_size(&v, i)][x.columns < width]](&x);
     }
   }
@@ -131,34 +203,24 @@ static void filter_tasks(const void *self, void *const *bufs, int64_t begin, int
   const Plan *plan = self;
   const FilterPlan *f = plan->filter;
   int64_t size = plan->facts.size, tw = f->fold ? 1 : f->w.taps;
-  char *packed_b = ctx->scratch;
+  int64_t widest = div_up(f->cols.size + (f->cols.more > 0), f->tile.lanes) * f->tile.lanes;
+  char *packed_b = ctx->scratch, *packed_a = packed_b + widest * f->chunk * size;
   for (int64_t t = begin; t < end; t++) {
-    int64_t share = t % f->shares, col = t / f->shares % f->cols.n,
-            row = t / f->shares / f->cols.n % f->rows.n,
-            group = t / f->shares / f->cols.n / f->rows.n;
-    int64_t i0 = block_start(&f->rows, row), o0 = block_start(&f->cols, col);
-    int64_t p0 = block_start(&f->share, share), p1 = p0 + block_size(&f->share, share);
-    Product k = {.plan = plan, .f = f, .rows = block_size(&f->rows, row)};
-    k.columns = block_size(&f->cols, col);
-    int64_t c = list_at(&plan->facts, &f->groups, group, 2) + i0 * f->c_row + o0;
-    char *to = f->shares > 1 ? (char *)bufs[plan->frame.ws] + share * plan->facts.numel * size
+    Task x = task_at(plan, bufs, t), after = t + 1 < end ? task_at(plan, bufs, t + 1) : x;
+    char *to = f->shares > 1 ? (char *)bufs[plan->frame.ws] + x.share * plan->facts.numel * size
                              : (char *)bufs[plan->frame.out];
-    const char *a = (const char *)bufs[plan->frame.x[f->a]] +
-                    (f->a_base + list_at(&plan->facts, &f->groups, group, f->a)) * size;
-    const char *b = (const char *)bufs[plan->frame.x[f->b]] +
-                    (f->b_base + list_at(&plan->facts, &f->groups, group, f->b)) * size;
-    int64_t widest = div_up(f->cols.size + (f->cols.more > 0), f->tile.lanes) * f->tile.lanes;
-    char *packed_a = packed_b + widest * f->chunk * size;
+    Product k = {.plan = plan, .f = f, .rows = x.rows, .columns = x.columns};
     k.a = packed_a;
     k.b = packed_b;
-    for (int64_t p = p0; p < p1; p += f->chunk) {
-      int64_t q = least(p + f->chunk, p1);
+    for (int64_t p = x.p0; p < x.p1; p += f->chunk) {
+      int64_t q = least(p + f->chunk, x.p1);
       k.positions = q - p;
-      pack_b(plan, f, b, p, q, o0, k.columns, packed_b);
+      k.ahead = q < x.p1 ? ahead_of(plan, f, &x, q) : ahead_of(plan, f, &after, after.p0);
+      pack_b(plan, f, x.b, p, q, x.o0, x.columns, packed_b);
       for (int64_t tap = 0; tap < f->h.taps * tw; tap++) {
-        pack_a(plan, f, a, tap / tw, tap % tw, p, q, i0, k.rows, packed_a);
-        k.c = to + (c + tap / tw * f->h.c + tap % tw * f->w.c) * size;
-        product(&k, p > p0);
+        pack_a(plan, f, x.a, tap / tw, tap % tw, p, q, x.i0, x.rows, packed_a);
+        k.c = to + (x.c + tap / tw * f->h.c + tap % tw * f->w.c) * size;
+        product(&k, p > x.p0);
       }
     }
   }
@@ -241,12 +303,12 @@ static bool worth(const Plan *plan, const FilterPlan *p) {
 }
 
 static void divide(const Facts *f, FilterPlan *p) {
-  int64_t want = tasks_for(f->flops), widest;
+  int64_t want = least(tasks_for(f->flops), MOST_SHARES), widest;
   p->cols = equal_blocks(p->columns, MOST_COLUMNS);
   int64_t taps = p->h.taps * (p->fold ? 1 : p->w.taps);
   p->rows = equal_blocks(p->channels, taps > 1 ? MOST_CHANNELS / 2 : MOST_CHANNELS);
   widest = p->cols.size + p->rows.size + 2;
-  p->chunk = least(most(BLOCK_BYTES / (widest * f->size), 64), p->positions);
+  p->chunk = least(most(BLOCK_BYTES / (widest * f->size), 64), least(CHUNK, p->positions));
   int64_t blocks = p->rows.n * p->cols.n * p->groups.total;
   p->shares = most(least(div_up(want, blocks), p->positions / (2 * p->chunk)), 1);
   p->shares = least(p->shares, MOST_SHARES);
