@@ -36,7 +36,7 @@ PLUGINS  := $(filter frontend/examples/custom_%,$(EX_SRC))
 EXAMPLES := $(patsubst frontend/examples/%.c,$(B)/examples/%,$(filter-out $(PLUGINS),$(EX_SRC))) \
             $(PLUGINS:frontend/examples/%.c=$(B)/examples/%.so)
 
-.PHONY: all help demo test check bless bench peers-test fuzz loc install deps-build deps-test clean
+.PHONY: all help demo test check check-ptx bless bench peers-test fuzz loc install deps-build deps-test clean
 .SECONDARY:
 all: $(B)/kiln $(B)/libkiln.so $(B)/libkiln.a $(B)/libkiln-codegen.so $(EXAMPLES)
 
@@ -48,6 +48,7 @@ help:
 #: make test      install what is missing, build (also with sanitizers), run all tests
 #: make check     house rules: includes, formatting, warnings with gcc and clang, sizes
 #: make check-cudasim   compare the CUDA simulator with the toolkit's header, make its PTX anew with nvcc
+#: make check-ptx assemble the networks' CUDA kernels with ptxas: registers, spills, shared memory, occupancy
 #: make bless     rewrite the expected output of the golden tests
 #: make docs      rewrite the pages that come from the tables: operators, error codes
 #: make bench     compare the speed with the peers (prepares them in .venv), about 25 minutes
@@ -70,7 +71,7 @@ test: deps-test
 	@tests/run.sh build build/san
 
 .PHONY: tests benches
-tests: $(TESTS) $(SIM) $(B)/tests/plan_check $(B)/bench/nets all
+tests: $(TESTS) $(SIM) $(B)/tests/plan_check $(B)/bench/nets $(B)/bench/ptx_check all
 benches: $(BENCHES)
 
 check: deps-test
@@ -85,6 +86,9 @@ check-cudasim: $(patsubst %.cu,%.ptx,$(wildcard tests/cudasim/ptx/*.cu))
 	@sed -n 's/^PROC(.*, \(.*\))/\1/p' tests/cudasim/procs.def | LC_ALL=C sort -u | LC_ALL=C comm -23 - $(B)/cuda_names | sed 's/^/not in the driver: /'
 tests/cudasim/ptx/%.ptx: tests/cudasim/ptx/%.cu
 	$(CUDA)/bin/nvcc -O3 -arch=compute_80 -ptx -o $@ $<
+check-ptx: deps-test
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all $(B)/bench/nets $(B)/bench/ptx_check
+	@tests/check_ptx.sh $(B) all
 
 bless: tests
 	@KILN_BLESS=1 $(B)/tests/test_golden
@@ -144,6 +148,7 @@ $(SIM): $(SIM_SRC:%.c=$(B)/%.o)
 $(B)/bench/%: $(B)/tests/bench/%.o $(B)/tests/bench/peers/onednn.o $(B)/tools/peak.o $(B)/libkiln.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
+$(B)/tests/bench/ptx_check.o: CFLAGS += -isystem $(CUDA)/include
 $(B)/peers/%: $(B)/tests/peers/%.o $(B)/libkiln.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
