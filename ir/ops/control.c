@@ -37,3 +37,33 @@ bool x_array_to_tensor(Expand *x) {
   return x_out(x, "Out", ops_blank(x->g, n->dtype, n->rank + stack, dims)) &&
          x_out(x, "OutIndex", ops_blank(x->g, DT_INT32, 1, &unknown));
 }
+
+/* ---- shapes that depend on values ---- */
+
+bool x_where_index(Expand *x);
+bool x_where_index(Expand *x) {
+  Node *n = x_in(x, "Condition");
+  return n && x_out(x, "Out", ops_blank(x->g, DT_INT64, 2, (int64_t[]){-1, n->rank}));
+}
+
+bool x_masked_select(Expand *x);
+bool x_masked_select(Expand *x) {
+  Node *n = x_in(x, "X");
+  return n && x_out(x, "Y", ops_blank(x->g, n->dtype, 1, (int64_t[]){-1}));
+}
+
+bool x_unique(Expand *x);
+bool x_unique(Expand *x) {
+  Node *n = x_in(x, "X");
+  int count, axis = 0;
+  const int64_t *axes = op_intlist(x->op, "axis", &count);
+  int64_t dims[KL_RANK] = {-1};
+  if (!n || (count > 0 && !ops_axis("axis", axes[0], n->rank, &axis))) return false;
+  for (int d = 0; count > 0 && d < n->rank; d++) dims[d] = d == axis ? -1 : n->dims[d];
+  DType t = op_int(x->op, "dtype") == dtype_info[DT_INT32].paddle ? DT_INT32 : DT_INT64;
+  int64_t rows = count > 0 ? n->dims[axis] : ops_prod(n->dims, 0, n->rank), unknown = -1;
+  return x_out(x, "Out", ops_blank(x->g, n->dtype, count > 0 ? n->rank : 1, dims)) &&
+         x_out(x, "Indices", ops_blank(x->g, t, 1, &unknown)) &&
+         x_out(x, "Index", ops_blank(x->g, t, 1, &rows)) &&
+         x_out(x, "Counts", ops_blank(x->g, t, 1, &unknown));
+}
