@@ -179,7 +179,15 @@ static void replay_fixture(void **state) {
   { #name, replay_fixture, NULL, NULL, #name }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {FIXTURE(mlp), FIXTURE(convnet), FIXTURE(attention),
-                                     FIXTURE(regression_adamw), FIXTURE(inference)};
+  const struct CMUnitTest tests[] = {FIXTURE(mlp),
+                                     FIXTURE(convnet),
+                                     FIXTURE(attention),
+                                     FIXTURE(regression_adamw),
+                                     FIXTURE(inference),
+                                     FIXTURE(control_while),
+                                     FIXTURE(control_branch),
+                                     FIXTURE(control_array),
+                                     FIXTURE(control_shapes),
+                                     FIXTURE(control_decoder)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
