@@ -242,8 +242,8 @@ static bool decode_alu(Parser *p) {
   return false;
 }
 
-static const Form *const tables[] = {forms_basic, forms_memory, forms_convert,
-                                     forms_warp,  forms_mma,    forms_flow};
+static const Form *const tables[] = {forms_basic,   forms_memory, forms_atomic, forms_copy,
+                                     forms_convert, forms_warp,   forms_mma,    forms_flow};
 
 void decode(Parser *p) {
   split(p);

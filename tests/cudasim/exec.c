@@ -317,11 +317,11 @@ void group_prepare(Group *g, Launch *l) {
   g->shared_bytes = f->shared_bytes + l->dynamic_shared;
   for (g->granule_shift = 0; 1 << g->granule_shift < f->granule;) g->granule_shift++;
   if (g->shared_cap < g->shared_bytes) {
-    free(g->shared), free(g->granule);
+    free(g->shared);
     g->shared_cap = g->shared_bytes;
     g->shared = host_alloc(g->shared_bytes + 64);
-    g->granule = host_alloc((g->shared_bytes + 64) * sizeof *g->granule);
   }
+  race_prepare(g, g->shared_bytes);
   uint64_t all = (uint64_t)l->block[0] * l->block[1] * l->block[2];
   for (int k = 0; k < g->n_warps; k++) {
     Warp *w = &g->warp[k];

@@ -5,17 +5,17 @@
 #include "sim.h"
 #include <string.h>
 
-typedef struct Shape {
+typedef struct Tile {
   const char *pattern;
   int m, n, k;
   TypeKind kind; /* of A and B */
   int size;      /* bytes of their elements */
   TypeKind sum;  /* of C and D */
   int sum_size;
-} Shape;
+} Tile;
 
 #define MMA(shape, types) "mma sync aligned " shape " row col " types
-static const Shape shapes[] = {
+static const Tile shapes[] = {
     {MMA("m16n8k4", "f32 tf32 tf32 f32"), 16, 8, 4, KIND_TF32, 4, KIND_FLOAT, 4},
     {MMA("m16n8k8", "f32 tf32 tf32 f32"), 16, 8, 8, KIND_TF32, 4, KIND_FLOAT, 4},
     {MMA("m16n8k8", "f32 f16 f16 f32"), 16, 8, 8, KIND_FLOAT, 2, KIND_FLOAT, 4},
@@ -67,13 +67,13 @@ static uint64_t bits_of(TypeKind kind, int size, double v) {
   return y.u;
 }
 
-static int per_register(const Shape *s) { return s->size < 4 ? 4 / s->size : 1; }
-static int registers_of_a(const Shape *s) { return s->m / 8 * s->k / (4 * per_register(s)); }
-static int registers_of_b(const Shape *s) { return s->k / (4 * per_register(s)); }
-static int registers_of_c(const Shape *s) { return s->m / 8 * (s->sum_size == 2 ? 1 : 2); }
+static int per_register(const Tile *s) { return s->size < 4 ? 4 / s->size : 1; }
+static int registers_of_a(const Tile *s) { return s->m / 8 * s->k / (4 * per_register(s)); }
+static int registers_of_b(const Tile *s) { return s->k / (4 * per_register(s)); }
+static int registers_of_c(const Tile *s) { return s->m / 8 * (s->sum_size == 2 ? 1 : 2); }
 
 /* A[row][k] or B[column][k] from the registers of all lanes: rows in eights, h of them. */
-static void gather(const Warp *w, const Shape *s, const int32_t *v, int h, double to[16][32]) {
+static void gather(const Warp *w, const Tile *s, const int32_t *v, int h, double to[16][32]) {
   int e = per_register(s), width = s->size == 8 ? 8 : 4, chunks = s->k / (4 * e);
   for (int l = 0; l < LANES; l++)
     for (int c = 0; c < chunks; c++)
@@ -91,7 +91,7 @@ static uint64_t *lane_register(Warp *w, int32_t at, int width, int lane, uint64_
 }
 
 static void exec_mma(Warp *w, const Insn *i, uint32_t mask) {
-  const Shape *s = &shapes[i->sub];
+  const Tile *s = &shapes[i->sub];
   if (mask != FULL) fault(w, ~mask, 719, "mma.sync without all lanes of the warp");
   double a[16][32], b[16][32];
   const int32_t *vd = i->v, *va = vd + registers_of_c(s), *vb = va + registers_of_a(s),
@@ -121,7 +121,7 @@ static void decode_mma(Parser *p, const Form *f) {
   int k = 0;
   while (k < COUNT(shapes) && !match(p, shapes[k].pattern)) k++;
   if (k == COUNT(shapes)) parse_fail(p, "this shape of mma is not known");
-  const Shape *s = &shapes[k];
+  const Tile *s = &shapes[k];
   i->sub = (uint8_t)k;
   const int n[4] = {registers_of_c(s), registers_of_a(s), registers_of_b(s), registers_of_c(s)};
   if (p->n_operand != 4) parse_fail(p, "4 operands, not %d", p->n_operand);

@@ -346,8 +346,8 @@ typedef struct Form {
   int sub;
 } Form;
 /* Tables, ended by a pattern NULL. */
-extern const Form forms_basic[], forms_memory[], forms_warp[], forms_mma[], forms_convert[],
-    forms_flow[];
+extern const Form forms_basic[], forms_memory[], forms_atomic[], forms_copy[], forms_warp[],
+    forms_mma[], forms_convert[], forms_flow[];
 /* alu.c: rows of ptx_ops.def. */
 typedef struct AluForm {
   const char *pattern;
@@ -373,12 +373,11 @@ typedef struct Frame { /* of a call; the first one is the kernel's */
   uint32_t active, all; /* lanes that have not returned; that were called */
 } Frame;
 typedef enum WarpState { WARP_READY, WARP_WAITS, WARP_DONE } WarpState;
-typedef struct Pending { /* an asynchronous copy */
-  uint32_t to;
-  uint8_t bytes, lane;
-  uint32_t group;
-  uint32_t line;
-  uint8_t data[16];
+typedef struct Pending { /* asynchronous copies of one instruction */
+  uint32_t mask, group, bytes;
+  bool dense; /* all lanes, one behind the other */
+  uint32_t to[LANES];
+  char data[LANES * 16];
 } Pending;
 #define MAX_DEPTH 256
 #define MAX_CALLS 32
@@ -406,12 +405,12 @@ struct Warp {
   uint32_t group[LANES];
 };
 
-typedef struct Granule { /* of shared memory: who touched it last; race.c */
-  uint32_t write, read;  /* epochs */
-  uint32_t readers;      /* warps */
-  uint16_t writer, flags;
-} Granule;
-enum { GRANULE_ATOMIC = 1, GRANULE_PENDING = 2 };
+typedef struct Records {  /* of shared memory, per granule: who touched it last; race.c */
+  uint32_t *write, *read; /* epochs */
+  uint32_t *readers;      /* warps */
+  uint32_t *writer;       /* warp and flags */
+  uint64_t n;
+} Records;
 
 typedef struct Barrier {
   uint32_t arrived, expected; /* threads */
@@ -455,8 +454,8 @@ struct Group { /* a thread block in execution, reused for the next one */
   uint8_t *local_set;
   char *shared;
   uint64_t shared_bytes, shared_cap;
-  Granule *granule;
-  int granule_shift;
+  Records records;
+  uint32_t granule_shift;
   uint32_t epoch, epoch_base; /* of this block: older records belong to blocks before it */
   Barrier barrier[16];
   Range hit; /* the allocation of the last access */
@@ -484,16 +483,32 @@ void lane_addresses(const Warp *w, const Insn *i, uint64_t at[LANES]);
 char *lane_access(Warp *w, const Insn *i, int lane, Space space, uint64_t at, uint32_t bytes,
                   bool write);
 Space space_of(uint64_t *at); /* of a generic address, which becomes one of that space */
+/* The addresses of the lanes that take part; the others are made equal to one of these. */
+typedef struct Shape {
+  bool uniform, dense; /* all lanes the same address; each lane behind the one before */
+  bool rising;         /* no two lanes overlap */
+  uint64_t low, high;
+} Shape;
+/* Checks addresses of global or shared memory together, as an access of these lanes; what to add to an address for its bytes. */
+char *lanes_access(Warp *w, Space space, uint64_t at[LANES], uint32_t mask, uint32_t bytes,
+                   Shape *s, bool write);
+Space take_space(Parser *p);
+void take_hints(Parser *p, const char *words);
+void note_shared(Parser *p, Space s, int bytes);
+_Noreturn void misaligned(Warp *w, int lane, uint64_t at, uint32_t bytes);
+_Noreturn void out_of_space(Warp *w, int lane, const char *space, uint64_t at, uint32_t bytes,
+                            uint64_t size);
 void count_shared(Group *g, const uint64_t at[LANES], uint32_t mask, uint32_t bytes);
 void count_global(Group *g, const uint64_t at[LANES], uint32_t mask, uint32_t bytes);
-void pending_finish(Warp *w, uint32_t mask, uint32_t keep);
 
 /* race.c */
+void race_prepare(Group *g, uint64_t bytes);
 void race_start(Group *g);
 void race_read(Warp *w, int lane, uint32_t at, uint32_t bytes);
 void race_write(Warp *w, int lane, uint32_t at, uint32_t bytes);
 void race_atomic(Warp *w, int lane, uint32_t at, uint32_t bytes);
 void race_pending(Warp *w, int lane, uint32_t at, uint32_t bytes);
+void race_arrived(Warp *w, uint32_t at, uint32_t bytes);
 void race_barrier(Group *g, uint32_t warps, uint32_t syncing);
 
 /* Checks that can be switched off: CUDASIM_CHECK=-race,-init. */
