@@ -344,3 +344,51 @@ bool control_run(Executor *e, const CompileRequest *r, uint64_t seed, Tensor *ou
   arena_free(c.arena);
   return ok;
 }
+
+/* ---- the sections, for the tools ---- */
+
+static void declared_feeds(const Program *p, Step *s, const CompileRequest *r, Arena *a) {
+  for (int i = 0; i < s->n_in; i++) {
+    const Var *v = s->in_ref[i].var;
+    Tensor *t = arena_new_of(a, Tensor);
+    t->dtype = v->dtype;
+    t->rank = v->rank < 0 ? 0 : v->rank;
+    for (int d = 0; d < t->rank; d++) t->dims[d] = v->dims[d] < 0 ? 1 : v->dims[d];
+    s->feeds[i] = (Feed){s->in[i], t};
+    for (int k = 0; k < r->n_feeds && v->block == p->blocks.v[0]; k++)
+      if (!strcmp(r->feeds[k].name, s->in[i])) *t = *r->feeds[k].value;
+  }
+}
+
+static bool visit_section(Plan *p, PlanBlock *b, int at, const CompileRequest *r, SectionFn *fn,
+                          void *user) {
+  Wanted w = {0};
+  Step *s = b->steps.v[at];
+  CompileRequest part = *r;
+  declared_feeds(r->prog, s, r, p->arena);
+  part.section = s->section;
+  part.feeds = s->feeds;
+  part.n_feeds = s->n_in;
+  part.known = s->known;
+  part.fetch = s->out;
+  part.n_fetch = s->n_out;
+  part.wanted = &w;
+  if (fn(user, &part)) return true;
+  if (!w.op || !err_any() || err_get()->code != E_OPR_006) return false;
+  Diag d = *err_get();
+  err_clear();
+  if (plan_cut(p, b, at, &w)) return visit_section(p, b, at, r, fn, user);
+  if (!err_any()) err_put(&d);
+  return false;
+}
+
+bool each_section(const CompileRequest *r, SectionFn *fn, void *user) {
+  Plan *p = plan_make(r);
+  bool ok = p != NULL;
+  for (int i = 0; ok && i < p->n_blocks; i++)
+    for (int k = 0; ok && p->blocks[i] && k < p->blocks[i]->steps.n; k++)
+      if (p->blocks[i]->steps.v[k]->section.block)
+        ok = visit_section(p, p->blocks[i], k, r, fn, user);
+  plan_free(p);
+  return ok;
+}

@@ -96,6 +96,14 @@ PlanInfo executable_plan(const Executable *x);
 /* The plan of the executable that this executor last ran. */
 PlanInfo exec_last_plan(const Executor *e);
 
+/* control.c: does the program run in parts, because of operators that are not compiled? */
+bool program_has_host_ops(const Program *p);
+/* What the parts are, block by block, for the tools: `fn` is called with a request for each section, in which feeds have
+ * their declared shapes (for -1: 1) and no data. With r.known[i] the section is compiled for each value of feed i, when it
+ * is there. If fn fails with E-OPR-006, the section is cut and fn is called again. */
+typedef bool SectionFn(void *user, const CompileRequest *r);
+bool each_section(const CompileRequest *r, SectionFn *fn, void *user);
+
 /* profile.c */
 enum { ROOF_SIZES = 5 };
 /* What the machine reaches: FLOP per second, and bytes per second over as many bytes (increasing). */

@@ -68,8 +68,6 @@ bool run_section(Executor *e, const CompileRequest *r, Executable **list, uint64
                  Tensor *out, const Same **same);
 
 /* control.c, control_plan.c */
-bool program_has_host_ops(
-    const Program *p); /* is there an operator in block 0 that is not compiled? */
 bool control_plans(const Executor *e, const Program *p); /* has it run in parts before? */
 bool control_run(Executor *e, const CompileRequest *r, uint64_t seed, Tensor *out);
 void control_forget(Executor *e); /* frees all plans */

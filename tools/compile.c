@@ -62,6 +62,61 @@ static bool write_plan(const Options *o, const Model *m, Executable *x) {
   return vfs_write(o->plan, s.s, s.n);
 }
 
+/* ---- programs that run in parts ---- */
+
+typedef struct Parts {
+  const Options *o;
+  const Model *m;
+  Str *out;
+} Parts;
+
+/* Where the section stands, and what goes in and out. */
+static void print_section(const CompileRequest *r, Str *out) {
+  const Section *s = &r->section;
+  str_fmt(out, "# block %d, operators %d to %d", s->block->idx, s->from, s->to - 1);
+  for (int i = 0; i < r->n_feeds; i++) str_fmt(out, "%s %s", i ? "," : "; reads", r->feeds[i].name);
+  for (int i = 0; i < r->n_fetch; i++) str_fmt(out, "%s %s", i ? "," : "; leaves", r->fetch[i]);
+  str_add(out, "\n");
+}
+
+static bool emit_section(void *user, const CompileRequest *r) {
+  const Parts *p = user;
+  for (int i = 0; i < r->n_feeds; i++)
+    if (r->known[i]) {
+      print_section(r, p->out);
+      str_fmt(p->out, "# compiled for each value of %s when it is there\n\n", r->feeds[i].name);
+      return true;
+    }
+  Executable *x = compile(r);
+  if (!x) return false;
+  print_section(r, p->out);
+  bool ok = executable_emit(x, p->o->emit, p->out);
+  str_add(p->out, "\n");
+  executable_free(x);
+  return ok;
+}
+
+/* All sections one after another. */
+static bool emit_parts(const Options *o, const Model *m, CompileRequest *r) {
+  Str s;
+  str_init(&s, m->arena);
+  if (!strcmp(o->emit, "program")) {
+    prog_print(m->prog, &s);
+    return vfs_write(o->out, s.s, s.n);
+  }
+  static const char *const forms[] = {"graph", "llvm", "asm", "ptx"};
+  bool fits = false;
+  for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) fits |= !strcmp(o->emit, forms[i]);
+  if (!fits || o->plan) {
+    err_set(E_OPR_006, "the program runs in parts: it has no single %s",
+            o->plan ? "memory plan" : o->emit);
+    err_help("--emit graph, llvm, asm and ptx show the parts one after another");
+    return false;
+  }
+  Parts p = {o, m, &s};
+  return each_section(r, emit_section, &p) && vfs_write(o->out, s.s, s.n);
+}
+
 static bool run(Options *o, const char *path) {
   Model m;
   Str s;
@@ -88,8 +143,14 @@ static bool run(Options *o, const char *path) {
     if (code && !strcmp(o->emit, "ptx") && !o->target)
       ok = err_set(E_ARG_001, "--emit ptx needs --target cuda:sm_NN");
   }
-  ok = ok && (x = compile(&r)) != NULL && (!o->plan || write_plan(o, &m, x));
-  if (ok) {
+  bool parts = ok && program_has_host_ops(m.prog);
+  if (ok && !parts && !(x = compile(&r))) {
+    ok = parts = err_get() && err_get()->code == E_OPR_006;
+    if (parts) err_clear();
+  }
+  if (ok && parts) ok = emit_parts(o, &m, &r);
+  ok = ok && (!x || !o->plan || write_plan(o, &m, x));
+  if (ok && x) {
     str_init(&s, m.arena);
     ok = emit(o, &m, x, &s) && vfs_write(o->out, s.s, s.n);
   }

@@ -21,6 +21,7 @@ def ints(*v):
 def control_while():
     """A recurrence whose weights all steps share."""
     x, w = data(4), given(4, 4, name="w")
+    x.stop_gradient = False  # or PaddlePaddle makes no gradient of the loop
     i, s = nn.while_loop(lambda i, s: i < ints(5), lambda i, s: [i + 1, paddle.tanh(paddle.matmul(s, w) + x)], [ints(0), x * 1.0])
     loss = paddle.mean(F.square_error_cost(nn.fc(s, 1), static.data("y", [-1, 1], "float32")))
     return loss, paddle.optimizer.Momentum(0.1, 0.9), [loss, i]
