@@ -1,6 +1,6 @@
 """Writes tests/fixtures: programs and parameters as PaddlePaddle saves them, and what PaddlePaddle computes from them.
 
-usage: fixtures.py [FOLDER]
+usage: fixtures.py [FOLDER [NAME ...]]
 
 Each folder NAME holds main.pdmodel, perhaps startup.pdmodel and first.pdiparams to start from, feed-NAME.npy and fetch-NAME.npy
 with a first dimension for the runs ('%' stands for '/'), and last.pdiparams with all persistable variables afterwards.
@@ -92,19 +92,68 @@ def regression_adamw():
     return loss, paddle.optimizer.AdamW(0.01, weight_decay=0.1), [loss]
 
 
+def language():
+    """A language model of an LSTM in both directions and a GRU, with lengths."""
+    nn = paddle.nn
+    ids, n = data(5, dtype="int64"), static.data("n", [-1], "int64")
+    h, _ = nn.LSTM(4, 3, direction="bidirect")(nn.Embedding(4, 4)(ids), sequence_length=n % 4 + 2)
+    h, last = nn.GRU(6, 4)(h)
+    scores = nn.Linear(4, 4)(h)
+    loss = paddle.mean(F.cross_entropy(scores, paddle.unsqueeze(ids, 2), reduction="none"))
+    return loss, paddle.optimizer.Adam(0.05, grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0)), [loss, last]
+
+
+def involution():
+    """A block of RedNet: weights of its own for every position, from unfold, and batch normalisation."""
+    from rednet import Block
+    h = Block(8, 16, 2, True)(paddle.nn.Conv2D(2, 8, 3, padding=1)(data(2, 8, 8)))
+    scores = paddle.nn.Linear(64, 4)(paddle.flatten(F.adaptive_avg_pool2d(h, 1), 1))
+    loss = paddle.mean(F.softmax_with_cross_entropy(scores, static.data("y", [-1, 1], "int64")))
+    return loss, paddle.optimizer.Momentum(0.01, 0.9), [loss]
+
+
+def alignment():
+    """Recognition: columns of a convolution as a sequence, CTC loss."""
+    nn = paddle.nn
+    h = F.relu(nn.Conv2D(1, 6, 3, stride=(4, 1), padding=1)(data(1, 4, 7)))
+    scores = nn.Linear(6, 4)(paddle.transpose(paddle.squeeze(h, 2), [2, 0, 1]))
+    label = static.data("y", [-1, 2], "int64")
+    frames, letters = (paddle.full_like(label[:, 0], n) for n in (7, 2))
+    loss = F.ctc_loss(scores, paddle.cast(label, "int32"), frames, letters, blank=3)
+    return loss, paddle.optimizer.Adam(0.01), [loss]
+
+
+def pieces():
+    """Operators that other nets lack: einsum, assignment to a box, sampling by a grid, bicubic resizing, simulated quantisation."""
+    x = data(2, 6, 6)
+    w = paddle.create_parameter([2, 3], "float32", default_initializer=paddle.nn.initializer.Assign(np.linspace(-1, 1, 6).reshape(2, 3).astype("float32")))
+    h = paddle.einsum("nchw,cd->ndhw", x, w)
+    theta = static.nn.fc(paddle.mean(h, axis=[2, 3]), 6, bias_attr=A(initializer=paddle.nn.initializer.Assign(np.array([1, 0.2, 0, -0.2, 1, 0], "float32"))))
+    h = F.grid_sample(h, F.affine_grid(paddle.reshape(theta, [-1, 2, 3]), [3, 3, 5, 5]))
+    h = F.interpolate(h, size=[7, 6], mode="bicubic")
+    h = paddle.static.setitem(h, (slice(None), 0, slice(1, 6, 2)), 0.25)
+    h = paddle.kthvalue(paddle.cumsum(paddle.tril(h), axis=2), 3, axis=3)[0]
+    return paddle.mean(paddle.logcumsumexp(paddle.atan(h), axis=1)), paddle.optimizer.SGD(0.1), None
+
+
 def main():
     paddle.enable_static()
     out = sys.argv[1] if len(sys.argv) > 1 else "tests/fixtures"
-    for net in (mlp, convnet, attention, regression_adamw):
+    chosen = sys.argv[2:]
+    for net in (mlp, convnet, attention, regression_adamw, language, involution, alignment, pieces):
+        if chosen and net.__name__ not in chosen:
+            continue
         paddle.seed(7)
         main, startup = static.Program(), static.Program()
         with static.program_guard(main, startup), paddle.utils.unique_name.guard(), static.scope_guard(static.Scope()):
             loss, optimizer, fetch = net()
+            fetch = fetch or [loss]
             optimizer.minimize(loss)
             exe = static.Executor(paddle.CPUPlace())
             exe.run(startup)
             write(f"{out}/{net.__name__}", main, exe, random(main, np.random.RandomState(5)), fetch, startup if net is mlp else None)
-    inference(f"{out}/inference")
+    if not chosen or "inference" in chosen:
+        inference(f"{out}/inference")
 
 
 def inference(folder):
