@@ -30,16 +30,9 @@ static const char *plan_key(Arena *a, const CompileRequest *r) {
 }
 
 bool control_plans(const Executor *e, const Program *p) {
-  Str s;
-  Arena *a = NULL;
-  if (!e->plans) return false;
-  a = arena_scratch();
-  str_init(&s, a);
-  str_fmt(&s, "%llu.%llu|", (unsigned long long)p->id, (unsigned long long)p->edits);
-  bool found = false;
-  for (Plan *x = e->plans; x && !found; x = x->next) found = !strncmp(x->key, s.s, s.n);
-  arena_free(a);
-  return found;
+  for (const Plan *x = e->plans; x; x = x->next)
+    if (x->id == p->id && x->edits == p->edits) return true;
+  return false;
 }
 
 static Plan *find_plan(Executor *e, const CompileRequest *r, Arena *a) {
@@ -58,6 +51,8 @@ static Plan *find_plan(Executor *e, const CompileRequest *r, Arena *a) {
   }
   Plan *p = plan_make(r);
   if (!p) return NULL;
+  p->id = r->prog->id;
+  p->edits = r->prog->edits;
   p->key = "";
   p->next = e->plans;
   e->plans = p;

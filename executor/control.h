@@ -98,6 +98,7 @@ struct PlanBlock {
 
 typedef struct Plan {
   Arena *arena;
+  uint64_t id, edits; /* of the program */
   const char *key;
   PlanBlock **blocks; /* by index; NULL: not reached */
   int n_blocks;

@@ -6,7 +6,7 @@
 #include "control.h"
 #include <string.h>
 
-enum { ARRAY_MOST = 1 << 24 }; /* elements */
+enum { ARRAY_MOST = 1 << 22 }; /* elements */
 
 static bool index_of(Control *c, Frame *f, Step *s, const char *slot, int64_t *i) {
   double v;

@@ -634,6 +634,15 @@ bool run_section(Executor *e, const CompileRequest *r, Executable **list, uint64
   return ok;
 }
 
+static bool run_parts(Run *u, Tensor *out) {
+  MemGuard guard;
+  if (MEM_GUARD(guard)) return false;
+  const CompileRequest *r = u->req;
+  bool ok = check_feeds(r->prog, r->n_feeds, r->feeds) && control_run(u->e, r, u->seed, out);
+  mem_unguard(&guard);
+  return ok;
+}
+
 /* A program with control flow, or one in which a shape is computed from data, runs in parts. */
 static bool run_whole(Run *u, Tensor *out) {
   Executor *e = u->e;
@@ -649,7 +658,7 @@ static bool run_whole(Run *u, Tensor *out) {
     err_clear();
     parts = true;
   }
-  if (parts) ok = check_feeds(r.prog, r.n_feeds, r.feeds) && control_run(e, &r, u->seed, out);
+  if (parts) ok = run_parts(u, out);
   u->req = NULL;
   return ok;
 }

@@ -21,6 +21,14 @@ bool x_like_x(Expand *x) {
 bool x_print(Expand *x);
 bool x_print(Expand *x) { return x_out(x, "Out", ops_blank_like(x->g, x_in(x, "In"))); }
 
+bool x_is_empty(Expand *x);
+bool x_is_empty(Expand *x) {
+  Node *n = x_in(x, "X");
+  if (!n) return false;
+  if (!ops_known(n)) return x_out(x, "Out", ops_blank(x->g, DT_BOOL, 0, NULL));
+  return x_out(x, "Out", g_full_int(x->g, DT_BOOL, node_numel(n) == 0, 0, NULL));
+}
+
 bool x_array_length(Expand *x);
 bool x_array_length(Expand *x) {
   return x_out(x, "Out", ops_blank(x->g, DT_INT64, 1, (int64_t[]){1}));
