@@ -5,14 +5,15 @@
  *   result[tap][channel][column] = sum over positions of A[position at the tap][channel] * B[position][column]
  * is a product with A by columns. Channels, columns and positions are cut into blocks that fit in the L2 cache; of a block of
  * positions, B is packed into panels once for all taps, and A once per tap, with zeros where a window leaves it (Georganas et al., Anatomy
- * of high-performance deep learning convolutions on SIMD architectures, SC 2018, section II.J). Where one row of taps has few channels they
- * count as channels of one tap. If there are fewer blocks than tasks are wanted, the positions are divided as well, into a number
+ * of high-performance deep learning convolutions on SIMD architectures, SC 2018, section II.J). Where rows are long, blocks are rows of one
+ * image, and what they read of A is copied once for all taps: a strip, with zeros around, in which a tap is an offset. Where one
+ * row of taps has few channels they count as channels of one tap. If there are fewer blocks than tasks are wanted, the positions are divided as well, into a number
  * of shares that follows from the shape, whose sums are added up in order. The tiles of one block of positions fetch the next
  * one into the L2 cache. */
 #include "tiles.h"
 
 enum { BLOCK_BYTES = 640 << 10, MOST_COLUMNS = 256, MOST_CHANNELS = 256, FEW_CHANNELS = 16 };
-enum { CHUNK = 256 }; /* positions of which a panel of B stays in the L1 cache */
+enum { CHUNK = 256 /* positions of which a panel of B stays in the L1 cache */, LONG_ROW = 28 };
 
 typedef struct FilterAxis {
   int64_t pos, n, taps; /* loops over positions and taps */
@@ -30,9 +31,11 @@ typedef struct FilterPlan {
   bool fold;         /* taps along w are channels */
   int64_t positions; /* of all images */
   TileRow tile;
-  Blocks rows, cols;     /* channels and columns of a task */
-  int64_t chunk, shares; /* positions packed together; into how many sums they are divided */
-  Blocks share;
+  Blocks rows, cols;      /* channels and columns of a task */
+  int64_t chunk, shares;  /* positions packed together; into how many sums they are divided */
+  Blocks share;           /* of the positions, or with strips of the blocks of rows */
+  Blocks lines;           /* n > 0: strips; how the rows of an image are cut */
+  int64_t strip_w, pixel; /* columns of a strip, elements of one */
   MicroSet set;
   int fn[MOST_ROWS + 1][MOST_VECTORS + 1][2];
 } FilterPlan;
@@ -84,6 +87,19 @@ static void pack_a(const Plan *plan, const FilterPlan *f, const char *a, int64_t
   }
 }
 
+/* The first position of a block of rows, of all images. */
+static int64_t block_at(const FilterPlan *f, int64_t block) {
+  return (block / f->lines.n * f->h.n + block_start(&f->lines, block % f->lines.n)) * f->w.n;
+}
+
+/* Where the block of positions that begins at p ends. */
+static int64_t block_end(const FilterPlan *f, int64_t p, int64_t p1) {
+  if (!f->lines.n) return least(p + f->chunk, p1);
+  int64_t y = p / f->w.n % f->h.n, tall = f->lines.more * (f->lines.size + 1);
+  int64_t at = y < tall ? y / (f->lines.size + 1) : (y - tall) / f->lines.size + f->lines.more;
+  return p + block_size(&f->lines, at) * f->w.n;
+}
+
 /* Panels of the columns from o0 on: panel after panel, of each all positions. */
 static void pack_b(const Plan *plan, const FilterPlan *f, const char *b, int64_t p0, int64_t p1,
                    int64_t o0, int64_t n, char *to) {
@@ -117,12 +133,47 @@ static Task task_at(const Plan *plan, void *const *bufs, int64_t t) {
   k.columns = block_size(&f->cols, col);
   k.p0 = block_start(&f->share, k.share);
   k.p1 = k.p0 + block_size(&f->share, k.share);
+  if (f->lines.n) {
+    k.p0 = block_at(f, k.p0);
+    k.p1 = block_at(f, k.p1);
+  }
   k.c = list_at(facts, &f->groups, group, 2) + k.i0 * f->c_row + k.o0;
   k.a = (const char *)bufs[plan->frame.x[f->a]] +
         (f->a_base + list_at(facts, &f->groups, group, f->a)) * facts->size;
   k.b = (const char *)bufs[plan->frame.x[f->b]] +
         (f->b_base + list_at(facts, &f->groups, group, f->b)) * facts->size;
   return k;
+}
+
+static int64_t strip_rows(const FilterPlan *f, int64_t rows) {
+  return f->h.step * (rows - 1) + f->h.tap_step * (f->h.taps - 1) + 1;
+}
+
+/* What rows y.. of an image read at all taps. */
+static void copy_strip(const Plan *plan, const FilterPlan *f, const Task *t, int64_t p, int64_t n,
+                       char *to) {
+  int64_t size = plan->facts.size, bytes = f->pixel * size, w = f->strip_w;
+  int64_t left = least(most(-f->w.at, 0), w),
+          right = least(most(f->w.at + w - f->w.size, 0), w - left), some = w - left - right;
+  Run r = run_at(f, p, p + 1);
+  int64_t y0 = f->h.at + f->h.step * r.y;
+  const char *image = t->a + (list_at(&plan->facts, &f->images, r.image, f->a) +
+                              most(f->w.at, 0) * f->w.stride + (f->fold ? 0 : t->i0)) *
+                                 size;
+  for (int64_t y = y0; y < y0 + strip_rows(f, n); y++, to += w * bytes) {
+    if (y < 0 || y >= f->h.size) {
+      memset(to, 0, (size_t)(w * bytes));
+      continue;
+    }
+    const char *line = image + y * f->h.stride * size;
+    memset(to, 0, (size_t)(left * bytes));
+    if (f->pixel == f->w.stride)
+      memcpy(to + left * bytes, line, (size_t)(some * bytes));
+    else
+      for (int64_t x = 0; x < some; x++)
+        copy_short(to + (left + x) * bytes, line + x * f->w.stride * size, t->rows * size);
+    memset(to + (left + some) * bytes, 0, (size_t)(right * bytes));
+  }
 }
 
 /* What is packed next, as the tiles of this block fetch it: two lines of each position at a time. */
@@ -134,7 +185,7 @@ typedef struct Ahead {
 
 static Ahead ahead_of(const Plan *plan, const FilterPlan *f, const Task *k, int64_t p) {
   int64_t size = plan->facts.size;
-  Ahead n = {.positions = least(f->chunk, k->p1 - p)};
+  Ahead n = {.positions = block_end(f, p, k->p1) - p};
   n.pitch[0] = f->w.stride * size;
   n.pitch[1] = f->b_pos * size;
   n.bytes[0] = k->rows * size;
@@ -159,7 +210,7 @@ static void fetch_ahead(Ahead *n, MicroArgs *x) {
   if (n->operand == 2) return;
   x->next_step = n->pitch[n->operand];
   x->next = n->at[n->operand] + n->line + n->position * x->next_step;
-  n->position += most(x->k / STEPS, 1);
+  n->position += most(x->k / STEPS * x->batch, 1);
   if (n->position < n->positions) return;
   n->position = 0;
   n->line += LINES;
@@ -173,7 +224,8 @@ typedef struct Product {
   const FilterPlan *f;
   char *c; /* of the block's first row and column, at tap 0 */
   int64_t rows, columns, positions;
-  const char *a, *b; /* packed */
+  const char *a, *b;        /* packed, or a strip */
+  int64_t lda, a_step, run; /* bytes between positions and between rows of A; positions of a row */
   Ahead ahead;
 } Product;
 
@@ -181,13 +233,15 @@ static void product(Product *k, bool add) {
   const FilterPlan *f = k->f;
   int64_t size = k->plan->facts.size, lanes = f->tile.lanes;
   Blocks v = vector_blocks(k->columns, &f->tile), r = row_blocks(k->rows, &f->tile);
-  MicroArgs x = {.lda = k->rows * size, .ldc = f->c_row * size, .k = k->positions, .batch = 1};
-  x.add = add;
+  MicroArgs x = {.lda = k->lda, .ldc = f->c_row * size, .k = k->run, .add = add};
+  x.batch = k->positions / k->run;
+  x.a_step = k->a_step;
   for (int64_t i = 0; i < v.n; i++) {
     int64_t at = block_start(&v, i) * lanes, width = block_size(&v, i) * lanes;
     x.columns = least(width, k->columns - at);
     x.b = k->b + at * k->positions * size;
     x.ldb = width * size;
+    x.b_step = k->run * x.ldb;
     for (int64_t j = 0; j < r.n; j++) {
       int64_t row = block_start(&r, j);
       x.a = k->a + row * size;
@@ -196,6 +250,24 @@ static void product(Product *k, bool add) {
       f->set.fn[f->fn[block_size(&r, j)][block_size(&v, i)][x.columns < width]](&x);
     }
   }
+}
+
+/* A at a tap: packed now, or a part of the strip. */
+static void read_tap(Product *k, const Task *t, int64_t p, int64_t th, int64_t tw, char *packed) {
+  const FilterPlan *f = k->f;
+  int64_t size = k->plan->facts.size, line = f->strip_w * f->pixel;
+  k->a = packed;
+  k->lda = k->rows * size;
+  k->run = k->positions;
+  if (!f->lines.n) {
+    pack_a(k->plan, f, t->a, th, tw, p, p + k->positions, t->i0, t->rows, packed);
+    return;
+  }
+  k->a +=
+      (th * f->h.tap_step * line + tw * f->w.tap_step * f->pixel + (f->fold ? t->i0 : 0)) * size;
+  k->lda = f->w.step * f->pixel * size;
+  k->a_step = f->h.step * line * size;
+  k->run = f->w.n;
 }
 
 static void filter_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
@@ -209,16 +281,15 @@ static void filter_tasks(const void *self, void *const *bufs, int64_t begin, int
     Task x = task_at(plan, bufs, t), after = t + 1 < end ? task_at(plan, bufs, t + 1) : x;
     char *to = f->shares > 1 ? (char *)bufs[plan->frame.ws] + x.share * plan->facts.numel * size
                              : (char *)bufs[plan->frame.out];
-    Product k = {.plan = plan, .f = f, .rows = x.rows, .columns = x.columns};
-    k.a = packed_a;
-    k.b = packed_b;
-    for (int64_t p = x.p0; p < x.p1; p += f->chunk) {
-      int64_t q = least(p + f->chunk, x.p1);
+    Product k = {.plan = plan, .f = f, .rows = x.rows, .columns = x.columns, .b = packed_b};
+    for (int64_t p = x.p0, q; p < x.p1; p = q) {
+      q = block_end(f, p, x.p1);
       k.positions = q - p;
       k.ahead = q < x.p1 ? ahead_of(plan, f, &x, q) : ahead_of(plan, f, &after, after.p0);
       pack_b(plan, f, x.b, p, q, x.o0, x.columns, packed_b);
+      if (f->lines.n) copy_strip(plan, f, &x, p, k.positions / f->w.n, packed_a);
       for (int64_t tap = 0; tap < f->h.taps * tw; tap++) {
-        pack_a(plan, f, x.a, tap / tw, tap % tw, p, q, x.i0, x.rows, packed_a);
+        read_tap(&k, &x, p, tap / tw, tap % tw, packed_a);
         k.c = to + (x.c + tap / tw * f->h.c + tap % tw * f->w.c) * size;
         product(&k, p > x.p0);
       }
@@ -302,6 +373,13 @@ static bool worth(const Plan *plan, const FilterPlan *p) {
   return plan->no_blas || (plan->facts.flops >= FLOPS && p->positions >= LEAST_POSITIONS);
 }
 
+static void cut_strips(FilterPlan *p) {
+  p->lines = equal_blocks(p->h.n, CHUNK / p->w.n);
+  p->chunk = (p->lines.size + (p->lines.more > 0)) * p->w.n;
+  p->pixel = p->fold ? p->w.stride : p->rows.size + (p->rows.more > 0);
+  p->strip_w = p->w.step * (p->w.n - 1) + p->w.tap_step * (p->w.taps - 1) + 1;
+}
+
 static void divide(const Facts *f, FilterPlan *p) {
   int64_t want = least(tasks_for(f->flops), MOST_SHARES), widest;
   p->cols = equal_blocks(p->columns, MOST_COLUMNS);
@@ -309,10 +387,13 @@ static void divide(const Facts *f, FilterPlan *p) {
   p->rows = equal_blocks(p->channels, taps > 1 ? MOST_CHANNELS / 2 : MOST_CHANNELS);
   widest = p->cols.size + p->rows.size + 2;
   p->chunk = least(most(BLOCK_BYTES / (widest * f->size), 64), least(CHUNK, p->positions));
+  bool forwards = p->w.step > 0 && p->w.tap_step >= 0 && p->h.step >= 0 && p->h.tap_step >= 0;
+  if (forwards && p->h.taps * p->w.taps > 1 && p->w.n >= LONG_ROW && p->w.n <= CHUNK) cut_strips(p);
   int64_t blocks = p->rows.n * p->cols.n * p->groups.total;
   p->shares = most(least(div_up(want, blocks), p->positions / (2 * p->chunk)), 1);
   p->shares = least(p->shares, MOST_SHARES);
-  p->share = equal_blocks(p->positions, div_up(p->positions, p->shares));
+  int64_t parts = p->lines.n ? p->lines.n * p->images.total : p->positions;
+  p->share = equal_blocks(parts, div_up(parts, p->shares));
   p->shares = p->share.n;
 }
 
@@ -369,7 +450,9 @@ bool filter_plan(Arena *arena, Plan *plan) {
                                : 0);
   Work *w = &plan->work;
   int64_t columns = div_up(p.cols.size + (p.cols.more > 0), p.tile.lanes) * p.tile.lanes;
-  w->scratch = (columns + p.rows.size + 1) * p.chunk * f->size;
+  int64_t a = p.lines.n ? strip_rows(&p, p.chunk / p.w.n) * p.strip_w * p.pixel
+                        : (p.rows.size + 1) * p.chunk;
+  w->scratch = (columns * p.chunk + a) * f->size;
   w->fn[0] = filter_tasks;
   w->n_tasks[0] = p.shares * p.cols.n * p.rows.n * p.groups.total;
   w->n_phases = 1;
