@@ -35,7 +35,8 @@ typedef struct CudaLaunch {
   uint32_t shared; /* dynamic bytes */
   int n_args;
   CudaArg *args;
-  bool clear; /* first set buffer clear_buf (counted as in CudaArg) to zero bytes */
+  bool guarded; /* does nothing if CudaRun.failed is set: it writes state */
+  bool clear;   /* first set buffer clear_buf (counted as in CudaArg) to zero bytes */
   int clear_buf;
   const CudaStage *stage;
 } CudaLaunch;

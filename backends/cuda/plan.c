@@ -245,13 +245,25 @@ static PlanFn *const plans[] = {
     [K_LOOP] = plan_loop,       [K_CONCAT] = plan_loop, [K_CONTRACT] = plan_contract,
     [K_SCATTER] = plan_scatter, [K_SORT] = plan_sort,   [K_CALL] = plan_call};
 
+/* Known once memory is planned, which does not let a CHECK follow such a kernel. */
+static bool writes_state(const Kernel *k) {
+  for (int i = 0; i < k->outputs.n; i++) {
+    const Buffer *b = k->outputs.v[i]->buf;
+    if (b && b->kind == B_STATE) return true;
+  }
+  return false;
+}
+
 CudaPlan *cuda_plan(Arena *a, const Kernel *k, const CudaTarget *t) {
   enum { MOST_LAUNCHES = 40 };
   Planning p = {.a = a, .k = (Kernel *)k, .t = t, .plan = arena_new_of(a, CudaPlan)};
   Str key;
   str_init(&key, a);
   loop_key(p.k, LOOP_MAIN, &key);
-  p.key = hash_bytes(0, key.s, key.n);
+  bool guarded = writes_state(k);
+  p.key = hash_bytes(guarded, key.s, key.n);
   p.plan->launch = arena_array(a, CudaLaunch, MOST_LAUNCHES);
-  return plans[k->kind](&p) ? p.plan : NULL;
+  if (!plans[k->kind](&p)) return NULL;
+  for (int i = 0; i < p.plan->n; i++) p.plan->launch[i].guarded = guarded;
+  return p.plan;
 }

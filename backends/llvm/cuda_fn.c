@@ -120,6 +120,19 @@ static void annotate(Gen *g, const char *what, uint64_t value) {
                               LLVMMetadataAsValue(g->c, LLVMMDNodeInContext2(g->c, words, 3)));
 }
 
+/* No check has failed, or the function is over. */
+static void guard(Gen *g) {
+  LLVMBasicBlockRef block[2];
+  for (int i = 0; i < 2; i++) block[i] = LLVMAppendBasicBlockInContext(g->c, g->fn, "");
+  Val failed = read_field(g, g->b, g->ctx, offsetof(CudaRun, failed));
+  Val none = LLVMBuildICmp(g->b, LLVMIntEQ, failed, LLVMConstInt(g->i64, 0, 0), "");
+  LLVMBuildCondBr(g->b, none, block[0], block[1]);
+  LLVMPositionBuilderAtEnd(g->b, block[1]);
+  LLVMBuildRetVoid(g->b);
+  gen_block(g, block[0], 0);
+  gen_at(g, 0);
+}
+
 static void declare(Gen *g, const CudaLaunch *l) {
   LLVMTypeRef *args = arena_array(g->a, LLVMTypeRef, l->n_args), none = LLVMVoidTypeInContext(g->c);
   for (int i = 0; i < l->n_args; i++) args[i] = l->args[i].kind == CUDA_INT ? g->i64 : g->ptr;
@@ -137,6 +150,7 @@ static void declare(Gen *g, const CudaLaunch *l) {
     g->bufs[arg->i] = p;
     add_buffer(g, arg, (unsigned)i);
   }
+  if (l->guarded) guard(g);
   Val run[2];
   for (int i = 0; i < 2; i++)
     run[i] = LLVMBuildLoad2(g->b, g->i64,
