@@ -28,6 +28,10 @@ typedef struct Options {
   char **argv; /* of the verb */
 } Options;
 
+static bool on_device(const Options *o) {
+  return o->exec.device && strcmp(o->exec.device, "cpu") != 0;
+}
+
 static int by_value(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
   return x < y ? -1 : x > y;
@@ -87,6 +91,33 @@ static void print_json(const Result *r, const Options *o, long rss) {
            "\"llvm_mapped_cached\": %s",
            r->start_ms[0], r->start_ms[1], r->mapped[0] ? "true" : "false",
            r->mapped[1] ? "true" : "false");
+}
+
+/* A GPU has no bound here: its peaks are not measured. What a run asks of the driver shows whether it is replayed. */
+static void print_device(const Result *r, const Options *o, long rss) {
+  double median = quantile(r, 0.5);
+  const PlanInfo *p = &r->plan;
+  if (o->json) {
+    printf("{\"first_ms\": %.3f, \"compile_ms\": %.3f, \"min_ms\": %.4f, \"median_ms\": %.4f, "
+           "\"p90_ms\": %.4f, \"p99_ms\": %.4f, \"runs\": %d, \"gflops\": %.3f, \"kernels\": %d, "
+           "\"graph_launches\": %d, \"kernel_launches\": %d, \"copies\": %d, \"arena\": %lld, "
+           "\"rss_kb\": %ld",
+           r->first_ms, p->compile_ms, r->ms[0], median, quantile(r, 0.9), quantile(r, 0.99), r->n,
+           (double)p->flops / (median * 1e6), p->kernels, p->graphs, p->launches, p->copies,
+           (long long)p->arena, rss);
+    return;
+  }
+  printf("first run   %10.3f ms (compilation %.3f)\n", r->first_ms, p->compile_ms);
+  printf("min         %10.4f ms\nmedian      %10.4f ms\np90         %10.4f ms\np99         %10.4f "
+         "ms\n",
+         r->ms[0], median, quantile(r, 0.9), quantile(r, 0.99));
+  printf("arithmetic  %10.3f GFLOP/s (%s FLOPs)\n", (double)p->flops / (median * 1e6),
+         grouped(p->flops));
+  printf("launches    %10d of graphs, %d of kernels, %d copies in a run of %d kernels\n", p->graphs,
+         p->launches, p->copies, p->kernels);
+  printf("arena       %10s bytes, lower bound %s, ratio %.4f\n", grouped(p->arena),
+         grouped(p->lower_bound), arena_ratio(r));
+  printf("peak RSS    %10s KiB\n", grouped(rss));
 }
 
 static void print_text(const Result *r, const Options *o, long rss) {
@@ -149,8 +180,8 @@ static bool measure(const Options *o, Run *run, Result *r) {
   r->first_ms = run_once(run);
   exec_profile_clear(run->e);
   for (int i = 0; r->first_ms >= 0 && i < PARTS; i++) {
-    Pool *pool = pool_new((int)o->threads);
-    top[parts++] = peak_flops(pool, 0.01);
+    Pool *pool = on_device(o) ? NULL : pool_new((int)o->threads);
+    top[parts++] = pool ? peak_flops(pool, 0.01) : 0;
     pool_free(pool);
     for (int to = (int)((int64_t)r->n * (i + 1) / PARTS); n < to; n++) {
       if (n >= 10 && wall_seconds() - begin > 60) break;
@@ -224,14 +255,17 @@ static bool report_result(const Options *o, Run *run, Result *r) {
   struct rusage u;
   getrusage(RUSAGE_SELF, &u);
   if (o->start && !measure_start(o, r)) return false;
-  Pool *pool = pool_new((int)o->threads);
-  peak_roof(pool, &r->roof);
-  pool_free(pool);
-  r->bound_ms = exec_bound(run->e, &r->roof) * 1e3;
-  (o->json ? print_json : print_text)(r, o, u.ru_maxrss);
+  bool device = on_device(o);
+  if (!device) {
+    Pool *pool = pool_new((int)o->threads);
+    peak_roof(pool, &r->roof);
+    pool_free(pool);
+    r->bound_ms = exec_bound(run->e, &r->roof) * 1e3;
+  }
+  (device ? print_device : o->json ? print_json : print_text)(r, o, u.ru_maxrss);
   if (o->profile) {
     printf(o->json ? ",\n\"profile\": " : "\n");
-    exec_profile_print(run->e, &r->roof, stdout, o->json);
+    exec_profile_print(run->e, device ? NULL : &r->roof, stdout, o->json);
   }
   if (o->json) printf("}\n");
   return true;

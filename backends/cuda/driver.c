@@ -2,6 +2,7 @@
 #include "driver.h"
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define LIBRARY "libcuda.so.1"
@@ -66,6 +67,8 @@ bool cuda_check(CudaCall call, CUresult r) {
   if (cuda.cuGetErrorString && cuda.cuGetErrorString(r, &text)) text = NULL;
   err_set(code, "%s: %s gives %s (%d)%s%s", calls[call].what, calls[call].name,
           name ? name : "an unknown error", r, text ? ": " : "", text ? text : "");
+  const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+  if (code == E_DEV_003 && visible) err_note("CUDA_VISIBLE_DEVICES is %s", quoted(visible));
   err_help("%s", help_for(code));
   return false;
 }

@@ -1,7 +1,9 @@
 /* Modules: kernels made ready for a device. In: kernels; out: their plans, one PTX text with all entries, the machine code that
- * the driver makes of it (kept in the disk cache under the text, the architecture and the driver's version), and the
- * functions in it. What is taken from the cache and cannot be loaded is made again. */
+ * the driver makes of it, and the functions in it. The disk cache keeps the text (under the kernels and the generator's build)
+ * and the machine code (under the text, the architecture and the driver's version); what is taken from there and cannot be
+ * loaded is made again. */
 #include "device.h"
+#include "../llvm/llvm.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -83,6 +85,33 @@ static bool load_ptx(Module *m, const Str *ptx) {
   }
   arena_free(a);
   return ok;
+}
+
+/* ---- PTX ---- */
+
+/* All that the text follows from. */
+static void ptx_key(const Module *m, const CudaTarget *t, Str *key) {
+  str_fmt(key, "ptx %s %d %d %d\n", codegen_build(), t->sm, (int)t->math, m->n);
+  for (int i = 0; i < m->n; i++) {
+    loop_key(m->kernel[i], LOOP_MAIN, key);
+    for (int j = 0; j < m->plan[i]->n; j++)
+      str_fmt(key, "%s %d\n", m->plan[i]->launch[j].entry, m->plan[i]->launch[j].guarded);
+  }
+}
+
+static bool make_ptx(const Module *m, const CudaTarget *t, Str *ptx) {
+  Str key;
+  const uint8_t *text;
+  size_t n;
+  str_init(&key, ptx->a);
+  ptx_key(m, t, &key);
+  if (cache_get(ptx->a, key.s, key.n, &text, &n)) {
+    str_addn(ptx, (const char *)text, n);
+    return true;
+  }
+  if (!cuda_ptx(m->n, m->kernel, t, ptx)) return false;
+  cache_put(key.s, key.n, ptx->s, ptx->n);
+  return true;
 }
 
 /* ---- functions ---- */
@@ -198,7 +227,7 @@ static bool make_module(Module *m, const CudaTarget *t) {
   Arena *a = arena_scratch();
   Str ptx;
   str_init(&ptx, a);
-  bool ok = cuda_ptx(m->n, m->kernel, t, &ptx);
+  bool ok = make_ptx(m, t, &ptx);
   if (ok && m->g->copies.n && m->checks) str_add(&ptx, guarded_copy);
   ok = ok && device_enter(m->d);
   if (ok) {

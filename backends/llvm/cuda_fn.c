@@ -53,21 +53,34 @@ static Val read_field(Gen *g, LLVMBuilderRef b, Val run, size_t offset) {
   return v;
 }
 
-/* loop: if the lock is mine: if the record is later than this check: write it; give the lock back; else again. */
+/* The same bit, but nobody can tell before it runs, nor copy the branch that follows from it to other places. */
+static Val opaque_bit(Gen *g, LLVMBuilderRef b, Val bit) {
+  LLVMTypeRef type = LLVMFunctionType(g->i32, &g->i32, 1, 0);
+  Val move =
+      LLVMGetInlineAsm(type, "mov.b32 $0, $1;", 15, "=r,r", 4, 1, 0, LLVMInlineAsmDialectATT, 0);
+  Val wide = LLVMBuildZExt(b, bit, g->i32, ""), moved = LLVMBuildCall2(b, type, move, &wide, 1, "");
+  unsigned id = LLVMGetEnumAttributeKindForName("convergent", 10);
+  LLVMAddCallSiteAttribute(moved, (LLVMAttributeIndex)LLVMAttributeFunctionIndex,
+                           LLVMCreateEnumAttribute(g->c, id, 0));
+  return LLVMBuildICmp(b, LLVMIntNE, moved, LLVMConstInt(g->i32, 0, 0), "");
+}
+
+/* do { if the lock is mine: { if the record is later than this check: write it; give the lock back } } until it was mine.
+ * The lanes of a warp meet before they try again, so that the one with the lock is never waited for in vain. */
 void cuda_check_record(Gen *g, LLVMBuilderRef b, Val fn, const Val what[4],
                        LLVMBasicBlockRef done) {
   static const size_t at[4] = {offsetof(CudaRun, failed), offsetof(CudaRun, node),
                                offsetof(CudaRun, index), offsetof(CudaRun, value)};
-  LLVMBasicBlockRef block[4];
+  LLVMBasicBlockRef block[5];
   Val run = what[0], zero = LLVMConstInt(g->i64, 0, 0), one = LLVMConstInt(g->i64, 1, 0);
-  for (int i = 0; i < 4; i++) block[i] = LLVMAppendBasicBlockInContext(g->c, fn, "");
+  for (int i = 0; i < 5; i++) block[i] = LLVMAppendBasicBlockInContext(g->c, fn, "");
   LLVMBuildBr(b, block[0]);
   LLVMPositionBuilderAtEnd(b, block[0]);
   Val lock = field(g, b, run, offsetof(CudaRun, lock));
   Val was = LLVMBuildAtomicCmpXchg(b, lock, zero, one, LLVMAtomicOrderingMonotonic,
                                    LLVMAtomicOrderingMonotonic, 0);
   Val mine = LLVMBuildExtractValue(b, was, 1, "");
-  LLVMBuildCondBr(b, mine, block[1], block[0]);
+  LLVMBuildCondBr(b, mine, block[1], block[4]);
   LLVMPositionBuilderAtEnd(b, block[1]);
   Val none = LLVMBuildICmp(b, LLVMIntEQ, read_field(g, b, run, at[0]), zero, "");
   Val node = read_field(g, b, run, at[1]), index = read_field(g, b, run, at[2]);
@@ -84,7 +97,9 @@ void cuda_check_record(Gen *g, LLVMBuilderRef b, Val fn, const Val what[4],
   LLVMBuildCall2(b, LLVMIntrinsicGetType(g->c, id, NULL, 0),
                  LLVMGetIntrinsicDeclaration(g->m, id, NULL, 0), NULL, 0, "");
   LLVMBuildAtomicRMW(b, LLVMAtomicRMWBinOpXchg, lock, zero, LLVMAtomicOrderingMonotonic, 0);
-  LLVMBuildBr(b, done);
+  LLVMBuildBr(b, block[4]);
+  LLVMPositionBuilderAtEnd(b, block[4]);
+  LLVMBuildCondBr(b, opaque_bit(g, b, mine), done, block[0]);
 }
 
 /* ---- forms ---- */

@@ -1,0 +1,449 @@
+/* The CUDA backend's run time on the simulator of the driver (tests/cudasim), which is put before other libraries by the library
+ * path: training as on the CPU, failed checks, values in scopes, graphs, the cache of machine code; and every call of the
+ * driver failing in turn: a coded error, nothing left behind, and the process goes on on the CPU. */
+#include "util.h"
+#include "../frontend/internal.h"
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+enum { MOST_STEPS = 20 };
+
+/* ---- networks ---- */
+
+typedef kl_var *Build(kl_var *x);
+
+static kl_var *mlp(kl_var *x) { return kl_fc(kl_fc(x, 32, .act = "relu"), 10); }
+
+static kl_var *lenet(kl_var *x) {
+  kl_var *c = kl_pool2d(kl_conv2d(x, 6, 5, .act = "relu"), "max", 2);
+  c = kl_pool2d(kl_conv2d(c, 16, 5, .act = "relu"), "max", 2);
+  return kl_fc(kl_fc(kl_fc(c, 120, .act = "relu"), 84, .act = "relu"), 10);
+}
+
+/* Running statistics are written at the exit, dropout needs the same random numbers. */
+static kl_var *mixed(kl_var *x) {
+  kl_var *c = kl_batch_norm(kl_conv2d(x, 4, 3, .stride = 2, .no_bias = true), .act = "relu");
+  return kl_fc(kl_dropout(kl_pool2d(c, "avg", .global = true), 0.3), 10);
+}
+
+typedef struct Net {
+  kl_net *net;
+  kl_var *rate;
+  int batch, image; /* of image x image pixels; 0: 48 numbers */
+  float *x;
+  int64_t *y;
+} Net;
+
+static Net net_new(Build *build, bool adam, int batch, int image) {
+  Net n = {.net = kl_net_new(), .batch = batch, .image = image};
+  kl_var *x = image ? kl_data(n.net, "x", KL_FLOAT32, -1, 1, image, image)
+                    : kl_data(n.net, "x", KL_FLOAT32, -1, 48);
+  kl_var *y = kl_data(n.net, "y", KL_INT64, -1, 1);
+  kl_seed(n.net, 3);
+  kl_var *scores = kl_named(build(x), "scores");
+  kl_var *loss = kl_named(kl_mean(kl_softmax_with_cross_entropy(scores, y)), "loss");
+  n.rate = kl_minimize(loss, adam ? kl_adam(0.002) : kl_momentum(0.02, 0.9));
+  int64_t numbers = (int64_t)batch * (image ? image * image : 48);
+  n.x = malloc(sizeof *n.x * (size_t)numbers);
+  n.y = malloc(sizeof *n.y * (size_t)batch);
+  for (int64_t i = 0; i < numbers; i++) n.x[i] = (float)((i * 37 % 101) - 50) / 50;
+  for (int i = 0; i < batch; i++) n.y[i] = i * 3 % 10;
+  if (kl_failed()) fail_msg("%s", kl_error());
+  return n;
+}
+
+static void net_free(Net *n) {
+  kl_net_free(n->net);
+  free(n->x);
+  free(n->y);
+}
+
+static bool step(kl_exec *exe, const Net *n, float *loss) {
+  kl_tensor x = n->image ? kl_array(KL_FLOAT32, n->x, n->batch, 1, n->image, n->image)
+                         : kl_array(KL_FLOAT32, n->x, n->batch, 48);
+  kl_tensor y = kl_array(KL_INT64, n->y, n->batch, 1), to = kl_array(KL_FLOAT32, loss, 1);
+  kl_feed feeds[] = {{"x", &x}, {"y", &y}, {NULL, NULL}};
+  kl_fetch fetches[] = {{"loss", &to}, {NULL, NULL}};
+  return kl_run(exe, kl_main(n->net), feeds, loss ? fetches : NULL);
+}
+
+static kl_exec *start(const Net *n, const char *device, kl_exec_options o) {
+  o.threads = 2;
+  o.seed = 5;
+  o.device = device;
+  kl_exec *exe = kl_exec_new(o);
+  if (exe && kl_run(exe, kl_startup(n->net), NULL, NULL)) return exe;
+  kl_exec_free(exe);
+  return NULL;
+}
+
+static void check(bool ok) {
+  if (!ok) fail_msg("%s", kl_error());
+}
+
+/* All variables of both, relative to the largest element of each. */
+static void expect_same_state(kl_exec *a, kl_exec *b, double most) {
+  Arena *arena = arena_new();
+  const char **names;
+  int n = scope_names(a->scope, arena, &names);
+  for (int i = 0; i < n; i++) {
+    const Tensor *x = scope_get(a->scope, names[i]), *y = scope_get(b->scope, names[i]);
+    double scale = 1e-3, off = 0;
+    assert_non_null(x);
+    assert_non_null(y);
+    for (int64_t k = 0; k < tensor_numel(x); k++) {
+      scale = fmax(scale, fabs(tensor_get(x, k)));
+      off = fmax(off, fabs(tensor_get(x, k) - tensor_get(y, k)));
+    }
+    if (!(off <= most * scale)) fail_msg("%s is off by %g of %g", names[i], off, scale);
+  }
+  arena_free(arena);
+}
+
+/* ---- training ---- */
+
+static void test_losses(void **state) {
+  static const struct {
+    const char *name;
+    Build *build;
+    bool adam;
+    int batch, image;
+  } nets[] = {{"mlp", mlp, false, 16, 0},
+              {"lenet", lenet, true, 4, 28},
+              {"mixed", mixed, true, 6, 12}};
+  (void)state;
+  for (size_t i = 0; i < sizeof nets / sizeof *nets; i++) {
+    Net n = net_new(nets[i].build, nets[i].adam, nets[i].batch, nets[i].image);
+    kl_exec *cpu = start(&n, "cpu", kl_exec_defaults), *gpu = start(&n, "cuda", kl_exec_defaults);
+    double worst = 0;
+    for (int k = 0; k < MOST_STEPS; k++) {
+      float a, b;
+      check(cpu && gpu && step(cpu, &n, &a) && step(gpu, &n, &b));
+      worst = fmax(worst, fabs((double)a - b) / fabs((double)a));
+    }
+    print_message("%-6s losses of %d steps: %.2g relative\n", nets[i].name, MOST_STEPS, worst);
+    assert_true(worst <= 1e-5);
+    expect_same_state(cpu, gpu, 2e-3);
+    PlanInfo p = exec_last_plan(gpu->run);
+    assert_int_equal(p.graphs, 1); /* a step is one graph */
+    assert_int_equal(p.launches, 0);
+    assert_int_equal(p.copies, 1); /* of the feeds */
+    kl_exec_free(cpu);
+    kl_exec_free(gpu);
+    net_free(&n);
+  }
+}
+
+/* Feeds go into two slots in turn, and nothing waits for a run that fetches nothing. */
+static void test_without_fetches(void **state) {
+  (void)state;
+  Net n = net_new(mlp, false, 8, 0);
+  kl_exec *cpu = start(&n, "cpu", kl_exec_defaults), *gpu = start(&n, "cuda", kl_exec_defaults);
+  for (int k = 0; k < 9; k++) {
+    n.x[k] += 0.25f;
+    check(step(cpu, &n, NULL) && step(gpu, &n, NULL));
+  }
+  expect_same_state(cpu, gpu, 1e-4);
+  kl_exec_free(cpu);
+  kl_exec_free(gpu);
+  net_free(&n);
+}
+
+/* ---- checks ---- */
+
+static void test_failed_check(void **state) {
+  (void)state;
+  Net n = net_new(mixed, true, 6, 12);
+  kl_exec *cpu = start(&n, "cpu", kl_exec_defaults), *gpu = start(&n, "cuda", kl_exec_defaults);
+  for (int k = 0; k < 9; k++) {
+    float a, b;
+    bool bad = k == 0 || k == 3 || k == 7;
+    if (bad) n.y[4] = 10, n.y[5] = -3;
+    for (int e = 0; e < 2 && bad; e++) {
+      assert_false(step(e ? gpu : cpu, &n, &a));
+      expect_error(E_DAT_002, "value 10 at element 4 is outside 0..9");
+    }
+    n.y[4] = 2, n.y[5] = 5;
+    check(step(cpu, &n, &a) && step(gpu, &n, &b));
+    assert_true(fabs((double)a - b) <= 1e-5 * fabs((double)a));
+  }
+  expect_same_state(cpu, gpu, 2e-3);
+  kl_exec_free(cpu);
+  kl_exec_free(gpu);
+  net_free(&n);
+}
+
+static void test_check_nan(void **state) {
+  (void)state;
+  Net n = net_new(mlp, false, 8, 0);
+  kl_exec *exe = start(&n, "cuda", (kl_exec_options){.check_nan = true});
+  float loss, was;
+  check(exe && step(exe, &n, &loss));
+  was = *(float *)kl_get(exe, "fc_0.w_0")->data;
+  n.x[3] = INFINITY;
+  assert_false(step(exe, &n, &loss));
+  expect_error(E_NUM_001, "step 1");
+  assert_true(was == *(float *)kl_get(exe, "fc_0.w_0")->data);
+  n.x[3] = 0;
+  check(step(exe, &n, &loss));
+  assert_true(was != *(float *)kl_get(exe, "fc_0.w_0")->data);
+  kl_exec_free(exe);
+  net_free(&n);
+}
+
+/* ---- scopes ---- */
+
+/* A CPU and a GPU train in turn on one scope; the host sets a variable between. */
+static void test_shared_scope(void **state) {
+  (void)state;
+  Net n = net_new(lenet, false, 2, 28);
+  kl_scope *scope = kl_scope_new();
+  kl_exec *alone = start(&n, "cpu", kl_exec_defaults);
+  kl_exec *cpu = start(&n, "cpu", (kl_exec_options){.scope = scope});
+  kl_exec *gpu = kl_exec_new((kl_exec_options){.scope = scope, .seed = 5, .device = "cuda:0"});
+  check(alone && cpu && gpu);
+  for (int k = 0; k < 8; k++) {
+    float a, b;
+    kl_exec *turn = k / 3 % 2 ? cpu : gpu;
+    check(kl_set_rate(alone, n.rate, 0.01 + 0.002 * k) &&
+          kl_set_rate(turn, n.rate, 0.01 + 0.002 * k));
+    check(step(alone, &n, &a) && step(turn, &n, &b));
+    assert_true(fabs((double)a - b) <= 1e-4 * fabs((double)a));
+  }
+  expect_same_state(alone, gpu, 1e-3);
+  kl_exec_free(gpu);
+  expect_same_state(alone, cpu, 1e-3); /* what a device has written outlives its executor */
+  kl_exec_free(alone);
+  kl_exec_free(cpu);
+  kl_scope_free(scope);
+  net_free(&n);
+}
+
+static void test_profile(void **state) {
+  (void)state;
+  Net n = net_new(mlp, false, 8, 0);
+  kl_exec *exe = start(&n, "cuda", (kl_exec_options){.profile = true});
+  for (int k = 0; k < 3; k++) check(step(exe, &n, &(float){0}));
+  FILE *f = tmpfile();
+  exec_profile_print(exe->run, NULL, f, false);
+  char text[8192];
+  rewind(f);
+  text[fread(text, 1, sizeof text - 1, f)] = 0;
+  fclose(f);
+  assert_non_null(strstr(text, "momentum"));
+  kl_exec_free(exe);
+  net_free(&n);
+}
+
+/* ---- in processes of their own: the simulator reads its settings when it is opened ---- */
+
+static const char *folder;
+static Net small;
+
+/* 0: all went well; 1: one coded error, and the CPU works on; more: wrong. */
+static int attempt(ErrCode *code, const char **text) {
+  static char kept[4096];
+  float loss;
+  kl_exec *exe = start(&small, "cuda", kl_exec_defaults);
+  bool ok = exe != NULL;
+  for (int k = 0; ok && k < 5; k++) ok = step(exe, &small, &loss);
+  ok = ok && kl_get(exe, "fc_0.w_0");
+  *code = err_any() ? err_get()->code : E_NONE;
+  snprintf(kept, sizeof kept, "%s", kl_error());
+  *text = kept;
+  if (ok == err_any()) return 2;
+  err_clear();
+  kl_exec_free(exe);
+  if (err_any()) return 3;
+  exe = start(&small, "cpu", kl_exec_defaults);
+  if (!exe || !step(exe, &small, &loss)) return 4;
+  kl_exec_free(exe);
+  return !ok;
+}
+
+/* The exit code of fn in a process with these settings ("NAME=VALUE"); 128 and more: killed by a signal. */
+static int in_process(const char *const *settings, int (*fn)(const void *), const void *arg) {
+  fflush(NULL);
+  pid_t child = fork();
+  if (child == 0) {
+    alarm(60);
+    for (; *settings; settings++) putenv((char *)(uintptr_t)*settings);
+    exit(fn(arg));
+  }
+  int status;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+typedef struct Expected {
+  const char *setting;
+  ErrCode code;
+  const char *part;
+} Expected;
+
+static int try_expected(const void *arg) {
+  const Expected *e = arg;
+  ErrCode code;
+  const char *text;
+  int rc = attempt(&code, &text);
+  if (rc == 1 && code == e->code && strstr(text, e->part)) return 0;
+  printf("%s: %d, %s\n", e->setting, rc, text);
+  return 1;
+}
+
+static void test_devices(void **state) {
+  static const Expected expected[] = {
+      {"CUDASIM_DRIVER=11020", E_DEV_002, "CUDA 11.2, 11.4 is needed"},
+      {"CUDASIM_SM=70", E_DEV_004, "compute capability 7.0"},
+      {"CUDASIM_DEVICES=0", E_DEV_003, "no CUDA-capable device"},
+      {"CUDA_VISIBLE_DEVICES=", E_DEV_003, "CUDA_VISIBLE_DEVICES"},
+      {"CUDASIM_MEMORY=4K", E_DEV_005, "are free"},
+  };
+  (void)state;
+  for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
+    const char *settings[] = {expected[i].setting, NULL};
+    assert_int_equal(in_process(settings, try_expected, &expected[i]), 0);
+  }
+}
+
+static int try_any(const void *arg) {
+  ErrCode code;
+  const char *text;
+  int rc = attempt(&code, &text);
+  const char *name = err_name(code);
+  if (rc == 1 && strncmp(name, "E-DEV", 5)) rc = 5;
+  if (rc > 1) printf("%s: %d, %s\n", (const char *)arg, rc, text);
+  return rc;
+}
+
+/* How many calls attempt() makes. */
+static int count_calls(void) {
+  char path[512], setting[560], line[128];
+  int n = 0;
+  snprintf(path, sizeof path, "%s/calls", folder);
+  snprintf(setting, sizeof setting, "CUDASIM_CALLS=%s", path);
+  const char *settings[] = {setting, NULL};
+  assert_int_equal(in_process(settings, try_any, "all"), 0);
+  FILE *f = fopen(path, "r");
+  assert_non_null(f);
+  while (fgets(line, sizeof line, f))
+    if (strstr(line, " calls")) n = atoi(line);
+  fclose(f);
+  return n;
+}
+
+/* Failures of which nobody may know: of what is only asked for a message, or given up. */
+static void fail_each(const char *result) {
+  int n = count_calls(), failed = 0;
+  assert_true(n > 50);
+  for (int i = 1; i <= n; i++) {
+    char setting[64];
+    snprintf(setting, sizeof setting, "CUDASIM_FAIL=%d%s", i, result);
+    const char *settings[] = {setting, NULL};
+    int rc = in_process(settings, try_any, setting);
+    if (rc > 1) fail_msg("%s: exit code %d", setting, rc);
+    failed += rc;
+  }
+  print_message("%d calls, %d of them ended the run\n", n, failed);
+  assert_true(failed > n / 2);
+}
+
+static void test_each_call_fails(void **state) {
+  (void)state;
+  fail_each("");
+}
+
+static void test_device_lost(void **state) {
+  (void)state;
+  fail_each(":700");
+}
+
+/* ---- the cache of machine code ---- */
+
+static int try_cached(const void *arg) {
+  ErrCode code;
+  const char *text;
+  int rc = attempt(&code, &text);
+  if (rc) printf("%s: %s\n", (const char *)arg, text);
+  return rc;
+}
+
+static bool calls_made(const char *name) {
+  char path[512], line[128];
+  bool found = false;
+  snprintf(path, sizeof path, "%s/calls", folder);
+  FILE *f = fopen(path, "r");
+  assert_non_null(f);
+  while (!found && fgets(line, sizeof line, f)) found = strstr(line, name);
+  fclose(f);
+  return found;
+}
+
+static void test_cubins(void **state) {
+  (void)state;
+  char calls[560], cache[560], command[700];
+  snprintf(calls, sizeof calls, "CUDASIM_CALLS=%s/calls", folder);
+  snprintf(cache, sizeof cache, "KILN_CACHE_DIR=%s/cubins", folder);
+  const char *settings[] = {calls, cache, NULL};
+  assert_int_equal(in_process(settings, try_cached, "first"), 0);
+  assert_true(calls_made("cuLinkComplete"));
+  assert_int_equal(in_process(settings, try_cached, "again"), 0);
+  assert_false(calls_made("cuLinkComplete"));
+  snprintf(command, sizeof command,
+           "for f in %s/cubins/*.kc; do printf damage | dd of=$f bs=1 seek=200 conv=notrunc "
+           "2>/dev/null; done",
+           folder);
+  assert_int_equal(system(command), 0);
+  assert_int_equal(in_process(settings, try_cached, "damaged"), 0);
+  assert_true(calls_made("cuLinkComplete"));
+}
+
+/* ---- */
+
+static int set_up(void **state) {
+  (void)state;
+  folder = scratch_folder();
+  small = net_new(mlp, false, 4, 0);
+  return 0;
+}
+
+static int tear_down(void **state) {
+  (void)state;
+  net_free(&small);
+  scratch_remove(folder);
+  return 0;
+}
+
+/* The folder of this program, with the simulator in cudasim/. */
+static bool simulator(char *argv[]) {
+  char path[4096];
+  ssize_t n = readlink("/proc/self/exe", path, sizeof path - 64);
+  char *slash = n > 0 ? (path[n] = 0, strrchr(path, '/')) : NULL;
+  if (!slash) return false;
+  strcpy(slash, "/cudasim");
+  const char *now = getenv("LD_LIBRARY_PATH");
+  if (now && !strcmp(now, path)) return true;
+  setenv("LD_LIBRARY_PATH", path, 1);
+  setenv("CUDASIM_LEAKS", "1", 1);
+  execv("/proc/self/exe", argv);
+  return false;
+}
+
+int main(int argc, char *argv[]) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_devices),         cmocka_unit_test(test_cubins),
+      cmocka_unit_test(test_each_call_fails), cmocka_unit_test(test_device_lost),
+      cmocka_unit_test(test_losses),          cmocka_unit_test(test_without_fetches),
+      cmocka_unit_test(test_failed_check),    cmocka_unit_test(test_check_nan),
+      cmocka_unit_test(test_shared_scope),    cmocka_unit_test(test_profile),
+  };
+  if (!simulator(argv)) return 1;
+  if (argc > 1) cmocka_set_test_filter(argv[1]);
+  return cmocka_run_group_tests(tests, set_up, tear_down);
+}
