@@ -93,7 +93,11 @@ static bool load_ptx(Module *m, const Str *ptx) {
 static void ptx_key(const Module *m, const CudaTarget *t, Str *key) {
   str_fmt(key, "ptx %s %d %d %d\n", codegen_build(), t->sm, (int)t->math, m->n);
   for (int i = 0; i < m->n; i++) {
-    loop_key(m->kernel[i], LOOP_MAIN, key);
+    Str own;
+    str_init(&own, key->a);
+    loop_key(m->kernel[i], LOOP_MAIN, &own);
+    str_fmt(key, "%zu ", own.n);
+    str_addn(key, own.s, own.n);
     for (int j = 0; j < m->plan[i]->n; j++)
       str_fmt(key, "%s %d\n", m->plan[i]->launch[j].entry, m->plan[i]->launch[j].guarded);
   }
