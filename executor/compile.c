@@ -226,6 +226,7 @@ Executable *compile(const CompileRequest *r) {
   arena_keep(g->arena);
   arena_keep(a);
   fill_plan(x);
+  x->bytes = arena_bytes(a) + arena_bytes(g->arena);
   x->plan.compile_ms = (now_seconds() - t0) * 1e3;
   return x;
 }

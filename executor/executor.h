@@ -49,6 +49,9 @@ exec_options(Executor *e); /* may be changed between runs, except threads, devic
 /* Random numbers depend on (seed, step): step counts this executor's runs of programs that hold backward or optimise
  * operators, and is saved in checkpoints. */
 uint64_t exec_step(const Executor *e);
+/* How many shapes of programs this executor has compiled; one that it has seen is not compiled again while it is among the
+ * 512 last used, of at most 512 MiB together. */
+int exec_compiled(const Executor *e);
 void exec_set_step(Executor *e, uint64_t step);
 
 typedef struct Feed {

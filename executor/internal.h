@@ -32,7 +32,8 @@ struct Executable {
   int n_states;
   int64_t scratch_bytes; /* the most that any kernel wants per thread */
   PlanInfo plan;
-  uint8_t *kept; /* see B_KEPT; NULL until the first run */
+  size_t bytes;  /* of the plan: arena and graph */
+  uint8_t *kept; /* see B_KEPT; NULL until the first run, and after one that was long ago */
   uint8_t *data; /* the constants, on a device; NULL until the first run */
   uint64_t *
       seen; /* per buffer: version of the state that what is kept comes from; the last: is it there? */
@@ -52,6 +53,7 @@ struct Executor {
   Pool *pool;
   Executable *cache; /* most recently used first */
   Executable *last;
+  int compiled;       /* see exec_compiled */
   struct Plan *plans; /* of programs that run in parts, the same */
   Arena *tmp;         /* of the run in progress; emptied by the next one */
   uint8_t *memory;    /* the arena of the executables, as large as the largest */

@@ -8,7 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CACHED_EXECUTABLES = 64, CACHED_SECTIONS = 1024 };
+/* What a program leaves in memory for the shapes that it has run with, most recently used first: so many executables, and so
+ * many bytes of their plans; and so many bytes of what they keep from run to run (packed filters, for one), which the others
+ * make again. The one that runs counts, but is never limited. */
+enum { CACHED_EXECUTABLES = 512, CACHED_SECTIONS = 1024 };
+static const int64_t CACHED_BYTES = (int64_t)512 << 20, KEPT_BYTES = (int64_t)256 << 20;
 static const int64_t INLINE_COST_NS =
     12000; /* kernels cheaper than this are not worth waking the pool */
 
@@ -58,6 +62,7 @@ void exec_free(Executor *e) {
 
 ExecOptions *exec_options(Executor *e) { return &e->opt; }
 uint64_t exec_step(const Executor *e) { return e->step; }
+int exec_compiled(const Executor *e) { return e->compiled; }
 void exec_set_step(Executor *e, uint64_t step) { e->step = step; }
 PlanInfo exec_last_plan(const Executor *e) { return e->last ? e->last->plan : (PlanInfo){0}; }
 void exec_profile_print(const Executor *e, const Roof *roof, FILE *to, bool json) {
@@ -150,15 +155,32 @@ static bool state_fits(const Executable *x, Scope *s) {
   return true;
 }
 
-static void drop_oldest(Executable **list, int most) {
-  int n = 0;
-  for (Executable **x = list; *x; x = &(*x)->next)
-    if (++n > most) {
-      Executable *old = *x;
-      *x = old->next;
-      executable_free(old);
-      return;
+static void drop_kept(Executable *x) {
+  place_free(x->options.device, x->kept);
+  x->kept = NULL;
+  x->seen[x->graph->buffers.n] = 0;
+}
+
+static void limit(Executable **list, int most) {
+  int n = 1;
+  bool dropped = false;
+  Executable *first = *list;
+  int64_t bytes = (int64_t)first->bytes, kept = first->graph->kept_bytes;
+  for (Executable **link = &first->next, *x; (x = *link);) {
+    bytes += (int64_t)x->bytes;
+    if (++n > most || bytes > CACHED_BYTES) {
+      *link = x->next;
+      executable_free(x);
+      dropped = true;
+      continue;
     }
+    if (x->kept && (kept += x->graph->kept_bytes) > KEPT_BYTES) {
+      drop_kept(x);
+      dropped = true;
+    }
+    link = &x->next;
+  }
+  if (dropped) mem_trim();
 }
 
 static Executable *find_executable(Executor *e, const CompileRequest *r) {
@@ -180,7 +202,8 @@ static Executable *find_executable(Executor *e, const CompileRequest *r) {
   x->next = e->cache;
   e->cache = x;
   x->key = arena_str(x->arena, key);
-  drop_oldest(&e->cache, CACHED_EXECUTABLES);
+  limit(&e->cache, CACHED_EXECUTABLES);
+  e->compiled++;
   return x;
 }
 
@@ -240,7 +263,7 @@ static Executable *find_section(const CompileRequest *r, Executable **list) {
   x->key = "";
   note_feeds(x, r);
   note_same(x);
-  drop_oldest(list, CACHED_SECTIONS);
+  limit(list, CACHED_SECTIONS);
   return x;
 }
 
@@ -589,8 +612,10 @@ static bool run_compiled(Run *u, Tensor *out) {
   ensure_memory(u->device, &e->memory, &e->memory_bytes, (size_t)x->graph->arena_bytes + 64);
   ensure_memory(NULL, &e->scratch, &e->scratch_bytes,
                 (size_t)x->scratch_bytes * (size_t)pool_threads(e->pool) + 64);
-  if (!x->kept && x->graph->kept_bytes)
+  if (!x->kept && x->graph->kept_bytes) {
+    limit(u->list ? u->list : &e->cache, u->list ? CACHED_SECTIONS : CACHED_EXECUTABLES);
     x->kept = place_take(u->device, (size_t)x->graph->kept_bytes + 64);
+  }
   take_memory(u, x->graph, out);
   bind_buffers(u);
   void **saved = e->opt.check_nan ? save_state(u) : NULL;

@@ -121,6 +121,7 @@ _Noreturn void mem_rethrow(void); /* after a guard caught: on to the next outer 
 void *mem_alloc(size_t n); /* zeroed, 64-byte aligned; outside any arena; free with mem_free */
 void *mem_take(size_t n);  /* the same, not zeroed: for what is written before it is read */
 void mem_free(void *p);
+void mem_trim(void); /* gives what is free back to the system; takes milliseconds */
 Arena *arena_new(void);
 /* freed by itself if memory is refused; else arena_free in the same function */
 Arena *arena_scratch(void);
@@ -128,6 +129,7 @@ Arena *arena_scratch(void);
 void arena_keep(Arena *a);
 void arena_unkeep(Arena *a); /* the reverse: freed by itself if the innermost guard catches */
 void arena_free(Arena *a);   /* NULL is allowed */
+size_t arena_bytes(const Arena *a); /* taken from the system */
 void *arena_alloc(Arena *a, size_t n); /* zeroed, 16-byte aligned */
 void *arena_dup(Arena *a, const void *p, size_t n);
 char *arena_str(Arena *a, const char *s);

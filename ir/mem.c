@@ -5,6 +5,7 @@
  * A Map is an open-addressing index (linear probing, FNV-1a) over an array of entries in insertion order; removed
  * entries are tombstones until the next rehash or the next enumeration. */
 #include "ir.h"
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -73,6 +74,8 @@ void mem_free(void *p) {
   if (p) mem_table.free(p);
 }
 
+void mem_trim(void) { malloc_trim(0); }
+
 /* ---- arenas ---- */
 
 typedef struct Chunk {
@@ -87,6 +90,12 @@ struct Arena {
   MemGuard *guard;      /* of a scratch arena: the innermost guard when it was made */
   Arena *newer, *older; /* the thread's scratch arenas */
 };
+
+size_t arena_bytes(const Arena *a) {
+  size_t n = 0;
+  for (const Chunk *c = a->head; c; c = c->next) n += (size_t)(c->end - (const char *)c);
+  return n;
+}
 
 Arena *arena_new(void) {
   Arena *a = mem_alloc(sizeof *a);

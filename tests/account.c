@@ -29,6 +29,7 @@ void account_start(void) {
   mem_table = (MemTable){counting_alloc, counting_free};
 }
 
+size_t account_live(void) { return live; }
 size_t account_peak(void) { return peak; }
 void account_set_peak(size_t p) { peak = p; }
 

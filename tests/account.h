@@ -5,7 +5,8 @@
 #include "util.h"
 #include <time.h>
 
-void account_start(void); /* counts all allocations from now on; once, before the first */
+void account_start(void);  /* counts all allocations from now on; once, before the first */
+size_t account_live(void); /* bytes */
 size_t account_peak(void);
 void account_set_peak(size_t peak); /* forgets a higher one */
 typedef struct Account {

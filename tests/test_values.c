@@ -3,6 +3,7 @@
  * closed reader of pickles refuses: each with one error that names it. */
 #include "../executor/executor.h"
 #include "util.h"
+#include <glob.h>
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -181,6 +182,39 @@ static void test_selected_rows(void **state) {
   expect_error(E_PAR_004, "");
   arena_free(a);
   prog_free(p);
+}
+
+/* ---- programs ---- */
+
+/* Every program that PaddlePaddle wrote: what is saved of it loads again, and saves as the same bytes, from either form. */
+static void test_round_trips(void **state) {
+  (void)state;
+  glob_t g = {0};
+  assert_int_equal(glob("tests/fixtures/*/*.pdmodel", 0, NULL, &g), 0);
+  assert_int_equal(glob(DATA "*.pdmodel", GLOB_APPEND, NULL, &g), 0);
+  assert_true(g.gl_pathc > 5);
+  const char *folder = scratch_folder();
+  char once[100], twice[100], text[100];
+  snprintf(once, sizeof once, "%s/once.pdmodel", folder);
+  snprintf(twice, sizeof twice, "%s/twice.pdmodel", folder);
+  snprintf(text, sizeof text, "%s/text.kl", folder);
+  for (size_t i = 0; i < g.gl_pathc; i++) {
+    const char *const from[] = {g.gl_pathv[i], once, text}, *const to[] = {once, text, twice};
+    uint8_t *bytes[2];
+    size_t n[2];
+    for (int k = 0; k < 3; k++) {
+      Program *p = prog_load_any(from[k]);
+      if (!p || !prog_save(p, to[k])) err_print(stderr, false);
+      assert_false(err_any());
+      prog_free(p);
+    }
+    Arena *a = arena_new();
+    assert_true(vfs_read(a, once, &bytes[0], &n[0]) && vfs_read(a, twice, &bytes[1], &n[1]));
+    if (n[0] != n[1] || memcmp(bytes[0], bytes[1], n[0])) fail_msg("%s changes", g.gl_pathv[i]);
+    arena_free(a);
+  }
+  globfree(&g);
+  scratch_remove(folder);
 }
 
 /* ---- the closed reader ---- */
@@ -370,10 +404,10 @@ static void test_amplification(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_dictionaries),  cmocka_unit_test(test_folders),
-      cmocka_unit_test(test_names),         cmocka_unit_test(test_selected_rows),
-      cmocka_unit_test(test_refused),       cmocka_unit_test(test_damage),
-      cmocka_unit_test(test_amplification),
+      cmocka_unit_test(test_dictionaries), cmocka_unit_test(test_folders),
+      cmocka_unit_test(test_names),        cmocka_unit_test(test_selected_rows),
+      cmocka_unit_test(test_round_trips),  cmocka_unit_test(test_refused),
+      cmocka_unit_test(test_damage),       cmocka_unit_test(test_amplification),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
