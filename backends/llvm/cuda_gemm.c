@@ -83,12 +83,28 @@ static void copy_async(Gen *g, int bytes, Val to, Val from, Val ok) {
   gen_call(g, name, NULL, 3, (Val[]){to, from, size});
 }
 
+/* Eight threads store 128 bytes at once. Where that is two rows along K, they are as many rows apart as puts them into different
+ * halves of the banks. */
+static Aff spread_rows(Gemm *m, int s, Aff row) {
+  int words = cuda_side_pitch(m->p, s) * dtype_info[m->p->tile->type].size / 4, apart = 1;
+  Aff group, in, q, r;
+  while (apart < 8 && words * apart % 32 != 16) apart *= 2;
+  if (apart == 8) return row;
+  aff_divmod(m->g, &row, 2 * apart, &group, &in);
+  aff_divmod(m->g, &in, 2, &q, &r);
+  group = aff_mul(group, 2 * apart);
+  r = aff_mul(r, apart);
+  group = aff_add(m->g, &group, &q);
+  return aff_add(m->g, &group, &r);
+}
+
 /* Chunk j of the thread: its row and column in the side's tile; tiles are read row by row. */
 static void chunk_place(Gemm *m, int s, int j, Aff *row, Aff *col) {
   const CudaSide *side = &m->p->side[s];
-  int width = (side->k_major ? CUDA_STEP : side->tile) / side->vec;
-  Aff q, r, step = aff_k((int64_t)j * (m->p->threads / width));
+  int width = (side->k_major ? CUDA_STEP : side->tile) / side->vec, rows = m->p->threads / width;
+  Aff q, r, step = aff_k((int64_t)j * rows);
   aff_divmod(m->g, &m->tid, width, &q, &r);
+  if (side->k_major && side->vec == 4 && rows % 8 == 0) q = spread_rows(m, s, q);
   *row = aff_add(m->g, &q, &step);
   *col = aff_mul(r, side->vec);
 }
@@ -268,21 +284,18 @@ static void store_results(Gemm *m, Index *ix, const Val *sum) {
     for (int o = 0; o < n_out && p->splits == 1; o++)
       v[i * n_out + o] = emit(g, k->outputs.v[o], &at[i]);
   }
-  for (int i = 0; i < n_vec; i++) {
-    Aff lin = index_linear(g, &at[i], k->core->dims, 0, k->core->rank);
-    if (p->splits > 1) {
-      Aff part = aff_mul(m->split, node_numel(k->core));
-      lin = aff_add(g, &lin, &part);
-      Val to = emit_address(g, k->inputs.n + n_out, p->tile->type, &lin);
+  for (int o = 0; o < (p->splits > 1 ? 1 : n_out); o++)
+    for (int i = 0; i < n_vec; i++) {
+      Aff lin = index_linear(g, &at[i], k->core->dims, 0, k->core->rank);
+      if (p->splits > 1) {
+        Aff part = aff_mul(m->split, node_numel(k->core));
+        lin = aff_add(g, &lin, &part);
+      }
+      DType t = p->splits > 1 ? p->tile->type : k->outputs.v[o]->dtype;
+      Val to = emit_address(g, k->inputs.n + (p->splits > 1 ? n_out : o), t, &lin);
       gen_at(g, g->depth);
-      val_store(g, p->tile->type, sum[i], to);
+      val_store(g, t, p->splits > 1 ? sum[i] : v[i * n_out + o], to);
     }
-    for (int o = 0; o < n_out && p->splits == 1; o++) {
-      Val to = emit_address(g, k->inputs.n + o, k->outputs.v[o]->dtype, &lin);
-      gen_at(g, g->depth);
-      val_store(g, k->outputs.v[o]->dtype, v[i * n_out + o], to);
-    }
-  }
 }
 
 /* The results of a part that are in shared memory, each thread those of one column in every so manieth row. */

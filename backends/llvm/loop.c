@@ -236,11 +236,16 @@ void do_points(Work *w, Aff *slot, const Aff *first, int phases) {
         v[k] = emit(g, w->acc[a].n->in[0], &at[0]);
   }
   g->point = NULL;
+  int per = t->roots.n + w->n_acc;
+  for (int r = 0; r < t->roots.n && g->gpu; r++) /* neighbours in memory one after the other */
+    for (int p = 0; p < n; p++)
+      if (v[p * per + r])
+        store_root(w, &t->roots.v[r], v[p * per + r], &ix[p * (1 + t->roots.n) + 1 + r]);
   for (int p = 0, k = 0; p < n; p++) {
     set_point(w, slot, first, p);
     Index *at = &ix[p * (1 + t->roots.n)];
     for (int r = 0; r < t->roots.n; r++, k++)
-      if (v[k]) store_root(w, &t->roots.v[r], v[k], &at[1 + r]);
+      if (v[k] && !g->gpu) store_root(w, &t->roots.v[r], v[k], &at[1 + r]);
     for (int a = 0; a < w->n_acc; a++, k++)
       if (w->acc[a].sweep == g->sweep) accumulate(w, w->acc[a].n, v[k], &at[0]);
   }

@@ -232,11 +232,16 @@ static const char cpu_passes[] =
     "loop-vectorize,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg,loop-mssa(licm),"
     "loop-unroll<O2>)";
 
+/* For CUDA without the vectors; default<O2> would also take loads of vectors apart again, into ones with bank conflicts. */
+static const char cuda_passes[] =
+    "always-inline,function(sroa,early-cse<memssa>,simplifycfg,instcombine<no-verify-fixpoint>,"
+    "loop-mssa(licm),early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg,loop-mssa(licm),"
+    "loop-unroll<O2>,sroa,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg,"
+    "infer-alignment),globaldce";
+
 bool batch_optimise(Batch *b) {
   LLVMPassBuilderOptionsRef o = LLVMCreatePassBuilderOptions();
-  LLVMPassBuilderOptionsSetLoopVectorization(o, 0); /* of default<O2> */
-  LLVMPassBuilderOptionsSetLoopUnrolling(o, 1);
-  LLVMErrorRef e = LLVMRunPasses(b->m, b->t->gpu ? "default<O2>" : cpu_passes, b->t->tm, o);
+  LLVMErrorRef e = LLVMRunPasses(b->m, b->t->gpu ? cuda_passes : cpu_passes, b->t->tm, o);
   LLVMDisposePassBuilderOptions(o);
   if (e) {
     char *why = LLVMGetErrorMessage(e);
