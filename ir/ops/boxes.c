@@ -405,3 +405,14 @@ bool x_yolo_box(Expand *x) {
   }
   return x_out(x, "Boxes", out[0]) && x_out(x, "Scores", out[1]);
 }
+
+/* Shapes only: the executor does it (executor/control_boxes.c). */
+bool x_nms(Expand *x) {
+  Graph *g = x->g;
+  Node *boxes = x_in(x, "BBoxes");
+  if (!ops_rank(boxes, "BBoxes", 3, 3)) return false;
+  Node *index = ops_blank(g, DT_INT32, 2, (int64_t[]){-1, 1}),
+       *count = ops_blank(g, DT_INT32, 1, boxes->dims);
+  return x_out(x, "Out", ops_blank(g, boxes->dtype, 2, (int64_t[]){-1, 6})) &&
+         x_out(x, "Index", index) && x_out(x, "NmsRoisNum", count) && x_out(x, "RoisNum", count);
+}

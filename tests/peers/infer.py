@@ -78,6 +78,37 @@ def pyramid():
     return [F.sigmoid(nn.Conv2DTranspose(32, 1, 2, 2)(F.relu(h)))]
 
 
+def appended(kind, ins, outs, **attrs):
+    """An operator without a function of its own in Python: outs {slot: dtype} -> variables."""
+    block = static.default_main_program().current_block()
+    made = {slot: block.create_var(dtype=t) for slot, t in outs.items()}
+    block.append_op(type=kind, inputs=ins, outputs=made, attrs=attrs)
+    return list(made.values())
+
+
+def yolo():
+    """Heads of YOLO over two scales, and the boxes that are left."""
+    nn = paddle.nn
+    size = static.data("size", [-1, 2], "int32")
+    h = F.leaky_relu(nn.BatchNorm2D(8)(nn.Conv2D(3, 8, 3, 4, 1)(static.data("x", [-1, 3, -1, -1], "float32"))))
+    boxes, scores = [], []
+    for stride, anchors in ((8, [10, 13, 16, 30]), (16, [30, 61, 62, 45])):
+        h = F.leaky_relu(nn.Conv2D(h.shape[1], 16, 3, 2, 1)(h))
+        b, p = paddle.vision.ops.yolo_box(nn.Conv2D(16, 16, 1)(h) * 4, size, anchors, 3, 0.3, stride)
+        boxes.append(b)
+        scores.append(paddle.transpose(p, [0, 2, 1]))
+    boxes, scores = paddle.concat(boxes, axis=1), paddle.concat(scores, axis=2)
+    ins = {"BBoxes": boxes, "Scores": scores}
+    common = {"score_threshold": 0.4, "nms_top_k": 60, "keep_top_k": 20, "background_label": -1, "normalized": False}
+    hard = appended("multiclass_nms3", ins, {"Out": "float32", "Index": "int32", "NmsRoisNum": "int32"}, nms_threshold=0.45, nms_eta=0.9, **common)
+    soft = appended("matrix_nms", ins, {"Out": "float32", "Index": "int32", "RoisNum": "int32"}, post_threshold=0.2, use_gaussian=True, gaussian_sigma=2.0, **common)
+    return [paddle.scale(hard[0], 2.0), hard[2], paddle.sum(soft[0], axis=0), soft[2]]
+
+
+def yolo_feed(n, *size):
+    return lambda rng: {"x": rng.randn(n, 3, *size).astype("float32"), "size": np.tile(np.array(size, "int32"), (n, 1))}
+
+
 def rednet():
     return [RedNet(26)(static.data("x", [-1, 3, -1, -1], "float32"))]
 
@@ -95,6 +126,7 @@ NETS = {
     "lstm with lengths": (lengths, [with_lengths(4, 9), with_lengths(2, 5)]),
     "crnn": (crnn, [image(2, 3, 32, 100), image(1, 3, 32, 64)]),
     "pyramid": (pyramid, [image(1, 3, 64, 96), image(2, 3, 40, 32)]),
+    "yolo heads, nms": (yolo, [yolo_feed(2, 64, 96), yolo_feed(1, 128, 64)]),
     "rednet26": (rednet, [image(2, 3, 64, 64), image(1, 3, 96, 64)]),
 }
 
