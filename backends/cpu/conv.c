@@ -365,13 +365,13 @@ static void lay_out(ConvPlan *p, Part *q) {
 }
 
 static bool worth(const Plan *plan, const ConvPlan *p) {
-  enum { FLOPS = 1000000, LEAST_K = 8, LEAST_M = 4, LEAST_N = 8, KEPT_BYTES = 4 << 20 };
+  enum { FLOPS = 1000000, LEAST_K = 8, LEAST_M = 4, LEAST_N = 8 };
   const Facts *f = &plan->facts;
   int64_t positions = p->part[0].w.n * p->part[0].h.n, k = 0,
           bytes = p->b_size * p->columns * f->size;
   for (int i = 0; i < p->n_parts; i++) k = most(k, p->part[i].k);
   if (is_row(p) && plan->frame.constant[p->b] && f->dtype == DT_FLOAT32)
-    return p->columns >= LEAST_N && k >= LEAST_K && bytes <= KEPT_BYTES;
+    return p->columns >= LEAST_N && k >= LEAST_K && bytes <= ROW_BYTES_KEPT;
   if (p->columns < LEAST_N || positions < LEAST_M || k < LEAST_K) return false;
   return f->dtype == DT_FLOAT32 && (f->flops >= FLOPS || plan->no_blas);
 }
@@ -428,13 +428,13 @@ static bool try_operand(Arena *arena, Plan *plan, int x) {
   return true;
 }
 
-/* A matrix that is packed for a product of few rows costs more than it saves: gemm.c reads it where it is. */
+/* A large matrix that is used for few rows: gemm.c packs a panel just before its tiles read it, or reads it where it is. */
 static bool wastes(const Plan *plan, const ConvPlan *p) {
-  enum { FEW_ROWS = 48, LARGE = 1 << 16 };
+  enum { FEW_ROWS = 160, LARGE = 1 << 16, LARGE_IN_PLACE = 1 << 20 };
   const Part *q = &p->part[0];
   bool product = p->n_parts == 1 && q->k == p->channels && !p->copy;
-  return product && p->pack && !plan->frame.constant[p->b] &&
-         q->w.n * q->h.n * p->images.total < FEW_ROWS && q->k * p->columns >= LARGE;
+  return product && !plan->frame.constant[p->b] && q->w.n * q->h.n * p->images.total < FEW_ROWS &&
+         q->k * p->columns >= (p->pack ? LARGE : LARGE_IN_PLACE);
 }
 
 /* The phase that packs `rows` rows of each of n parts. */

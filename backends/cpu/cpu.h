@@ -177,6 +177,10 @@ void plan_products(Arena *a, Plan *p,
                    MicroShape *s); /* chooses who does them; adds to the scratch */
 void multiply(const Plan *p, const MicroProduct *q, void *scratch); /* the thread's scratch */
 
+/* ---- conv.c: what it leaves to gemm.c ---- */
+/* A larger constant matrix is not packed for a product of one row. */
+enum { ROW_BYTES_KEPT = 4 << 20 };
+
 /* ---- shares.c ---- */
 enum { MOST_SHARES = 16 };
 /* A last phase: the result is the sum of n parts that the phases before leave in the workspace. */

@@ -202,7 +202,8 @@ static int shares_of(const Plan *p, const GemmPlan *g, const CLoop *lk) {
   bool rows = g->outer.total == 1 && g->sum.total == 1 && lk->s[g->a] == 1 && !g->ma.trans &&
               !g->mb.trans && g->mb.ld == g->n && g->mc.ld == g->n && g->n > 1;
   if (p->no_blas || !rows || g->k * g->n * f->size < LARGE || g->k < 16 * MOST_SHARES) return 0;
-  if (g->m == 1) return MOST_SHARES;
+  bool packed = p->frame.constant[g->b] && g->k * g->n * f->size <= ROW_BYTES_KEPT;
+  if (g->m == 1) return packed ? 0 : MOST_SHARES;
   if (p->frame.constant[g->b] || g->k * g->n * f->size > CACHED) return 0;
   int64_t shares = least(tasks_for(f->flops), g->k / (2 * g->m));
   return shares < LEAST_SHARES ? 0 : (int)least(shares, MOST_SHARES);

@@ -10,7 +10,7 @@
 #include "tiles.h"
 #include "../llvm/micro.h"
 
-enum { PANEL_BYTES = 512 << 10, DOT_BYTES = 4 << 10 };
+enum { PANEL_BYTES = 128 << 10, DOT_BYTES = 4 << 10 };
 
 struct MicroPlan {
   TileRow tile;
@@ -95,7 +95,7 @@ int64_t micro_scratch(const MicroPlan *g) { return g && g->b_pack ? PANEL_BYTES 
 /* B by rows is read in place if it is no wider than a panel, if few tiles use it, and if all of it stays in the L2 cache while
  * not so many do. */
 static bool packs(const MicroShape *s, const MicroPlan *g) {
-  enum { FEW = 4, MANY = 64, L2_BYTES = 1 << 20 };
+  enum { FEW = 2, MANY = 64, L2_BYTES = 1 << 20 };
   int64_t bytes = s->k * s->batch * s->b.ld * g->size, tiles = s->m[0] / g->tile.mr;
   if (s->b.trans) return true;
   return s->b.ld > g->tile.nv * g->tile.lanes && tiles > FEW && (bytes > L2_BYTES || tiles > MANY);
@@ -155,6 +155,18 @@ typedef struct Panel {
   bool add;
 } Panel;
 
+/* What tile i of a panel brings into the cache, a row for four steps of k: of the rows that are packed next, a quarter of a
+ * strip of STRIP bytes; so four tiles bring a strip. */
+static const void *next_rows(const MicroPlan *g, const MicroProduct *q, const Panel *p, int64_t i) {
+  enum { STRIP = 128 };
+  int64_t width = p->vectors * tile_unit(&g->tile), n0 = p->n0 + width, k0 = p->k0;
+  if (n0 >= q->n) n0 = 0, k0 += p->k;
+  if (i / 4 * STRIP >= width * g->size || k0 + p->k > q->k) return NULL;
+  k0 += i % 4 * (p->k / 4);
+  return (const char *)q->b + (p->first * q->b_step + k0 * q->b_mat.ld + n0) * g->size +
+         i / 4 * STRIP;
+}
+
 static void run_panel(const MicroPlan *g, const MicroProduct *q, const Panel *p, void *scratch) {
   Blocks rows = row_blocks(q->m, &g->tile);
   int64_t width = p->vectors * tile_unit(&g->tile), size = g->size;
@@ -181,6 +193,8 @@ static void run_panel(const MicroPlan *g, const MicroProduct *q, const Panel *p,
     int64_t mr = rows.size + (i < rows.more);
     x.a = a + (g->a_trans ? p->k0 * q->a_mat.ld + m0 : m0 * q->a_mat.ld + p->k0) * size;
     x.c = (char *)q->c + (m0 * q->c_mat.ld + p->n0) * size;
+    x.next = g->b_pack && !q->b_mat.trans && p->batch == 1 ? next_rows(g, q, p, i) : NULL;
+    x.next_step = x.next ? q->b_mat.ld * size : 0;
     g->set.fn[g->fn[mr][p->vectors][tail]](&x);
     m0 += mr;
   }
