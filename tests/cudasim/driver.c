@@ -17,7 +17,7 @@ static const Chip chips[] = {
 };
 const Chip *chip;
 int driver_version = 13000;
-static bool initialised;
+static bool initialised, closed;
 static int devices = 1;
 static pthread_mutex_t mutex;
 static uint64_t calls, fail_at, state = 1;
@@ -137,6 +137,9 @@ static __attribute__((destructor)) void close_library(void) {
     fflush(NULL);
     _exit(97);
   }
+  launch_close();
+  memory_close();
+  closed = true;
 }
 
 /* ---- calls ---- */
@@ -144,8 +147,9 @@ static __attribute__((destructor)) void close_library(void) {
 static bool is_sticky(CUresult r) { return (r >= 700 && r <= 702) || (r >= 710 && r <= 720); }
 
 Call call_enter(const char *name, int need) {
-  Call c = {CUDA_SUCCESS};
+  Call c = {closed ? CUDA_ERROR_DEINITIALIZED : CUDA_SUCCESS};
   pthread_mutex_lock(&mutex);
+  if (closed) return c;
   CUcontext now = context_now();
   if (!(need & NO_COUNT)) {
     calls++;

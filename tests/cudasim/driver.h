@@ -140,7 +140,8 @@ void call_leave(Call *c);
 /* Opens a driver call: counted, listed, made to fail on demand. A call that releases something does it and then fails. */
 #define ENTER(need)                                                                                \
   Call call_ __attribute__((cleanup(call_leave))) = call_enter(__func__, (need));                  \
-  if (call_.result && !((need)&RELEASES)) return call_.result
+  if (call_.result && (!((need)&RELEASES) || call_.result == CUDA_ERROR_DEINITIALIZED))            \
+  return call_.result
 #define RELEASED return call_.result
 
 typedef struct Chip {

@@ -74,7 +74,7 @@ static CUresult load(CUmodule *module, const void *image, unsigned int n, CUjit_
   const Cubin *c = image;
   const char *text = image;
   if (!module || !image) return CUDA_ERROR_INVALID_VALUE;
-  if (!memcmp(image, magic, 4)) {
+  if (!strncmp(image, magic, 4)) {
     if (memcmp(c->magic, magic, 8) || c->check != checksum(c->text, c->n))
       return CUDA_ERROR_INVALID_IMAGE;
     if ((int)c->sm / 10 != chip->sm / 10 || (int)c->sm > chip->sm)

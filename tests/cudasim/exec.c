@@ -337,6 +337,12 @@ void group_prepare(Group *g, Launch *l) {
   }
 }
 
+void group_free(Group *g) {
+  for (int k = 0; k < g->cap_warps; k++) free(g->warp[k].pending);
+  free(g->warp), free(g->registers), free(g->local), free(g->local_set), free(g->frame),
+      free(g->shared), free(g->records.write);
+}
+
 static void warp_start(Group *g, Warp *w) {
   const Function *f = g->l->f;
   w->f = f;

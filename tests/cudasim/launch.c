@@ -62,3 +62,7 @@ void launch_run(Launch *l) {
     if (started[k]) pthread_join(thread[k], NULL);
   for (int k = 0; k < n; k++) add(&l->counters, &groups[k].n);
 }
+
+void launch_close(void) {
+  for (int k = 0; k < MAX_THREADS; k++) group_free(&groups[k]);
+}

@@ -31,7 +31,7 @@ static void number(Lexer *l) {
   Token *t = &l->t;
   char *end;
   t->kind = T_INT;
-  if (l->s[0] == '0' && strchr("fFdD", l->s[1]) && isxdigit((unsigned char)l->s[2])) {
+  if (l->s[0] == '0' && l->s[1] && strchr("fFdD", l->s[1]) && isxdigit((unsigned char)l->s[2])) {
     t->kind = T_FLOAT;
     t->width = tolower((unsigned char)l->s[1]) == 'f' ? 4 : 8;
     t->value = strtoull(l->s + 2, &end, 16);

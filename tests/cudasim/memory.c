@@ -82,6 +82,13 @@ void memory_open(uint64_t total) {
   memory.next = DEVICE_BASE;
 }
 
+void memory_close(void) {
+  munmap(memory.host, 2 * memory.total);
+  munmap(memory.set, 2 * memory.total / 8);
+  free(memory.live);
+  free(memory.freed);
+}
+
 static int position(uint64_t at) { /* of the first allocation that ends behind `at` */
   int low = 0, high = memory.n;
   while (low < high) {
@@ -140,10 +147,6 @@ bool memory_free(uint64_t at) {
   drop_pages(memory_at(at), memory.live[k].bytes);
   memmove(memory.live + k, memory.live + k + 1, (size_t)(--memory.n - k) * sizeof *memory.live);
   return true;
-}
-
-void memory_reset(void) {
-  while (memory.n) memory_free(memory.live[memory.n - 1].at);
 }
 
 const Range *memory_find(uint64_t at) {

@@ -115,4 +115,9 @@ void report_write(void) {
   }
   fprintf(f, "]}\n");
   fclose(f);
+  while (reports) {
+    Report *next = reports->next;
+    free(reports);
+    reports = next;
+  }
 }

@@ -47,9 +47,9 @@ typedef struct Memory {
 extern Memory memory;
 
 void memory_open(uint64_t total);
-uint64_t memory_alloc(uint64_t bytes); /* 0: does not fit */
-bool memory_free(uint64_t at);         /* false: no allocation starts there */
-void memory_reset(void);
+void memory_close(void);
+uint64_t memory_alloc(uint64_t bytes);  /* 0: does not fit */
+bool memory_free(uint64_t at);          /* false: no allocation starts there */
 const Range *memory_find(uint64_t at);  /* the allocation that holds this byte, or NULL */
 const Range *memory_freed(uint64_t at); /* the freed one, or NULL */
 static inline char *memory_at(uint64_t at) { return memory.host + (at - DEVICE_BASE); }
@@ -470,6 +470,8 @@ struct Group { /* a thread block in execution, reused for the next one */
 void launch_run(Launch *l); /* launch.c: result, fault, counters */
 void group_run(Group *g);   /* exec.c: one block; faults go to g->fault */
 void group_prepare(Group *g, Launch *l);
+void group_free(Group *g);
+void launch_close(void);
 void special_fill(Group *g, Warp *w);
 void call_bind(Warp *w, const Insn *i, uint32_t mask,
                bool back); /* flow.c: parameters of a call, or its results */
