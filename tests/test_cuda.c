@@ -123,7 +123,7 @@ static void test_losses(void **state) {
     kl_exec *cpu = start(&n, "cpu", kl_exec_defaults), *gpu = start(&n, "cuda", kl_exec_defaults);
     double worst = 0;
     for (int k = 0; k < MOST_STEPS; k++) {
-      float a, b;
+      float a = 0, b = 0;
       check(cpu && gpu && step(cpu, &n, &a) && step(gpu, &n, &b));
       worst = fmax(worst, fabs((double)a - b) / fabs((double)a));
     }
@@ -162,7 +162,7 @@ static void test_failed_check(void **state) {
   Net n = net_new(mixed, true, 6, 12);
   kl_exec *cpu = start(&n, "cpu", kl_exec_defaults), *gpu = start(&n, "cuda", kl_exec_defaults);
   for (int k = 0; k < 9; k++) {
-    float a, b;
+    float a = 0, b = 0;
     bool bad = k == 0 || k == 3 || k == 7;
     if (bad) n.y[4] = 10, n.y[5] = -3;
     for (int e = 0; e < 2 && bad; e++) {
@@ -209,7 +209,7 @@ static void test_shared_scope(void **state) {
   kl_exec *gpu = kl_exec_new((kl_exec_options){.scope = scope, .seed = 5, .device = "cuda:0"});
   check(alone && cpu && gpu);
   for (int k = 0; k < 8; k++) {
-    float a, b;
+    float a = 0, b = 0;
     kl_exec *turn = k / 3 % 2 ? cpu : gpu;
     check(kl_set_rate(alone, n.rate, 0.01 + 0.002 * k) &&
           kl_set_rate(turn, n.rate, 0.01 + 0.002 * k));

@@ -139,6 +139,7 @@ CUresult work_run(Work *w) {
 static bool ready(CUstream s) {
   const Op *op = s->first;
   if (!op) return false;
+  if (s->o.context->sticky) return true; /* nothing is executed any more */
   if (op->w.kind == WORK_WAIT && object_is(op->w.event, IS_EVENT) &&
       op->w.event->completed < op->w.version)
     return false;
@@ -158,7 +159,7 @@ static void execute(CUstream s) {
   CUcontext c = s->o.context;
   s->first = op->next;
   if (!s->first) s->last = NULL;
-  if (!c->sticky || op->w.kind == WORK_FREE) {
+  if (!c->sticky || op->w.kind == WORK_FREE || op->w.kind == WORK_RECORD) {
     CUresult r = work_run(&op->w);
     if (r && !c->sticky) c->sticky = r;
   }
