@@ -129,7 +129,7 @@ Arena *arena_scratch(void);
 void arena_keep(Arena *a);
 void arena_unkeep(Arena *a); /* the reverse: freed by itself if the innermost guard catches */
 void arena_free(Arena *a);   /* NULL is allowed */
-size_t arena_bytes(const Arena *a); /* taken from the system */
+size_t arena_bytes(const Arena *a);    /* taken from the system */
 void *arena_alloc(Arena *a, size_t n); /* zeroed, 16-byte aligned */
 void *arena_dup(Arena *a, const void *p, size_t n);
 char *arena_str(Arena *a, const char *s);
