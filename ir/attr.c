@@ -16,16 +16,17 @@ enum {
 };
 enum { IS = 1 << AT_INTS, LS = 1 << AT_LONGS, FS = 1 << AT_FLOATS, DS = 1 << AT_FLOAT64S };
 
-/* What may become what. Beyond PaddlePaddle's own conversions: narrower integers and floats if the value is kept. */
+/* What may become what. Beyond PaddlePaddle's own conversions: narrower integers and floats if the value is kept, and one
+ * number for a list of one, as the first programs have it. */
 static const unsigned accepts[AT_N] = {
     [AT_BOOL] = I | F,
     [AT_INT] = L | B,
     [AT_LONG] = I | F,
     [AT_FLOAT] = I | L | D,
     [AT_FLOAT64] = I | L | F,
-    [AT_INTS] = LS,
-    [AT_LONGS] = IS | FS,
-    [AT_FLOATS] = IS | LS | DS,
+    [AT_INTS] = LS | I | L,
+    [AT_LONGS] = IS | FS | I | L,
+    [AT_FLOATS] = IS | LS | DS | F | D,
     [AT_FLOAT64S] = IS | LS | FS,
     [AT_SCALAR] = B | I | L | F | D,
 };
@@ -76,6 +77,19 @@ static bool list_to(Attr *a, AttrType to, Arena *arena) {
   return true;
 }
 
+/* A list of the one number. */
+static bool one_to(Attr *a, AttrType to, Arena *arena) {
+  Attr list = {.name = a->name, .n = 1};
+  list.type = is_real(a->type) ? AT_FLOAT64S : AT_LONGS;
+  if (is_real(a->type))
+    list.fs = arena_dup(arena, &a->f, sizeof a->f);
+  else
+    list.is = arena_dup(arena, &a->i, sizeof a->i);
+  if (list.type != to && !list_to(&list, to, arena)) return false;
+  *a = list;
+  return true;
+}
+
 bool attr_coerce(Attr *a, AttrType to, Arena *arena) {
   AttrType from = a->type;
   if (from == to) return true;
@@ -84,6 +98,7 @@ bool attr_coerce(Attr *a, AttrType to, Arena *arena) {
     return true;
   }
   if (to >= AT_N || !(accepts[to] >> from & 1)) return false;
+  if (is_list(to) && !is_list(from)) return one_to(a, to, arena);
   if (is_list(to)) return list_to(a, to, arena);
   int64_t i = is_real(from) ? 0 : a->i;
   double f = is_real(from) ? a->f : 0;

@@ -145,4 +145,17 @@ expect "diff with an unknown operator" 1 err 'E-OPR-001' "$kiln" diff odd.kl
 expect "its structure can be compared" 0 - "" "$kiln" diff odd.kl odd.kl --structure
 expect "--optimised takes one program" 2 err 'takes one' "$kiln" diff text.kl other.kl --optimised
 
+# ---- programs of older versions ----
+# 1.x: operators that are gone, attributes of other types, [.., 1] indices; version_2.kl says the same in the terms of 2.6.
+data=$OLDPWD/tests/data
+shapes=(--feed-shape x=3x3x8x8 --feed-shape ids=3x1)
+expect "1.x has all its operators" 0 out '^nothing is missing' "$kiln" ops --missing "$data/version_1.kl"
+expect "1.x in its optimised form" 0 out ', 0 of 2[0-9] ' "$kiln" diff "$data/version_1.kl" "${shapes[@]}"
+expect "1.x computes what 2.6 does" 1 out ', 0 of 2[0-9] results part' "$kiln" diff "$data/version_1.kl" "$data/version_2.kl" "${shapes[@]}"
+expect "1.x through kiln edit" 0 - "" "$kiln" edit "$data/version_1.kl" "${shapes[@]}" -o old.pdmodel
+expect "scalars of 2.4 are [1]" 0 out '^  1 8$' bash -c "
+  perl -e 'my \$h = \"{\x27descr\x27: \x27<f4\x27, \x27fortran_order\x27: False, \x27shape\x27: (2, 4), }\"; \$h .= \" \" while (11 + length \$h) % 64;
+    print \"\x93NUMPY\1\0\", pack(\"v\", 1 + length \$h), \"\$h\n\", pack(\"f<*\", (1) x 8)' >ones.npy
+  exec '$kiln' run '$data/version_2_4.kl' --feed x=ones.npy --fetch c"
+
 [ $fails -eq 0 ]
