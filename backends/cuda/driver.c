@@ -107,8 +107,10 @@ static void find_calls(void *library, const char **missing) {
   }
 }
 
+/* Once opened the library stays, whatever it says. */
 static bool open_driver(void) {
-  void *library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
+  static void *library;
+  if (!library) library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
   if (!library) {
     const char *why = dlerror();
     return no_driver(why ? why : LIBRARY " cannot be opened");
@@ -120,9 +122,7 @@ static bool open_driver(void) {
     no_driver(LIBRARY " is not the driver's library");
   else
     ok = CU(cuInit, 0) && CU(cuDriverGetVersion, &state.version);
-  if (ok && (missing || state.version < OLDEST)) ok = too_old(missing);
-  if (!ok) dlclose(library);
-  return ok;
+  return ok && ((!missing && state.version >= OLDEST) || too_old(missing));
 }
 
 bool cuda_open(void) {

@@ -64,7 +64,7 @@ static bool load_cached(Module *m, Arena *a, const Str *key) {
   const uint8_t *code;
   size_t n;
   if (!cache_get(a, key->s, key->n, &code, &n)) return false;
-  if (load(m, code)) return true;
+  if (load(m, arena_dup(a, code, n))) return true; /* the driver wants it aligned */
   m->module = NULL;
   err_clear();
   return false;
