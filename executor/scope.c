@@ -98,6 +98,12 @@ static bool is_layout(const Form *f, int rank, const int64_t *layout) {
   return true;
 }
 
+static bool is_plain(int rank, const int64_t *layout) {
+  int d = 0;
+  while (layout && d < rank && layout[d] == d) d++;
+  return !layout || d == rank;
+}
+
 static void set_layout(Form *f, int rank, const int64_t *layout) {
   for (int d = 0; d < rank; d++) f->layout[d] = layout ? layout[d] : d;
 }
@@ -219,7 +225,7 @@ static Form *new_copy(Entry *e, Device *d, const int64_t *layout) {
     mem_free(f);
     mem_rethrow();
   }
-  bool stale = !d && !layout && e->stale;
+  bool stale = !d && is_plain(e->shown.rank, layout) && e->stale;
   f->data = stale ? e->stale : place_take(d, form_bytes(e));
   mem_unguard(&guard);
   if (stale) e->stale = NULL;

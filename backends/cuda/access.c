@@ -89,8 +89,8 @@ static void visit(Walk *w, Node *n, const Lin *ix) {
   if (n == w->g->k->core && w->g->part == LOOP_EPILOGUE) return;
   for (int i = 0; i < n->n_in; i++) {
     const Node *x = n->in[i];
+    for (int d = 0; d < KL_LOOPS; d++) to[d] = zero(); /* also loops that a contraction sums over */
     for (int d = 0; d < x->rank; d++) {
-      to[d] = zero();
       if (n->prim == P_VIEW || n->prim == P_CONTRACT)
         to[d] = behind(&n->map[i][d], ix);
       else if (n->prim == P_GATHER && i == 0 && d == n->i)
@@ -113,6 +113,7 @@ void cuda_accesses(Gen *g, const Nest *t, CudaAccesses *out) {
   }
   for (int i = 0; t->contract && i < 2; i++) {
     Lin to[KL_LOOPS];
+    for (int d = 0; d < KL_LOOPS; d++) to[d] = zero();
     Node *x = t->contract->in[i];
     for (int d = 0; d < x->rank; d++) to[d] = behind(&t->contract->map[i][d], ix);
     visit(&w, x, to);
