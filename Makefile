@@ -142,7 +142,9 @@ $(B)/tests/%: $(B)/tests/%.o $(HELP_SRC:%.c=$(B)/%.o) $(B)/libkiln.a
 $(B)/tests/plan_check: $(B)/tests/plan_check.o
 	$(CC) $(CFLAGS) -o $@ $^
 # The CUDA driver's place in tests: chosen by LD_LIBRARY_PATH. Lanes of a warp are loops for vector instructions.
-$(B)/tests/cudasim/%.o: OPT := $(if $(SAN),-O1,-O3 -march=native)
+$(B)/tests/cudasim/%.o: OPT := $(if $(SAN),-O2,-O3) -march=native
+$(B)/tests/cudasim/alu.o: OPT := -O3 -march=native
+$(B)/tests/cudasim/alu.o: CFLAGS += $(if $(SAN),-fno-sanitize=all)
 $(SIM): $(SIM_SRC:%.c=$(B)/%.o)
 	$(CC) $(CFLAGS) -shared -Wl,-soname,libcuda.so.1 -o $@ $^ -lm -lpthread
 $(B)/bench/%: $(B)/tests/bench/%.o $(B)/tests/bench/peers/onednn.o $(B)/tools/peak.o $(B)/libkiln.a

@@ -211,7 +211,8 @@ API cuDeviceGet(CUdevice *device, int ordinal) {
 API cuDeviceGetName(char *name, int len, CUdevice dev) {
   ENTER(NEED_INIT);
   CHECK_DEVICE(dev);
-  snprintf(name, (size_t)len, "cudasim %s", chip->name);
+  const char *given = getenv("CUDASIM_NAME");
+  snprintf(name, (size_t)len, "%s%s", given ? "" : "cudasim ", given ? given : chip->name);
   return CUDA_SUCCESS;
 }
 

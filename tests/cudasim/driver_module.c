@@ -71,15 +71,16 @@ static CUresult load_text(Module **m, const char *text, char *error, size_t size
 static CUresult load(CUmodule *module, const void *image, unsigned int n, CUjit_option *options,
                      void **values) {
   char error[1024] = "";
-  const Cubin *c = image;
   const char *text = image;
+  Cubin c;
   if (!module || !image) return CUDA_ERROR_INVALID_VALUE;
   if (!strncmp(image, magic, 4)) {
-    if (memcmp(c->magic, magic, 8) || c->check != checksum(c->text, c->n))
+    memcpy(&c, image, sizeof c);
+    text += sizeof c;
+    if (memcmp(c.magic, magic, 8) || c.check != checksum(text, c.n))
       return CUDA_ERROR_INVALID_IMAGE;
-    if ((int)c->sm / 10 != chip->sm / 10 || (int)c->sm > chip->sm)
+    if ((int)c.sm / 10 != chip->sm / 10 || (int)c.sm > chip->sm)
       return CUDA_ERROR_NO_BINARY_FOR_GPU;
-    text = c->text;
   }
   Module *m = NULL;
   CUresult r = load_text(&m, text, error, sizeof error);
