@@ -53,6 +53,7 @@ extern const HostOp host_ops[];
 
 /* An inner variable of a gradient's block and its counterparts around. */
 typedef struct GradLink {
+  char role;      /* of a recurrent operator: see control_rnn.c */
   int slot;       /* in the gradient's block */
   int x;          /* index into X, or Input; -1: none */
   int og;         /* index into Out@GRAD; -1: none */
@@ -77,7 +78,7 @@ struct Step {
   PlanBlock *sub;    /* the operator's block */
   bool keep;         /* its frames stay for the gradient */
   int n_links;
-  GradLink *links; /* of a gradient */
+  GradLink *links; /* of a gradient, or of a recurrent operator */
 };
 
 struct PlanBlock {
@@ -191,6 +192,7 @@ Value *missing_grad(Control *c, Frame *f, const char *name);
 #define CONTROL(name, array, run, after) HostFn run;
 #include "control.def"
 #undef CONTROL
-AfterFn after_while, after_conditional, after_while_grad, after_conditional_grad;
+AfterFn after_recurrent, after_recurrent_grad, after_while, after_conditional, after_while_grad,
+    after_conditional_grad;
 
 #endif

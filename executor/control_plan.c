@@ -225,6 +225,49 @@ static bool link_gradient(Plan *p, Step *s) {
   return true;
 }
 
+/* ---- recurrent operators ---- */
+
+static void add_role(Plan *p, Step *s, char role, int i, const char *name) {
+  PlanBlock *b = s->sub;
+  int slot = slot_in(b->index, name);
+  if (slot < 0) slot = new_slot(b->index, name, b);
+  (void)p;
+  s->links[s->n_links++] = (GradLink){.role = role, .slot = slot, .x = i, .og = -1, .of = name};
+}
+
+/* The variables of the block that stand for the operator's; of a gradient, their gradients. */
+static bool link_recurrent(Plan *p, Step *s) {
+  static const struct {
+    char role;
+    const char *name;
+    bool attr, backward_only;
+  } lists[] = {{'i', "inputs", false, false},
+               {'o', "outputs", false, false},
+               {'s', "ex_states", true, false},
+               {'n', "states", true, false},
+               {'p', "parameters", false, true}};
+  bool backward = s->sub->forward != NULL;
+  int n = 0;
+  for (int pass = 0; pass < 2; pass++) {
+    for (size_t k = 0; k < sizeof lists / sizeof *lists; k++) {
+      const Attr *a = lists[k].attr ? op_attr(s->op, lists[k].name) : NULL;
+      const Slot *slot = op_ins(s->op, lists[k].name);
+      if (!slot) slot = op_outs(s->op, lists[k].name);
+      if (a && a->type != AT_STRINGS && a->n) return err_set(E_OPR_003, "%s", lists[k].name);
+      int count = lists[k].attr ? (a ? a->n : 0) : slot ? slot->n : 0;
+      if (lists[k].backward_only && !backward) count = 0;
+      for (int i = 0; i < count; i++) {
+        const char *name = a ? a->ss[i] : slot->args[i];
+        if (pass)
+          add_role(p, s, lists[k].role, i, backward ? arena_fmt(p->arena, "%s@GRAD", name) : name);
+        n += !pass;
+      }
+    }
+    if (!pass) s->links = arena_array(p->arena, GradLink, n + 1);
+  }
+  return true;
+}
+
 /* ---- steps ---- */
 
 static Ref **slot_refs(Plan *p, PlanBlock *b, const SlotVec *slots) {
@@ -276,8 +319,10 @@ static bool make_steps(Plan *p, PlanBlock *b) {
     Step *s = host_step(p, op, host_op(op));
     if (!s) return op_error(op);
     vec_add(p->arena, &b->steps, s);
-    if (s->sub && s->sub->forward && !link_gradient(p, s)) return op_error(op);
-    if (s->sub && s->sub->forward) add_snaps(p, s->sub);
+    bool recurrent = s->sub && opdef_attr(op->def, "ex_states");
+    if (recurrent && !link_recurrent(p, s)) return op_error(op);
+    if (s->sub && s->sub->forward && !recurrent && !link_gradient(p, s)) return op_error(op);
+    if (s->sub && !recurrent && s->sub->forward) add_snaps(p, s->sub);
   }
   return true;
 }

@@ -73,6 +73,11 @@ static bool grow_ends(Inner *in) {
 static bool analyse(Backward *w, const Op *op, Inner *in) {
   Block *b = block_of(op);
   int depth = 0;
+  if (!opdef_out(op->def, "Out")) {
+    err_set(E_OPR_005, "the gradient of %s is not made here", quoted(op->type));
+    err_help("build the recurrence as a loop");
+    return err_where("%s", op_text(op)), false;
+  }
   for (const Backward *u = w; u; u = u->up) depth++;
   if (depth > NESTED_MOST) {
     err_set(E_MEM_002, "loops and branches with gradients are nested deeper than %d", NESTED_MOST);

@@ -374,6 +374,59 @@ static void shapes_that_grow(void **state) {
   close_case(&c);
 }
 
+/* ---- recurrent ---- */
+
+/* h = w h + x[t], from h = 1 on, forwards or backwards; loss = sum of all h; its gradients by w and x */
+#define RECURRENT(reverse)                                                                         \
+  "program version 0\n"                                                                            \
+  "block 0 {\n"                                                                                    \
+  "  var x float64 [-1] feed\n  var w float64 []\n  var h0 float64 []\n  var h float64 [-1]\n"     \
+  "  var sc step_scopes\n  var h@GRAD float64 [-1]\n  var x@GRAD float64 [-1]\n"                   \
+  "  var w@GRAD float64 []\n  var h0@GRAD float64 []\n"                                            \
+  "  w = fill_constant() {shape=[]L, value=0.5, dtype=6}\n"                                        \
+  "  h0 = fill_constant() {shape=[]L, value=1.0, dtype=6}\n"                                       \
+  "  outputs=h, step_scopes=sc = recurrent(inputs=x, initial_states=h0, parameters=w) "            \
+  "{sub_block=block 1, has_states=true, ex_states=['pre'], states=['h'], reverse=" reverse "}\n"   \
+  "  h@GRAD = fill_any_like(X=h) {value=1.0}\n"                                                    \
+  "  inputs@GRAD=x@GRAD, initial_states@GRAD=h0@GRAD, parameters@GRAD=w@GRAD = "                   \
+  "recurrent_grad(inputs=x, initial_states=h0, parameters=w, outputs=h, outputs@GRAD=h@GRAD, "     \
+  "step_scopes=sc) {sub_block=block 2, ex_states=['pre'], states=['h'], reverse=" reverse "}\n"    \
+  "}\n"                                                                                            \
+  "block 1 parent 0 {\n"                                                                           \
+  "  var x float64 []\n  var pre float64 []\n  var m float64 []\n  var h float64 []\n"             \
+  "  m = elementwise_mul(X=pre, Y=w)\n  h = elementwise_add(X=m, Y=x)\n"                           \
+  "}\n"                                                                                            \
+  "block 2 parent 0 forward 1 {\n"                                                                 \
+  "  var m@GRAD float64 []\n  var x@GRAD float64 []\n  var pre@GRAD float64 []\n"                  \
+  "  var w@GRAD float64 []\n  var h@GRAD float64 []\n"                                             \
+  "  X@GRAD=m@GRAD, Y@GRAD=x@GRAD = elementwise_add_grad(X=m, Y=x, Out@GRAD=h@GRAD)\n"             \
+  "  X@GRAD=pre@GRAD, Y@GRAD=w@GRAD = elementwise_mul_grad(X=pre, Y=w, Out@GRAD=m@GRAD)\n"         \
+  "}\n"
+
+static void recurrent(void **state) {
+  (void)state;
+  double x[4] = {1, -2, 3, 0.5};
+  for (int reverse = 0; reverse < 2; reverse++) {
+    Case c;
+    double h[4], g[4], gw = 0, before = 1, flow = 0;
+    open_case(&c, reverse ? RECURRENT("true") : RECURRENT("false"), NULL);
+    for (int k = 0; k < 4; k++) {
+      int t = reverse ? 3 - k : k;
+      before = h[t] = 0.5 * before + x[t];
+    }
+    for (int k = 3; k >= 0; k--) {
+      int t = reverse ? 3 - k : k;
+      g[t] = flow = 1 + 0.5 * flow;
+      gw += flow * (k == 0 ? 1 : h[reverse ? t + 1 : t - 1]);
+    }
+    expect(&c, 4, x, "h", 4, h);
+    expect(&c, 4, x, "x@GRAD", 4, g);
+    expect(&c, 4, x, "w@GRAD", 1, &gw);
+    expect(&c, 4, x, "h0@GRAD", 1, (double[]){0.5 * flow});
+    close_case(&c);
+  }
+}
+
 /* ---- memory ---- */
 
 static long allocated, most; /* blocks that are there, and were */
@@ -449,6 +502,7 @@ int main(void) {
       cmocka_unit_test(state_in_blocks),
       cmocka_unit_test(shapes_from_values),
       cmocka_unit_test(shapes_that_grow),
+      cmocka_unit_test(recurrent),
       cmocka_unit_test(no_growth),
       cmocka_unit_test(refused_memory),
   };

@@ -316,6 +316,8 @@ int verb_train(int argc, char **argv) {
        "stop at the first operator that makes a NaN or infinity"},
       {"--interpret", FLAG_BOOL, &t.exec.interpret, NULL,
        "the plain interpreter instead of generated code"},
+      {"--max-steps", FLAG_COUNT, &t.exec.max_steps, "N",
+       "of one loop, after which it counts as endless (100000000)"},
       {"--memory-budget", FLAG_BYTES, &t.exec.memory_budget, "BYTES",
        "compute values again until the plan fits; K, M, G"},
       {"--conv-error", FLAG_FLOAT, &t.exec.conv_error, "EPS",
