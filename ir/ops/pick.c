@@ -473,27 +473,28 @@ static bool one_by_one(Expand *x, const char *type) {
   const Op *whole = x->op;
   int n = x_n_in(x, "Param");
   for (int i = 0; i < n; i++) {
-    Op op = *whole;
-    op.type = type, op.def = opdef_find(type);
-    op.ins = op.outs = (SlotVec){0};
+    Op *op = arena_new_of(a, Op); /* nodes keep it */
+    *op = *whole;
+    op->type = type, op->def = opdef_find(type);
+    op->ins = op->outs = (SlotVec){0};
     for (int k = 0; k < 2; k++) {
       const SlotVec *from = k ? &whole->outs : &whole->ins;
       for (int s = 0; s < from->n; s++) {
         Slot one = {from->v[s].name, from->v[s].n > i, from->v[s].args + i};
-        if (one.n) vec_add(a, k ? &op.outs : &op.ins, one);
+        if (one.n) vec_add(a, k ? &op->outs : &op->ins, one);
       }
     }
-    op.attrs.v = arena_array(a, Attr, whole->attrs.n + 1);
-    op.attrs.n = op.attrs.cap = whole->attrs.n;
+    op->attrs.v = arena_array(a, Attr, whole->attrs.n + 1);
+    op->attrs.n = op->attrs.cap = whole->attrs.n;
     for (int k = 0; k < whole->attrs.n; k++) {
-      Attr *at = &op.attrs.v[k];
+      Attr *at = &op->attrs.v[k];
       *at = whole->attrs.v[k];
       if (at->type == AT_STRINGS && at->n > i)
         *at = (Attr){.name = at->name, .type = AT_STRING, .s = at->ss[i]};
       if (at->type == AT_FLOATS && at->n > i)
         *at = (Attr){.name = at->name, .type = AT_FLOAT, .f = at->fs[i]};
     }
-    if (!expand_op(x, &op)) return false;
+    if (!expand_op(x, op)) return false;
   }
   return true;
 }
