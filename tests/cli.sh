@@ -170,6 +170,7 @@ else
   echo "skipped: ptxas accepts it (no CUDA Toolkit)"
 fi
 expect "LeNet's programs" 0 "$build/examples/lenet" .
+expect_text "a gradient through a loop" 0 out '^push [0-9.]* m/s lands off the target by 0\.0' "$build/examples/throw"
 for arch in sm_75 sm_80 sm_90; do
   expect "compile: ptx of LeNet's training for $arch" 0 "$kiln" compile lenet_main.pdmodel --target cuda:$arch \
     --emit ptx --feed-shape image=64x1x28x28 --feed-shape label=64x1 -o lenet.ptx
