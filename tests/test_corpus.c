@@ -269,11 +269,12 @@ static Str damaged(const Str *file, const Pieces *v, int kind) {
 /* ---- programs ---- */
 
 #define FIXTURES "tests/fixtures/"
-static const char *const programs[] = {FIXTURES "mlp/main.pdmodel", FIXTURES "convnet/main.pdmodel",
-                                       FIXTURES "attention/main.pdmodel",
-                                       FIXTURES "inference/main.pdmodel",
-                                       "tests/data/static/net.pdmodel"};
-enum { N_PROGRAMS = sizeof programs / sizeof *programs, EACH = 120 };
+static const char *const programs[] = {
+    FIXTURES "mlp/main.pdmodel",           FIXTURES "convnet/main.pdmodel",
+    FIXTURES "attention/main.pdmodel",     FIXTURES "inference/main.pdmodel",
+    FIXTURES "control_while/main.pdmodel", FIXTURES "control_array/main.pdmodel",
+    FIXTURES "language/main.pdmodel",      "tests/data/static/net.pdmodel"};
+enum { N_PROGRAMS = sizeof programs / sizeof *programs, EACH = 90 };
 
 static void new_arena(void) {
   arena_free(arena);
