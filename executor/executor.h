@@ -41,7 +41,7 @@ typedef struct ExecOptions {
 
 enum { DEFAULT_MAX_STEPS = 100000000 };
 typedef struct Executor Executor;
-/* o NULL: defaults. NULL, with an error: E-ARG-001, E-DEV. */
+/* o NULL: defaults; interpret and a device exclude each other. NULL, with an error: E-ARG-001, E-DEV. */
 Executor *exec_new(const ExecOptions *o);
 void exec_free(Executor *e);
 ExecOptions *

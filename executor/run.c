@@ -29,6 +29,8 @@ Executor *exec_new(const ExecOptions *o) {
   if (e->opt.profile || e->opt.trace) e->profile = profile_new(e->opt.trace != NULL);
   bool ok = device_find(e->opt.device, &e->device) &&
             device_target(e->arena, e->device, e->opt.math, &e->target);
+  if (ok && e->device && e->opt.interpret)
+    ok = err_set(E_ARG_001, "the interpreter runs on the CPU, not on %s", e->device->name);
   mem_unguard(&guard);
   if (ok) return e;
   exec_free(e);

@@ -241,6 +241,16 @@ static void test_profile(void **state) {
   net_free(&n);
 }
 
+static void test_options(void **state) {
+  (void)state;
+  assert_null(kl_exec_new((kl_exec_options){.device = "cuda", .interpret = true}));
+  expect_error(E_ARG_001, "the interpreter runs on the CPU, not on cuda:0");
+  assert_null(kl_exec_new((kl_exec_options){.device = "cuda", .math = "fast"}));
+  expect_error(E_ARG_001, "unknown math");
+  assert_null(kl_exec_new((kl_exec_options){.device = "cuda:1"}));
+  expect_error(E_DEV_003, "no device cuda:1");
+}
+
 /* ---- in processes of their own: the simulator reads its settings when it is opened ---- */
 
 static const char *folder;
@@ -448,6 +458,7 @@ int main(int argc, char *argv[]) {
       cmocka_unit_test(test_losses),          cmocka_unit_test(test_without_fetches),
       cmocka_unit_test(test_failed_check),    cmocka_unit_test(test_check_nan),
       cmocka_unit_test(test_shared_scope),    cmocka_unit_test(test_profile),
+      cmocka_unit_test(test_options),
   };
   if (!simulator(argv)) return 1;
   if (argc > 1) cmocka_set_test_filter(argv[1]);
