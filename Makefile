@@ -80,10 +80,12 @@ check: deps-test
 # Needs the CUDA toolkit: nothing else does.
 SIM_API  := $(patsubst %,tests/cudasim/%.c,driver driver_mem driver_module stream graph report procs)
 .PHONY: check-cudasim
-check-cudasim: $(patsubst %.cu,%.ptx,$(wildcard tests/cudasim/ptx/*.cu))
+check-cudasim: $(patsubst %.cu,%.ptx,$(wildcard tests/cudasim/ptx/*.cu)) tests/cudasim/ptx/faults_debug.ptx
 	@for f in $(SIM_API); do $(CC) -std=c17 -fsyntax-only -Wall -D_GNU_SOURCE -DCUDASIM_TOOLKIT -I$(CUDA)/include $$f || exit 1; done
 	@nm -D --defined-only $(CUDA)/lib64/stubs/libcuda.so | awk '{print $$3}' | LC_ALL=C sort >$(B)/cuda_names
 	@sed -n 's/^PROC(.*, \(.*\))/\1/p' tests/cudasim/procs.def | LC_ALL=C sort -u | LC_ALL=C comm -23 - $(B)/cuda_names | sed 's/^/not in the driver: /'
+tests/cudasim/ptx/%_debug.ptx: tests/cudasim/ptx/%.cu
+	$(CUDA)/bin/nvcc -G -arch=compute_80 -ptx -o $@ $<
 tests/cudasim/ptx/%.ptx: tests/cudasim/ptx/%.cu
 	$(CUDA)/bin/nvcc -O3 -arch=compute_80 -ptx -o $@ $<
 check-ptx: deps-test

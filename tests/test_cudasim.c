@@ -380,10 +380,10 @@ static const Fault faults[] = {
     {"trapped", 1, 32, 2, "n", 0, ""},
 };
 
-static void one_fault(const Fault *f) {
+static void one_fault(const Fault *f, const char *ptx) {
   float zeros[128] = {0};
   open_sim("CUDASIM_BUDGET", "100000");
-  CUmodule m = load_ptx("faults.ptx");
+  CUmodule m = load_ptx(ptx);
   CUdeviceptr x = upload(zeros, sizeof zeros), y = upload(zeros, sizeof zeros),
               u = upload(NULL, sizeof zeros), z = upload(zeros, sizeof zeros);
   assert_int_equal(cuMemFree(z), 0);
@@ -411,7 +411,11 @@ static void one_fault(const Fault *f) {
 
 static void planted_faults(void **state) {
   (void)state;
-  for (size_t k = 0; k < sizeof faults / sizeof *faults; k++) one_fault(&faults[k]);
+  for (size_t k = 0; k < sizeof faults / sizeof *faults; k++) {
+    one_fault(&faults[k], "faults.ptx");
+    one_fault(&faults[k],
+              "faults_debug.ptx"); /* generic addresses, calls, variables in local memory */
+  }
 }
 
 int main(void) {

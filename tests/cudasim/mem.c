@@ -289,12 +289,10 @@ static void load_slow(Warp *w, const Insn *i, uint32_t mask) {
   }
 }
 
-static void load_fast(Warp *w, const Insn *i, uint32_t mask) {
-  uint64_t at[LANES];
+static void load_lanes(Warp *w, const Insn *i, uint32_t mask, uint64_t at[LANES], Space space) {
   uint32_t bytes = (uint32_t)i->size * i->n;
   Shape s;
-  lane_addresses(w, i, at);
-  const char *base = lanes_access(w, (Space)i->space, at, mask, bytes, &s, false);
+  const char *base = lanes_access(w, space, at, mask, bytes, &s, false);
   if (i->size == 4 && i->wide == 4 && mask != FULL) {
     for (int k = 0; k < i->n; k++)
       if (i->v[k] >= 0) FOR_LANES(l, mask) memcpy(&REG32(w, i->v[k])[l], base + at[l] + 4 * k, 4);
@@ -338,19 +336,31 @@ static void load_param(Warp *w, const Insn *i, uint32_t mask) {
   }
 }
 
-/* Generic addresses that are all in device memory take the fast way. */
-static bool all_global(const Warp *w, const Insn *i, uint32_t mask) {
+static void load_fast(Warp *w, const Insn *i, uint32_t mask) {
   uint64_t at[LANES];
   lane_addresses(w, i, at);
+  load_lanes(w, i, mask, at, (Space)i->space);
+}
+
+/* The space of generic addresses, which become addresses of it, if it is one for all lanes and not private to each. */
+static Space one_space(uint64_t at[LANES], uint32_t mask) {
+  uint64_t first = at[__builtin_ctz(mask)], base = 0;
+  Space space = space_of(&first);
+  if (space == SPACE_SHARED) base = SHARED_BASE;
   FOR_LANES(l, mask) {
-    if (at[l] >= SHARED_BASE) return false;
+    uint64_t a = at[l];
+    if (space_of(&a) != space) return SPACE_GENERIC;
   }
-  return true;
+  for (int l = 0; l < LANES; l++) at[l] -= base;
+  return space;
 }
 
 static void load_generic(Warp *w, const Insn *i, uint32_t mask) {
-  if (all_global(w, i, mask))
-    load_fast(w, i, mask);
+  uint64_t at[LANES];
+  lane_addresses(w, i, at);
+  Space space = one_space(at, mask);
+  if (space == SPACE_GLOBAL || space == SPACE_SHARED)
+    load_lanes(w, i, mask, at, space);
   else
     load_slow(w, i, mask);
 }
@@ -370,12 +380,10 @@ static void store_slow(Warp *w, const Insn *i, uint32_t mask) {
   }
 }
 
-static void store_fast(Warp *w, const Insn *i, uint32_t mask) {
-  uint64_t at[LANES];
+static void store_lanes(Warp *w, const Insn *i, uint32_t mask, uint64_t at[LANES], Space space) {
   uint32_t bytes = (uint32_t)i->size * i->n;
   Shape s;
-  lane_addresses(w, i, at);
-  char *base = lanes_access(w, (Space)i->space, at, mask, bytes, &s, true);
+  char *base = lanes_access(w, space, at, mask, bytes, &s, true);
   if (i->size == 4 && i->wide == 4 && s.dense && i->n == 1) {
     memcpy(base + at[0], w->r + i->v[0], LANES * 4);
     return;
@@ -401,9 +409,18 @@ static void store_fast(Warp *w, const Insn *i, uint32_t mask) {
     FOR_LANES(l, mask) memcpy(base + at[l], data[l], bytes);
 }
 
+static void store_fast(Warp *w, const Insn *i, uint32_t mask) {
+  uint64_t at[LANES];
+  lane_addresses(w, i, at);
+  store_lanes(w, i, mask, at, (Space)i->space);
+}
+
 static void store_generic(Warp *w, const Insn *i, uint32_t mask) {
-  if (all_global(w, i, mask))
-    store_fast(w, i, mask);
+  uint64_t at[LANES];
+  lane_addresses(w, i, at);
+  Space space = one_space(at, mask);
+  if (space == SPACE_GLOBAL || space == SPACE_SHARED)
+    store_lanes(w, i, mask, at, space);
   else
     store_slow(w, i, mask);
 }
