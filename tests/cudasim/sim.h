@@ -317,6 +317,20 @@ void lex_skip_line(Lexer *l);
 
 /* parse.c */
 _Noreturn void parse_fail(Parser *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static inline uint64_t up(uint64_t n, uint64_t align) { return (n + align - 1) / align * align; }
+bool parse_is(const Parser *p, const char *text); /* the next token */
+bool parse_accept(Parser *p, const char *text);   /* steps over it if it is */
+void parse_expect(Parser *p, const char *text);
+Token parse_kind(Parser *p, TokenKind kind, const char *what);
+uint64_t parse_int(Parser *p);
+const Type *parse_type(Parser *p);
+
+/* declare.c */
+void scope_end(Parser *p, int from); /* forgets what was declared since p->n_scope was `from` */
+void declare_registers(Parser *p);
+Symbol *declare_variable(Parser *p, Space space);
+void declare_variables(Parser *p, Space space);
+void frame_place(Parser *p, Symbol *s);
 Symbol *symbol_find(const Parser *p, const char *name, size_t n);
 Symbol *symbol_add(Parser *p, SymbolKind kind, const char *name, size_t n);
 Symbol *symbol_label(Parser *p, const char *name, size_t n);
