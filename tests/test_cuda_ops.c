@@ -196,6 +196,8 @@ static const struct {
     {"conv2d", "Input=2x16x9x11 Filter=24x16x3x3 paddings=[1,1] strides=[2,2]", "bf16", DT_FLOAT32,
      2e-2},
     {"conv2d", "Input=2x16x9x11 Filter=24x16x1x1 strides=[2,2]", NULL, DT_FLOAT32, 0},
+    {"conv2d", "Input=2x16x12x13 Filter=24x16x4x5 paddings=[1,2] strides=[2,3]", NULL, DT_FLOAT32,
+     0},
     {"conv2d", "Input=2x32x8x8 Filter=32x16x3x3 groups=2 paddings=[1]", NULL, DT_FLOAT32, 0},
     {"conv2d", "Input=2x9x10x16 Filter=24x16x3x3 paddings=[2,2] dilations=[2,2] data_format='NHWC'",
      NULL, DT_FLOAT64, 0},

@@ -5,8 +5,11 @@
  * attention differ in the AffDims of their operands alone, which the generator evaluates at (batch, m, k) and (batch, n, k). The
  * operand whose class holds the result's innermost loop is N, so that rows of results are contiguous. The sum is split in a
  * fixed order where the result has too few tiles for a machine; the parts lie in the workspace.
+ * Where an operand is read at (result + tap) / d, as in the gradient of a convolution with stride d, only every d-th tap counts for
+ * a result: the results divide into residue classes, each a product of its own without division.
  * Bank conflicts: rows in shared memory are as long as the reads of a warp demand, see cuda_side_pitch. */
 #include "gemm.h"
+#include <stdlib.h>
 
 static const CudaTiling tilings[] = {
 #define TILE(math, type, ...) {CUDA_##math, DT_##type, __VA_ARGS__},
@@ -16,6 +19,107 @@ static const CudaTiling tilings[] = {
 enum { N_TILINGS = sizeof tilings / sizeof *tilings, PROCESSORS = 132 };
 
 static int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* ---- residue classes ---- */
+
+/* A dimension with a division: of operand x, read at (c * pos + .. tap + off) / div. */
+typedef struct Divided {
+  int x, dim, pos, tap; /* tap -1: none */
+} Divided;
+
+enum { MOST_DIVIDED = 3, MOST_CLASSES = 9 };
+
+static int64_t factor(const AffDim *m, int l) {
+  return l < 0 ? 0 : (m->l0 == l ? m->c0 : 0) + (m->l1 == l ? m->c1 : 0);
+}
+
+/* 0: none, or not of that form. */
+static int divided_dims(const Node *c, Divided v[MOST_DIVIDED]) {
+  int n = 0;
+  for (int x = 0; x < 2; x++)
+    for (int d = 0; d < c->in[x]->rank; d++) {
+      const AffDim *m = &c->map[x][d];
+      int l[2] = {m->l0, m->l1};
+      Divided f = {x, d, -1, -1};
+      if (m->div == 1) continue;
+      for (int i = 0; i < 2; i++)
+        if (l[i] >= 0 && c->ext[l[i]] > 1) *(l[i] < c->rank ? &f.pos : &f.tap) = l[i];
+      bool fits = n < MOST_DIVIDED && f.pos >= 0 && c->ext[f.pos] >= 2 * m->div;
+      for (int i = 0; i < n; i++) fits &= v[i].pos != f.pos && (f.tap < 0 || v[i].tap != f.tap);
+      if (f.tap >= 0) fits &= llabs(factor(m, f.tap)) == 1;
+      if (!fits) return 0;
+      v[n++] = f;
+    }
+  return n;
+}
+
+int cuda_gemm_classes(const Node *c) {
+  Divided v[MOST_DIVIDED];
+  int64_t n = 1;
+  for (int i = divided_dims(c, v) - 1; i >= 0; i--) n *= c->map[v[i].x][v[i].dim].div;
+  return n > MOST_CLASSES ? 1 : (int)n;
+}
+
+/* Loop l becomes step * l + at everywhere. */
+static void spread_loop(Node *c, int l, int64_t step, int64_t at) {
+  c->ext[l] = (c->ext[l] - at + step - 1) / step;
+  for (int x = 0; x < 2; x++)
+    for (int d = 0; d < c->in[x]->rank; d++) {
+      AffDim *m = &c->map[x][d];
+      m->off += factor(m, l) * at;
+      if (m->l0 == l) m->c0 *= (int32_t)step;
+      if (m->l1 == l) m->c1 *= (int32_t)step;
+    }
+}
+
+/* The tap of a result of residue r; -1: none. */
+static int64_t first_tap(const Node *c, const Divided *f, int64_t r) {
+  const AffDim *m = &c->map[f->x][f->dim];
+  int64_t taps = f->tap < 0 ? 1 : c->ext[f->tap];
+  for (int64_t s = 0; s < taps && s < m->div; s++)
+    if ((factor(m, f->pos) * r + factor(m, f->tap) * s + m->off) % m->div == 0) return s;
+  return -1;
+}
+
+/* No tap: one step of products with what is outside the operand, 0. */
+static void make_zero(Node *c, const Divided *f) {
+  int longest = c->rank;
+  for (int l = c->rank; l < c->n_loops; l++)
+    if (c->ext[l] > c->ext[longest]) longest = l;
+  for (int l = c->rank; l < c->n_loops; l++)
+    if (l != longest || c->ext[l] > CUDA_STEP) c->ext[l] = l == longest ? CUDA_STEP : 1;
+  c->map[f->x][f->dim] = aff_const(-1);
+}
+
+static const Node *class_core(Gen *g, int class, CudaGemm *p) {
+  const Node *c = g->k->core;
+  Divided v[MOST_DIVIDED];
+  int n = cuda_gemm_classes(c) > 1 ? divided_dims(c, v) : 0;
+  for (int l = 0; l < KL_LOOPS; l++) p->step[l] = 1;
+  if (!n) return c;
+  Node *to = arena_dup(g->a, c, sizeof *c);
+  to->ext = arena_dup(g->a, c->ext, sizeof *c->ext * (size_t)c->n_loops);
+  for (int x = 0; x < 2; x++)
+    to->map[x] = arena_dup(g->a, c->map[x], sizeof *c->map[x] * (size_t)c->in[x]->rank);
+  const Divided *none = NULL;
+  for (int i = 0; i < n; i++) {
+    AffDim *m = &to->map[v[i].x][v[i].dim];
+    int64_t div = m->div, r = class % div, s = first_tap(c, &v[i], r);
+    class /= (int)div;
+    p->step[v[i].pos] = div;
+    p->at[v[i].pos] = r;
+    spread_loop(to, v[i].pos, div, r);
+    if (s < 0) none = &v[i];
+    if (s >= 0 && v[i].tap >= 0) spread_loop(to, v[i].tap, div, s);
+    m->c0 /= (int32_t)div;
+    m->c1 /= (int32_t)div;
+    m->off /= div;
+    m->div = 1;
+  }
+  if (none) make_zero(to, none);
+  for (int l = 0; l < c->rank; l++) to->dims[l] = to->ext[l];
+  return to;
+}
 
 /* ---- classes ---- */
 
@@ -36,8 +140,9 @@ static LoopKind kind_of(const Node *c, int l) {
 }
 
 /* May loops d and d+1 be one axis? Of the result: where everything after the product reads them as one. */
-static bool joins(Gen *g, int d) {
-  const Node *c = g->k->core;
+static bool joins(Gen *g, const CudaGemm *p, int d) {
+  const Node *c = p->core;
+  if (p->step[d] != 1 || p->step[d + 1] != 1) return false;
   if (d + 1 >= c->rank) {
     for (int x = 0; x < 2; x++)
       if (!can_merge_map(g, c->in[x], c->map[x], c->ext, d)) return false;
@@ -48,15 +153,15 @@ static bool joins(Gen *g, int d) {
   return true;
 }
 
-static CudaAxes axes_of(Gen *g, LoopKind kind) {
-  const Node *c = g->k->core;
+static CudaAxes axes_of(Gen *g, const CudaGemm *p, LoopKind kind) {
+  const Node *c = p->core;
   CudaAxes r = {.total = 1};
   int l = 0;
   while (l < c->n_loops) {
     Axis a = {l, l, c->ext[l]};
     if (kind_of(c, l++) != kind || a.ext == 1) continue;
     for (; l < c->n_loops && l != c->rank && kind_of(c, l) == kind && c->ext[l] > 1 &&
-           joins(g, l - 1);
+           joins(g, p, l - 1);
          l++) {
       a.ext *= c->ext[l];
       a.last = l;
@@ -93,7 +198,7 @@ static void order_sums(const Node *c, CudaAxes *k) {
 }
 
 static void plan_side(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
-  const Node *c = g->k->core;
+  const Node *c = p->core;
   CudaSide *side = &p->side[s];
   const Node *in = c->in[side->x];
   int each = 16 / dtype_info[p->tile->type].size;
@@ -123,7 +228,7 @@ static int64_t splits_of(int64_t blocks, int64_t steps, int64_t bytes) {
   if (blocks < PROCESSORS) n = 2 * PROCESSORS / blocks;
   if (n > steps / LEAST_STEPS) n = steps / LEAST_STEPS;
   if (n > MOST_SPLITS) n = MOST_SPLITS;
-  if (n * bytes > MOST_BYTES) n = MOST_BYTES / bytes;
+  if (bytes > MOST_BYTES / (n > 0 ? n : 1)) n = MOST_BYTES / bytes;
   return n < 2 ? 1 : n;
 }
 
@@ -178,17 +283,18 @@ int64_t cuda_gemm_shared(const CudaGemm *p) {
   return (in > out ? in : out) * dtype_info[p->tile->type].size;
 }
 
-CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t) {
+CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   enum { LEAST = 8, LEAST_K = 16 };
-  const Node *c = g->k->core;
   CudaGemm *p = arena_new_of(g->a, CudaGemm);
+  const Node *c = p->core = class_core(g, class, p);
+  bool whole = c == g->k->core;
   if (!dtype_is_float(c->dtype) || node_numel(c) == 0) return NULL;
-  for (int x = 0; x < 2; x++) p->side[x] = (CudaSide){.x = x, .axes = axes_of(g, SIDE_0 + x)};
-  p->batch = axes_of(g, BATCH);
-  p->k = axes_of(g, SUM);
+  for (int x = 0; x < 2; x++) p->side[x] = (CudaSide){.x = x, .axes = axes_of(g, p, SIDE_0 + x)};
+  p->batch = axes_of(g, p, BATCH);
+  p->k = axes_of(g, p, SUM);
   for (int x = 0; x < 2; x++)
     if (p->side[x].axes.total < LEAST) return NULL;
-  if (p->k.total < LEAST_K) return NULL;
+  if (p->k.n == 0 || (whole && p->k.total < LEAST_K)) return NULL;
   int last = c->rank - 1;
   while (c->ext[last] == 1) last--;
   if (kind_of(c, last) == SIDE_0) {
@@ -197,7 +303,8 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t) {
     p->side[1] = m;
   }
   order_sums(c, &p->k);
-  choose_tile(p, c->dtype, node_numel(c) * dtype_info[c->dtype].size, t);
+  /* classes leave their sums whole */
+  choose_tile(p, c->dtype, whole ? node_numel(c) * dtype_info[c->dtype].size : INT64_MAX, t);
   for (int s = 0; s < 2; s++) plan_side(g, p, s, t);
   const CudaAxes *n = &p->side[1].axes;
   const Axis *inner = &p->k.axis[p->k.n - 1], *col = &n->axis[n->n - 1];

@@ -30,6 +30,9 @@ typedef struct CudaSide {
 } CudaSide;
 
 typedef struct CudaGemm {
+  /* the contraction, or that of the results at step * loop + at: a residue class of a strided gradient */
+  const Node *core;
+  int64_t step[KL_LOOPS], at[KL_LOOPS];
   const CudaTiling *tile;
   CudaSide side[2]; /* M, N */
   CudaAxes batch, k;
@@ -42,8 +45,10 @@ typedef struct CudaGemm {
       out_pitch; /* elements of shared memory: of a stage; between rows of results */
 } CudaGemm;
 
-/* NULL: not a matrix product worth it. */
-CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t);
+/* Into how many products the results divide. */
+int cuda_gemm_classes(const Node *c);
+/* The product of one class; NULL: not a matrix product worth it. */
+CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class);
 /* Elements between rows of a side's tile in shared memory, and rows. */
 int cuda_side_pitch(const CudaGemm *p, int side);
 int cuda_side_rows(const CudaGemm *p, int side);

@@ -219,18 +219,24 @@ typedef bool PlanFn(Planning *p);
 
 static bool plan_loop(Planning *p) { return plan_nest(p, LOOP_MAIN); }
 
-/* One launch; with a split sum two: the parts, then their sum in order and what follows the product. */
-static bool plan_contract(Planning *p) {
-  Gen *g = nests_of(p, LOOP_EPILOGUE);
-  const CudaGemm *m = cuda_gemm_plan(g, p->t);
-  if (!m) return plan_nest(p, LOOP_CONTRACT);
+static void launch_product(Planning *p, const CudaGemm *m) {
   int64_t blocks = m->side[0].blocks * m->side[1].blocks * m->batch.total * m->splits;
   if (m->splits > 1)
     p->plan->workspace = m->splits * node_numel(p->k->core) * dtype_info[m->tile->type].size;
   CudaStage *s = launch(p, CUDA_GEMM, LOOP_EPILOGUE, blocks, m->threads);
-  p->plan->launch[0].shared = (uint32_t)cuda_gemm_shared(m);
+  p->plan->launch[p->plan->n - 1].shared = (uint32_t)cuda_gemm_shared(m);
   s->gemm = m;
-  return m->splits == 1 || plan_points(p, LOOP_EPILOGUE, m);
+}
+
+/* A launch for each class of results; with a split sum two: the parts, then their sum in order and what follows. */
+static bool plan_contract(Planning *p) {
+  Gen *g = nests_of(p, LOOP_EPILOGUE);
+  int n = cuda_gemm_classes(p->k->core);
+  const CudaGemm **m = arena_array(p->a, const CudaGemm *, n);
+  for (int i = 0; i < n; i++)
+    if (!(m[i] = cuda_gemm_plan(g, p->t, i))) return plan_nest(p, LOOP_CONTRACT);
+  for (int i = 0; i < n; i++) launch_product(p, m[i]);
+  return m[0]->splits == 1 || plan_points(p, LOOP_EPILOGUE, m[0]);
 }
 
 static bool plan_call(Planning *p) {

@@ -128,7 +128,7 @@ static Val tile_at(Gemm *m, int s, Val stage, const Aff *row, const Aff *col) {
 /* The operand's index at chunk j of step t; false: nothing but zeros is there. */
 static bool operand_index(Gemm *m, int s, int j, const Aff *t, Index *to, Val *ok) {
   Gen *g = m->g;
-  Node *c = g->k->core;
+  const Node *c = m->p->core;
   const CudaSide *side = &m->p->side[s];
   Aff row, col, base = aff_mul(m->block[s], side->tile);
   Index ix = {.rank = c->n_loops};
@@ -329,6 +329,12 @@ static void results(Gemm *m, int part) {
   place_loops(g, &p->batch, m->batch, &ix);
   place_loops(g, &p->side[0].axes, mm, &ix);
   place_loops(g, &p->side[1].axes, n, &ix);
+  for (int l = 0; l < ix.rank; l++) {
+    Aff first = aff_k(p->at[l]);
+    if (p->step[l] == 1) continue;
+    ix.d[l] = aff_mul(ix.d[l], p->step[l]);
+    ix.d[l] = aff_add(g, &ix.d[l], &first);
+  }
   Aff at = aff_mul(r, p->out_pitch);
   at = aff_add(g, &at, &col);
   Val from = aff_value(g, &at), sum[MOST_VEC];

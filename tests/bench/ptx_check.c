@@ -290,7 +290,10 @@ static Time time_of(const Check *c, const Entry *e) {
   count_instructions(c, e->l->entry, &all, &loop);
   double rate = fma_rate[k->core && m ? m->tile->math : CUDA_F32];
   double peak = processors * rate * clock_hz, slots = processors * issue_slots * clock_hz;
-  t.bytes = (kernel_bytes(k) + part) / bandwidth;
+  /* of a residue class: its part */
+  double share =
+      m && s->form == CUDA_GEMM ? (double)node_numel(m->core) / (double)node_numel(k->core) : 1;
+  t.bytes = (kernel_bytes(k) * share + part) / bandwidth;
   if (s->form == CUDA_GEMM) {
     t.products = blocks * m->tile->bm * m->tile->bn * (double)m->per * CUDA_STEP / peak;
     n = warps * ((double)(all - loop) + (double)(loop * m->per));
@@ -304,7 +307,7 @@ static Time time_of(const Check *c, const Entry *e) {
   t.issue = n / slots;
   bool second = m && s->form != CUDA_GEMM;
   if (second) t.bytes = (part + bytes_of(k->outputs.v[0])) / bandwidth;
-  if (!second) t.bound = fmax(kernel_bytes(k) / bandwidth, needed_products(k) / peak);
+  if (!second) t.bound = share * fmax(kernel_bytes(k) / bandwidth, needed_products(k) / peak);
   return t;
 }
 
