@@ -64,10 +64,16 @@ static bool ranks_fit(int n, const NamedNode *v) {
   return true;
 }
 
+bool feed_is_lod(const Feed *f) {
+  size_t n = strlen(f->name), k = strlen(LOD_SUFFIX);
+  return f->value && f->value->data && n > k && !strcmp(f->name + n - k, LOD_SUFFIX);
+}
+
 static const Tensor *known_value(void *user, const char *name) {
   const CompileRequest *r = user;
   for (int i = 0; i < r->n_feeds; i++)
-    if (r->known[i] && !strcmp(r->feeds[i].name, name)) return r->feeds[i].value;
+    if (!strcmp(r->feeds[i].name, name) && ((r->known && r->known[i]) || feed_is_lod(&r->feeds[i])))
+      return r->feeds[i].value;
   return NULL;
 }
 
@@ -75,18 +81,21 @@ bool expand_request(const CompileRequest *r, Graph **g) {
   Arena *a = arena_scratch();
   const char **feeds = arena_array(a, const char *, r->n_feeds + 1);
   for (int i = 0; i < r->n_feeds; i++) feeds[i] = r->feeds[i].name;
-  if (r->section.block)
-    *g = expand_section(&(ExpandRequest){.section = r->section,
-                                         .n_feeds = r->n_feeds,
-                                         .feeds = feeds,
-                                         .n_fetch = r->n_fetch,
-                                         .fetches = r->fetch,
-                                         .dims_of = dims_of,
-                                         .known = r->known ? known_value : NULL,
-                                         .user = (void *)r,
-                                         .wanted = r->wanted});
-  else
-    *g = expand_program(r->prog, r->n_feeds, feeds, r->n_fetch, r->fetch, dims_of, (void *)r);
+  Section part = r->section;
+  if (!part.block) {
+    const Block *b = r->prog->blocks.v[0];
+    part = (Section){b, 0, b->ops.n, ops_left_out(b, a, r->n_feeds, feeds, r->n_fetch, r->fetch)};
+  }
+  *g = expand_section(&(ExpandRequest){.section = part,
+                                       .n_feeds = r->n_feeds,
+                                       .feeds = feeds,
+                                       .n_fetch = r->n_fetch,
+                                       .fetches = r->fetch,
+                                       .dims_of = dims_of,
+                                       .known = known_value,
+                                       .user = (void *)r,
+                                       .wanted = r->wanted});
+  if (!*g && !r->section.block && r->prog->file) err_where("%s", r->prog->file);
   arena_free(a);
   if (!*g) return false;
   if (ranks_fit((*g)->writes.n, (*g)->writes.v) && ranks_fit((*g)->fetches.n, (*g)->fetches.v))

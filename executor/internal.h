@@ -129,6 +129,8 @@ typedef struct FileSum {
 bool save_params(Scope *s, const Program *p, const char *path, FileSum *sum);
 
 /* compile.c */
+/* Offsets of sequences (NAME@LOD), which are compiled in? */
+bool feed_is_lod(const Feed *f);
 bool expand_request(const CompileRequest *r, Graph **g);
 
 #endif

@@ -116,9 +116,27 @@ static bool check_feed(const Program *p, const Feed *f) {
   return false;
 }
 
+/* Offsets of the sequences of another feed: from 0 to its rows, not decreasing. */
+static bool check_lod(int n, const Feed *feeds, const Feed *f) {
+  size_t base = strlen(f->name) - strlen(LOD_SUFFIX);
+  const Tensor *t = f->value, *of = NULL;
+  for (int i = 0; i < n; i++)
+    if (strlen(feeds[i].name) == base && !memcmp(feeds[i].name, f->name, base)) of = feeds[i].value;
+  const int64_t *v = t->data, count = tensor_numel(t);
+  bool ok = of && of->rank > 0 && t->dtype == DT_INT64 && t->rank == 1 && count > 0 && v[0] == 0 &&
+            v[count - 1] == of->dims[0];
+  for (int64_t i = 1; ok && i < count; i++) ok = v[i - 1] <= v[i];
+  if (ok) return true;
+  err_set(E_DAT_001, "feed %s is not the offsets of sequences", quoted(f->name));
+  err_help("Feed an int64 vector that starts with 0, does not decrease, and ends with the rows of "
+           "the variable, fed too.");
+  return false;
+}
+
 static bool check_feeds(const Program *p, int n, const Feed *feeds) {
   for (int i = 0; i < n; i++) {
-    if (!check_feed(p, &feeds[i])) return false;
+    if (feed_is_lod(&feeds[i]) ? !check_lod(n, feeds, &feeds[i]) : !check_feed(p, &feeds[i]))
+      return false;
     for (int j = 0; j < i; j++)
       if (!strcmp(feeds[i].name, feeds[j].name))
         return err_set(E_DAT_001, "%s is fed twice", quoted(feeds[i].name));
@@ -138,6 +156,8 @@ static char *make_key(Arena *a, const Executor *e, const CompileRequest *r) {
     const Tensor *t = r->feeds[i].value;
     str_fmt(&s, "|%s:%d", r->feeds[i].name, t->dtype);
     for (int d = 0; d < t->rank; d++) str_fmt(&s, ",%lld", (long long)t->dims[d]);
+    for (int64_t k = 0; feed_is_lod(&r->feeds[i]) && k < tensor_numel(t); k++)
+      str_fmt(&s, ";%lld", (long long)((const int64_t *)t->data)[k]);
   }
   str_add(&s, "|>");
   for (int i = 0; i < r->n_fetch; i++) str_fmt(&s, "|%s", r->fetch[i]);
@@ -661,11 +681,21 @@ bool run_section(Executor *e, const CompileRequest *r, Executable **list, uint64
   return ok;
 }
 
+static bool without_lod(int n, const Feed *feeds) {
+  for (int i = 0; i < n; i++)
+    if (feed_is_lod(&feeds[i])) {
+      err_set(E_OPR_004, "sequences (%s) in a program with control flow", quoted(feeds[i].name));
+      return false;
+    }
+  return true;
+}
+
 static bool run_parts(Run *u, Tensor *out) {
   MemGuard guard;
   if (MEM_GUARD(guard)) return false;
   const CompileRequest *r = u->req;
-  bool ok = check_feeds(r->prog, r->n_feeds, r->feeds) && control_run(u->e, r, u->seed, out);
+  bool ok = check_feeds(r->prog, r->n_feeds, r->feeds) && without_lod(r->n_feeds, r->feeds) &&
+            control_run(u->e, r, u->seed, out);
   mem_unguard(&guard);
   return ok;
 }

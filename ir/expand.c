@@ -72,14 +72,51 @@ static Node *fit_output(Expand *x, const char *slot, int i, const char *name, No
   return n;
 }
 
-bool x_out_at(Expand *x, const char *slot, int i, Node *n) {
+/* ---- sequences ---- */
+
+const char *lod_base(const char *name, Arena *a) {
+  size_t n = strlen(name), k = strlen(LOD_SUFFIX);
+  return n > k && !strcmp(name + n - k, LOD_SUFFIX) ? arena_strn(a, name, n - k) : NULL;
+}
+
+/* Those of the first input with as many rows as the result. */
+static const Lod *inherited(Expand *x, const Node *n) {
+  for (int s = 0; n->rank > 0 && s < x->op->ins.n; s++)
+    for (int i = 0; i < x->op->ins.v[s].n; i++) {
+      const Node *in = map_get(x->env, x->op->ins.v[s].args[i]);
+      if (in && in->lod && in->lod->offset[in->lod->n] == n->dims[0]) return in->lod;
+    }
+  return NULL;
+}
+
+const Lod *x_lod(Expand *x, const char *slot, int i) {
+  Node *n = x_in_at(x, slot, i);
+  if (!n || x->g->shapes_only || n->lod) return n && !x->g->shapes_only ? n->lod : NULL;
+  err_set(E_DAT_001, "%s %s has no sequences", slot, quoted(op_in(x->op, slot, i)));
+  err_help("Feed their offsets, 0 first, as NAME" LOD_SUFFIX
+           " beside the input NAME that they come from.");
+  return NULL;
+}
+
+static bool put_output(Expand *x, const char *slot, int i, Node *n, const Lod *lod) {
   if (!n) return false;
   const char *name = op_out(x->op, slot, i);
   if (!name) return true;
   n = fit_output(x, slot, i, name, n);
+  if (n && !lod) lod = inherited(x, n);
+  if (n && lod && n->lod && n->lod != lod) n = g_alias(x->g, n);
   if (!n) return false;
+  if (lod) n->lod = lod;
   map_put(x->env, name, n);
   return true;
+}
+
+bool x_out_at(Expand *x, const char *slot, int i, Node *n) {
+  return put_output(x, slot, i, n, NULL);
+}
+
+bool x_out_lod(Expand *x, const char *slot, Node *n, const Lod *lod) {
+  return put_output(x, slot, 0, n, lod);
 }
 
 bool x_out(Expand *x, const char *slot, Node *n) { return x_out_at(x, slot, 0, n); }
@@ -166,7 +203,11 @@ static bool derive_input(Derive *d, const SlotDef *def) {
     Node *v = given ? x_in_at(x, def->name, i) : stand_in(x, def->name, grad, i);
     if (!v) return false;
     if (!given) vec_add(g->arena, &d->standins, v);
-    if (dtype_is_float(v->dtype)) v = g_alias(g, v);
+    if (dtype_is_float(v->dtype)) {
+      const Lod *lod = v->lod;
+      v = g_alias(g, v);
+      if (v) v->lod = lod;
+    }
     map_put(d->inner.env, d->op->ins.v[d->op->ins.n - 1].args[i], v);
     if (!op_out(x->op, grad, i)) continue;
     vec_add(g->arena, &d->xs, v);
@@ -344,6 +385,23 @@ typedef struct Sources {
   Map *fed, *written;
 } Sources;
 
+static const Lod *fed_lod(Graph *g, const ExpandRequest *r, const char *name) {
+  const Tensor *t = r->known ? r->known(r->user, arena_fmt(g->arena, "%s" LOD_SUFFIX, name)) : NULL;
+  if (!t) return NULL;
+  Lod *lod = arena_new_of(g->arena, Lod);
+  *lod = (Lod){tensor_numel(t) - 1, arena_dup(g->arena, t->data, tensor_bytes(t))};
+  return lod;
+}
+
+/* The offsets of a variable's sequences, fetched as NAME@LOD; NULL if it has none. */
+static Node *lod_node(Expand *x, const char *name) {
+  const char *base = lod_base(name, x->g->arena);
+  const Node *of = base ? map_get(x->env, base) : NULL;
+  if (!of || !of->lod) return NULL;
+  int64_t n = of->lod->n + 1;
+  return g_data(x->g, DT_INT64, 1, &n, of->lod->offset, name);
+}
+
 static Node *source_node(Expand *x, const char *name) {
   Sources *s = x->user;
   const ExpandRequest *r = s->r;
@@ -369,7 +427,9 @@ static Node *source_node(Expand *x, const char *name) {
     err_set(E_VER_003, "variable %s is declared without element type or dimensions", quoted(name));
     return NULL;
   }
-  return fed ? g_feed(x->g, name, t, rank, dims) : g_state(x->g, name, t, rank, dims);
+  Node *n = fed ? g_feed(x->g, name, t, rank, dims) : g_state(x->g, name, t, rank, dims);
+  if (n && fed) n->lod = fed_lod(x->g, r, name);
+  return n;
 }
 
 static void each_output(const Op *op, void (*f)(void *user, const Op *op, const char *name),
@@ -402,6 +462,7 @@ static bool fetch_nodes(Expand *x, int n, const char *const *fetches) {
   for (int i = 0; i < n; i++) {
     Sources *s = x->user;
     Node *v = map_get(x->env, fetches[i]);
+    if (!v) v = lod_node(x, fetches[i]);
     if (!v) {
       if (!block_find_var(s->r->section.block, fetches[i]))
         return err_set(E_RUN_002, "fetch %s is not in the program", quoted(fetches[i]));

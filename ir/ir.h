@@ -481,7 +481,8 @@ enum { /* OpDef.flags */
        OF_GRAD = 512,
        OF_CUSTOM = 1024,
        OF_NOGRAD_OK = 2048 /* no gradient, and a path through it simply ends */,
-       OF_HOST = 4096 /* run by the executor itself, between compiled parts */
+       OF_HOST = 4096 /* run by the executor itself, between compiled parts */,
+       OF_LOD = 8192 /* works on the sequences of an input */
 };
 
 typedef struct Expand Expand;
@@ -584,6 +585,14 @@ static inline bool aff_is_loop(const AffDim *a, int l) {
   return a->l0 == l && a->l1 < 0 && a->c0 == 1 && a->off == 0 && a->div == 1;
 }
 
+/* The sequences that the rows of a tensor are (LoD, one level): sequence i is the rows offset[i]..offset[i+1]-1. */
+typedef struct Lod {
+  int64_t n; /* sequences; n + 1 offsets, from 0, not decreasing */
+  const int64_t *offset;
+} Lod;
+#define LOD_SUFFIX "@LOD" /* of a feed: the offsets of the variable before it, int64 */
+const char *lod_base(const char *name, Arena *a); /* "x" of "x@LOD", else NULL */
+
 struct Node {
   Prim prim;
   DType dtype;
@@ -605,6 +614,7 @@ struct Node {
   const void *data; /* DATA */
   const CustomOp *custom; /* CALL; with i = 1 the backward function */
   const Op *op;           /* the operator it was expanded from, or NULL */
+  const Lod *lod;         /* during the expansion: its sequences, or NULL */
   /* scratch of the passes: meaning is said by the pass that uses it */
   Node *repl;
   int mark, n_uses;
@@ -768,6 +778,10 @@ Node *x_in(Expand *x, const char *slot);
 int x_n_in(Expand *x, const char *slot);
 Node *x_in_at(Expand *x, const char *slot, int i);
 bool x_wants(Expand *x, const char *slot); /* is the output slot connected? */
+/* The sequences of an input, known where it is expanded. NULL: E-DAT-001; in shape inference without an error. */
+const Lod *x_lod(Expand *x, const char *slot, int i);
+/* Sets an output with its sequences. Others get those of the first input that has as many rows. */
+bool x_out_lod(Expand *x, const char *slot, Node *n, const Lod *lod);
 int x_n_out(Expand *x, const char *slot);
 /* No-op if the slot is not connected; false if n is NULL */
 bool x_out(Expand *x, const char *slot, Node *n);
@@ -795,7 +809,7 @@ typedef struct ExpandRequest {
   int n_fetch;
   const char *const *fetches;
   DimsOf *dims_of;
-  /* NULL, or the value that a fed variable has in every run of this graph; NULL: any */
+  /* NULL, or the value that a fed variable (or its sequences, NAME@LOD) has in every run of this graph; NULL: any */
   const Tensor *(*known)(void *user, const char *name);
   void *user;     /* of both */
   Wanted *wanted; /* out; may be NULL */

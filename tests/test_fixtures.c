@@ -188,6 +188,11 @@ int main(void) {
                                      FIXTURE(control_branch),
                                      FIXTURE(control_array),
                                      FIXTURE(control_shapes),
-                                     FIXTURE(control_decoder)};
+                                     FIXTURE(control_decoder),
+                                     FIXTURE(language),
+                                     FIXTURE(involution),
+                                     FIXTURE(alignment),
+                                     FIXTURE(pieces),
+                                     FIXTURE(sequences)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

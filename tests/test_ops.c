@@ -343,7 +343,7 @@ static void test_rows(void **state) {
   int rows = 0, differentiable = 0;
   for (int i = 0; i < opdef_n(); i++) {
     const OpDef *def = opdef_at(i);
-    if (!chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM | OF_HOST))) continue;
+    if (!chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM | OF_HOST | OF_LOD))) continue;
     rows++;
     differentiable += def->grad != NULL;
     int n = example_count(def);
@@ -370,7 +370,7 @@ static void test_executor(void **state) {
                        exec_new(&(ExecOptions){.seed = 5, .interpret = true})};
   for (int i = 0; i < opdef_n(); i++) {
     const OpDef *def = opdef_at(i);
-    if (!chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM | OF_HOST))) continue;
+    if (!chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM | OF_HOST | OF_LOD))) continue;
     for (int k = 0; k < example_count(def); k++)
       for (int t = 0; t < 2; t++) {
         layout_always = t; /* the channel last in float64 */

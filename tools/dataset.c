@@ -57,7 +57,10 @@ static bool parse_spec(Arena *a, const char *text, Spec *s) {
 }
 
 static const Var *spec_var(const Program *p, const char *name) {
+  static const Var offsets = {.name = "offsets", .dtype = DT_INT64, .rank = 1, .dims = {-1}};
   const Block *b = p->blocks.v[0];
+  size_t n = strlen(name), k = strlen(LOD_SUFFIX);
+  if (n > k && !strcmp(name + n - k, LOD_SUFFIX)) return &offsets;
   const Var *v = block_var(b, name);
   if (v && v->dtype != DT_NONE) return v;
   Arena *a = arena_new();
@@ -101,6 +104,27 @@ static void convert(const Tensor *from, Tensor *to, double scale, double shift) 
   for (int64_t i = 0; i < n; i++) tensor_set(to, i, tensor_get(from, i) * scale + shift);
 }
 
+/* NAME@LOD from "0,3,5". */
+static bool lod_column(Dataset *d, const char *name, const char *text) {
+  Column *c = &d->col[d->n];
+  int64_t n = 1;
+  for (const char *t = text; *t; t++) n += *t == ',';
+  c->all = (Tensor){.dtype = DT_INT64, .rank = 1, .dims = {n}};
+  c->name = arena_fmt(d->arena, "%s" LOD_SUFFIX, name);
+  c->file = text;
+  int64_t *to = c->all.data = mem_alloc(sizeof *to * (size_t)n);
+  c->batch = c->all;
+  c->batch.data = NULL;
+  d->n++;
+  char *end;
+  for (int64_t i = 0; i < n; i++, text = end + 1) {
+    to[i] = strtoll(text, &end, 10);
+    if (end == text || *end != (i + 1 < n ? ',' : 0))
+      return err_set(E_ARG_001, "lod=%s is not a list of offsets", quoted(c->file));
+  }
+  return true;
+}
+
 static bool open_column(Dataset *d, const Program *p, const char *text) {
   Spec s;
   kl_tensor file;
@@ -125,8 +149,13 @@ static bool open_column(Dataset *d, const Program *p, const char *text) {
 
 bool dataset_read(Dataset *d, const Program *p, const List *specs) {
   *d = (Dataset){.arena = arena_new()};
-  for (int i = 0; i < specs->n; i++)
-    if (!open_column(d, p, specs->v[i])) return false;
+  for (int i = 0; i < specs->n; i++) {
+    char *text = arena_str(d->arena, specs->v[i]), *lod = strstr(text, ":lod=");
+    if (lod) *lod = 0;
+    if (!open_column(d, p, text)) return false;
+    if (lod && d->n == LIST_MAX) return err_set(E_ARG_001, "more than %d feeds", LIST_MAX);
+    if (lod && !lod_column(d, d->col[d->n - 1].name, lod + 5)) return false;
+  }
   return true;
 }
 

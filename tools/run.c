@@ -61,27 +61,27 @@ static bool run_model(const Options *o, const char *path) {
 
 int verb_run(int argc, char **argv) {
   Options o = {0};
-  Flag flags[] = {{"--feed", FLAG_LIST, &o.feeds, "NAME=FILE",
-                   "values for an input: .npy, .npz, IDX, also gzipped; [:scale=A][:shift=B]"},
-                  {"--fetch", FLAG_LIST, &o.fetches, "NAME[=FILE.npy]",
-                   "what to compute; printed, or written"},
-                  {"--params", FLAG_TEXT, &o.params, "FILE", "parameters (beside the program)"},
-                  {"--threads", FLAG_COUNT, &o.threads, "N", "threads (all cores)"},
-                  DEVICE_FLAGS(o.exec),
-                  {"--interpret", FLAG_BOOL, &o.exec.interpret, NULL,
-                   "the plain interpreter instead of generated code"},
-                  {"--memory-budget", FLAG_BYTES, &o.exec.memory_budget, "BYTES",
-                   "compute values again until the plan fits; K, M, G"},
-                  {"--conv-error", FLAG_FLOAT, &o.exec.conv_error, "EPS",
-                   "how far convolutions may be off; from 2e-6, 1e-5: Winograd's"},
-                  {"--max-steps", FLAG_COUNT, &o.exec.max_steps, "N",
-                   "of one loop, after which it counts as endless (100000000)"},
-                  {"--profile", FLAG_BOOL, &o.exec.profile, NULL, "times per operator and kernel"},
-                  {"--trace", FLAG_TEXT, &o.exec.trace, "FILE", "a Chrome trace"},
-                  {"--check-nan", FLAG_BOOL, &o.exec.check_nan, NULL,
-                   "name the first operator that makes a NaN or infinity"},
-                  {"--json", FLAG_BOOL, &o.json, NULL, "profile as JSON"},
-                  {0}};
+  Flag flags[] = {
+      {"--feed", FLAG_LIST, &o.feeds, "NAME=FILE",
+       "values for an input: .npy, .npz, IDX, also gzipped; [:scale=A][:shift=B][:lod=0,3,...]"},
+      {"--fetch", FLAG_LIST, &o.fetches, "NAME[=FILE.npy]", "what to compute; printed, or written"},
+      {"--params", FLAG_TEXT, &o.params, "FILE", "parameters (beside the program)"},
+      {"--threads", FLAG_COUNT, &o.threads, "N", "threads (all cores)"},
+      DEVICE_FLAGS(o.exec),
+      {"--interpret", FLAG_BOOL, &o.exec.interpret, NULL,
+       "the plain interpreter instead of generated code"},
+      {"--memory-budget", FLAG_BYTES, &o.exec.memory_budget, "BYTES",
+       "compute values again until the plan fits; K, M, G"},
+      {"--conv-error", FLAG_FLOAT, &o.exec.conv_error, "EPS",
+       "how far convolutions may be off; from 2e-6, 1e-5: Winograd's"},
+      {"--max-steps", FLAG_COUNT, &o.exec.max_steps, "N",
+       "of one loop, after which it counts as endless (100000000)"},
+      {"--profile", FLAG_BOOL, &o.exec.profile, NULL, "times per operator and kernel"},
+      {"--trace", FLAG_TEXT, &o.exec.trace, "FILE", "a Chrome trace"},
+      {"--check-nan", FLAG_BOOL, &o.exec.check_nan, NULL,
+       "name the first operator that makes a NaN or infinity"},
+      {"--json", FLAG_BOOL, &o.json, NULL, "profile as JSON"},
+      {0}};
   Usage u = {"MODEL --feed NAME=FILE ... [--fetch NAME[=FILE.npy]] ...",
              "Runs a model once on values from files.", 1, 1, flags};
   List args;

@@ -69,8 +69,8 @@ def bn_dropout():
 NETS = {
     "lenet": vision(lambda: VISION.LeNet(10), 28, 1, 1e-2),
     "resnet18": vision(lambda: VISION.resnet18(num_classes=10), 64),
-    "mobilenet_v1": vision(lambda: VISION.mobilenet_v1(num_classes=10), 64, warm=12),
-    "rednet26": vision(lambda: RedNet(26, 10), 64, warm=12),
+    "mobilenet_v1": vision(lambda: VISION.mobilenet_v1(num_classes=10), 64, lr=1e-5, warm=20),
+    "rednet26": vision(lambda: RedNet(26, 10), 64, lr=1e-5, warm=20),
     "encoder, adamw + global norm": encoder,
     "language model, lstm": language(),
     "language model, gru": language("GRU"),
