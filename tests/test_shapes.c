@@ -61,7 +61,7 @@ static void test_seen_shapes(void **state) {
 /* More shapes than executables that may stay: those not used for longest go, and nothing else grows. */
 static void test_bound(void **state) {
   (void)state;
-  enum { MOST = 512, SHAPES = 600 };
+  enum { MOST = 512, SHAPES = 530 };
   Program *p = parsed("program\nblock 0 {\n  var x float32 [-1, 3] feed\n  var y float32 [-1, 3]\n"
                       "  y = concat(X=[x, x])\n}\n");
   Scope *s = scope_new();
@@ -69,11 +69,11 @@ static void test_bound(void **state) {
   size_t full = 0;
   for (int64_t n = 1; n <= SHAPES; n++) {
     run(e, s, p, 2, (int64_t[]){n, 3});
-    if (n == MOST + 20) full = account_live();
+    if (n == MOST + 4) full = account_live();
   }
   assert_int_equal(exec_compiled(e), SHAPES);
   if (account_live() > full + full / 10)
-    fail_msg("%zu bytes after %d shapes, %zu after %d", full, MOST + 20, account_live(), SHAPES);
+    fail_msg("%zu bytes after %d shapes, %zu after %d", full, MOST + 4, account_live(), SHAPES);
   run(e, s, p, 2, (int64_t[]){SHAPES - MOST + 1, 3}); /* the oldest that is still there */
   assert_int_equal(exec_compiled(e), SHAPES);
   run(e, s, p, 2, (int64_t[]){1, 3});
