@@ -406,7 +406,7 @@ static void coercions(void **state) {
                {"3", AT_FLOAT, true, 3},         {"3L", AT_FLOAT, true, 3},
                {"3L", AT_INT, true, 3},          {"5000000000L", AT_INT, false, 0},
                {"true", AT_INT, true, 1},        {"'a'", AT_INT, false, 0},
-               {"[1]", AT_INT, false, 0},        {"1", AT_INTS, false, 0},
+               {"[1]", AT_INT, false, 0},        {"1", AT_INTS, true, 1},
                {"nan", AT_LONG, false, 0},       {"[1,2]", AT_LONGS, true, 2},
                {"[1.5,2.5]", AT_LONGS, true, 2}, {"[1,2]L", AT_FLOATS, true, 2},
                {"['a']", AT_INTS, false, 0},     {"[]", AT_STRINGS, true, 0},
