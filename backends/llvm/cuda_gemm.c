@@ -171,7 +171,8 @@ static void read_chunk(Gemm *m, int s, int j, const Aff *t, Val ahead, Val stage
     for (int i = 0; i < side->vec; i++)
       v[i] = LLVMBuildExtractElement(g->b, x, LLVMConstInt(g->i32, (uint64_t)i, 0), "");
   } else {
-    v[0] = any ? emit(g, in, &ix) : LLVMConstNull(type);
+    for (int i = 0; i < side->vec; i++) v[i] = LLVMConstNull(type);
+    if (any) v[0] = emit(g, in, &ix);
   }
   gen_at(g, g->depth);
   for (int i = 0; ok && i < side->vec; i++)
