@@ -468,16 +468,9 @@ static bool *find_effects(const Program *p, Arena *a) {
   return has;
 }
 
-static bool op_is_needed(const Op *op, const Map *needed, const bool *effects) {
+static bool part_is_needed(const Op *op, const Map *needed, const bool *effects) {
   const Block *sub = host_op(op) ? sub_block_of(op) : NULL;
-  if ((op->def && (op->def->flags & OF_EFFECT)) || (sub && effects[sub->idx])) return true;
-  for (int s = 0; s < op->outs.n; s++)
-    for (int i = 0; i < op->outs.v[s].n; i++) {
-      const char *name = op_out(op, op->outs.v[s].name, i);
-      const Var *v = name ? block_find_var(op->block, name) : NULL;
-      if (name && ((v && v->persistable) || map_get(needed, name))) return true;
-    }
-  return false;
+  return (sub && effects[sub->idx]) || op_is_needed(op, needed);
 }
 
 static void skip_unneeded(Plan *p, const CompileRequest *r) {
@@ -488,7 +481,7 @@ static void skip_unneeded(Plan *p, const CompileRequest *r) {
   for (int i = 0; i < r->n_fetch; i++) map_put(needed, r->fetch[i], p);
   for (int i = b->b->ops.n - 1; i >= 0; i--) {
     const Op *op = b->b->ops.v[i];
-    skip[i] = (op->def && (op->def->flags & OF_IO)) || !op_is_needed(op, needed, effects);
+    skip[i] = (op->def && (op->def->flags & OF_IO)) || !part_is_needed(op, needed, effects);
     for (int s = 0; s < op->ins.n && !skip[i]; s++)
       for (int k = 0; k < op->ins.v[s].n; k++) map_put(needed, op->ins.v[s].args[k], p);
   }

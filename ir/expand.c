@@ -490,7 +490,7 @@ static bool lacks_input(const Op *op, const Map *given, const Map *made) {
   return false;
 }
 
-static bool is_needed(const Op *op, const Map *needed) {
+bool op_is_needed(const Op *op, const Map *needed) {
   if (op->def && (op->def->flags & OF_EFFECT)) return true;
   for (int s = 0; s < op->outs.n; s++)
     for (int i = 0; i < op->outs.v[s].n; i++) {
@@ -515,7 +515,7 @@ bool *ops_left_out(const Block *b, Arena *a, int n_feeds, const char *const *fee
   }
   for (int i = b->ops.n - 1; i >= 0; i--) {
     const Op *op = b->ops.v[i];
-    if ((op->def && (op->def->flags & OF_IO)) || !is_needed(op, needed)) continue;
+    if ((op->def && (op->def->flags & OF_IO)) || !op_is_needed(op, needed)) continue;
     out[i] = false;
     for (int s = 0; s < op->ins.n; s++)
       for (int k = 0; k < op->ins.v[s].n; k++) map_put(needed, op->ins.v[s].args[k], needed);

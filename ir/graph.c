@@ -280,3 +280,14 @@ Node *g_cast(Graph *g, Node *x, DType t) {
   }
   return g_node(g, P_CAST, t, x->rank, x->dims, 1, &x);
 }
+
+int kernel_input(const Kernel *k, const Node *n) {
+  for (;; n = n->in[0]) {
+    for (int i = 0; i < k->inputs.n; i++) {
+      const Node *in = k->inputs.v[i].node;
+      while (in != n && in->prim == P_RESHAPE) in = in->in[0];
+      if (in == n) return i;
+    }
+    if (n->prim != P_RESHAPE) return -1;
+  }
+}

@@ -819,6 +819,8 @@ Graph *expand_section(const ExpandRequest *r);
  * them, feed and fetch operators included. In the arena. */
 bool *ops_left_out(const Block *b, Arena *a, int n_feeds, const char *const *feeds, int n_fetch,
                    const char *const *fetches);
+/* Does it have an effect, write state, or write one of the names that are keys of `needed`? */
+bool op_is_needed(const Op *op, const Map *needed);
 /* Shapes and types of the operator's outputs from its inputs' declarations (-1 allowed), written into the
  * declarations of the output variables: those with DT_NONE or rank unset are filled in; others are compared. */
 bool infer_op(Op *op);
@@ -961,6 +963,9 @@ static inline bool kernel_sweeps(const Kernel *k, const Node *n) {
     if (n->in[0]->dims[d] != k->ext[d]) return false;
   return true;
 }
+
+/* The input of k that holds n, or what n is a reshape of; -1: none. In graph.c. */
+int kernel_input(const Kernel *k, const Node *n);
 
 /* Storage: a range of the executable's arena, or bound at run time to a feed, a scope tensor or constant data. Or kept:
  * values that depend only on data, and on state that the program does not write, stay from run to run.

@@ -288,3 +288,24 @@ bool opcase_grads(OpCase *c, OpGrads *r) {
   *r = (OpGrads){g.in.n, g.out.n, g.in.v, g.out.v};
   return true;
 }
+
+Feed *opcase_feeds(OpCase *c, const OpGrads *g, int *n) {
+  Arena *a = c->prog->arena;
+  Feed *f = arena_array(a, Feed, c->n_fed + g->n_in);
+  uint64_t seed = 99;
+  *n = 0;
+  for (int i = 0; i < c->n_fed; i++) f[(*n)++] = (Feed){c->fed[i], &c->value[i]};
+  for (int i = 0; i < g->n_in; i++) {
+    const Var *v = block_var(c->prog->blocks.v[0], g->in[i]);
+    Tensor *t = arena_new_of(a, Tensor);
+    tensor_make(t, a, v->dtype, v->rank, v->dims);
+    for (int64_t e = 0; e < tensor_numel(t); e++) tensor_set(t, e, test_random(&seed, -1, 1));
+    f[(*n)++] = (Feed){g->in[i], t};
+  }
+  return f;
+}
+
+bool opcase_chosen(const OpDef *def) {
+  const char *only = getenv("KILN_TEST_OP");
+  return !only || strcmp(only, def->name) == 0;
+}

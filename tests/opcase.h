@@ -1,7 +1,7 @@
 /* The examples of ops.def as Programs: what the tests that sweep the operators share. */
 #ifndef KILN_TESTS_OPCASE_H
 #define KILN_TESTS_OPCASE_H
-#include "../ir/ir.h"
+#include "../executor/executor.h"
 
 /* One example of one row, built for one floating type. */
 typedef struct OpCase {
@@ -31,6 +31,10 @@ typedef struct OpGrads {
   const char **in, **out; /* in: gradients to feed; out: gradients computed */
 } OpGrads;
 bool opcase_grads(OpCase *c, OpGrads *g);
+/* Fed values: those of the example, and numbers for the gradients it reads. In the program's arena. */
+Feed *opcase_feeds(OpCase *c, const OpGrads *g, int *n);
+/* Does the sweep take it? KILN_TEST_OP: only that operator. */
+bool opcase_chosen(const OpDef *def);
 /* Numbers in lo..hi that depend on seed only. */
 double test_random(uint64_t *seed, double lo, double hi);
 #endif

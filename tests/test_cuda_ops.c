@@ -87,28 +87,6 @@ static void free_pair(Executor *exec[2]) {
 
 /* ---- the operator table ---- */
 
-/* KILN_TEST_OP: only that operator. */
-static bool chosen(const OpDef *def) {
-  const char *only = getenv("KILN_TEST_OP");
-  return !only || strcmp(only, def->name) == 0;
-}
-
-static Feed *feeds_of(OpCase *c, const OpGrads *g, int *n) {
-  Arena *a = c->prog->arena;
-  Feed *f = arena_array(a, Feed, c->n_fed + g->n_in);
-  uint64_t seed = 99;
-  *n = 0;
-  for (int i = 0; i < c->n_fed; i++) f[(*n)++] = (Feed){c->fed[i], &c->value[i]};
-  for (int i = 0; i < g->n_in; i++) {
-    const Var *v = block_var(c->prog->blocks.v[0], g->in[i]);
-    Tensor *t = arena_new_of(a, Tensor);
-    tensor_make(t, a, v->dtype, v->rank, v->dims);
-    for (int64_t e = 0; e < tensor_numel(t); e++) tensor_set(t, e, test_random(&seed, -1, 1));
-    f[(*n)++] = (Feed){g->in[i], t};
-  }
-  return f;
-}
-
 /* The operator of a case and its gradients. */
 static void run_case(OpCase *made, bool ok, double tolerance, Executor *exec[2]) {
   OpCase c = *made;
@@ -132,7 +110,7 @@ static void run_case(OpCase *made, bool ok, double tolerance, Executor *exec[2])
   if (def->grad && !c.nograd && (!opcase_grads(&c, &g) || !infer_program(c.prog, true)))
     complain(what, "the gradient operator");
   for (int i = 0; i < g.n_out && n < 64; i++) names[n++] = g.out[i];
-  Feed *feeds = feeds_of(&c, &g, &n_feeds);
+  Feed *feeds = opcase_feeds(&c, &g, &n_feeds);
   run_both(what, c.prog, n_feeds, feeds, n, names, exec, tolerance);
   opcase_free(&c);
 }
@@ -144,7 +122,8 @@ static void test_operators(void **state) {
   exec_pair(exec, NULL);
   for (int i = 0; i < opdef_n(); i++) {
     const OpDef *def = opdef_at(i);
-    if (!chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM | OF_HOST | OF_LOD))) continue;
+    if (!opcase_chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM | OF_HOST | OF_LOD)))
+      continue;
     for (int k = 0; k < example_count(def); k++)
       for (int t = 0; t < 2; t++) {
         layout_always = t; /* the channel last in float64 */
@@ -235,7 +214,8 @@ static void test_large(void **state) {
     for (size_t i = 0; i < sizeof large / sizeof *large; i++) {
       const OpDef *def = opdef_find(large[i].op);
       OpCase c;
-      if (!chosen(def) || strcmp(large[i].math ? large[i].math : "", maths[m] ? maths[m] : ""))
+      if (!opcase_chosen(def) ||
+          strcmp(large[i].math ? large[i].math : "", maths[m] ? maths[m] : ""))
         continue;
       bool ok = opcase_text(&c, def, large[i].text, 17 + i, large[i].real);
       run_case(&c, ok, large[i].tolerance, exec);

@@ -283,23 +283,6 @@ static void close_enough(const OpCase *c, const char *name, const Tensor *a, con
   }
 }
 
-/* Fed values: those of the example, and numbers for the gradients it reads. */
-static Feed *feeds_of(OpCase *c, const OpGrads *g, int *n) {
-  Arena *a = c->prog->arena;
-  Feed *f = arena_array(a, Feed, c->n_fed + g->n_in);
-  uint64_t seed = 99;
-  *n = 0;
-  for (int i = 0; i < c->n_fed; i++) f[(*n)++] = (Feed){c->fed[i], &c->value[i]};
-  for (int i = 0; i < g->n_in; i++) {
-    const Var *v = block_var(c->prog->blocks.v[0], g->in[i]);
-    Tensor *t = arena_new_of(a, Tensor);
-    tensor_make(t, a, v->dtype, v->rank, v->dims);
-    for (int64_t e = 0; e < tensor_numel(t); e++) tensor_set(t, e, test_random(&seed, -1, 1));
-    f[(*n)++] = (Feed){g->in[i], t};
-  }
-  return f;
-}
-
 static void sweep_executor(const OpDef *def, int k, DType real, Executor *exec[2]) {
   OpCase c;
   OpGrads g = {0};
@@ -316,7 +299,7 @@ static void sweep_executor(const OpDef *def, int k, DType real, Executor *exec[2
   if (def->grad && !c.nograd && (!opcase_grads(&c, &g) || !infer_program(c.prog, true)))
     complain(&c, "the gradient operator");
   for (int i = 0; i < g.n_out && n < 64; i++) names[n++] = g.out[i];
-  Feed *feeds = feeds_of(&c, &g, &n_feeds);
+  Feed *feeds = opcase_feeds(&c, &g, &n_feeds);
   for (int t = 0; t < 2; t++) {
     Scope *scope = scope_new();
     ok[t] = exec_run(exec[t], scope, c.prog, n_feeds, feeds, n, names, out[t]);
@@ -332,18 +315,13 @@ static void sweep_executor(const OpDef *def, int k, DType real, Executor *exec[2
 
 /* ---- the sweep ---- */
 
-/* KILN_TEST_OP: only that operator. */
-static bool chosen(const OpDef *def) {
-  const char *only = getenv("KILN_TEST_OP");
-  return !only || strcmp(only, def->name) == 0;
-}
-
 static void test_rows(void **state) {
   (void)state;
   int rows = 0, differentiable = 0;
   for (int i = 0; i < opdef_n(); i++) {
     const OpDef *def = opdef_at(i);
-    if (!chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM | OF_HOST | OF_LOD))) continue;
+    if (!opcase_chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM | OF_HOST | OF_LOD)))
+      continue;
     rows++;
     differentiable += def->grad != NULL;
     int n = example_count(def);
@@ -370,7 +348,8 @@ static void test_executor(void **state) {
                        exec_new(&(ExecOptions){.seed = 5, .interpret = true})};
   for (int i = 0; i < opdef_n(); i++) {
     const OpDef *def = opdef_at(i);
-    if (!chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM | OF_HOST | OF_LOD))) continue;
+    if (!opcase_chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM | OF_HOST | OF_LOD)))
+      continue;
     for (int k = 0; k < example_count(def); k++)
       for (int t = 0; t < 2; t++) {
         layout_always = t; /* the channel last in float64 */

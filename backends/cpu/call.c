@@ -66,7 +66,7 @@ bool call_code(Arena *a, const Kernel *k, KernelCode *code) {
   c->out = arena_array(a, int, c->n_out);
   c->at = arena_array(a, int64_t, c->n_out);
   for (int i = 0; i < n->n_in; i++)
-    if (n->in[i]->rank > KL_VAR_RANK || (c->in[i] = input_slot(k, n->in[i])) < 0)
+    if (n->in[i]->rank > KL_VAR_RANK || (c->in[i] = kernel_input(k, n->in[i])) < 0)
       return err_set(E_GEN_002, "%s: operand %d of the call is not stored", k->name, i);
   int64_t at = 0;
   for (int i = 0; i < c->n_out; i++) {

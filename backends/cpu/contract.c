@@ -242,20 +242,9 @@ static bool window_plan(Arena *a, Plan *p, int x) {
   return im2col_plan(a, p, x);
 }
 
-int input_slot(const Kernel *k, const Node *n) {
-  for (;; n = n->in[0]) {
-    for (int i = 0; i < k->inputs.n; i++) {
-      const Node *in = k->inputs.v[i].node;
-      while (in != n && in->prim == P_RESHAPE) in = in->in[0];
-      if (in == n) return i;
-    }
-    if (n->prim != P_RESHAPE) return -1;
-  }
-}
-
 static bool frame_of(const Kernel *k, Frame *f) {
   for (int x = 0; x < 2; x++) {
-    if ((f->x[x] = input_slot(k, k->core->in[x])) < 0) return false;
+    if ((f->x[x] = kernel_input(k, k->core->in[x])) < 0) return false;
     f->constant[x] = k->inputs.v[f->x[x]].constant;
   }
   f->out = k->inputs.n;

@@ -199,8 +199,6 @@ bool scatter_code(Arena *a, const Kernel *k, KernelCode *code);
 bool sort_code(Arena *a, const Kernel *k, KernelCode *code);
 bool call_code(Arena *a, const Kernel *k, KernelCode *code);
 int64_t call_workspace(const Kernel *k);
-/* The slot of a node among a kernel's inputs, looking through reshapes; -1 if it is none. */
-int input_slot(const Kernel *k, const Node *n);
 
 /* ---- info.c ---- */
 void cpu_describe(Str *out);

@@ -100,9 +100,9 @@ static void scatter_tasks(const void *self, void *const *bufs, int64_t begin, in
 bool scatter_code(Arena *a, const Kernel *k, KernelCode *code) {
   const Node *n = k->core;
   Scatter *s = arena_new_of(a, Scatter);
-  s->base = input_slot(k, n->in[0]);
-  s->idx = input_slot(k, n->in[1]);
-  s->upd = input_slot(k, n->in[2]);
+  s->base = kernel_input(k, n->in[0]);
+  s->idx = kernel_input(k, n->in[1]);
+  s->upd = kernel_input(k, n->in[2]);
   s->out = k->inputs.n;
   if (s->base < 0 || s->idx < 0 || s->upd < 0)
     return err_set(E_GEN_002, "%s: an operand of scatter is not stored", k->name);

@@ -103,7 +103,7 @@ static void sort_tasks(const void *self, void *const *bufs, int64_t begin, int64
 bool sort_code(Arena *a, const Kernel *k, KernelCode *code) {
   const Node *n = k->core, *x = n->in[0];
   Sort *s = arena_new_of(a, Sort);
-  s->in = input_slot(k, x);
+  s->in = kernel_input(k, x);
   s->out = k->inputs.n;
   if (s->in < 0) return err_set(E_GEN_002, "%s: the operand of argsort is not stored", k->name);
   s->n = x->dims[x->rank - 1];

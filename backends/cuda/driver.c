@@ -113,7 +113,9 @@ static bool open_driver(void) {
   if (!library) library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
   if (!library) {
     const char *why = dlerror();
-    return no_driver(why ? why : LIBRARY " cannot be opened");
+    no_driver(why ? why : LIBRARY " cannot be opened");
+    dlerror(); /* frees the text */
+    return false;
   }
   const char *missing;
   find_calls(library, &missing);

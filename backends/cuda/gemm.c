@@ -204,7 +204,7 @@ static void plan_side(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
   int each = 16 / dtype_info[p->tile->type].size;
   int own = side->axes.axis[side->axes.n - 1].last, sum = p->k.axis[p->k.n - 1].last;
   bool along_own = contiguous(c, side->x, own), along_sum = contiguous(c, side->x, sum);
-  bool direct = in->dtype == p->tile->type && cuda_slot(g->k, in) >= 0;
+  bool direct = in->dtype == p->tile->type && kernel_input(g->k, in) >= 0;
   side->tile = s ? p->tile->bn : p->tile->bm;
   side->blocks = div_up(side->axes.total, side->tile);
   side->k_major = !along_own;

@@ -162,20 +162,9 @@ static bool plan_nest(Planning *p, LoopPart part) {
 
 /* ---- scatter, sort ---- */
 
-int cuda_slot(const Kernel *k, const Node *n) {
-  for (;; n = n->in[0]) {
-    for (int i = 0; i < k->inputs.n; i++) {
-      const Node *in = k->inputs.v[i].node;
-      while (in != n && in->prim == P_RESHAPE) in = in->in[0];
-      if (in == n) return i;
-    }
-    if (n->prim != P_RESHAPE) return -1;
-  }
-}
-
 static bool stored(const Planning *p) {
   for (int i = 0; i < p->k->core->n_in; i++)
-    if (cuda_slot(p->k, p->k->core->in[i]) < 0)
+    if (kernel_input(p->k, p->k->core->in[i]) < 0)
       return err_set(E_GEN_002, "kernel %s: an operand is not stored", quoted(p->k->name));
   return true;
 }

@@ -49,8 +49,6 @@ int cuda_vector(Gen *g, const Nest *t, const Axis *x);
 bool cuda_transposes(Gen *g, const Nest *t, int *a, int *b);
 
 /* plan.c */
-/* The slot of a node among a kernel's inputs, looking through reshapes; -1 if it is none. */
-int cuda_slot(const Kernel *k, const Node *n);
 /* The vector of points of a nest. */
 int cuda_points_vector(Gen *g, const Nest *t);
 

@@ -31,7 +31,7 @@ static Loop items(Gen *g, const CudaLaunch *l, int64_t n, Val *at) {
 }
 
 static int slot_of(const Kernel *k, const Node *n) {
-  int i = cuda_slot(k, n);
+  int i = kernel_input(k, n);
   return i < 0 ? 0 : i;
 }
 

@@ -363,8 +363,8 @@ int main(int argc, char **argv) {
   bool train = !strcmp(argv[3], "train"), ok = false;
   Check c = {.a = arena_new()};
   str_init(&c.ptx, c.a);
-  Program *p = cuda_target(argv[1], &c.t) ? prog_load(argv[2]) : NULL;
-  if (p && !train) p = prog_clone_for_test(p);
+  Program *whole = cuda_target(argv[1], &c.t) ? prog_load(argv[2]) : NULL;
+  Program *p = whole && !train ? prog_clone_for_test(whole) : whole;
   Executable *x = p ? compile_program(&c, p, train, argc - 4, argv + 4, argv[1]) : NULL;
   if (x) {
     const char *base = strrchr(argv[2], '/'), *math[] = {"exact", "tf32", "bf16"};
@@ -379,6 +379,8 @@ int main(int argc, char **argv) {
   }
   if (err_any()) err_print(stderr, false);
   executable_free(x);
+  if (p != whole) prog_free(p);
+  prog_free(whole);
   arena_free(c.a);
   return !ok;
 }
