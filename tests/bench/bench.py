@@ -77,9 +77,11 @@ def main():
     p.add_argument("--threads", type=lambda s: [int(v) for v in s.split(",")])
     p.add_argument("--page", help="a Markdown file with marks between which the tables go")
     o = p.parse_args()
-    for n in o.tables:
-        if n not in TABLES:
-            p.error(f"no table {n}; there are {' '.join(TABLES)}")
+    peers = dict.fromkeys(tables_nets.INFER + tables_nets.TRAIN)
+    for what, given, known in ("table", o.tables, TABLES), ("network", o.nets, NETS), ("peer", o.peers, peers):
+        for n in given or ():
+            if n not in known:
+                p.error(f"no {what} {n}; there are {' '.join(known)}")
     o.part = any((o.nets, o.peers, o.rounds, o.threads))
     o.nets = o.nets or NETS
     o.machine = machine()
