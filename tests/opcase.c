@@ -309,3 +309,26 @@ bool opcase_chosen(const OpDef *def) {
   const char *only = getenv("KILN_TEST_OP");
   return !only || strcmp(only, def->name) == 0;
 }
+
+double tolerance_of_type(DType t) {
+  return t == DT_FLOAT64 ? 1e-10 : t == DT_FLOAT32 ? 1e-5 : 2e-3;
+}
+
+bool tensor_close(const Tensor *a, const Tensor *b, double tolerance, char *why, size_t size) {
+  double scale = 1;
+  if (a->dtype != b->dtype || a->rank != b->rank ||
+      memcmp(a->dims, b->dims, sizeof *a->dims * (size_t)a->rank) != 0) {
+    snprintf(why, size, "%s against %s", shape_text(a->dtype, a->rank, a->dims),
+             shape_text(b->dtype, b->rank, b->dims));
+    return false;
+  }
+  for (int64_t i = 0; i < tensor_numel(b); i++)
+    if (isfinite(tensor_get(b, i))) scale = fmax(scale, fabs(tensor_get(b, i)));
+  for (int64_t i = 0; i < tensor_numel(a); i++) {
+    double x = tensor_get(a, i), y = tensor_get(b, i);
+    if (x == y || (isnan(x) && isnan(y)) || fabs(x - y) <= tolerance * scale) continue;
+    snprintf(why, size, "[%lld] is %.17g against %.17g", (long long)i, x, y);
+    return false;
+  }
+  return true;
+}

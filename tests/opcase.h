@@ -35,6 +35,10 @@ bool opcase_grads(OpCase *c, OpGrads *g);
 Feed *opcase_feeds(OpCase *c, const OpGrads *g, int *n);
 /* Does the sweep take it? KILN_TEST_OP: only that operator. */
 bool opcase_chosen(const OpDef *def);
+/* How far compiled and interpreted results of a type may part, relative to the largest of at least 1. */
+double tolerance_of_type(DType t);
+/* Equal types and dims, and elements within tolerance of the largest of b; NaN equals NaN. False: why. */
+bool tensor_close(const Tensor *a, const Tensor *b, double tolerance, char *why, size_t size);
 /* Numbers in lo..hi that depend on seed only. */
 double test_random(uint64_t *seed, double lo, double hi);
 #endif

@@ -30,28 +30,11 @@ static void complain(const char *what, const char *fmt, ...) {
   n_bad++;
 }
 
-/* Differences relative to the largest value. */
 static void compare(const char *what, const char *name, const Tensor *a, const Tensor *b,
                     double tolerance) {
-  double scale = 1;
-  if (a->dtype != b->dtype || a->rank != b->rank ||
-      memcmp(a->dims, b->dims, sizeof *a->dims * (size_t)a->rank) != 0) {
-    complain(what, "%s is %s on the device, interpreted %s", name,
-             shape_text(a->dtype, a->rank, a->dims), shape_text(b->dtype, b->rank, b->dims));
-    return;
-  }
-  for (int64_t i = 0; i < tensor_numel(b); i++)
-    if (isfinite(tensor_get(b, i))) scale = fmax(scale, fabs(tensor_get(b, i)));
-  for (int64_t i = 0; i < tensor_numel(a); i++) {
-    double x = tensor_get(a, i), y = tensor_get(b, i);
-    if (x == y || (isnan(x) && isnan(y)) || fabs(x - y) <= tolerance * scale) continue;
-    complain(what, "%s[%lld] is %.17g on the device, interpreted %.17g", name, (long long)i, x, y);
-    return;
-  }
-}
-
-static double tolerance_of(DType t) {
-  return t == DT_FLOAT64 ? 1e-10 : t == DT_FLOAT32 ? 1e-5 : 2e-3;
+  char why[256];
+  if (!tensor_close(a, b, tolerance, why, sizeof why))
+    complain(what, "on the device against interpreted: %s: %s", name, why);
 }
 
 /* The program on both executors. */
@@ -68,7 +51,7 @@ static void run_both(const char *what, Program *p, int n_feeds, const Feed *feed
   }
   for (int i = 0; i < n && ok[0] && ok[1]; i++)
     compare(what, names[i], &out[0][i], &out[1][i],
-            tolerance ? tolerance : tolerance_of(out[1][i].dtype));
+            tolerance ? tolerance : tolerance_of_type(out[1][i].dtype));
   for (int t = 0; t < 2; t++)
     for (int i = 0; i < n; i++) mem_free(out[t][i].data);
   n_cases++;

@@ -264,23 +264,9 @@ done:
 /* ---- compiled against interpreted ---- */
 
 static void close_enough(const OpCase *c, const char *name, const Tensor *a, const Tensor *b) {
-  double scale = 1, tolerance = a->dtype == DT_FLOAT64   ? 1e-10
-                                : a->dtype == DT_FLOAT32 ? 1e-5
-                                                         : 2e-3;
-  if (a->dtype != b->dtype || a->rank != b->rank ||
-      memcmp(a->dims, b->dims, sizeof *a->dims * (size_t)a->rank) != 0) {
-    complain(c, "%s is compiled to %s, interpreted as %s", name,
-             shape_text(a->dtype, a->rank, a->dims), shape_text(b->dtype, b->rank, b->dims));
-    return;
-  }
-  for (int64_t i = 0; i < tensor_numel(b); i++)
-    if (isfinite(tensor_get(b, i))) scale = fmax(scale, fabs(tensor_get(b, i)));
-  for (int64_t i = 0; i < tensor_numel(a); i++) {
-    double x = tensor_get(a, i), y = tensor_get(b, i);
-    if (x == y || (isnan(x) && isnan(y)) || fabs(x - y) <= tolerance * scale) continue;
-    complain(c, "%s[%lld] is compiled to %.17g, interpreted as %.17g", name, (long long)i, x, y);
-    return;
-  }
+  char why[256];
+  if (!tensor_close(a, b, tolerance_of_type(a->dtype), why, sizeof why))
+    complain(c, "compiled against interpreted: %s: %s", name, why);
 }
 
 static void sweep_executor(const OpDef *def, int k, DType real, Executor *exec[2]) {

@@ -10,7 +10,7 @@ typedef struct Value {
   int64_t i; /* or its bits as unsigned */
 } Value;
 
-static double float_bits(TypeKind kind, int size, uint64_t bits) {
+double float_of_bits(TypeKind kind, int size, uint64_t bits) {
   union {
     uint64_t u;
     double d;
@@ -116,7 +116,7 @@ static uint64_t one(const Insn *i, uint64_t bits) {
   double f = 0;
   int64_t v = 0;
   if (from_float) {
-    f = float_bits((TypeKind)i->source_kind, i->source_size, bits);
+    f = float_of_bits((TypeKind)i->source_kind, i->source_size, bits);
     if (i->mods & MOD_FTZ && i->source_size == 4 && fabs(f) < 0x1p-126) f = copysign(0, f);
   } else {
     int shift = 64 - i->source_size * 8;

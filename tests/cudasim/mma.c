@@ -33,21 +33,10 @@ static const Tile shapes[] = {
 };
 
 static double value_of(TypeKind kind, int size, uint64_t bits) {
-  union {
-    uint64_t u;
-    double d;
-  } x = {bits};
-  union {
-    uint32_t u;
-    float f;
-  } y = {(uint32_t)bits};
   if (kind == KIND_SIGNED) return size == 1 ? (int8_t)bits : (int32_t)bits;
   if (kind == KIND_UNSIGNED) return size == 1 ? (uint8_t)bits : (uint32_t)bits;
-  if (size == 8) return x.d;
-  if (kind == KIND_TF32) y.u &= ~0x1fffu; /* the lower bits are not read */
-  if (size == 4) return (double)y.f;
-  return kind == KIND_BFLOAT ? (double)bf16_to_float((uint16_t)bits)
-                             : (double)half_to_float((uint16_t)bits);
+  if (kind == KIND_TF32) bits &= ~(uint64_t)0x1fff; /* the lower bits are not read */
+  return float_of_bits(kind, size, bits);
 }
 
 static uint64_t bits_of(TypeKind kind, int size, double v) {

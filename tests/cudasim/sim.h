@@ -536,6 +536,8 @@ typedef struct Checks {
 extern Checks checks;
 extern bool counting; /* a report was asked for */
 
+/* convert.c: a float of 2, 4 or 8 bytes in the low bits */
+double float_of_bits(TypeKind kind, int size, uint64_t bits);
 /* half.c: 16-bit floats as bits */
 float half_to_float(uint16_t h);
 uint16_t float_to_half(double x, Round r);
