@@ -1,43 +1,10 @@
 #!/bin/bash
-# cli.sh BUILD: the command line from outside: verbs, exit codes, errors, interruption, files. A line "ok NAME" or
-# "FAILED NAME" per check. Data and damaged files are made here; the network is tests/data/net_*.kl.
-cd "$(dirname "$0")/.." || exit 1
-build=$(realpath "${1:-build}")
-data=$PWD/tests/data
-kiln=$build/kiln
-tmp=$(mktemp -d)
+# cli.sh BUILD: the command line from outside: verbs, exit codes, errors, interruption, files. Data and damaged files are made
+# here; the network is tests/data/net_*.kl.
+. "$(dirname "$0")/expect.sh" "$@"
+data=$tests/data
 trap 'mountpoint -q "$tmp/small" && umount "$tmp/small"; chmod -R u+w "$tmp"; rm -rf "$tmp"' EXIT
-export KILN_DEBUG='' NO_COLOR=1 KILN_CACHE_DIR=$tmp/cache
-fails=0
-cd "$tmp" || exit 1
 
-pass() { echo "ok $1"; }
-bad() { # NAME WHY
-  echo "FAILED $1"
-  echo "  $2"
-  [ -s out ] && head -n 12 out | sed 's/^/  stdout: /'
-  [ -s err ] && head -n 12 err | sed 's/^/  stderr: /'
-  fails=$((fails + 1))
-}
-# expect NAME RC COMMAND...: the exit code; output is left in out and err.
-expect() {
-  local name=$1 rc=$2 got
-  shift 2
-  "$@" >out 2>err </dev/null
-  got=$?
-  if [ $got -ne "$rc" ]; then bad "$name" "exit code $got instead of $rc: $*"; return 1; fi
-  pass "$name"
-}
-# expect_text NAME RC FILE PATTERN COMMAND...: also a line of out or err that matches.
-expect_text() {
-  local name=$1 rc=$2 file=$3 pattern=$4 got
-  shift 4
-  "$@" >out 2>err </dev/null
-  got=$?
-  if [ $got -ne "$rc" ]; then bad "$name" "exit code $got instead of $rc: $*"; return 1; fi
-  if ! grep -qE -- "$pattern" "$file"; then bad "$name" "no /$pattern/ in $file of: $*"; return 1; fi
-  pass "$name"
-}
 # A failure: exit 1, exactly one error with this code, and nothing on stdout but what was printed before it.
 expect_error() { # NAME CODE PATTERN COMMAND...
   local name=$1 code=$2 pattern=$3 n
@@ -50,13 +17,6 @@ expect_error() { # NAME CODE PATTERN COMMAND...
     return 1
   fi
   pass "$name"
-}
-same() { # NAME FILE FILE
-  if cmp -s "$2" "$3"; then pass "$1"; else bad "$1" "$2 and $3 differ"; fi
-}
-valid_json() { # NAME FILE
-  if ! command -v python3 >/dev/null; then pass "$1 (not checked: no python3)"; return; fi
-  if python3 -m json.tool "$2" >/dev/null 2>json.err; then pass "$1"; else bad "$1" "no JSON in $2: $(head -c 300 json.err)"; fi
 }
 sum_of() { sha256sum <"$1" | cut -c1-64; }
 

@@ -39,7 +39,7 @@ for build in "$@"; do
   done
   for script in tests/*.sh; do
     case "$script" in
-    tests/run.sh | tests/check.sh) ;;
+    tests/run.sh | tests/check.sh | tests/expect.sh) ;;
     *) one "$script $build" "$build/tests/$(basename "$script").log" "$script" "$build" ;;
     esac
   done

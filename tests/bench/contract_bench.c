@@ -7,11 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "../../backends/cpu/cpu.h"
 #include "../../backends/llvm/micro.h"
 #include "../../tools/peak.h"
 #include "peers/onednn.h"
+#include "timing.h"
 
 typedef struct Phase {
   const KernelCode *code;
@@ -26,17 +26,6 @@ static void share(void *user, int thread, int64_t begin, int64_t end) {
   RunCtx ctx = {.scratch = p->scratch + thread * c->scratch_bytes,
                 .scratch_bytes = (size_t)c->scratch_bytes};
   c->phase[p->phase].fn(c->phase[p->phase].self, p->bufs, begin, end, &ctx);
-}
-
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
-}
-
-static int by_value(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
 }
 
 enum { ROUNDS = 15 };
@@ -121,11 +110,11 @@ static void measure(const char *name, Node *n, bool constant, Pool *pool) {
     if (onednn && product_size[0]) theirs[r] = onednn_time(bufs, repeat);
     top[r] = peak_flops(pool, 1e-3) * 1e-9;
   }
-  qsort(top, ROUNDS, sizeof *top, by_value);
-  qsort(theirs, onednn && product_size[0] ? ROUNDS : 0, sizeof *top, by_value);
+  sort_rounds(top, ROUNDS);
+  sort_rounds(theirs, onednn && product_size[0] ? ROUNDS : 0);
   double part[2];
   for (int i = 0; i < 2; i++) {
-    qsort(side[i].t, ROUNDS, sizeof *top, by_value);
+    sort_rounds(side[i].t, ROUNDS);
     double flops = (double)p->facts.flops; /* with the terms that division leaves out */
     for (int d = 0; p->kind == PLAN_COL2IM && d < p->facts.n_dims[0]; d++)
       flops /= (double)p->facts.dim[0][d].div;

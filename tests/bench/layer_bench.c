@@ -8,12 +8,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "../../executor/executor.h"
 #include "../../frontend/kiln.h"
 #include "../../passes/passes.h"
 #include "../../tools/peak.h"
 #include "peers/onednn.h"
+#include "timing.h"
 
 enum { ROUNDS = 9 };
 
@@ -38,17 +38,6 @@ static const char *const parts[] = {"forward", "input", "filter"};
 static void die(void) {
   fprintf(stderr, "%s", kl_error());
   exit(1);
-}
-
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec * 1e6 + (double)t.tv_nsec * 1e-3;
-}
-
-static int by_value(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
 }
 
 /* The program of a layer writes one state: from x and the filter w, g and w, or x and g. */
@@ -139,7 +128,7 @@ static void ours_close(Ours *o) {
 }
 
 static void print(const char *name, double v[ROUNDS], double scale) {
-  qsort(v, ROUNDS, sizeof *v, by_value);
+  sort_rounds(v, ROUNDS);
   printf(", \"%s\": {\"median\": %.3f, \"min\": %.3f, \"max\": %.3f}", name, v[ROUNDS / 2] * scale,
          v[0] * scale, v[ROUNDS - 1] * scale);
 }
@@ -158,7 +147,7 @@ static void measure(const Layer *l, int part, Pool *pool, bool with_onednn) {
     t[0][r] = ours_run(&o, part, times);
     double begin = now();
     if (peer && !onednn_run(peer, times)) peer = NULL;
-    t[1][r] = (now() - begin) / times;
+    t[1][r] = (now() - begin) * 1e-3 / times;
     t[2][r] = peak_flops(pool, 2e-3);
   }
   printf("{\"name\": \"%s\", \"part\": \"%s\", \"flops\": %.0f", l->name, parts[part], o.flops);

@@ -6,25 +6,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "../../backends/backend.h"
 #include "../../executor/executor.h"
 #include "../../frontend/kiln.h"
 #include "../../passes/passes.h"
+#include "timing.h"
 
 static Pool *pool;
 static const char *word;
-
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
-}
-
-static int by_value(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
 
 /* ---- peaks ---- */
 
@@ -161,9 +150,9 @@ static void measure(const Kernel *k, const KernelCode *c, const Bufs *b) {
     for (int i = 0; i < repeat; i++) run_kernel(c, bufs, scratch);
     t[r] = (now() - t[r]) / repeat;
   }
-  qsort(t, ROUNDS, sizeof *t, by_value);
-  qsort(bytes, ROUNDS, sizeof *t, by_value);
-  qsort(flops, ROUNDS, sizeof *t, by_value);
+  sort_rounds(t, ROUNDS);
+  sort_rounds(bytes, ROUNDS);
+  sort_rounds(flops, ROUNDS);
   double mid = t[ROUNDS / 2], pb = (double)k->bytes / mid / bytes[ROUNDS / 2],
          pf = (double)k->flops / mid / flops[ROUNDS / 2];
   printf("  %-44.44s %9.1f us %6.1f GF/s %.2f  %6.1f GB/s %.2f  %4lld tasks\n", k->name, mid / 1e3,
