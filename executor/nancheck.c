@@ -40,19 +40,11 @@ static void note_range(const char *what, const Tensor *t) {
 static const char **all_results(const CompileRequest *r, Arena *a, int *n) {
   Section whole = {r->prog->blocks.v[0], 0, r->prog->blocks.v[0]->ops.n, NULL};
   Section s = r->section.block ? r->section : whole;
-  Map *seen = map_new(a);
-  for (int i = s.from; i < s.to; i++)
-    for (int o = 0; o < s.block->ops.v[i]->outs.n; o++)
-      for (int k = 0; k < s.block->ops.v[i]->outs.v[o].n; k++) {
-        const char *name = s.block->ops.v[i]->outs.v[o].args[k];
-        Var *v = block_find_var(s.block, name);
-        if (v && v->kind == VK_TENSOR && dtype_is_float(v->dtype) && !v->persistable)
-          map_put(seen, name, v);
-      }
-  const char **names = arena_array(a, const char *, map_n(seen) + 1);
-  void *v;
-  *n = map_n(seen);
-  for (int i = 0; i < *n; i++) names[i] = map_at(seen, i, &v);
+  const char **names;
+  int n_all = block_results(s.block, s.from, s.to, a, &names);
+  *n = 0;
+  for (int i = 0; i < n_all; i++)
+    if (dtype_is_float(block_find_var(s.block, names[i])->dtype)) names[(*n)++] = names[i];
   return names;
 }
 

@@ -157,6 +157,22 @@ Var *block_find_var(const Block *b, const char *name) {
   return v;
 }
 
+int block_results(const Block *b, int from, int to, Arena *a, const char ***names) {
+  Map *seen = map_new(a);
+  VEC(const char *) all = {0};
+  for (int i = from; i < to; i++)
+    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
+      for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++) {
+        const char *name = b->ops.v[i]->outs.v[s].args[k];
+        Var *v = block_find_var(b, name);
+        if (!v || v->kind != VK_TENSOR || v->persistable || map_get(seen, name)) continue;
+        map_put(seen, name, v);
+        vec_add(a, &all, name);
+      }
+  *names = all.v;
+  return all.n;
+}
+
 void block_remove_var(Block *b, const char *name) {
   for (int i = 0; i < b->vars.n; i++) {
     if (strcmp(b->vars.v[i]->name, name)) continue;

@@ -158,19 +158,7 @@ int model_reached(const Model *m, int n_feeds, const Feed *feeds, const char ***
 
 int model_outputs(const Model *m, const char ***names) {
   const Block *b = m->prog->blocks.v[0];
-  Map *seen = map_new(m->arena);
-  *names = arena_array(m->arena, const char *, b->vars.n + 1);
-  int n = 0;
-  for (int i = 0; i < b->ops.n; i++)
-    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
-      for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++) {
-        const char *name = b->ops.v[i]->outs.v[s].args[k];
-        const Var *v = block_var(b, name);
-        if (!v || v->kind != VK_TENSOR || v->persistable || map_get(seen, name)) continue;
-        map_put(seen, name, (void *)v);
-        (*names)[n++] = name;
-      }
-  return n;
+  return block_results(b, 0, b->ops.n, m->arena, names);
 }
 
 bool split_names(Arena *a, const char *text, int *n, const char ***names) {
