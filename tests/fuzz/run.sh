@@ -7,9 +7,10 @@ seconds=${1:-60} dir=build/fuzz
 mkdir -p $dir/o $dir/seeds $dir/corpus
 flags="-std=c17 -g -O1 -D_GNU_SOURCE -DKILN_VERSION=\"0\" -Ibuild/gen -fsanitize=fuzzer-no-link,address,undefined
        -fno-sanitize-recover=undefined -ffp-contract=off -w"
+newest=$(ls -t ir/*.h ir/*.def ir/ops/*.h ir/ops/*.def | head -n 1)
 for f in ir/*.c ir/ops/*.c build/gen/kiln.pb-c.c tests/fuzz/fuzz.c; do
   o=$dir/o/${f//\//_}.o
-  [ "$o" -nt "$f" ] && [ "$o" -nt ir/ir.h ] || echo "$f -o $o"
+  [ "$o" -nt "$f" ] && [ "$o" -nt "$newest" ] || echo "$f -o $o"
 done | xargs -r -P "$(nproc)" -L 1 clang $flags -c
 clang -fsanitize=fuzzer,address,undefined -o $dir/fuzz $dir/o/*.o -lprotobuf-c -lz -lm -lpthread
 seed() { # FORM FILE...
