@@ -133,11 +133,21 @@ bool op_set_attrs(Op *op, const char *text) {
   return err_set(E_OPR_003, "attributes of `%s`: %s is not name=value", op->type, quoted(t));
 }
 
-/* How many variables an unconnected list output has: what num or sections say. */
+/* How many variables an unconnected list output has: what num or sections say; else one for each variable of the first list
+ * input, or, without one, for each slice along the axis. */
 static int list_outputs(const Op *op) {
   int n = 0;
   if (opdef_attr(op->def, "num")) n = (int)op_int(op, "num");
   if (n <= 0 && opdef_attr(op->def, "sections")) op_intlist(op, "sections", &n);
+  for (int i = 0; n <= 0 && i < op->def->n_ins; i++) {
+    const Slot *s = op->def->ins[i].list ? op_ins(op, op->def->ins[i].name) : NULL;
+    n = s ? s->n : 0;
+  }
+  const char *x = op_in(op, "X", 0);
+  const Var *v = n <= 0 && x && opdef_attr(op->def, "axis") ? block_find_var(op->block, x) : NULL;
+  int64_t axis = v ? op_int(op, "axis") : 0;
+  axis += v && axis < 0 ? v->rank : 0;
+  if (v && axis >= 0 && axis < v->rank && v->dims[axis] < 4096) n = (int)v->dims[axis];
   return n > 0 && n < 4096 ? n : 1;
 }
 
@@ -224,7 +234,9 @@ kl_var *kl_op_at(const char *at, kl_net *net, const char *type, const char *attr
   return out;
 }
 
-kl_var *kl_output(kl_var *of, const char *slot) {
+kl_var *kl_output(kl_var *of, const char *slot) { return kl_output_n(of, slot, 0); }
+
+kl_var *kl_output_n(kl_var *of, const char *slot, int n) {
   if (!of || err_any()) return NULL;
   Block *b = of->block;
   for (int i = b->ops.n - 1; i >= 0; i--) {
@@ -232,9 +244,14 @@ kl_var *kl_output(kl_var *of, const char *slot) {
     for (int s = 0; s < op->outs.n; s++)
       for (int k = 0; k < op->outs.v[s].n; k++)
         if (!strcmp(op->outs.v[s].args[k], of->name)) {
-          const char *name = op_out(op, slot, 0);
+          const Slot *have = op_outs(op, slot);
+          const char *name = have && n >= 0 && n < have->n ? op_out(op, slot, n) : NULL;
           if (name) return block_find_var(b, name);
-          err_set(E_OPR_002, "operator `%s` has no output %s", op->type, quoted(slot));
+          if (have && have->n)
+            err_set(E_ARG_002, "output %s %d of `%s`: it has %d", quoted(slot), n, op->type,
+                    have->n);
+          else
+            err_set(E_OPR_002, "operator `%s` has no output %s", op->type, quoted(slot));
           return NULL;
         }
   }

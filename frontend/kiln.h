@@ -237,6 +237,8 @@ KL_API kl_var *kl_embedding_at(kl_embedding_args a);
 KL_API kl_var *kl_op_at(const char *at, kl_net *net, const char *type, const char *attrs, ...);
 /* another output of the operator that made `of` */
 KL_API kl_var *kl_output(kl_var *of, const char *slot);
+/* the n-th variable of a list output, from 0 */
+KL_API kl_var *kl_output_n(kl_var *of, const char *slot, int n);
 KL_API kl_var *kl_parameter(kl_net *net, const char *key, kl_dtype dtype, int rank,
                             const int64_t *dims, kl_param p, bool is_bias);
 

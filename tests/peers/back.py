@@ -4,9 +4,9 @@ usage: back.py BUILD [--keep DIR] [--only NET ...]
 
 For each network of nets.c and of the example lenet: PaddlePaddle runs the startup program and STEPS steps of the main
 program, `kiln train` the same steps from the same values; then both run the test program on the trained values, and
-PaddlePaddle loads the inference model that Kiln saved.
+PaddlePaddle loads the inference model that Kiln saved. Where a net draws random numbers in training, only the mean of its
+losses is compared.
 """
-import glob
 from train import *
 
 
@@ -27,7 +27,9 @@ def trained(build, base, folder):
     got, where = kiln_train(build, folder, "loss", d, ["--params", f"{folder}/first.pdiparams"])
     after = read_params(f"{where}/tensors.pdiparams", list(first))
     e_loss = np.abs(got - want).max() / np.abs(want).max() if len(got) == STEPS else float("inf")
-    e_var = worst_variable(after, last)
+    e_var = worst_variable(after, last, lambda n: n in FREE)
+    if "random" in base:
+        e_loss, e_var = abs(got.mean() / want.mean() - 1), (0.0, "")
     names = ["loss", *[n for n in ("out", "scores") if test.global_block().has_var(n)]]
     part = {n: v[:BATCH] for n, v in d.items()}
     peer = dict(zip(names, exe.run(test, feed=part, fetch_list=names)))
@@ -47,39 +49,22 @@ def inference(build, base, folder, part):
     return max(error(got[v.name], w) for v, w in zip(fetch, want))
 
 
-def main():
-    p = argparse.ArgumentParser()
-    p.add_argument("build")
-    p.add_argument("--keep")
-    p.add_argument("--only", nargs="*", default=[])
-    a = p.parse_args()
-    paddle.enable_static()
-    failed = 0
-    with tempfile.TemporaryDirectory() as tmp:
-        folder = a.keep or tmp
-        os.makedirs(folder + "/run", exist_ok=True)
-        for tool in ("peers/nets", "examples/lenet"):
-            subprocess.run([f"{a.build}/{tool}", folder], check=True)
-        for path in sorted(glob.glob(f"{folder}/*_main.pdmodel")):
-            base = path[:-len("_main.pdmodel")]
-            name = os.path.basename(base)
-            if a.only and not any(n in name for n in a.only):
-                continue
-            try:
-                with static.scope_guard(static.Scope()):
-                    e_loss, (e_var, who), e_test, part = trained(a.build, base, folder + "/run")
-                with static.scope_guard(static.Scope()):
-                    e_use = inference(a.build, base, folder + "/run", part) if os.path.exists(base + ".pdmodel") else 0.0
-                bad = not max(e_loss, e_var, e_test, e_use) <= TOLERANCE
-                print(f"{name:24} losses {e_loss:8.1e}  variables {e_var:8.1e} ({who})  test {e_test:8.1e}  "
-                      f"inference {e_use:8.1e}{'  FAILED' if bad else ''}", flush=True)
-            except Exception as e:
-                bad = True
-                print(f"{name:24} FAILED: {e if isinstance(e, KilnError) else traceback.format_exc()}", flush=True)
-            failed += bad
-    print(f"{failed} failed" if failed else "all agree")
-    return 1 if failed else 0
+def write_nets(build, folder):
+    """{name: path of its files without an extension}"""
+    for tool in ("peers/nets", "examples/lenet"):
+        subprocess.run([f"{build}/{tool}", folder], check=True)
+    ends = sorted(glob.glob(f"{folder}/*_main.pdmodel"))
+    return {os.path.basename(p)[:-len("_main.pdmodel")]: p[:-len("_main.pdmodel")] for p in ends}
+
+
+def judged(build, name, base, folder):
+    with static.scope_guard(static.Scope()):
+        e_loss, (e_var, who), e_test, part = trained(build, base, folder)
+    with static.scope_guard(static.Scope()):
+        e_use = inference(build, base, folder, part) if os.path.exists(base + ".pdmodel") else 0.0
+    good = e_loss <= (0.03 if "random" in name else TOLERANCE) and max(e_var, e_test, e_use) <= TOLERANCE
+    return f"losses {e_loss:8.1e}  variables {e_var:8.1e} ({who})  test {e_test:8.1e}  inference {e_use:8.1e}", good
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(each_net(write_nets, judged, 24))

@@ -1,5 +1,5 @@
 """What the comparisons with PaddlePaddle share: running Kiln on files, comparing values, parameter files."""
-import os, struct, subprocess
+import argparse, os, struct, subprocess, sys, tempfile, traceback
 import numpy as np
 
 os.environ.setdefault("GLOG_minloglevel", "2")
@@ -9,6 +9,37 @@ TYPES = {0: np.bool_, 1: np.int16, 2: np.int32, 3: np.int64, 4: np.float16, 5: n
 
 class KilnError(Exception):
     pass
+
+
+def each_net(nets, compare, width=36):
+    """The main function of a comparison: its exit status. Usage: SCRIPT BUILD [--keep DIR] [--only NET ...].
+
+    nets is {name: net}, or makes that from (build folder, folder to write to); compare(build folder, name, net, folder)
+    gives what to print and whether it agrees."""
+    import paddle
+    p = argparse.ArgumentParser()
+    p.add_argument("build")
+    p.add_argument("--keep")
+    p.add_argument("--only", nargs="*", default=[])
+    a = p.parse_args()
+    paddle.enable_static()
+    failed = 0
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = a.keep or tmp
+        os.makedirs(folder, exist_ok=True)
+        for name, net in (nets(a.build, folder) if callable(nets) else nets).items():
+            if a.only and not any(n in name for n in a.only):
+                continue
+            where = f"{folder}/run-{name.replace(' ', '_').replace(',', '')}"
+            os.makedirs(where, exist_ok=True)
+            try:
+                text, good = compare(a.build, name, net, where)
+            except Exception as e:
+                text, good = f"FAILED: {e if isinstance(e, KilnError) else traceback.format_exc()}", None
+            print(f"{name:{width}} {text}{'  FAILED' if good is False else ''}", flush=True)
+            failed += not good
+    print(f"{failed} failed" if failed else "all agree")
+    return 1 if failed else 0
 
 
 def kiln(build, *args):

@@ -130,31 +130,10 @@ def compare_deep(build, name, net, folder, n_steps):
     return e_loss, distance(after, last, compared), *worst_variable(after, last, lambda n: n not in compared), noise
 
 
-def main():
-    p = argparse.ArgumentParser()
-    p.add_argument("build")
-    p.add_argument("--only", nargs="*", default=[])
-    p.add_argument("--keep")
-    a = p.parse_args()
-    paddle.enable_static()
-    failed = 0
-    with tempfile.TemporaryDirectory() as tmp:
-        for name, net in NETS.items():
-            if a.only and not any(n in name for n in a.only):
-                continue
-            folder = f"{a.keep or tmp}/{name.replace(' ', '_').replace(',', '')}"
-            os.makedirs(folder, exist_ok=True)
-            try:
-                e_loss, e_var, e_one, who, noise = compare_deep(a.build, name, net, folder, STEPS)
-                bad = not (e_loss <= TOLERANCE and e_var <= TOLERANCE)
-                print(f"{name:36} losses {e_loss:8.1e}  parameters {e_var:8.1e}  worst {e_one:8.1e} ({who})  noise {noise:8.1e}{'  FAILED' if bad else ''}", flush=True)
-            except Exception as e:
-                bad = True
-                print(f"{name:36} FAILED: {e if isinstance(e, KilnError) else traceback.format_exc()}", flush=True)
-            failed += bad
-    print(f"{failed} failed" if failed else "all agree")
-    return 1 if failed else 0
+def judged(build, name, net, folder):
+    e_loss, e_var, e_one, who, noise = compare_deep(build, name, net, folder, STEPS)
+    return f"losses {e_loss:8.1e}  parameters {e_var:8.1e}  worst {e_one:8.1e} ({who})  noise {noise:8.1e}", e_loss <= TOLERANCE and e_var <= TOLERANCE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(each_net(NETS, judged))

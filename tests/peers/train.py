@@ -5,7 +5,7 @@ usage: train.py BUILD [--keep DIR] [--only NET ...]
 PaddlePaddle builds each network with its optimiser in static mode and writes the startup and the main program; both
 run STEPS steps. Losses of every step and all persistable variables afterwards (parameters, moments, running statistics) are compared.
 """
-import argparse, glob, os, sys, tempfile, traceback
+import glob
 import numpy as np
 from common import *
 import paddle
@@ -220,34 +220,10 @@ def compare(build, name, net, folder, steps=STEPS):
     return e_loss, worst, who
 
 
-def main():
-    p = argparse.ArgumentParser()
-    p.add_argument("build")
-    p.add_argument("--only", nargs="*", default=[])
-    p.add_argument("--keep")
-    a = p.parse_args()
-    paddle.enable_static()
-    failed = 0
-    with tempfile.TemporaryDirectory() as tmp:
-        for name, net in NETS.items():
-            if a.only and not any(n in name for n in a.only):
-                continue
-            folder = f"{a.keep or tmp}/{name.replace(' ', '_').replace(',', '')}"
-            os.makedirs(folder, exist_ok=True)
-            try:
-                e_loss, e_var, who = compare(a.build, name, net, folder)
-                bad = not (e_loss <= TOLERANCE and e_var <= TOLERANCE)
-                print(f"{name:36} losses {e_loss:8.1e}  variables {e_var:8.1e} ({who}){'  FAILED' if bad else ''}", flush=True)
-            except KilnError as e:
-                bad = True
-                print(f"{name:36} FAILED: {e}", flush=True)
-            except Exception:
-                bad = True
-                print(f"{name:36} FAILED: {traceback.format_exc()}", flush=True)
-            failed += bad
-    print(f"{failed} failed" if failed else "all agree")
-    return 1 if failed else 0
+def judged(build, name, net, folder):
+    e_loss, e_var, who = compare(build, name, net, folder)
+    return f"losses {e_loss:8.1e}  variables {e_var:8.1e} ({who})", e_loss <= TOLERANCE and e_var <= TOLERANCE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(each_net(NETS, judged))
