@@ -19,12 +19,13 @@ static void count_add(Map *m, const char *name, int by) {
   map_put(m, name, (void *)(intptr_t)(count_of(m, name) + by));
 }
 
-static bool is_array(const Backward *w, const char *name) {
+bool is_array(const Backward *w, const char *name) {
   const Var *v = block_find_var(w->b, name);
   return v && v->kind == VK_ARRAY;
 }
 
-/* Arrays are changed in place, and so are their gradients: they have one version. */
+/* Arrays are changed in place, and so are their gradients: they have one version. What is not the first part of one goes to an
+ * array of its own, which is added behind its operator. */
 static void count_outputs(Backward *w, const Op *op, int by) {
   for (int s = 0; s < op->outs.n; s++)
     for (int k = 0; k < op->outs.v[s].n; k++)
@@ -273,15 +274,28 @@ const char *complete_grad(Backward *w, const char *name, const Op *origin) {
 const char *next_part(Backward *w, const char *name) {
   GradVar *g = grad_var(w, name);
   const char *part = grad_name(w, name);
-  if (g->n_parts > 1 && !is_array(w, name)) {
+  if (is_array(w, name) ? g->n_written > 0 : g->n_parts > 1) {
     int i = count_of(w->renamed, name);
     if (g->n_written == g->given) g->first = i;
     count_add(w->renamed, name, 1);
     part = part_name(w, name, i);
+    if (is_array(w, name)) map_put(w->joins, part, (void *)(intptr_t)name);
   }
   g->n_written++;
   declare_like(w, part, name);
   return part;
+}
+
+void join_arrays(Backward *w, const Op *origin) {
+  void *name;
+  for (int i = 0; i < map_n(w->joins); i++) {
+    const char *part = map_at(w->joins, i, &name), *whole = grad_name(w, name);
+    Op *op = add_grad_op(w, "sum", ROLE_BACKWARD, origin);
+    op_add_in(op, "X", whole);
+    op_add_in(op, "X", part);
+    op_add_out(op, "Out", whole);
+  }
+  w->joins = map_new(w->a);
 }
 
 static void connect_inputs(Backward *w, const GradDef *d, const Op *op, Op *g, int only) {
@@ -357,7 +371,9 @@ static bool emit_one(Backward *w, const GradDef *d, const Op *op, int only) {
   Op *g = add_grad_op(w, d->type, ROLE_BACKWARD, op);
   connect_inputs(w, d, op, g, only);
   connect_outputs(w, d, op, g, only);
-  return set_attrs(d, op, g, w->a);
+  bool ok = set_attrs(d, op, g, w->a);
+  join_arrays(w, op);
+  return ok;
 }
 
 static bool any_output(Backward *w, const GradDef *d, const Op *op) {
@@ -397,6 +413,7 @@ void backward_prepare(Backward *w) {
   const char *key = arena_fmt(w->a, "%d", w->b->idx);
   w->wanted = map_new(w->a);
   w->renamed = map_new(w->a);
+  w->joins = map_new(w->a);
   w->copies = map_get(w->saved, key);
   if (w->copies) return;
   save_lost(w);

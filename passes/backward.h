@@ -27,6 +27,7 @@ struct Backward {
   Map *copies;   /* "name#version" -> the variable that keeps this value */
   Map *saved;    /* of all blocks: index -> copies */
   Map *renamed;  /* name -> parts named so far */
+  Map *joins;    /* parts of gradients of arrays that the last operator wrote -> the array */
   Map *carried;  /* gradients that the block takes from around and gives back; NULL: none */
   bool *part;    /* of each operator: it gets a gradient operator */
   int n_forward; /* operators */
@@ -47,6 +48,9 @@ const char *grad_name(Backward *w, const char *name);
 /* One more operator will contribute to the variable's gradient. */
 void add_part(Backward *w, const char *name);
 const char *next_part(Backward *w, const char *name); /* where it writes */
+bool is_array(const Backward *w, const char *name);
+/* Adds the parts of gradients of arrays that `origin`'s gradient operator, the last one, wrote. */
+void join_arrays(Backward *w, const Op *origin);
 /* v@GRAD complete in one variable: the sum of its parts, or zeros if nothing flows into v. */
 const char *complete_grad(Backward *w, const char *name, const Op *origin);
 Op *add_grad_op(Backward *w, const char *type, int role, const Op *origin);

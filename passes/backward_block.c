@@ -114,10 +114,6 @@ bool block_mark(Backward *w, const Op *op) {
 
 /* ---- emitting ---- */
 
-static bool is_array(const Backward *w, const char *name) {
-  return block_find_var(w->b, name)->kind == VK_ARRAY;
-}
-
 /* The block with the gradient operators; w->to is where its operator will be. */
 static Block *emit_inner(Backward *w, const Op *op, Inner *in) {
   Backward *n = &in->n;
@@ -162,7 +158,12 @@ static void connect(Backward *w, const Op *op, Inner *in, Op *g) {
   }
   for (int i = 0; in->x && i < in->x->n; i++) {
     const char *x = in->x->args[i];
-    op_add_out(g, d->outs[0].slot, leaves(in, x) ? next_part(w, x) : "@EMPTY@");
+    bool through =
+        map_get(in->ends, x) && is_array(w, x); /* the same array, changed by the block */
+    op_add_out(g, d->outs[0].slot,
+               through         ? grad_name(w, x)
+               : leaves(in, x) ? next_part(w, x)
+                               : "@EMPTY@");
   }
   for (int i = 0; i < op->attrs.n; i++)
     if (strcmp(op->attrs.v[i].name, "op_role") && strcmp(op->attrs.v[i].name, "op_role_var"))
@@ -173,6 +174,7 @@ static void connect(Backward *w, const Op *op, Inner *in, Op *g) {
                            .type = AT_STRINGS,
                            .n = map_n(in->ends),
                            .ss = inner});
+  join_arrays(w, op);
 }
 
 bool block_emit(Backward *w, const Op *op) {

@@ -198,6 +198,12 @@ static void any_operator(void **state) {
   SHAPE(part, "float32 [-1, 2]");
   assert_string_equal(kl_name(part), "split_0.tmp_0");
   SHAPE(kl_find(net, "split_0.tmp_2"), "float32 [-1, 2]");
+  assert_ptr_equal(kl_output_n(part, "Out", 2), kl_find(net, "split_0.tmp_2"));
+  kl_var *columns = kl_op(net, "unbind", "axis=-1", "X", x);
+  SHAPE(kl_output_n(columns, "Out", 5), "float32 [-1]");
+  kl_var *grid = kl_op(net, "meshgrid", "", "X", kl_fill(net, KL_FLOAT32, 0, 2), "X",
+                       kl_fill(net, KL_FLOAT32, 0, 3));
+  SHAPE(kl_output_n(grid, "Out", 1), "float32 [2, 3]");
   kl_var *top = kl_op(net, "top_k_v2", "k=2", "X", x);
   SHAPE(kl_output(top, "Indices"), "int64 [-1, 2]");
   SHAPE(kl_op(net, "fill_constant", "shape=[2,3] value=1.5 dtype=5"), "float32 [2, 3]");
@@ -345,6 +351,8 @@ static void wrong_building_calls(void **state) {
   FAILS(E_OPR_001, "\"rellu\"", kl_fc(x, 3, .act = "rellu"));
   assert_null(kl_output(kl_fc(x, 3), "Mask"));
   expect_error(E_OPR_002, "\"Mask\"");
+  assert_null(kl_output_n(kl_fc(x, 3), "Out", 1));
+  expect_error(E_ARG_002, "it has 1");
   kl_net_free(net);
 }
 

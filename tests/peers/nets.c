@@ -87,19 +87,21 @@ static kl_var *square_weight(kl_net *net, const char *name) {
                       (kl_param){.name = name, .init = kl_uniform(-0.3, 0.3)}, false);
 }
 
-/* h = tanh(h W + x) four times, every h kept in a list. */
+/* h = tanh(h W + x_i) for four inputs in a list, every h kept in another. */
 static kl_var *loop(kl_net *net) {
   kl_var *x = kl_fc(kl_data(net, "x", KL_FLOAT32, -1, 8), 12, .act = "tanh");
-  kl_var *w = square_weight(net, "carried"), *h = kl_copy(x), *kept = kl_list(net, KL_FLOAT32);
-  kl_var *i = count(net, 0), *n = count(net, 4);
+  kl_var *w = square_weight(net, "carried"), *h = kl_copy(x);
+  kl_var *kept = kl_list(net, KL_FLOAT32), *inputs = kl_list(net, KL_FLOAT32);
+  kl_var *i = count(net, 0), *n = count(net, 4), *one = count(net, 1);
+  for (int k = 0; k < 4; k++) kl_list_set(inputs, count(net, k), kl_fc(x, 12, .act = "sin"));
   kl_list_set(kept, i, x);
   kl_block *b = kl_while(kl_less_than(i, n));
-  kl_assign(h, kl_tanh(kl_add(kl_matmul(h, w), x)));
-  kl_assign(i, kl_add(i, count(net, 1)));
+  kl_assign(h, kl_tanh(kl_add(kl_matmul(h, w), kl_list_get(inputs, i))));
+  kl_assign(i, kl_add(i, one));
   kl_list_set(kept, i, h);
   kl_end_while(b, kl_less_than(i, n));
-  kl_var *all = kl_list_stack(kept, 1), *first = kl_list_get(kept, count(net, 1));
-  return numbers(net, kl_fc(kl_concat(1, kl_reshape(all, -1, 60), first, h), 1));
+  kl_var *all = kl_reshape(kl_list_stack(kept, 1), -1, 60);
+  return numbers(net, kl_fc(kl_concat(1, all, h), 1));
 }
 
 static kl_var *branch(kl_net *net) {
@@ -199,8 +201,11 @@ static kl_var *attention(kl_net *net) {
 static kl_var *mixed(kl_net *net) {
   kl_var *x = kl_data(net, "x", KL_FLOAT32, -1, 3, 12, 12);
   kl_var *h = kl_conv2d(x, 8, 3, .pad = 1, .stride = 2);
-  kl_var *part =
-      kl_op(net, "split", "num=2 axis=1", "X", kl_op(net, "group_norm", "groups=2", "X", h));
+  kl_var *scale = kl_parameter(net, "scale", KL_FLOAT32, 1, (int64_t[]){8},
+                               (kl_param){.init = kl_constant(1)}, false);
+  kl_var *shift = kl_parameter(net, "shift", KL_FLOAT32, 1, (int64_t[]){8}, (kl_param){0}, true);
+  kl_var *part = kl_op(net, "split", "num=2 axis=1", "X",
+                       kl_op(net, "group_norm", "groups=2", "X", h, "Scale", scale, "Bias", shift));
   kl_var *a = kl_unary("mish", "", part), *b = kl_unary("silu", "", kl_output_n(part, "Out", 1));
   kl_var *up =
       kl_parameter(net, "up", KL_FLOAT32, 4, (int64_t[]){4, 6, 2, 2}, (kl_param){0}, false);
@@ -284,7 +289,8 @@ int main(int argc, char **argv) {
       {"fit-adagrad", fit, kl_adagrad(0.05)},
       {"robust-sgd", robust, kl_sgd(0.05, .decay = kl_l2(1e-3))},
       {"soft-labels-momentum", soft, kl_momentum(0.05)},
-      {"loop-momentum", loop, kl_momentum(0.02, .clip = kl_clip_global_norm(1))},
+      {"mixed-momentum", mixed, kl_momentum(0.02, .decay = kl_l1(1e-4))},
+      {"loop-momentum", loop, kl_momentum(0.02)},
       {"branch-adam", branch, kl_adam(5e-3)},
       {"nested-rmsprop", nested, kl_rmsprop(2e-3)},
       {"lstm-adam", lstm, kl_adam(5e-3, .clip = kl_clip_global_norm(5))},

@@ -175,14 +175,22 @@ def peer_run(exe, main, loss, steps, leave_out=lambda n: False, tries=8):
     run, in PaddlePaddle as well. The measure is its own run from values that differ by 3e-7."""
     first = values(main)
 
-    def run_from(start, d):
+    def step_from(start, part):
         for n, v in start.items():
-            static.global_scope().find_var(n).get_tensor().set(v, paddle.CPUPlace())
+            static.global_scope().var(n).get_tensor().set(v, paddle.CPUPlace())
+        return float(exe.run(main, feed=part, fetch_list=[loss])[0]), values(main)
+
+    def run_from(start, d):
         losses = []
         for i in range(steps):
             part = {n: v[i * BATCH:(i + 1) * BATCH] for n, v in d.items()}
-            losses.append(float(exe.run(main, feed=part, fetch_list=[loss])[0]))
-        return losses, values(main)
+            with static.scope_guard(static.Scope() if arrays else static.global_scope()):
+                l, start = step_from(start, part)
+            losses.append(l)
+        return losses, start
+
+    # PaddlePaddle adds to the gradients of arrays that the run before has left in the scope.
+    arrays = any(v.type == paddle.base.core.VarDesc.VarType.LOD_TENSOR_ARRAY for v in main.list_vars())
 
     rng = np.random.RandomState(1)
     near = {n: (v * (1 + 3e-7 * rng.randn(*v.shape))).astype(v.dtype) if v.dtype.kind == "f" and v.size > 1 else v for n, v in first.items()}
