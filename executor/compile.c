@@ -187,6 +187,13 @@ static bool within_budget(const Graph *g) {
   return false;
 }
 
+bool tuning_of(bool deterministic, bool tune, Tuning *to) {
+  *to = deterministic ? TUNE_RULE : tune ? TUNE_MEASURE : TUNE_KNOWN;
+  return !(deterministic && tune) ||
+         err_set(E_ARG_001,
+                 "deterministic and tune exclude each other: choices by a rule are not measured");
+}
+
 Executable *compile(const CompileRequest *r) {
   double t0 = now_seconds();
   const Backend *backend = backend_for(r->target);
@@ -210,6 +217,7 @@ Executable *compile(const CompileRequest *r) {
   bool stopped = false;
   g->memory_budget = r->memory_budget;
   g->conv_error = r->conv_error;
+  g->tuning = r->tuning;
   bool ok = passes_run(g, &passes, &stopped) && within_budget(g) &&
             (r->no_code || is_planned(g, stopped));
 

@@ -22,9 +22,9 @@ const HostOp host_ops[] = {
 static const char *plan_key(Arena *a, const CompileRequest *r) {
   Str s;
   str_init(&s, a);
-  str_fmt(&s, "%llu.%llu|%d.%lld.%g", (unsigned long long)r->prog->id,
+  str_fmt(&s, "%llu.%llu|%d.%lld.%g.%d", (unsigned long long)r->prog->id,
           (unsigned long long)r->prog->edits, r->no_blas, (long long)r->memory_budget,
-          r->conv_error);
+          r->conv_error, r->tuning);
   for (int i = 0; i < r->n_fetch; i++) str_fmt(&s, "|%s", r->fetch[i]);
   return s.s;
 }

@@ -34,7 +34,9 @@ typedef struct ExecOptions {
   bool no_blas;
   int64_t memory_budget; /* bytes of a run's intermediate values, 0: any; E-MEM-003 */
   double conv_error;     /* see Kernel */
-  uint64_t seed;         /* of random operators whose own seed is 0 */
+  /* Contractions by the rule on their shapes alone; measured where that has not been done. They exclude each other. */
+  bool deterministic, tune;
+  uint64_t seed;     /* of random operators whose own seed is 0 */
   int64_t max_steps; /* runs of one loop's body before it counts as endless; 0: DEFAULT_MAX_STEPS */
   const char *debug; /* words of KILN_DEBUG, or NULL: only the environment's */
 } ExecOptions;
@@ -81,10 +83,13 @@ typedef struct CompileRequest {
   bool no_blas;
   int64_t memory_budget; /* see ExecOptions */
   double conv_error;
+  Tuning tuning;
   bool no_code;   /* stop before code generation */
   Wanted *wanted; /* out, may be NULL: see Graph */
 } CompileRequest;
 Executable *compile(const CompileRequest *r);
+/* E-ARG-001 if both are true. */
+bool tuning_of(bool deterministic, bool tune, Tuning *to);
 void executable_free(Executable *x);
 Graph *executable_graph(Executable *x);
 /* "graph" "dot" "llvm" "asm" "ptx" "object" */

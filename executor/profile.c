@@ -14,6 +14,7 @@ typedef struct Row {
   const char *name;
   const char
       *from; /* of a kernel: its operator with the user's file and line; NULL of an operator type */
+  const char *by; /* of a kernel: see Kernel */
   int64_t runs;
   double seconds, flops, bytes;
 } Row;
@@ -97,6 +98,7 @@ void profile_add(Profile *p, const Executable *x, int kernel, double t0, double 
   Row *r = row(p, p->kernels, k->name);
   const Op *op = r->from ? NULL : kernel_op(k);
   if (op) r->from = arena_str(p->arena, op_text(op));
+  if (!r->by) r->by = arena_str(p->arena, k->by);
   add(r, t1 - t0, (double)k->flops, (double)k->bytes);
   const char *types[OPS_PER_KERNEL];
   int n = kernel_ops(k, types);
@@ -143,9 +145,10 @@ static double row_bound(const Row *r, const Roof *roof) {
 /* Operators have no bound of their own: a kernel counts for several. */
 static void print_table(const Profile *p, Map *m, const char *title, const Roof *roof, FILE *to) {
   double total;
+  bool kernels = m == p->kernels;
   Row **rows = sorted(p, m, &total);
-  fprintf(to, "%-40s %8s %10s %7s %9s %9s %8s%s\n", title, "runs", "total ms", "share", "us/run",
-          "GFLOP/s", "GB/s", roof ? "  bound us of bound" : "");
+  fprintf(to, "%-40s %8s %10s %7s %9s %9s %8s%s%s\n", title, "runs", "total ms", "share", "us/run",
+          "GFLOP/s", "GB/s", roof ? "  bound us of bound" : "", kernels ? "  by" : "");
   for (int i = 0; i < map_n(m); i++) {
     const Row *r = rows[i];
     double s = r->seconds > 0 ? r->seconds : 1e-12;
@@ -155,6 +158,7 @@ static void print_table(const Profile *p, Map *m, const char *title, const Roof 
     if (roof)
       fprintf(to, " %9.1f %8.3f", row_bound(r, roof) * 1e6 / (double)r->runs,
               row_bound(r, roof) / s);
+    if (kernels) fprintf(to, "  %-18s", r->by);
     fprintf(to, "%s%s\n", r->from ? "  " : "", r->from ? r->from : "");
   }
   fprintf(to, "%-40s %8s %10.3f\n\n", "total", "", total * 1e3);
@@ -171,6 +175,7 @@ static void print_json(const Profile *p, Map *m, const char *title, const Roof *
     str_add(&s, i ? ",\n  {\"name\": " : "\n  {\"name\": ");
     str_json(r->name, &s);
     if (r->from) str_add(&s, ", \"from\": "), str_json(r->from, &s);
+    if (r->by && *r->by) str_add(&s, ", \"by\": "), str_json(r->by, &s);
     str_fmt(&s, ", \"runs\": %lld, \"ms\": %.6f, \"flops\": %.0f, \"bytes\": %.0f",
             (long long)r->runs, r->seconds * 1e3, r->flops, r->bytes);
     if (roof) str_fmt(&s, ", \"bound_ms\": %.6f", row_bound(r, roof) * 1e3);

@@ -462,6 +462,10 @@ typedef struct kl_exec_options {
   const char *device; /* "cpu" (the default), "cuda" or "cuda:N": the first or another GPU */
   const char *
       math; /* "exact" (the default); on a GPU also "tf32", "bf16": how matrix products round their inputs */
+  /* Which of several algorithms serves a matrix product or convolution is decided by a rule on its shape, or as `tune`
+   * once measured on this machine and the disk cache remembers. deterministic: by the rule alone, so that results are the
+   * same bits whatever the cache holds. tune: measured now where that has not been done. Not both. */
+  bool deterministic, tune;
 } kl_exec_options;
 #define kl_exec_defaults ((kl_exec_options){.threads = 0})
 /* NULL if there is no such device (see kl_error) */

@@ -65,6 +65,8 @@ kl_exec *kl_exec_new(kl_exec_options o) {
                    .profile = o.profile,
                    .memory_budget = o.memory_budget,
                    .conv_error = o.conv_error,
+                   .deterministic = o.deterministic,
+                   .tune = o.tune,
                    .max_steps = o.max_steps,
                    .trace = o.trace,
                    .seed = o.seed};

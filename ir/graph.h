@@ -74,6 +74,12 @@ typedef struct Wanted {
   const Op *op;
   const char *name;
 } Wanted;
+/* Where a backend has several algorithms for a kernel: which one it takes. */
+typedef enum Tuning {
+  TUNE_KNOWN,  /* the one that was once measured as the fastest on this machine, else as below */
+  TUNE_RULE,   /* by a rule on the shape, whatever the disk cache holds */
+  TUNE_MEASURE /* measured now and remembered, if that has not been done */
+} Tuning;
 struct Graph {
   Arena *arena;        /* owned */
   const Program *prog; /* NULL if parsed from text */
@@ -92,6 +98,7 @@ struct Graph {
   int64_t kept_bytes;               /* of all B_KEPT */
   int64_t memory_budget;            /* bytes of the arena that recomputation is to reach; 0: none */
   double conv_error;                /* see Kernel */
+  Tuning tuning;
 };
 
 /* graph.c: builders. Each checks its operands (E-SHP, E-TYP), computes the shape (unknown dims are -1 if

@@ -221,6 +221,7 @@ static void add_kernel(Str *o, const Kernel *k) {
     add_place(o, k->outputs.v[i]->buf);
     str_add(o, "\n");
   }
+  if (k->by[0]) str_fmt(o, "  by %s\n", k->by);
   if (k->workspace) {
     str_fmt(o, "  workspace %lld", (long long)k->workspace);
     add_place(o, k->ws);

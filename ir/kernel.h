@@ -46,7 +46,10 @@ typedef struct Kernel {
   VEC(Node *) outputs;
   /* of convolutions, relative to the largest result: algorithms that round more than sums do may err by so much; 0: none may */
   double conv_error;
+  Tuning tuning;
   /* filled in by the backend's schedule() before memory is planned */
+  int choice;           /* of the backend's algorithms for it; 0: by its rule */
+  char by[24];          /* the algorithm, for people; "": there is only one */
   int64_t workspace;    /* bytes of shared scratch the kernel wants in the arena, 0 = none */
   int64_t flops, bytes; /* arithmetic and traffic, for profiles */
   int prepares;         /* > 0: the first phase fills the workspace from input prepares-1 alone */

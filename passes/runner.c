@@ -92,6 +92,7 @@ static bool schedule(Graph *g, const PassOptions *o) {
   double start = passes_clock();
   for (int i = 0; o->schedule && i < g->kernels.n; i++) {
     g->kernels.v[i]->conv_error = g->conv_error;
+    g->kernels.v[i]->tuning = g->tuning;
     if (o->schedule(g->kernels.v[i])) continue;
     err_where("kernel %s", g->kernels.v[i]->name);
     return false;

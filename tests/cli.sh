@@ -158,6 +158,13 @@ for eps in -1 1 nan inf x; do
   expect_text "conv error: $eps" 2 err 'not a valid EPS' "$kiln" compile main.pdmodel "--conv-error=$eps"
 done
 
+expect_text "compile: who computes what" 0 out '^  by [a-z]+ ' "$kiln" compile main.pdmodel "${shapes[@]}" --emit graph
+expect_text "compile: algorithms in HTML" 0 out '<td>(gemm|conv) ' "$kiln" compile main.pdmodel "${shapes[@]}" --emit html
+expect "deterministic" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --deterministic
+for verb in compile bench; do
+  expect_error "$verb: tuned and deterministic" E-ARG-001 'exclude each other' "$kiln" $verb main.pdmodel "${shapes[@]}" --tune --deterministic
+done
+
 # ---- train, eval, run ----
 expect_text "train" 0 out '^epoch 5/5 loss [0-9.]+ acc [0-9.]+ test_loss [0-9.]+ test_acc 1\.0000 [0-9,]+ img/s$' \
   "${train[@]}" "${feeds[@]}" "${tests[@]}" --epochs 5 --save run --log log --trace trace.json
@@ -172,6 +179,14 @@ expect "run: to a file" 0 "$kiln" run "$data/net_test.kl" "${params[@]}" "${feed
 expect "run: .npy feeds" 0 "$kiln" run "$data/net_test.kl" "${params[@]}" --feed x=x.npy --feed y=y.npy --fetch scores=b.npy --threads 2
 expect "run: gzipped feeds" 0 "$kiln" run "$data/net_test.kl" "${params[@]}" --feed x=x.idx.gz:scale=1/255 --feed y=y.idx.gz --fetch scores=c.npy
 same "IDX and .npy give the same" a.npy b.npy
+for i in 1 2 3; do
+  expect "run: tuned, $i threads" 0 "$kiln" run "$data/net_test.kl" "${params[@]}" "${feeds[@]}" --fetch scores=tuned$i.npy --threads $i --tune
+done
+same "a tuned run is the same for any number of threads" tuned1.npy tuned2.npy
+same "and for more" tuned1.npy tuned3.npy
+expect_error "run: tuned and deterministic" E-ARG-001 'exclude each other' "$kiln" run "$data/net_test.kl" "${params[@]}" "${feeds[@]}" --tune --deterministic
+expect "run: deterministic" 0 "$kiln" run "$data/net_test.kl" "${params[@]}" "${feeds[@]}" --fetch scores=rule.npy --deterministic
+same "by the rule alone it is as before" a.npy rule.npy
 same "gzipped feeds give the same" a.npy c.npy
 expect_text "run --profile" 0 out '^kernel ' "$kiln" run "$data/net_test.kl" "${params[@]}" "${feeds[@]}" --fetch loss --profile
 expect_text "run --interpret" 0 out '^acc ' "$kiln" run "$data/net_test.kl" "${params[@]}" "${feeds[@]}" --fetch acc --interpret

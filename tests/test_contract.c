@@ -8,7 +8,8 @@
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include "../backends/cpu/cpu.h"
+#include <stdlib.h>
+#include "../backends/cpu/tiles.h"
 #include "../backends/llvm/micro.h"
 
 /* ---- running one contraction ---- */
@@ -75,6 +76,7 @@ static void run_code(const KernelCode *c, void *const *bufs, Split split) {
 }
 
 static bool constant_inputs; /* what kernels are told of them */
+static int choice;           /* the algorithm that they ask for */
 
 /* node: a CONTRACT; its value and those of its operands are in values. Returns the algorithm. */
 static PlanKind check_contract(Arena *a, Node *node, Tensor *const *values, bool epilogue,
@@ -87,6 +89,8 @@ static PlanKind check_contract(Arena *a, Node *node, Tensor *const *values, bool
   for (int i = 0; i < 2; i++)
     vec_add(a, &k.inputs, ((KernelInput){node->in[i], false, constant_inputs}));
   vec_add(a, &k.outputs, epilogue ? &maps : node);
+  k.choice = choice;
+  if (choice && !plan_by(a, &k, choice)) return PLAN_LOOPS;
   Plan *p = contract_plan(a, &k, no_blas);
   if (p->kind == PLAN_LOOPS) return p->kind;
   CodeBatch *batch = code_batch(a);
@@ -212,6 +216,10 @@ static void check_graph(Graph *g, Feeds *f, const int *kinds, bool backend) {
         fail_msg("contraction %d: algorithm %d, not %d", c, kind, kinds[c]);
     }
     micro_isa = NULL;
+    static int turn;
+    choice = WAY_RULE + 1 + turn++ % (WAY_N - 1);
+    check_contract(f->a, n, values, turn / WAY_N % 2, false);
+    choice = WAY_RULE;
     c++;
   }
   for (int i = 0, n = g->nodes.n; i < n && backend; i++)
@@ -505,7 +513,7 @@ static void noise_fill(DType t, void *p, int64_t n) {
 /* c += a b over a batch, in memory that ends where the matrices end. */
 static void check_micro(DType t, const MicroShape *s, bool add, bool at_end) {
   Arena *a = arena_new();
-  MicroPlan *g = micro_plan(a, t, s, true);
+  MicroPlan *g = micro_plan(a, t, s, true, NULL);
   if (!g) { /* no tiles for this machine */
     arena_free(a);
     return;
@@ -675,6 +683,98 @@ static void test_sort(void **state) {
       }
 }
 
+/* ---- the choice of an algorithm ---- */
+
+/* x [6, 9, 9, 24] and w [3, 3, 24, 40], and its gradients: channels last. */
+static Graph *layer(Feeds *f) {
+  Graph *g = graph_new(NULL, false);
+  int64_t xd[4] = {6, 9, 9, 24}, wd[4] = {3, 3, 24, 40}, ext[7] = {6, 9, 9, 40, 3, 3, 24};
+  AffDim mx[4] = {aff_loop(0), {1, 4, 1, 1, -1, 1}, {2, 5, 1, 1, -1, 1}, aff_loop(6)},
+         mw[4] = {aff_loop(4), aff_loop(5), aff_loop(6), aff_loop(3)};
+  Node *x = random_feed(g, f, "x", DT_FLOAT32, 4, xd),
+       *w = random_feed(g, f, "w", DT_FLOAT32, 4, wd);
+  Node *y = g_contract(g, x, w, 4, 7, ext, mx, mw), *xs[2] = {x, w}, *gxs[2];
+  Node *gy = random_feed(g, f, "gy", DT_FLOAT32, 4, y->dims);
+  assert_true(derive(g, 1, &y, &gy, 2, xs, gxs));
+  g_matmul(g, random_feed(g, f, "a", DT_FLOAT32, 2, (int64_t[]){50, 70}),
+           random_feed(g, f, "b", DT_FLOAT32, 2, (int64_t[]){70, 100}), false, false);
+  return g;
+}
+
+/* Every tile of every algorithm gives the same, about. */
+static void test_choices(void **state) {
+  (void)state;
+  Feeds f = feeds_new();
+  Graph *g = layer(&f);
+  int served = 0, tiles = 0;
+  while (tile_table[tiles].isa != ISA_NONE) tiles++;
+  graph_number(g);
+  for (int i = 0; i < g->nodes.n; i++)
+    if (g->nodes.v[i]->prim == P_CONTRACT) {
+      NamedNode out = {"out", g->nodes.v[i], NULL};
+      vec_add(g->arena, &g->fetches, out);
+    }
+  EvalEnv env = {.lookup = feed, .user = &f};
+  Tensor **values = arena_array(f.a, Tensor *, g->nodes.n);
+  assert_true(graph_eval(g, &env, f.a, values));
+  for (int i = 0; i < g->fetches.n; i++)
+    for (choice = WAY_N; choice < WAY_N * (tiles + 1); choice++)
+      served += check_contract(f.a, g->fetches.v[i].node, values, false, false) != PLAN_LOOPS;
+  choice = WAY_RULE;
+  assert_true(served >= 4);
+  graph_free(g);
+  arena_free(f.a);
+}
+
+static Kernel kernel_of(Arena *a, Node *n, Tuning tuning) {
+  Kernel k = {.kind = K_CONTRACT, .name = "k", .rank = n->rank, .core = n, .tuning = tuning};
+  memcpy(k.ext, n->dims, sizeof k.ext);
+  vec_add(a, &k.nodes, n);
+  for (int i = 0; i < 2; i++) vec_add(a, &k.inputs, ((KernelInput){n->in[i], false, false}));
+  vec_add(a, &k.outputs, n);
+  return k;
+}
+
+/* What is measured is remembered, and found again; by the rule nothing is. */
+static void test_tuning(void **state) {
+  (void)state;
+  char dir[] = "/tmp/kiln-tuning-XXXXXX";
+  const char *old = getenv("KILN_CACHE_DIR"), *had = old ? strdup(old) : NULL;
+  assert_non_null(mkdtemp(dir));
+  setenv("KILN_CACHE_DIR", dir, 1);
+  Feeds f = feeds_new();
+  Graph *g = layer(&f);
+  int n = 0;
+  for (int i = 0; i < g->nodes.n; i++) {
+    Node *node = g->nodes.v[i];
+    if (node->prim != P_CONTRACT || node->n_loops < 4) continue;
+    Kernel rule = kernel_of(f.a, node, TUNE_RULE), fresh = kernel_of(f.a, node, TUNE_KNOWN);
+    assert_true(backend_cpu.schedule(&fresh) && fresh.choice == WAY_RULE);
+    Kernel tuned = kernel_of(f.a, node, TUNE_MEASURE), known = kernel_of(f.a, node, TUNE_KNOWN);
+    assert_true(backend_cpu.schedule(&rule) && rule.choice == WAY_RULE);
+    assert_true(backend_cpu.schedule(&tuned) && backend_cpu.schedule(&known));
+    assert_int_equal(tuned.choice, known.choice);
+    assert_string_equal(tuned.by, known.by);
+    assert_int_equal(tuned.workspace, known.workspace);
+    Kernel again = kernel_of(f.a, node, TUNE_MEASURE);
+    assert_true(backend_cpu.schedule(&again) && again.choice == tuned.choice);
+    assert_true(backend_cpu.schedule(&rule) && rule.choice == WAY_RULE);
+    n++;
+  }
+  assert_int_equal(n, 3);
+  CacheInfo info = cache_info(f.a);
+  assert_true(info.entries > n);
+  cache_clear(f.a);
+  rmdir(dir);
+  if (had)
+    setenv("KILN_CACHE_DIR", had, 1);
+  else
+    unsetenv("KILN_CACHE_DIR");
+  free((char *)had);
+  graph_free(g);
+  arena_free(f.a);
+}
+
 /* ---- the pool ---- */
 
 enum { MANY = 1000 };
@@ -715,7 +815,8 @@ int main(void) {
       cmocka_unit_test(test_convolutions),  cmocka_unit_test(test_algorithms),
       cmocka_unit_test(test_channels_last), cmocka_unit_test(test_awkward),
       cmocka_unit_test(test_microkernels),  cmocka_unit_test(test_scatter),
-      cmocka_unit_test(test_sort),
+      cmocka_unit_test(test_sort),          cmocka_unit_test(test_choices),
+      cmocka_unit_test(test_tuning),
   };
   blas_setup();
   return cmocka_run_group_tests(tests, NULL, NULL);

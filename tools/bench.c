@@ -278,7 +278,9 @@ static bool bench(const Options *o, const char *path) {
                     .device = o->exec.device,
                     .math = o->exec.math,
                     .memory_budget = o->memory_budget,
-                    .conv_error = o->conv_error};
+                    .conv_error = o->conv_error,
+                    .deterministic = o->exec.deterministic,
+                    .tune = o->exec.tune};
   Run run = {.e = exec_new(&eo), .s = scope_new(), .m = &m};
   Result r = {.n = (int)o->reps};
   bool ok = run.e && model_open(&m, path, o->params);
@@ -312,6 +314,7 @@ int verb_bench(int argc, char **argv) {
        "compute values again until the plan fits; K, M, G"},
       {"--conv-error", FLAG_FLOAT, &o.conv_error, "EPS",
        "how far convolutions may be off; from 2e-6, 1e-5: Winograd's"},
+      TUNE_FLAGS(o.exec),
       {"--profile", FLAG_BOOL, &o.profile, NULL, "times per operator and kernel, with bounds"},
       {"--start", FLAG_BOOL, &o.start, NULL,
        "the time from exec() to the first result, in new processes"},

@@ -7,6 +7,7 @@ typedef struct Options {
   List shapes;
   int64_t memory_budget;
   double conv_error;
+  ExecOptions exec; /* how algorithms are chosen */
   PassOptions passes;
 } Options;
 
@@ -18,7 +19,8 @@ static void emit_html(const Graph *g, Str *out) {
                "td.n{text-align:right}pre{background:#f4f4f4;padding:8px}</style>");
   str_fmt(out,
           "<h1>%d kernels, arena %lld bytes (lower bound %lld)</h1><table>"
-          "<tr><th>kernel</th><th>operators</th><th>nodes</th><th>MFLOP</th><th>MB</th></tr>",
+          "<tr><th>kernel</th><th>operators</th><th>by</th><th>nodes</th><th>MFLOP</th><th>MB</"
+          "th></tr>",
           g->kernels.n, (long long)g->arena_bytes, (long long)g->lower_bound);
   for (int i = 0; i < g->kernels.n; i++) {
     const Kernel *k = g->kernels.v[i];
@@ -29,8 +31,9 @@ static void emit_html(const Graph *g, Str *out) {
       if (op && op != last) str_fmt(out, "%s ", op->type);
       last = op;
     }
-    str_fmt(out, "</td><td class=n>%d</td><td class=n>%.3f</td><td class=n>%.3f</td></tr>",
-            k->nodes.n, (double)k->flops * 1e-6, (double)k->bytes * 1e-6);
+    str_fmt(out,
+            "</td><td>%s</td><td class=n>%d</td><td class=n>%.3f</td><td class=n>%.3f</td></tr>",
+            k->by, k->nodes.n, (double)k->flops * 1e-6, (double)k->bytes * 1e-6);
   }
   str_add(out, "</table><h2>Graph</h2><pre>");
   Str text;
@@ -118,7 +121,7 @@ static bool emit_parts(const Options *o, const Model *m, CompileRequest *r) {
 }
 
 static bool run(Options *o, const char *path) {
-  Model m;
+  Model m = {0};
   Str s;
   Executable *x = NULL;
   CompileRequest r = {.target = o->target,
@@ -127,7 +130,8 @@ static bool run(Options *o, const char *path) {
                       .conv_error = o->conv_error};
   int n_fetch = 0;
   const char **fetch;
-  bool ok = model_open(&m, path, NULL) &&
+  bool ok = tuning_of(o->exec.deterministic, o->exec.tune, &r.tuning) &&
+            model_open(&m, path, NULL) &&
             model_feed_shapes(&m, &o->shapes, &r.n_feeds, (Feed **)&r.feeds);
   if (ok) {
     if (o->fetch)
@@ -173,6 +177,7 @@ int verb_compile(int argc, char **argv) {
        "compute values again until the plan fits; K, M, G"},
       {"--conv-error", FLAG_FLOAT, &o.conv_error, "EPS",
        "how far convolutions may be off; from 2e-6, 1e-5: Winograd's"},
+      TUNE_FLAGS(o.exec),
       {"--plan", FLAG_TEXT, &o.plan, "FILE",
        "write the memory plan, with what its peak is made of"},
       {"--print-after", FLAG_TEXT, &o.passes.print_after, "PASS|all",

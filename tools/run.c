@@ -74,6 +74,7 @@ int verb_run(int argc, char **argv) {
        "compute values again until the plan fits; K, M, G"},
       {"--conv-error", FLAG_FLOAT, &o.exec.conv_error, "EPS",
        "how far convolutions may be off; from 2e-6, 1e-5: Winograd's"},
+      TUNE_FLAGS(o.exec),
       {"--max-steps", FLAG_COUNT, &o.exec.max_steps, "N",
        "of one loop, after which it counts as endless (100000000)"},
       {"--profile", FLAG_BOOL, &o.exec.profile, NULL, "times per operator and kernel"},
@@ -141,6 +142,7 @@ int verb_eval(int argc, char **argv) {
                   {"--fetch", FLAG_TEXT, &o.fetch_text, "A,B", "metrics: variables of one element"},
                   {"--threads", FLAG_COUNT, &o.threads, "N", "threads (all cores)"},
                   DEVICE_FLAGS(o.exec),
+                  TUNE_FLAGS(o.exec),
                   {"--json", FLAG_BOOL, &o.json, NULL, "as JSON"},
                   {0}};
   Usage u = {"--main T --params DIR|FILE --feed NAME=FILE ... --batch N --fetch A,B",

@@ -34,6 +34,13 @@ typedef enum FlagKind {
     "--math", FLAG_TEXT, &(exec).math, "exact|tf32|bf16",                                          \
         "how matrix products round their inputs on a GPU (exact)"                                  \
   }
+#define TUNE_FLAGS(exec)                                                                           \
+  {"--deterministic", FLAG_BOOL, &(exec).deterministic, NULL,                                      \
+   "algorithms by a rule on the shapes alone, none as measured"},                                  \
+  {                                                                                                \
+    "--tune", FLAG_BOOL, &(exec).tune, NULL,                                                       \
+        "measure which algorithm is the fastest for each shape, and remember it"                   \
+  }
 enum { LIST_MAX = 64 };
 typedef struct List {
   int n;

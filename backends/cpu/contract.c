@@ -11,7 +11,7 @@
  *   depthwise, channels last                                                llvm/stencil.c
  *   anything else, and types other than float32 and float64                 generated loops
  * im2col and col2im both serve windows without division: the one with less arithmetic is taken. */
-#include "cpu.h"
+#include "conv.h"
 #include "../llvm/llvm.h"
 #include <limits.h>
 #include <cblas.h>
@@ -263,8 +263,12 @@ static bool frame_of(const Kernel *k, Frame *f) {
 
 void plan_products(Arena *a, Plan *p, MicroShape *s) {
   s->flops = p->facts.flops;
-  p->micro = micro_plan(a, p->facts.dtype, s, p->no_blas);
-  if (p->micro) p->set = micro_set(p->micro);
+  if (p->way != WAY_BLAS)
+    p->micro = micro_plan(a, p->facts.dtype, s, p->no_blas || p->way == WAY_GEMM, p->only);
+  if (p->micro) {
+    p->set = micro_set(p->micro);
+    p->tile = micro_tile(p->micro);
+  }
   p->pack_at = p->work.scratch;
   p->work.scratch += micro_scratch(p->micro);
 }
@@ -280,25 +284,75 @@ void multiply(const Plan *p, const MicroProduct *q, void *scratch) {
          (const char *)q->b + i * q->b_step * size, q->b_mat, q->add || i > 0, q->c, q->c_mat);
 }
 
-Plan *contract_plan(Arena *a, const Kernel *k, bool no_blas) {
+static bool is_plain(const Plan *p) { return p->facts.plain[0] && p->facts.plain[1]; }
+
+static PlanKind by_conv(Arena *a, Plan *p) { return conv_plan(a, p) ? PLAN_CONV : PLAN_LOOPS; }
+
+static PlanKind by_direct(Arena *a, Plan *p) {
+  if (!p->conv_error) return PLAN_LOOPS; /* nothing else is allowed */
+  p->conv_error = 0;
+  return by_conv(a, p);
+}
+
+static PlanKind by_filter(Arena *a, Plan *p) {
+  return filter_plan(a, p) ? PLAN_FILTER : PLAN_LOOPS;
+}
+
+static PlanKind by_gemm(Arena *a, Plan *p) {
+  return is_plain(p) && gemm_plan(a, p) ? PLAN_GEMM : PLAN_LOOPS;
+}
+
+static PlanKind by_window(Arena *a, Plan *p) {
+  if (!window_plan(a, p, 0) && !window_plan(a, p, 1)) return PLAN_LOOPS;
+  return p->im2col ? PLAN_IM2COL : PLAN_COL2IM;
+}
+
+static PlanKind by_rule(Arena *a, Plan *p) {
+  static PlanKind (*const all[])(Arena *, Plan *) = {by_conv, by_filter, by_gemm, by_window};
+  if (is_plain(p) && gemm_shares_plan(a, p)) return PLAN_GEMM;
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+    PlanKind kind = all[i](a, p);
+    if (kind != PLAN_LOOPS) return kind;
+  }
+  return PLAN_LOOPS;
+}
+
+static PlanKind (*const way_plan[WAY_N])(Arena *, Plan *) = {by_rule, by_conv, by_direct, by_filter,
+                                                             by_gemm, by_gemm, by_window};
+
+/* By generated loops alone if nothing else serves it. */
+static Plan *plan_of(Arena *a, const Kernel *k, Way way, const TileRow *only, bool no_blas) {
   Plan *p = arena_new_of(a, Plan);
   p->no_blas = no_blas;
+  p->way = way;
+  p->only = only;
   p->conv_error = k->conv_error;
-  if (!frame_of(k, &p->frame) || !facts_of(k->core, &p->facts)) return p;
-  const Facts *f = &p->facts;
-  if (loop_is_stencil(k)) return p;
-  if (f->plain[0] && f->plain[1] && gemm_shares_plan(a, p))
-    p->kind = PLAN_GEMM;
-  else if (conv_plan(a, p))
-    p->kind = PLAN_CONV;
-  else if (filter_plan(a, p))
-    p->kind = PLAN_FILTER;
-  else if (f->plain[0] && f->plain[1] && gemm_plan(a, p))
-    p->kind = PLAN_GEMM;
-  else if (window_plan(a, p, 0) || window_plan(a, p, 1))
-    p->kind = p->im2col ? PLAN_IM2COL : PLAN_COL2IM;
+  if (!frame_of(k, &p->frame) || !facts_of(k->core, &p->facts) || loop_is_stencil(k)) return p;
+  p->kind = way_plan[way](a, p);
   if (no_blas && !p->set) p->kind = PLAN_LOOPS;
   return p;
+}
+
+Plan *plan_by(Arena *a, const Kernel *k, int choice) {
+  int tile = choice / WAY_N;
+  Plan *p = plan_of(a, k, choice % WAY_N, tile ? &tile_table[tile - 1] : NULL, false);
+  return p->kind == PLAN_LOOPS ? NULL : p;
+}
+
+Plan *contract_plan(Arena *a, const Kernel *k, bool no_blas) {
+  Plan *p = k->choice && !no_blas ? plan_by(a, k, k->choice) : NULL;
+  return p ? p : plan_of(a, k, WAY_RULE, NULL, no_blas);
+}
+
+void plan_text(const Plan *p, char text[24]) {
+  static const char *const names[] = {"loops", "gemm", "im2col", "col2im", "conv", "filter"};
+  const TileRow *t = p->tile;
+  const char *name = names[p->kind];
+  if (p->kind == PLAN_CONV && p->conv->winograd.m) name = "winograd";
+  if (t)
+    snprintf(text, 24, "%s %s%dx%d", name, t->form == FORM_DOT ? "dot " : "", t->mr, t->nv);
+  else
+    snprintf(text, 24, "%s%s", name, p->kind == PLAN_LOOPS ? "" : " OpenBLAS");
 }
 
 void run_epilogue(const Frame *f, void *const *bufs, int64_t r0, int64_t r1, RunCtx *ctx) {

@@ -268,12 +268,13 @@ static double imbalance(const ConvPlan *p) {
 }
 
 /* Cycles of an image, about; 0: there is none. */
-static double choose_tile(const Facts *f, ConvPlan *p) {
+static double choose_tile(const Facts *f, ConvPlan *p, const TileRow *only) {
   double least_cost = 0;
   Isa isa = tile_isa();
   ConvPlan best = *p;
   for (const TileRow *t = tile_table; t->isa != ISA_NONE; t++) {
     if (t->isa != isa || t->dtype != f->dtype || t->form != FORM_ROWS) continue;
+    if (only && t != only) continue;
     double c = 0;
     p->tile = *t;
     p->panels = vector_blocks(p->columns, t);
@@ -373,7 +374,7 @@ static bool worth(const Plan *plan, const ConvPlan *p) {
   if (is_row(p) && plan->frame.constant[p->b] && f->dtype == DT_FLOAT32)
     return p->columns >= LEAST_N && k >= LEAST_K && bytes <= ROW_BYTES_KEPT;
   if (p->columns < LEAST_N || positions < LEAST_M || k < LEAST_K) return false;
-  return f->dtype == DT_FLOAT32 && (f->flops >= FLOPS || plan->no_blas);
+  return f->dtype == DT_FLOAT32 && (f->flops >= FLOPS || plan->no_blas || plan->way != WAY_RULE);
 }
 
 static void strides_of(const Facts *f, const Found *r, ConvPlan *p) {
@@ -416,7 +417,7 @@ static bool try_operand(Arena *arena, Plan *plan, int x) {
   if (p->part[0].pixel * p->part[0].w.in_step >= INT32_MAX / 64 ||
       p->part[0].line * p->part[0].h.in_step >= INT32_MAX / 64)
     return false;
-  double cycles = choose_tile(f, p);
+  double cycles = choose_tile(f, p, plan->only);
   if (!cycles) return false;
   for (int i = 0; i < p->n_parts; i++)
     if (p->part[i].k) {
@@ -476,8 +477,9 @@ bool conv_plan(Arena *a, Plan *plan) {
   ConvPlan *p = plan->conv;
   Work *w = &plan->work;
   p->pack = packs(plan, p);
-  if (wastes(plan, p)) return false;
+  if (plan->way == WAY_RULE && wastes(plan, p)) return false;
   plan->set = &p->set;
+  plan->tile = &p->tile;
   p->row_elems = whole_rows(plan, p);
   if (p->winograd.m)
     winograd_phases(plan);

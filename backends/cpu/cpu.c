@@ -81,10 +81,17 @@ static bool cpu_schedule(Kernel *k) {
   k->flops = operations(k);
   k->bytes = traffic(k);
   k->workspace = k->prepares = 0;
+  k->by[0] = 0;
+  if (!choose_algorithm(k)) return false;
   for (int no_blas = 0; no_blas < 2 && k->kind == K_CONTRACT; no_blas++) {
     const Plan *p = contract_plan(a, k, no_blas);
     if (p->work.workspace > k->workspace) k->workspace = p->work.workspace;
-    if (!no_blas) k->prepares = p->work.prepares;
+    if (no_blas) continue;
+    k->prepares = p->work.prepares;
+    if (loop_is_stencil(k))
+      strcpy(k->by, "stencil");
+    else
+      plan_text(p, k->by);
   }
   if (k->kind == K_CALL) k->workspace = call_workspace(k);
   if (k->kind == K_SCATTER) k->flops += 4 * node_numel(k->core->in[2]);

@@ -88,8 +88,23 @@ typedef enum PlanKind {
   PLAN_CONV,
   PLAN_FILTER
 } PlanKind;
+/* Algorithms that can be asked for: Kernel.choice is one of them, plus WAY_N * (1 + a row of the table of tiles) if it is to
+ * use that tile. */
+typedef enum Way {
+  WAY_RULE,   /* the one that the shape suggests */
+  WAY_CONV,   /* direct convolution; Winograd's where the error is allowed and it seems faster */
+  WAY_DIRECT, /* direct convolution in any case */
+  WAY_FILTER, /* gradients of filters by blocks of positions */
+  WAY_GEMM,   /* one product after another, by microkernels */
+  WAY_BLAS,   /* the same by OpenBLAS */
+  WAY_WINDOW, /* im2col, col2im */
+  WAY_N
+} Way;
 typedef struct Plan {
   PlanKind kind;
+  Way way;
+  const struct TileRow *only; /* the tile to use; NULL: the best */
+  const struct TileRow *tile; /* of the microkernels; NULL: there are none */
   bool no_blas;
   double conv_error; /* see Kernel */
   Facts facts;
@@ -105,8 +120,13 @@ typedef struct Plan {
   struct MicroSet *set;    /* the microkernels to compile; NULL: none */
 } Plan;
 
-/* no_blas: what microkernels cannot do is left to generated loops. */
+/* no_blas: what microkernels cannot do is left to generated loops, and Kernel.choice does not count. A choice that the kernel
+ * does not allow counts as none. */
 Plan *contract_plan(Arena *a, const Kernel *k, bool no_blas);
+/* "conv 14x2": the algorithm, and its tile. */
+void plan_text(const Plan *p, char text[24]);
+/* Does this algorithm, with this tile, serve the kernel? NULL: it does not. */
+Plan *plan_by(Arena *a, const Kernel *k, int choice);
 /* The epilogue of rows r0..r1-1 of Frame.rows. */
 void run_epilogue(const Frame *f, void *const *bufs, int64_t r0, int64_t r1, RunCtx *ctx);
 /* Compiles the plan's microkernels, if it has any: E-GEN-001. */
@@ -139,6 +159,11 @@ void gemm(DType t, int64_t m, int64_t n, int64_t k, const void *a, Mat ma, const
 /* Is this loop the result's outermost one of extent > 1, whose indices are the epilogue's rows? */
 bool is_row_axis(const Facts *f, int id, int64_t rows);
 
+/* ---- tune.c: which algorithm, by measurement ---- */
+
+/* Sets k->choice as k->tuning says. */
+bool choose_algorithm(Kernel *k);
+
 /* ---- micro.c: matrix products by generated microkernels ---- */
 typedef struct MicroPlan MicroPlan;
 /* The products of a plan: their sizes (the second may be 0), and how the matrices lie. */
@@ -158,8 +183,10 @@ typedef struct MicroProduct {
   int64_t batch, a_step, b_step;
 } MicroProduct;
 extern const char *micro_isa; /* a name in tiles.def, to have no other; NULL: the machine's best */
-/* NULL: BLAS serves them. always: wherever microkernels can. */
-MicroPlan *micro_plan(Arena *a, DType t, const MicroShape *s, bool always);
+/* NULL: BLAS serves them. always: wherever microkernels can. only: see Plan. */
+MicroPlan *micro_plan(Arena *a, DType t, const MicroShape *s, bool always,
+                      const struct TileRow *only);
+const struct TileRow *micro_tile(const MicroPlan *g);
 int64_t micro_scratch(const MicroPlan *g); /* bytes that micro_run needs */
 /* The microkernels of a plan; fn is filled in when they are compiled. */
 typedef struct MicroSet {

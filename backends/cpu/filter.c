@@ -370,7 +370,8 @@ static bool worth(const Plan *plan, const FilterPlan *p) {
   enum { FLOPS = 4000000, LEAST_POSITIONS = 192, LEAST_COLUMNS = 16, LEAST_ROWS = 8 };
   if (plan->facts.dtype != DT_FLOAT32 || p->columns < LEAST_COLUMNS || p->channels < LEAST_ROWS)
     return false;
-  return plan->no_blas || (plan->facts.flops >= FLOPS && p->positions >= LEAST_POSITIONS);
+  if (plan->no_blas || plan->way == WAY_FILTER) return true;
+  return plan->facts.flops >= FLOPS && p->positions >= LEAST_POSITIONS;
 }
 
 static void cut_strips(FilterPlan *p) {
@@ -397,11 +398,12 @@ static void divide(const Facts *f, FilterPlan *p) {
   p->shares = p->share.n;
 }
 
-static bool choose_tile(const Facts *f, FilterPlan *p) {
+static bool choose_tile(const Facts *f, FilterPlan *p, const TileRow *only) {
   double least_cost = 0;
   TileRow best = {0};
   for (const TileRow *t = tile_table; t->isa != ISA_NONE; t++) {
     if (t->isa != tile_isa() || t->dtype != f->dtype || t->form != FORM_ROWS) continue;
+    if (only && t != only) continue;
     Blocks r = row_blocks(p->rows.size + (p->rows.more > 0), t),
            v = vector_blocks(p->cols.size + (p->cols.more > 0), t);
     double c = 0;
@@ -438,7 +440,7 @@ bool filter_plan(Arena *arena, Plan *plan) {
   p.a_base = f->base[p.a] - p.w.at * p.w.stride - p.h.at * p.h.stride;
   p.b_base = f->base[p.b];
   divide(f, &p);
-  if (!choose_tile(f, &p)) return false;
+  if (!choose_tile(f, &p, plan->only)) return false;
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 2; j++)
       want_tiles(arena, &p,
@@ -460,5 +462,6 @@ bool filter_plan(Arena *arena, Plan *plan) {
   if (p.shares > 1) add_shares(plan, p.shares);
   plan->filter = arena_dup(arena, &p, sizeof p);
   plan->set = &plan->filter->set;
+  plan->tile = &plan->filter->tile;
   return true;
 }

@@ -44,11 +44,12 @@ static double cost(const MicroShape *s, const TileRow *t, bool pack) {
 }
 
 /* The shape's tile of least cost; false: there is none for this machine. */
-static bool choose(DType t, const MicroShape *s, TileRow *best) {
+static bool choose(DType t, const MicroShape *s, const TileRow *only, TileRow *best) {
   Isa isa = tile_isa();
   double least_cost = 0;
   for (const TileRow *r = tile_table; r->isa != ISA_NONE; r++) {
     bool dot = r->form == FORM_DOT;
+    if (only && r != only) continue;
     if (r->isa != isa || r->dtype != t || (dot && (s->a.trans || !s->b.trans))) continue;
     double c = cost(s, r, s->b.trans && !dot);
     if (least_cost && c >= least_cost) continue;
@@ -109,7 +110,8 @@ static bool is_worth(DType t, const MicroShape *s) {
          s->n[0] >= LEAST_N;
 }
 
-MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always) {
+MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always,
+                      const TileRow *only) {
   MicroShape q = *s;
   if (s->c.trans) {
     memcpy(q.m, s->n, sizeof q.m);
@@ -121,7 +123,7 @@ MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always) {
   if (!q.a.trans && (q.a_varies || q.a.ld >= INT32_MAX / 64)) return NULL;
   if (!always && !is_worth(t, &q)) return NULL;
   MicroPlan g = {.swap = s->c.trans, .a_trans = q.a.trans, .size = dtype_info[t].size};
-  if (!choose(t, &q, &g.tile)) return NULL;
+  if (!choose(t, &q, only, &g.tile)) return NULL;
   g.pitch = q.a.trans ? 0 : q.a.ld;
   g.b_pack = g.tile.form == FORM_ROWS && packs(&q, &g);
   for (int i = 0; i < 2; i++)
@@ -131,6 +133,7 @@ MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always) {
 }
 
 MicroSet *micro_set(MicroPlan *g) { return &g->set; }
+const TileRow *micro_tile(const MicroPlan *g) { return &g->tile; }
 
 /* ---- packing ---- */
 
