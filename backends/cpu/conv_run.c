@@ -7,8 +7,6 @@
 
 /* ---- packing B ---- */
 
-enum { PACK_BLOCK = 16 }; /* rows of B that are read together */
-
 /* Rows k0..k1-1 of a panel of `columns` columns. */
 static void pack_rows(const ConvPlan *p, const Part *q, int size, const char *b, int64_t k0,
                       int64_t k1, int64_t columns, int64_t width, char *to) {
@@ -44,7 +42,7 @@ static bool by_columns(const ConvPlan *p, const Part *q) {
 /* The same from such columns: elements k0..k1-1 of each, which are tap after tap of a channel. */
 static void pack_filters(const ConvPlan *p, const Part *q, int size, const char *b, int64_t k0,
                          int64_t k1, int64_t columns, int64_t width, char *to) {
-  enum { MOST = 4096 };
+  enum { MOST = 32768 };
   _Alignas(64) char block[MOST];
   int64_t taps = (int64_t)q->h.taps * q->w.taps, most_rows = MOST / (columns * size);
   for (int64_t k = k0, n; k < k1; k += n) {
@@ -69,19 +67,18 @@ void conv_pack(const void *self, void *const *bufs, int64_t begin, int64_t end, 
     const char *b = (const char *)bufs[plan->frame.x[p->b]] +
                     (p->b_base + list_at(f, &p->groups, group, p->b)) * f->size;
     char *to = (char *)bufs[plan->frame.ws] + (group * p->b_size + q->b_at) * f->size;
-    int64_t end_k = least((cut + 1) * p->k_cut, q->k), lanes = p->tile.lanes;
+    int64_t k0 = cut * p->k_cut, k1 = least(k0 + p->k_cut, q->k), lanes = p->tile.lanes;
     bool filters = by_columns(p, q);
-    for (int64_t k0 = cut * p->k_cut; k0 < end_k; k0 += PACK_BLOCK)
-      for (int64_t panel = 0; panel < p->panels.n; panel++) {
-        int64_t v0 = block_start(&p->panels, panel), width = block_size(&p->panels, panel) * lanes;
-        int64_t k1 = least(k0 + PACK_BLOCK, end_k), columns = least(width, p->columns - v0 * lanes);
-        const char *from = b + v0 * lanes * p->b_o * f->size;
-        char *panel_at = to + q->k * v0 * lanes * f->size;
-        if (filters)
-          pack_filters(p, q, f->size, from, k0, k1, columns, width, panel_at);
-        else
-          pack_rows(p, q, f->size, from, k0, k1, columns, width, panel_at + k0 * width * f->size);
-      }
+    for (int64_t panel = 0; panel < p->panels.n; panel++) {
+      int64_t v0 = block_start(&p->panels, panel), width = block_size(&p->panels, panel) * lanes;
+      int64_t columns = least(width, p->columns - v0 * lanes);
+      const char *from = b + v0 * lanes * p->b_o * f->size;
+      char *panel_at = to + q->k * v0 * lanes * f->size;
+      if (filters)
+        pack_filters(p, q, f->size, from, k0, k1, columns, width, panel_at);
+      else
+        pack_rows(p, q, f->size, from, k0, k1, columns, width, panel_at + k0 * width * f->size);
+    }
   }
 }
 
