@@ -1,6 +1,7 @@
 /* The CUDA backend's run time on the simulator of the driver (tests/cudasim), which is put before other libraries by the library
  * path: training as on the CPU, failed checks, values in scopes, graphs, the cache of machine code; and every call of the
  * driver failing in turn: a coded error, nothing left behind, and the process goes on on the CPU. */
+#include "simulator.h"
 #include "util.h"
 #include "../frontend/internal.h"
 #include <math.h>
@@ -8,8 +9,6 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 #include <cmocka.h>
 
 enum { MOST_STEPS = 20 };
@@ -277,20 +276,6 @@ static int attempt(ErrCode *code, const char **text) {
   return !ok;
 }
 
-/* The exit code of fn in a process with these settings ("NAME=VALUE"); 128 and more: killed by a signal. */
-static int in_process(const char *const *settings, int (*fn)(const void *), const void *arg) {
-  fflush(NULL);
-  pid_t child = fork();
-  if (child == 0) {
-    alarm(60);
-    for (; *settings; settings++) putenv((char *)(uintptr_t)*settings);
-    exit(fn(arg));
-  }
-  int status;
-  waitpid(child, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
 typedef struct Expected {
   const char *setting;
   ErrCode code;
@@ -436,21 +421,6 @@ static int tear_down(void **state) {
   return 0;
 }
 
-/* The folder of this program, with the simulator in cudasim/. */
-static bool simulator(char *argv[]) {
-  char path[4096];
-  ssize_t n = readlink("/proc/self/exe", path, sizeof path - 64);
-  char *slash = n > 0 ? (path[n] = 0, strrchr(path, '/')) : NULL;
-  if (!slash) return false;
-  strcpy(slash, "/cudasim");
-  const char *now = getenv("LD_LIBRARY_PATH");
-  if (now && !strcmp(now, path)) return true;
-  setenv("LD_LIBRARY_PATH", path, 1);
-  setenv("CUDASIM_LEAKS", "1", 1);
-  execv("/proc/self/exe", argv);
-  return false;
-}
-
 int main(int argc, char *argv[]) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_devices),         cmocka_unit_test(test_cubins),
@@ -460,6 +430,7 @@ int main(int argc, char *argv[]) {
       cmocka_unit_test(test_shared_scope),    cmocka_unit_test(test_profile),
       cmocka_unit_test(test_options),
   };
+  setenv("CUDASIM_LEAKS", "1", 1);
   if (!simulator(argv)) return 1;
   if (argc > 1) cmocka_set_test_filter(argv[1]);
   return cmocka_run_group_tests(tests, set_up, tear_down);

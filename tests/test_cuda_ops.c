@@ -3,6 +3,7 @@
  * through shared memory, tiles of matrix products in each arithmetic, split sums, long sorts and scatters. The driver is that
  * of tests/cudasim, found in the library path: this program starts itself again with it. */
 #include "opcase.h"
+#include "simulator.h"
 #include "../executor/executor.h"
 #include "../passes/passes.h"
 
@@ -12,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -209,21 +209,9 @@ static void test_large(void **state) {
   assert_int_equal(n_bad, 0);
 }
 
-static void find_driver(char **argv) {
-  char path[4096], *slash;
-  ssize_t n = readlink("/proc/self/exe", path, sizeof path - 32);
-  if (n <= 0 || getenv("KILN_TEST_DRIVER")) return;
-  path[n] = 0;
-  slash = strrchr(path, '/');
-  strcpy(slash, "/cudasim");
-  setenv("KILN_TEST_DRIVER", "1", 1);
-  setenv("LD_LIBRARY_PATH", path, 1);
-  execv("/proc/self/exe", argv);
-}
-
 int main(int argc, char **argv) {
   (void)argc;
-  find_driver(argv);
+  if (!simulator(argv)) return 1;
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_operators),
       cmocka_unit_test(test_large),

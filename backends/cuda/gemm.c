@@ -251,7 +251,7 @@ static void choose_tile(CudaGemm *p, DType t, int64_t bytes, const CudaTarget *t
     shape = r;
     p->splits = splits;
   }
-  for (int i = 0; i < N_TILINGS; i++) {
+  for (int i = N_TILINGS - 1; i >= 0; i--) {
     const CudaTiling *r = &tilings[i];
     if (r->type == type && r->math == math_of(t, target) && r->bm == shape->bm &&
         r->bn == shape->bn)
@@ -259,6 +259,17 @@ static void choose_tile(CudaGemm *p, DType t, int64_t bytes, const CudaTarget *t
   }
   p->per = div_up(p->steps, p->splits);
   p->splits = div_up(p->steps, p->per);
+}
+
+/* Elements that are read one by one into registers take those of their addresses as well: the row of the same size with more
+ * threads, if there is one. */
+static void choose_threads(CudaGemm *p) {
+  const CudaTiling *r = p->tile, *more = r + 1;
+  bool single = false;
+  for (int s = 0; s < 2; s++) single |= !p->side[s].async && p->side[s].vec == 1;
+  if (single && more < tilings + N_TILINGS && more->math == r->math && more->type == r->type &&
+      more->bm == r->bm && more->bn == r->bn)
+    p->tile = more;
   p->threads = 32 * p->tile->warps_m * p->tile->warps_n;
 }
 
@@ -281,6 +292,17 @@ int cuda_side_rows(const CudaGemm *p, int side) {
 int64_t cuda_gemm_shared(const CudaGemm *p) {
   int64_t in = p->stage_size * p->tile->stages, out = p->out_pitch * p->tile->bm / p->tile->parts;
   return (in > out ? in : out) * dtype_info[p->tile->type].size;
+}
+
+/* Does everything behind the product move by one element, or not at all, along this loop of the result? */
+static bool reads_neighbours(Gen *g, int loop) {
+  CudaAccesses all = {0};
+  Nest t;
+  nest_plan(g, 0, &t);
+  cuda_accesses(g, &t, &all);
+  for (int i = 0; i < all.n; i++)
+    if (!all.v[i].known || (all.v[i].step[loop] != 0 && all.v[i].step[loop] != 1)) return false;
+  return true;
 }
 
 CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
@@ -306,11 +328,14 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   /* classes leave their sums whole */
   choose_tile(p, c->dtype, whole ? node_numel(c) * dtype_info[c->dtype].size : INT64_MAX, t);
   for (int s = 0; s < 2; s++) plan_side(g, p, s, t);
+  choose_threads(p);
   const CudaAxes *n = &p->side[1].axes;
   const Axis *inner = &p->k.axis[p->k.n - 1], *col = &n->axis[n->n - 1];
   p->even = inner->ext % CUDA_STEP == 0;
   p->vec = col->last == last && col->ext % 4 == 0 ? 4 : 1;
-  p->out_pitch = p->tile->bn + (p->tile->math == CUDA_F32 ? 4 : 8);
+  p->pack = p->vec > 1 && reads_neighbours(g, last);
+  p->out_pitch =
+      p->tile->bn + (p->tile->math == CUDA_F32 ? 16 / dtype_info[p->tile->type].size : 8);
   for (int s = 0; s < 2; s++) p->stage_size += cuda_side_rows(p, s) * cuda_side_pitch(p, s);
   return p;
 }

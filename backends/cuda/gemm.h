@@ -40,6 +40,7 @@ typedef struct CudaGemm {
   int64_t steps;       /* of the whole sum */
   int64_t splits, per; /* parts of the sum, steps of each */
   int vec;             /* neighbouring results stored at once */
+  bool pack;           /* what follows the product reads neighbours for them */
   int threads;
   int64_t stage_size,
       out_pitch; /* elements of shared memory: of a stage; between rows of results */

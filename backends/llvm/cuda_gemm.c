@@ -22,17 +22,19 @@ static void place_loops(Gen *g, const CudaAxes *axes, Aff at, Index *ix) {
   }
 }
 
-/* The first of `vec` neighbours, kept below n, a multiple of vec; *ok (NULL: always) = it was. */
+/* The first of `vec` neighbours, kept below n; both are multiples of vec; *ok (NULL: always) = it was. */
 static Aff keep(Gen *g, const Aff *at, int64_t n, int vec, Val *ok) {
   int64_t lo, hi;
   aff_range(g, at, &lo, &hi);
   if (hi < n) return *at;
-  Val v = aff_value(g, at);
+  Aff first, rest;
+  aff_divmod(g, at, vec, &first, &rest);
+  Val v = aff_value(g, &first);
   gen_at(g, gen_depth(g, v));
-  Val inside = LLVMBuildICmp(g->b, LLVMIntSLT, v, gen_i64(g, n), "");
-  v = gen_min(g, v, gen_i64(g, n - vec));
+  Val inside = LLVMBuildICmp(g->b, LLVMIntSLT, v, gen_i64(g, n / vec), "");
+  v = gen_min(g, v, gen_i64(g, n / vec - 1));
   *ok = gen_and(g, *ok, inside);
-  return aff_var(gen_var(g, v, lo, n - vec), 1);
+  return aff_var(gen_var(g, v, lo / vec, n / vec - 1), vec);
 }
 
 /* The summed loops at element kk of step t. */
@@ -277,26 +279,25 @@ static void store_results(Gemm *m, Index *ix, const Val *sum) {
   const Axis *last = &p->side[1].axes.axis[p->side[1].axes.n - 1];
   Val *v = arena_array(g->a, Val, n_out * n_vec);
   Index *at = arena_array(g->a, Index, n_vec);
+  g->pack = p->pack ? n_vec : 0;
   for (int i = 0; i < n_vec; i++) {
     Aff off = aff_k(i);
     at[i] = *ix;
     at[i].d[last->first] = aff_add(g, &ix->d[last->first], &off);
     emit_known(g, k->core, &at[i], sum[i]);
     for (int o = 0; o < n_out && p->splits == 1; o++)
-      v[i * n_out + o] = emit(g, k->outputs.v[o], &at[i]);
+      v[o * n_vec + i] = emit(g, k->outputs.v[o], &at[i]);
   }
-  for (int o = 0; o < (p->splits > 1 ? 1 : n_out); o++)
-    for (int i = 0; i < n_vec; i++) {
-      Aff lin = index_linear(g, &at[i], k->core->dims, 0, k->core->rank);
-      if (p->splits > 1) {
-        Aff part = aff_mul(m->split, node_numel(k->core));
-        lin = aff_add(g, &lin, &part);
-      }
-      DType t = p->splits > 1 ? p->tile->type : k->outputs.v[o]->dtype;
-      Val to = emit_address(g, k->inputs.n + (p->splits > 1 ? n_out : o), t, &lin);
-      gen_at(g, g->depth);
-      val_store(g, t, p->splits > 1 ? sum[i] : v[i * n_out + o], to);
-    }
+  g->pack = 0;
+  Aff *lin = arena_array(g->a, Aff, n_vec);
+  for (int i = 0; i < n_vec; i++) {
+    Aff skip = aff_mul(m->split, node_numel(k->core));
+    lin[i] = index_linear(g, &at[i], k->core->dims, 0, k->core->rank);
+    lin[i] = aff_add(g, &lin[i], &skip);
+  }
+  if (p->splits > 1) cuda_pack_store(g, k->inputs.n + n_out, p->tile->type, n_vec, lin, sum);
+  for (int o = 0; o < n_out && p->splits == 1; o++)
+    cuda_pack_store(g, k->inputs.n + o, k->outputs.v[o]->dtype, n_vec, lin, &v[o * n_vec]);
 }
 
 /* The results of a part that are in shared memory, each thread those of one column in every so manieth row. */
@@ -304,8 +305,7 @@ static void results(Gemm *m, int part) {
   Gen *g = m->g;
   const CudaGemm *p = m->p;
   int width = p->tile->bn / p->vec, rows = p->tile->bm / p->tile->parts, var;
-  int share = p->tile->bm / p->tile->warps_m, half = share / p->tile->parts,
-      step = p->threads / width;
+  int step = p->threads / width;
   Aff row0, c, col, base;
   Val ok = NULL;
   aff_divmod(g, &m->tid, width, &row0, &c);
@@ -315,14 +315,10 @@ static void results(Gemm *m, int part) {
   n = keep(g, &n, p->side[1].axes.total, p->vec, &ok);
   Loop loop =
       loop_open(g, gen_i64(g, 0), gen_i64(g, rows / step), gen_i64(g, 1), 0, rows / step - 1, &var);
-  Aff r = aff_var(var, step), q, in_half;
+  Aff r = aff_var(var, step);
   r = aff_add(g, &r, &row0);
-  aff_divmod(g, &r, half, &q, &in_half);
-  q = aff_mul(q, share);
-  q.k += part * half;
-  Aff mm = aff_mul(m->block[0], p->tile->bm);
-  mm = aff_add(g, &mm, &q);
-  mm = aff_add(g, &mm, &in_half);
+  Aff mm = aff_mul(m->block[0], p->tile->bm), in_tile = gemm_spilled(m, part, &r);
+  mm = aff_add(g, &mm, &in_tile);
   mm = keep(g, &mm, p->side[0].axes.total, 1, &ok);
   Loop inside;
   if (ok) inside = cuda_if(g, ok);

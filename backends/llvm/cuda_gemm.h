@@ -25,5 +25,6 @@ Val gemm_shared(Gemm *m, Val at); /* the address of an element of shared memory 
 void gemm_start(Gemm *m);               /* sums = 0 */
 void gemm_products(Gemm *m, Val stage); /* sums += the products of the step that lies at `stage` */
 void gemm_spill(Gemm *m, int part);     /* the sums of a part to shared memory, rows of out_pitch */
+Aff gemm_spilled(Gemm *m, int part, const Aff *at); /* the row of the tile that row `at` holds */
 
 #endif

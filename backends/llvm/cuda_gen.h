@@ -29,6 +29,11 @@ void cuda_tiles(Gen *g, const CudaLaunch *l);
 /* emit.c asks while g->tile is set: is this read staged? If so, *v is its value, or NULL: then it is read, and handed over. */
 bool cuda_tile_load(Gen *g, DType t, const Aff *at, Val *v);
 void cuda_tile_loaded(Gen *g, Val v);
+/* emit.c asks while g->pack > 1 points are computed together that read neighbours or the same: an element out of the vector
+ * that holds it, read once, in a loop of depth `least` or deeper; NULL: it is in none. */
+Val cuda_pack_load(Gen *g, const Node *n, int buf, const Aff *at, int least);
+/* Values of n elements of a buffer: as one vector if they are neighbours. */
+void cuda_pack_store(Gen *g, int buf, DType t, int n, const Aff *at, const Val *v);
 
 /* cuda_team.c, cuda_order.c */
 void cuda_teams(Gen *g, const CudaLaunch *l);

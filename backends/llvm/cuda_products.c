@@ -117,20 +117,36 @@ static void fma_products(Gemm *m, Val stage) {
   }
 }
 
+/* Row 8 i + j of a warp's share of the part holds the i-th row of the threads of place j: stores have no bank conflicts. */
 static void fma_spill(Gemm *m, int part) {
   Gen *g = m->g;
-  int rows = per_thread(m, 0), cols = per_thread(m, 1), parts = m->p->tile->parts;
-  int half = share(m, 0) / parts;
-  for (int r = part * rows / parts; r < (part + 1) * rows / parts; r++) {
-    /* the warp's rows of the part lie together */
-    Val row = add(g, fma_row(m, 0, r), gen_i64(g, -(int64_t)part * half));
-    row = add(g, row, times(g, m->warp[0], half - share(m, 0)));
+  int rows = per_thread(m, 0) / m->p->tile->parts, cols = per_thread(m, 1);
+  for (int i = 0; i < rows; i++) {
+    Val row = add(g, times(g, m->warp[0], 8 * rows), add(g, m->lane[0], gen_i64(g, 8 * i)));
     for (int c = 0; c < cols; c++) {
+      Val sum = m->sum[(part * rows + i) * cols + c];
       Val at = add(g, times(g, row, m->p->out_pitch), fma_row(m, 1, c));
-      LLVMBuildStore(g->b, LLVMBuildLoad2(g->b, gemm_type(m), m->sum[r * cols + c], ""),
-                     gemm_shared(m, at));
+      LLVMBuildStore(g->b, LLVMBuildLoad2(g->b, gemm_type(m), sum, ""), gemm_shared(m, at));
     }
   }
+}
+
+/* The row of the tile of a row of the part. */
+static Aff fma_spilled(Gemm *m, int part, const Aff *at) {
+  Gen *g = m->g;
+  int e = each(m), rows = per_thread(m, 0) / m->p->tile->parts;
+  Aff warp, i, j, q, r;
+  aff_divmod(g, at, 8, &i, &j);
+  aff_divmod(g, &i, rows, &warp, &i);
+  i.k += part * rows;
+  warp = aff_mul(warp, share(m, 0));
+  if (m->p->side[0].k_major) e = 1;
+  aff_divmod(g, &i, e, &q, &r);
+  q = aff_mul(q, 8 * e);
+  j = aff_mul(j, e);
+  q = aff_add(g, &q, &r);
+  q = aff_add(g, &q, &j);
+  return aff_add(g, &q, &warp);
 }
 
 /* ---- mma ---- */
@@ -197,12 +213,16 @@ static void mma_spill(Gemm *m) {
   Val t2 = times(g, m->lane[0], 2), lane = m->lane[1];
   for (int i = 0; i < rows; i++)
     for (int j = 0; j < cols; j++)
-      for (int x = 0; x < 4; x++) {
+      for (int x = 0; x < 4; x += 2) {
         Val r = add(g, times(g, m->warp[0], share(m, 0)), gen_i64(g, 16 * i + x / 2 * 8));
-        Val c = add(g, times(g, m->warp[1], share(m, 1)), gen_i64(g, 8 * j + x % 2));
+        Val c = add(g, times(g, m->warp[1], share(m, 1)), gen_i64(g, 8 * j));
         Val at = add(g, times(g, add(g, r, lane), m->p->out_pitch), add(g, c, t2));
-        Val v = LLVMBuildLoad2(g->b, g->f32, m->sum[(i * cols + j) * 4 + x], "");
-        LLVMBuildStore(g->b, v, gemm_shared(m, at));
+        Val pair = LLVMGetUndef(LLVMVectorType(g->f32, 2));
+        for (int k = 0; k < 2; k++) {
+          Val v = LLVMBuildLoad2(g->b, g->f32, m->sum[(i * cols + j) * 4 + x + k], "");
+          pair = LLVMBuildInsertElement(g->b, pair, v, i32(g, k), "");
+        }
+        LLVMSetAlignment(LLVMBuildStore(g->b, pair, gemm_shared(m, at)), 8);
       }
 }
 
@@ -220,4 +240,8 @@ void gemm_spill(Gemm *m, int part) {
     mma_spill(m);
   else
     fma_spill(m, part);
+}
+
+Aff gemm_spilled(Gemm *m, int part, const Aff *at) {
+  return is_mma(m) ? *at : fma_spilled(m, part, at);
 }

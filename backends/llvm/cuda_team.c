@@ -202,7 +202,9 @@ static void sweep(Team *m) {
     aff_divmod(g, &at, t->sum[a].ext / (a == last ? v : 1), &at, &w->sum[a]);
   if (t->n_sum) w->sum[from] = at;
   if (t->n_sum) first = w->sum[last] = aff_mul(w->sum[last], v);
+  g->pack = (int)v;
   do_points(w, v > 1 ? &w->sum[last] : NULL, &first, (int)v);
+  g->pack = 0;
   loop_close(g, &loop, LOOP_PLAIN);
   for (int a = from - 1; a >= 0; a--) loop_close(g, &open[a], LOOP_PLAIN);
 }

@@ -19,6 +19,7 @@ static Val load(Gen *g, const Node *n, int buf, const Index *ix, int least) {
   if (g->probe) return NULL;
   bool staged = g->tile && cuda_tile_load(g, n->dtype, &lin, &v);
   if (v) return v;
+  if (g->pack > 1 && (v = cuda_pack_load(g, n, buf, &lin, least))) return v;
   Val at = emit_address(g, buf, n->dtype, &lin);
   int depth = gen_depth(g, at);
   gen_at(g, depth > least ? depth : least);

@@ -72,7 +72,8 @@ struct Gen {
   VEC(NodeInfo *) info; /* indexed by Node.mark, checked by Node */
   Val fn, bufs[256], seed, step, ctx, begin, end;
   const struct CudaGemm *sums; /* GPU: what left the contraction in parts, or NULL */
-  struct CudaTile *tile;       /* GPU: reads that go through shared memory, or NULL */
+  int pack;              /* GPU: neighbours that are computed together, and read at once; or 0 */
+  struct CudaTile *tile; /* GPU: reads that go through shared memory, or NULL */
   Val active; /* GPU: i1 of depth 1, whether the thread has a row of its own; NULL: yes */
   int n_bufs;
   VEC(LoopVar) vars;

@@ -103,18 +103,36 @@ static void divmod_code(Gen *g, const Aff *x, int64_t d, int64_t lo, int64_t hi,
   *r = aff_var(m->var[1], 1);
 }
 
+static int64_t common_factor(int64_t a, int64_t b) {
+  while (b) {
+    int64_t t = a % b;
+    a = b;
+    b = t;
+  }
+  return a < 0 ? -a : a;
+}
+
 /* While probing: how often the innermost loop must be unrolled for this division to come out even. */
 static void want_phases(Gen *g, const Aff *x, int64_t d) {
   for (int i = 0; i < x->n; i++)
     if (x->var[i] == g->inner) {
-      int64_t a = x->c[i] < 0 ? -x->c[i] : x->c[i], b = d;
-      while (b) {
-        int64_t t = a % b;
-        a = b;
-        b = t;
-      }
-      if (d / a > g->want) g->want = d / a;
+      int64_t c = common_factor(x->c[i], d);
+      if (d / c > g->want) g->want = d / c;
     }
+}
+
+/* With the common factor c of d and of all terms, (c y + k) mod d is c (y + k / c mod d / c) + k mod c: neighbours share their
+ * division, and what is a multiple of c stays one. */
+static void divmod_rest(Gen *g, Aff x, int64_t d, Aff *q, Aff *r) {
+  int64_t c = d, lo, hi;
+  for (int i = 0; i < x.n; i++) c = common_factor(c, x.c[i]);
+  int64_t k = x.k - floor_div(x.k, c) * c;
+  for (int i = 0; i < x.n; i++) x.c[i] /= c;
+  x.k = floor_div(x.k, c);
+  aff_range(g, &x, &lo, &hi);
+  divmod_code(g, &x, d / c, lo, hi, q, r);
+  *r = aff_mul(*r, c);
+  r->k += k;
 }
 
 void aff_divmod(Gen *g, const Aff *x, int64_t d, Aff *q, Aff *r) {
@@ -136,7 +154,7 @@ void aff_divmod(Gen *g, const Aff *x, int64_t d, Aff *q, Aff *r) {
   }
   if (g->probe) want_phases(g, &rest, d);
   Aff part;
-  divmod_code(g, &rest, d, lo, hi, &part, r);
+  divmod_rest(g, rest, d, &part, r);
   *q = aff_add(g, &even, &part);
 }
 

@@ -3,7 +3,7 @@
  * of a block), which LLVM turns into registers. The innermost loop is cut where padding begins and ends, so that inside
  * no guard is left, and unrolled where divisions (strided windows backwards, random numbers) come out even only every
  * few steps. Innermost loops are marked parallel, so that vectorising them needs no run-time checks. */
-#include "loop.h"
+#include "cuda_gen.h"
 #include <llvm-c/DebugInfo.h>
 #include <string.h>
 
@@ -127,8 +127,8 @@ void root_index(Gen *g, const Nest *t, const Root *r, const Index *ix, Index *ou
   if (!same) index_reshape(g, ix, dims, r->n->rank, r->n->dims, out);
 }
 
-void store_root(Work *w, const Root *r, Val v, const Index *ix) {
-  Gen *g = w->g;
+/* Where a root's value at the index lies in its buffer. */
+static Aff root_place(Gen *g, const Root *r, const Index *ix) {
   const int64_t *dims = r->concat_axis < 0 ? r->n->dims : r->into_dims;
   Index at = *ix;
   if (r->concat_axis >= 0) {
@@ -137,7 +137,12 @@ void store_root(Work *w, const Root *r, Val v, const Index *ix) {
     Aff skip = aff_k(r->concat_at * inside);
     at.d[r->concat_axis] = aff_add(g, &at.d[r->concat_axis], &skip);
   }
-  Aff lin = index_linear(g, &at, dims, 0, at.rank);
+  return index_linear(g, &at, dims, 0, at.rank);
+}
+
+void store_root(Work *w, const Root *r, Val v, const Index *ix) {
+  Gen *g = w->g;
+  Aff lin = root_place(g, r, ix);
   Val p = emit_address(g, r->buf, r->n->dtype, &lin);
   gen_at(g, g->depth);
   val_store(g, r->n->dtype, v, p);
@@ -212,6 +217,20 @@ static void set_point(Work *w, Aff *slot, const Aff *first, int p) {
   }
 }
 
+/* The values that root r has at n points; row p of v has `per` values, of ix as many as there are roots, and one. */
+static void store_together(Work *w, int r, int n, int per, const Val *v, const Index *ix) {
+  const Root *root = &w->t->roots.v[r];
+  Aff *at = arena_array(w->g->a, Aff, n);
+  Val *value = arena_array(w->g->a, Val, n);
+  int found = 0;
+  for (int p = 0; p < n; p++) {
+    if (!v[p * per + r]) continue;
+    value[found] = v[p * per + r];
+    at[found++] = root_place(w->g, root, &ix[p * (1 + w->t->roots.n) + 1 + r]);
+  }
+  cuda_pack_store(w->g, root->buf, root->n->dtype, found, at, value);
+}
+
 /* Everything that the sweep does at `phases` points of the inner loop: all loads, then all stores. */
 void do_points(Work *w, Aff *slot, const Aff *first, int phases) {
   Gen *g = w->g;
@@ -237,10 +256,7 @@ void do_points(Work *w, Aff *slot, const Aff *first, int phases) {
   }
   g->point = NULL;
   int per = t->roots.n + w->n_acc;
-  for (int r = 0; r < t->roots.n && g->gpu; r++) /* neighbours in memory one after the other */
-    for (int p = 0; p < n; p++)
-      if (v[p * per + r])
-        store_root(w, &t->roots.v[r], v[p * per + r], &ix[p * (1 + t->roots.n) + 1 + r]);
+  for (int r = 0; r < t->roots.n && g->gpu; r++) store_together(w, r, n, per, v, ix);
   for (int p = 0, k = 0; p < n; p++) {
     set_point(w, slot, first, p);
     Index *at = &ix[p * (1 + t->roots.n)];

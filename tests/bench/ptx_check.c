@@ -1,9 +1,10 @@
 /* What the CUDA Toolkit says of the kernels of a program, and how long they should take.
  *
- * In: ptx_check [--kernels | --time] cuda:sm_NN[:MATH] NAME.main.pdmodel train|infer x=SHAPE label=SHAPE. The program is
- * compiled (infer: its clone for test, which computes "out"; train: the step), PTX made of all its kernels, and
+ * In: ptx_check [--kernels | --time] cuda:sm_NN[:MATH][,...] NAME.main.pdmodel train|infer x=SHAPE label=SHAPE. The program
+ * is compiled (infer: its clone for test, which computes "out"; train: the step), for each target PTX made of its kernels, and
  *   default    assembled by ptxas (PTXAS names it): one line with what came out; exit 1 if it refuses, or if a contraction or
- *              a reduction keeps registers in memory
+ *              a reduction keeps registers in memory. Kernels without products are the same in all arithmetics of an
+ *              architecture: assembled for the first
  *   --kernels  the same, and a line for each entry: registers, spills, shared memory, occupancy by the toolkit's calculator
  *   --time     a table of predicted times on an H100, beside a bound
  * The predicted time of a launch is the largest of: its bytes over the bandwidth (every input and output once, and the parts
@@ -40,6 +41,7 @@ typedef struct Entry {
   int64_t count; /* launches of it */
 } Entry;
 
+/* What is known of a program for one target. */
 typedef struct Check {
   Arena *a;
   Graph *g;
@@ -47,13 +49,18 @@ typedef struct Check {
   Str ptx;
   VEC(Entry) entries;
   Map *by_name;
-  int launches;
+  int launches,
+      same; /* same: launches of kernels that an earlier target of this architecture had */
 } Check;
+
+enum { MOST_TARGETS = 16 };
 
 static const char *const form_name[] = {
     [CUDA_POINTS] = "maps",      [CUDA_TILES] = "transposes", [CUDA_GEMM] = "products",
     [CUDA_TEAMS] = "reductions", [CUDA_SCATTER] = "scatters", [CUDA_RUNS] = "sort runs",
     [CUDA_MERGE] = "sort merges"};
+static const char *const math_name[] = {
+    [CUDA_F32] = "exact", [CUDA_TF32] = "tf32", [CUDA_BF16] = "bf16"};
 enum { N_FORMS = sizeof form_name / sizeof *form_name };
 
 /* Contractions that no tile serves count among them. */
@@ -80,29 +87,43 @@ static bool feed_of(Arena *a, const Program *p, const char *text, Feed *f) {
   return true;
 }
 
-static Executable *compile_program(Check *c, const Program *p, bool train, int n,
-                                   char *const *shapes, const char *target) {
+static Executable *compile_program(Arena *a, const Program *p, bool train, int n,
+                                   char *const *shapes) {
   static const char *const fetch[] = {"out", "loss"};
-  Feed *feeds = arena_array(c->a, Feed, n + 1);
+  Feed *feeds = arena_array(a, Feed, n + 1);
   int m = 0;
   for (int i = 0; i < n; i++)
-    if (train || strncmp(shapes[i], "label=", 6)) m += feed_of(c->a, p, shapes[i], &feeds[m]);
+    if (train || strncmp(shapes[i], "label=", 6)) m += feed_of(a, p, shapes[i], &feeds[m]);
   CompileRequest r = {.prog = p,
                       .n_feeds = m,
                       .feeds = feeds,
                       .n_fetch = 1,
                       .fetch = &fetch[train],
-                      .target = target,
+                      .target = "cuda:sm_80",
                       .no_code = true};
   return compile(&r);
 }
 
-static bool plan_all(Check *c) {
+static bool multiplies(const CudaPlan *p) {
+  for (int j = 0; j < p->n; j++)
+    if (p->launch[j].stage->gemm) return true;
+  return false;
+}
+
+static bool plan_all(Check *c, bool seen) {
+  Kernel **kernels = arena_array(c->a, Kernel *, c->g->kernels.n + 1);
+  int n = 0;
   c->by_name = map_new(c->a);
   for (int i = 0; i < c->g->kernels.n; i++) {
-    const Kernel *k = c->g->kernels.v[i];
+    Kernel *k = c->g->kernels.v[i];
     const CudaPlan *p = cuda_plan(c->a, k, &c->t);
     if (!p) return false;
+    if (seen && !multiplies(p)) {
+      c->launches += p->n;
+      c->same += p->n;
+      continue;
+    }
+    kernels[n++] = k;
     for (int j = 0; j < p->n; j++) {
       intptr_t at = (intptr_t)map_get(c->by_name, p->launch[j].entry);
       c->launches++;
@@ -114,7 +135,7 @@ static bool plan_all(Check *c) {
       map_put(c->by_name, p->launch[j].entry, (void *)(intptr_t)c->entries.n);
     }
   }
-  return cuda_ptx(c->g->kernels.n, c->g->kernels.v, &c->t, &c->ptx);
+  return n == 0 || cuda_ptx(n, kernels, &c->t, &c->ptx);
 }
 
 /* ---- ptxas ---- */
@@ -171,6 +192,7 @@ static double occupancy(const Check *c, const Entry *e) {
 static bool assemble(Check *c) {
   char path[] = "/tmp/kiln-ptx-XXXXXX", line[4096], name[512];
   const char *ptxas = getenv("PTXAS");
+  if (c->entries.n == 0) return true;
   int fd = mkstemp(path);
   if (fd < 0 || write(fd, c->ptx.s, c->ptx.n) != (ssize_t)c->ptx.n) return false;
   close(fd);
@@ -211,15 +233,15 @@ static bool report(Check *c, const char *what, bool each) {
     if (e->use.occupancy < least) least = e->use.occupancy;
     sum += e->use.occupancy;
     if (each)
-      printf("%-64s %-11s %3d registers %4d spilled %6d + %6u shared %4u threads %3.0f %%\n",
-             e->l->entry, form_name[e->l->stage->form], e->use.registers, e->use.spills,
-             e->use.shared, e->l->shared, e->l->block[0], 100 * e->use.occupancy);
+      printf("%s sm_%d %s %s %d registers %d spilled %d + %u shared %u threads %.0f %%\n",
+             e->l->entry, c->t.sm, math_name[c->t.math], form_name[e->l->stage->form],
+             e->use.registers, e->use.spills, e->use.shared, e->l->shared, e->l->block[0],
+             100 * e->use.occupancy);
   }
-  printf("%-34s sm_%-3d %4d launches %4d entries %4d assembled %3d spill (%d hot) %3d plain "
-         "contractions "
-         "occupancy %3.0f %% mean %3.0f %% least\n",
-         what, c->t.sm, c->launches, c->entries.n, assembled, spilled, hot_spilled, plain,
-         100 * sum / (c->entries.n ? c->entries.n : 1), 100 * least);
+  printf("%-16s %-5s sm_%-3d %4d launches (%3d as before) %4d entries %4d assembled %3d spill (%d "
+         "hot) %3d plain contractions occupancy %3.0f %% mean %3.0f %% least\n",
+         what, math_name[c->t.math], c->t.sm, c->launches, c->same, c->entries.n, assembled,
+         spilled, hot_spilled, plain, 100 * sum / (c->entries.n ? c->entries.n : 1), 100 * least);
   return ok && assembled == c->entries.n && hot_spilled == 0;
 }
 
@@ -351,9 +373,35 @@ static void print_times(const Check *c) {
 /* ---- main ---- */
 
 static int usage(void) {
-  fprintf(stderr, "usage: ptx_check [--kernels|--time] cuda:sm_NN[:MATH] NAME.main.pdmodel "
-                  "train|infer x=SHAPE label=SHAPE\n");
+  fprintf(stderr, "usage: ptx_check [--kernels|--time] cuda:sm_NN[:MATH][,...] "
+                  "NAME.main.pdmodel train|infer x=SHAPE label=SHAPE\n");
   return 2;
+}
+
+static int targets_of(char *list, CudaTarget *t) {
+  int n = 0;
+  for (char *name = strtok(list, ","); name; name = strtok(NULL, ",")) {
+    if (n == MOST_TARGETS || !cuda_target(name, &t[n])) return 0;
+    n++;
+  }
+  return n;
+}
+
+static bool check_program(Arena *a, const CudaTarget *t, int n, Graph *g, const char *what,
+                          const char *mode) {
+  bool ok = true;
+  for (int i = 0; i < n; i++) {
+    Check c = {.a = a, .g = g, .t = t[i]};
+    bool seen = false, time = !strcmp(mode, "--time");
+    for (int j = 0; j < i; j++) seen |= t[j].sm == t[i].sm;
+    str_init(&c.ptx, a);
+    if (!plan_all(&c, seen && !time)) return false;
+    if (time)
+      print_times(&c);
+    else
+      ok &= report(&c, what, *mode);
+  }
+  return ok;
 }
 
 int main(int argc, char **argv) {
@@ -361,26 +409,22 @@ int main(int argc, char **argv) {
   if (*mode) argc--;
   if (argc < 5) return usage();
   bool train = !strcmp(argv[3], "train"), ok = false;
-  Check c = {.a = arena_new()};
-  str_init(&c.ptx, c.a);
-  Program *whole = cuda_target(argv[1], &c.t) ? prog_load(argv[2]) : NULL;
+  Arena *a = arena_new();
+  CudaTarget t[MOST_TARGETS];
+  int n = targets_of(argv[1], t);
+  Program *whole = n ? prog_load(argv[2]) : NULL;
   Program *p = whole && !train ? prog_clone_for_test(whole) : whole;
-  Executable *x = p ? compile_program(&c, p, train, argc - 4, argv + 4, argv[1]) : NULL;
+  Executable *x = p ? compile_program(a, p, train, argc - 4, argv + 4) : NULL;
   if (x) {
-    const char *base = strrchr(argv[2], '/'), *math[] = {"exact", "tf32", "bf16"};
-    char *name = arena_str(c.a, base ? base + 1 : argv[2]);
+    const char *base = strrchr(argv[2], '/');
+    char *name = arena_str(a, base ? base + 1 : argv[2]);
     name[strcspn(name, ".")] = 0;
-    c.g = executable_graph(x);
-    ok = plan_all(&c);
-    if (ok && !strcmp(mode, "--time"))
-      print_times(&c);
-    else if (ok)
-      ok = report(&c, arena_fmt(c.a, "%s %s %s", name, argv[3], math[c.t.math]), *mode);
+    ok = check_program(a, t, n, executable_graph(x), arena_fmt(a, "%s %s", name, argv[3]), mode);
   }
   if (err_any()) err_print(stderr, false);
   executable_free(x);
   if (p != whole) prog_free(p);
   prog_free(whole);
-  arena_free(c.a);
+  arena_free(a);
   return !ok;
 }

@@ -1,0 +1,145 @@
+/* How kernels use memory, counted by the simulator of the CUDA driver: the sectors of 32 bytes that the requests of warps touch
+ * over the least that so many different bytes need, and conflicts of the banks of shared memory. Each case is a process of its
+ * own, whose report holds a line for each kernel. KILN_TEST_SHOW=1 prints them. */
+#include "opcase.h"
+#include "simulator.h"
+#include "util.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+static const double TRANSPOSE = 1.25;
+
+typedef struct Case {
+  const char *op, *text, *math;
+  double limit; /* sectors over the least */
+} Case;
+
+static const Case cases[] = {
+    /* maps */
+    {"elementwise_add", "X=64x1024 Y=1024", NULL, 1.05},
+    {"elementwise_mul", "X=256x1000 Y=256x1000", NULL, 1.05},
+    {"relu", "X=512x512", NULL, 1.05},
+    {"gelu", "X=33x500", NULL, 1.05},
+    /* transposes */
+    {"transpose2", "X=128x256 axis=[1,0]", NULL, 1.25},
+    {"transpose2", "X=4x64x12x12 axis=[0,2,3,1]", NULL, 1.25},
+    {"transpose2", "X=70x130 axis=[1,0]", NULL, 1.25},
+    {"transpose2", "X=3x40x50 axis=[0,2,1]", NULL, 1.25},
+    {"transpose2", "X=2x33x9x10 axis=[0,2,3,1]", NULL, 1.25},
+    {"transpose2", "X=8x12x16x64 axis=[0,2,1,3]", NULL, 1.25},
+    /* reductions */
+    {"reduce_sum", "X=64x1024 dim=[1]", NULL, 1.05},
+    {"reduce_sum", "X=37x1000 dim=[1]", NULL, 1.05},
+    {"reduce_sum", "X=1000x64 dim=[0]", NULL, 1.05},
+    {"softmax", "X=64x512", NULL, 1.05},
+    {"softmax", "X=33x500", NULL, 1.05},
+    {"layer_norm", "X=32x768 Scale=768 Bias=768", NULL, 1.05},
+    {"batch_norm", "X=8x64x8x8 Scale=64 Bias=64 Mean=64 Variance=64", NULL, 1.05},
+    /* pooling */
+    {"pool2d", "X=2x16x16x16 ksize=[2,2] strides=[2,2] pooling_type='max'", NULL, 1.05},
+    /* products */
+    {"matmul_v2", "X=64x64 Y=64x64", NULL, 1.05},
+    {"matmul_v2", "X=128x256 Y=256x96", NULL, 1.05},
+    {"matmul_v2", "X=256x128 Y=256x128 trans_x=true", NULL, 1.05},
+    {"matmul_v2", "X=128x64 Y=128x64 trans_y=true", NULL, 1.05},
+    {"matmul_v2", "X=64x128 Y=64x64 trans_x=true trans_y=true", NULL, 1.05},
+    {"matmul_v2", "X=4x64x64 Y=4x64x64", "tf32", 1.05},
+    {"matmul_v2", "X=256x128 Y=256x128 trans_x=true", "tf32", 1.05},
+    {"matmul_v2", "X=128x64 Y=128x64 trans_y=true", "bf16", 1.05},
+    {"matmul_v2", "X=256x128 Y=256x128 trans_x=true", "bf16", 1.05},
+    /* convolutions, all passes */
+    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1]", NULL, 1.05},
+    {"conv2d", "Input=2x32x14x14 Filter=64x32x1x1", NULL, 1.05},
+    {"conv2d", "Input=2x64x7x7 Filter=64x64x3x3 paddings=[1,1]", NULL, 1.05},
+    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1]", "tf32", 1.05},
+    {"conv2d", "Input=2x32x14x14 Filter=64x32x1x1", "bf16", 1.05},
+    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1] strides=[2,2]", NULL, 1.25},
+    {"conv2d", "Input=2x32x15x15 Filter=64x32x3x3 paddings=[1,1] strides=[2,2]", NULL, 1.25},
+    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1] strides=[2,2]", "tf32", 1.25},
+    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1] strides=[2,2]", "bf16", 1.25},
+    {"conv2d", "Input=2x16x12x12 Filter=16x16x4x4 paddings=[1,1] strides=[3,3]", NULL, 1.25},
+};
+
+/* The operator and its gradient on the device. */
+static int run_case(const void *arg) {
+  const Case *c = arg;
+  const char *names[64];
+  Tensor out[64];
+  int n = 0, n_feeds;
+  OpCase o;
+  OpGrads g = {0};
+  memset(out, 0, sizeof out);
+  if (!opcase_text(&o, opdef_find(c->op), c->text, 7, DT_FLOAT32) || !infer_program(o.prog, true))
+    return 1;
+  const Block *b = o.prog->blocks.v[0];
+  for (int s = 0; s < o.op->outs.n; s++)
+    for (int i = 0; i < o.op->outs.v[s].n; i++)
+      if (block_var(b, o.op->outs.v[s].args[i])->dtype != DT_NONE)
+        names[n++] = o.op->outs.v[s].args[i];
+  if (o.def->grad && !o.nograd && (!opcase_grads(&o, &g) || !infer_program(o.prog, true))) return 1;
+  for (int i = 0; i < g.n_out && n < 64; i++) names[n++] = g.out[i];
+  Feed *feeds = opcase_feeds(&o, &g, &n_feeds);
+  Executor *e = exec_new(&(ExecOptions){.seed = 5, .device = "cuda", .math = c->math});
+  Scope *scope = scope_new();
+  bool ok = e && exec_run(e, scope, o.prog, n_feeds, feeds, n, names, out);
+  if (!ok) err_print(stderr, false);
+  for (int i = 0; i < n; i++) mem_free(out[i].data);
+  scope_free(scope);
+  exec_free(e);
+  opcase_free(&o);
+  return !ok;
+}
+
+static double number(const char *line, const char *name) {
+  const char *at = strstr(line, name);
+  return at ? strtod(at + strlen(name), NULL) : 0;
+}
+
+/* Kernels of the report that go over the limit. */
+static int check_report(const char *path, const Case *c) {
+  enum { FEW = 64 };
+  char line[4096];
+  int bad = 0;
+  FILE *f = fopen(path, "r");
+  assert_non_null(f);
+  while (fgets(line, sizeof line, f)) {
+    double sectors = number(line, "\"sectors\": "), least = number(line, "\"ideal_sectors\": ");
+    double conflicts = number(line, "\"bank_conflicts\": ");
+    double limit = number(line, "\"float\": ") > 0 ? c->limit : TRANSPOSE; /* it only copies */
+    if (strncmp(line, "{\"name\"", 7)) continue;
+    bool over = sectors > limit * least && sectors > FEW;
+    bad += over || conflicts > 0;
+    if (over || conflicts > 0 || getenv("KILN_TEST_SHOW"))
+      printf("%s %s %s: %.50s: %.0f sectors, %.3f of the least, %.0f conflicts%s\n", c->op, c->text,
+             c->math ? c->math : "", line + 10, sectors, sectors / least, conflicts,
+             over ? " OVER" : "");
+  }
+  fclose(f);
+  return bad;
+}
+
+static void test_traffic(void **state) {
+  (void)state;
+  const char *folder = scratch_folder();
+  char report[600];
+  int bad = 0;
+  snprintf(report, sizeof report, "CUDASIM_REPORT=%s/report", folder);
+  const char *settings[] = {report, NULL};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    assert_int_equal(in_process(settings, run_case, &cases[i]), 0);
+    bad += check_report(strchr(report, '=') + 1, &cases[i]);
+  }
+  scratch_remove(folder);
+  assert_int_equal(bad, 0);
+}
+
+int main(int argc, char *argv[]) {
+  (void)argc;
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_traffic)};
+  if (!simulator(argv)) return 1;
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
