@@ -281,7 +281,7 @@ static void store_results(Gemm *m, Index *ix, const Val *sum) {
   Index *at = arena_array(g->a, Index, n_vec);
   g->pack = p->pack ? n_vec : 0;
   for (int i = 0; i < n_vec; i++) {
-    Aff off = aff_k(i);
+    Aff off = aff_k(i * p->step[last->first]);
     at[i] = *ix;
     at[i].d[last->first] = aff_add(g, &ix->d[last->first], &off);
     emit_known(g, k->core, &at[i], sum[i]);
