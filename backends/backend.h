@@ -87,6 +87,7 @@ typedef struct CompileOptions {
 
 typedef struct Backend {
   const char *name;
+  unsigned no_kinds; /* bits 1 << KernelKind: what it has no code for */
   /* Fills in Kernel.workspace, flops, bytes. E-GEN-002 for a kernel it cannot run. */
   bool (*schedule)(Kernel *k);
   /* code[i] for kernels[i]; lives until module_free. Equal kernels share code. */

@@ -218,6 +218,7 @@ Executable *compile(const CompileRequest *r) {
   g->memory_budget = r->memory_budget;
   g->conv_error = r->conv_error;
   g->tuning = r->tuning;
+  g->no_kinds = backend->no_kinds;
   bool ok = passes_run(g, &passes, &stopped) && within_budget(g) &&
             (r->no_code || is_planned(g, stopped));
 

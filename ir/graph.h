@@ -98,6 +98,7 @@ struct Graph {
   int64_t kept_bytes;               /* of all B_KEPT */
   int64_t memory_budget;            /* bytes of the arena that recomputation is to reach; 0: none */
   double conv_error;                /* see Kernel */
+  unsigned no_kinds;                /* bits 1 << KernelKind: what the backend has no code for */
   Tuning tuning;
 };
 

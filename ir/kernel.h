@@ -6,7 +6,15 @@
 
 /* ---- Kernels: what fusion makes of a Graph ---- */
 
-typedef enum KernelKind { K_LOOP, K_CONTRACT, K_SCATTER, K_CONCAT, K_SORT, K_CALL } KernelKind;
+typedef enum KernelKind {
+  K_LOOP,
+  K_CONTRACT,
+  K_SCATTER,
+  K_CONCAT,
+  K_SORT,
+  K_CALL,
+  K_ATTENTION
+} KernelKind;
 
 /* A Kernel computes its outputs (materialised nodes) from its inputs (materialised nodes or FEED/STATE/DATA sources).
  * Everything in between is recomputed in registers: views, maps, CONST, IOTA, RANDOM, GATHER, CHECK and reductions
@@ -27,7 +35,10 @@ typedef enum KernelKind { K_LOOP, K_CONTRACT, K_SCATTER, K_CONCAT, K_SORT, K_CAL
  *   output it exists only inside outputs[0]'s buffer, which has core's type and is never shared with an input. Further
  *   outputs are other maps of the epilogue (all have core's shape), or core.
  * K_SCATTER, K_SORT, K_CONCAT, K_CALL: core is the node; operands are inputs (K_CALL's outputs: the call and its OUTs;
- *   K_CONCAT: the producers of operands may be inlined like in a map; K_SCATTER: base may share the output's buffer). */
+ *   K_CONCAT: the producers of operands may be inlined like in a map; K_SCATTER: base may share the output's buffer).
+ * K_ATTENTION: core is the CONTRACT that sums values with weights; outputs[0] is core, ext its dims, reduce = 0. Inside are another
+ *   CONTRACT, which makes the scores, and what a K_LOOP that reduces the last axis of the scores' shape makes of them, the
+ *   weights in the end; scores are read at the point only. Further outputs are values of that K_LOOP's row shape. */
 typedef struct KernelInput {
   Node *node;
   bool aligned;  /* read only at the index that is written: may share its buffer */

@@ -112,7 +112,7 @@ static bool run_all(Graph *g, Dump *d, bool *stopped) {
     const PassInfo *p = &pass_info[i];
     if (listed(o->disable, p->name)) continue;
     char note[48];
-    int before = g->nodes.n;
+    int before = g->nodes.n, kernels = g->kernels.n;
     start = passes_clock();
     p->run(g);
     snprintf(note, sizeof note, "%6d -> %d nodes", before, g->nodes.n);
@@ -120,7 +120,8 @@ static bool run_all(Graph *g, Dump *d, bool *stopped) {
     start = passes_clock();
     verify(g, p->name);
     checks += passes_clock() - start;
-    if ((p->run == pass_fuse || p->run == pass_recompute) && !schedule(g, o)) return false;
+    bool again = p->run == pass_attention && g->kernels.n != kernels;
+    if ((p->run == pass_fuse || p->run == pass_recompute || again) && !schedule(g, o)) return false;
     if (!print_and_dump(d, g, i + 1, p->name)) return false;
     if (o->stop_after && !strcmp(o->stop_after, p->name)) {
       *stopped = true;

@@ -3,9 +3,10 @@
  *   K_LOOP, K_CONCAT          generated (backends/llvm)
  *   K_CONTRACT                matrix products as contract.c plans it, by microkernels or OpenBLAS, then the generated
  *                             epilogue; or all of it generated
+ *   K_ATTENTION               as attention.c plans it: microkernels or OpenBLAS, and generated code for the weights
  *   K_SCATTER, K_SORT, K_CALL C functions
  * In: kernels of a Graph. Out: phases of tasks for the executor's pool. */
-#include "cpu.h"
+#include "attention.h"
 #include "../llvm/llvm.h"
 #include "../llvm/micro.h"
 
@@ -57,8 +58,9 @@ static int64_t traffic(const Kernel *k) {
 
 /* Nanoseconds on one thread, from operations and bytes per nanosecond. */
 static int64_t cost_of(const Kernel *k, PlanKind plan) {
-  static const int ops_per_ns[] = {[K_LOOP] = 16,  [K_CONTRACT] = 128, [K_SCATTER] = 1,
-                                   [K_CONCAT] = 8, [K_SORT] = 1,       [K_CALL] = 1};
+  static const int ops_per_ns[] = {
+      [K_LOOP] = 16, [K_CONTRACT] = 128, [K_SCATTER] = 1,    [K_CONCAT] = 8,
+      [K_SORT] = 1,  [K_CALL] = 1,       [K_ATTENTION] = 128};
   enum { LOOP_CONTRACT_OPS = 4 };
   /* what fits in a core's own caches; what more than one core had and wrote; memory */
   static const struct {
@@ -127,13 +129,15 @@ static bool library_code(Arena *a, const Kernel *k, KernelCode *code) {
 
 /* What is generated of a kernel, and the code then. */
 typedef struct Part {
-  Plan *plan; /* K_CONTRACT */
+  Plan *plan;               /* K_CONTRACT */
+  AttentionPlan *attention; /* K_ATTENTION */
   LoopPart part;
   KernelFn *fn; /* NULL: nothing */
   int64_t tasks;
 } Part;
 
 static void want_code(CodeBatch *b, Kernel *k, Part *p) {
+  if (p->attention) attention_want(p->attention, b);
   if (p->plan) plan_micro(p->plan, b);
   if (!part_of(k, p->plan, &p->part)) return;
   loop_code(b, k, p->part, &p->fn);
@@ -142,6 +146,7 @@ static void want_code(CodeBatch *b, Kernel *k, Part *p) {
 
 /* The phases around it. */
 static void set_phases(const Part *p, KernelCode *code) {
+  if (p->attention) attention_code(p->attention, code);
   if (code->n_phases) return;
   if (p->plan && p->part == LOOP_EPILOGUE) {
     contract_code(p->plan, p->fn, code);
@@ -164,6 +169,7 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
   blas_setup();
   for (int i = 0; ok && i < n; i++) {
     part[i].plan = plan_of(a, k[i], o);
+    if (k[i]->kind == K_ATTENTION) part[i].attention = attention_plan(a, k[i], o && o->no_blas);
     ok = library_code(a, k[i], &code[i]);
     want_code(m->code, k[i], &part[i]);
   }
@@ -194,8 +200,13 @@ static bool cpu_emit(const Graph *g, int n, Kernel *const *k, const CompileOptio
   Kernel **sub = arena_array(a, Kernel *, n + 1);
   LoopPart *part = arena_array(a, LoopPart, n + 1);
   int m = 0;
-  for (int i = 0; i < n; i++)
-    if (part_of(k[i], plan_of(a, k[i], o), &part[m])) sub[m++] = k[i];
+  for (int i = 0; i < n; i++) {
+    part[m] = LOOP_ROWS;
+    if (k[i]->kind == K_ATTENTION)
+      sub[m++] = attention_plan(a, k[i], o && o->no_blas)->rows;
+    else if (part_of(k[i], plan_of(a, k[i], o), &part[m]))
+      sub[m++] = k[i];
+  }
   bool ok = loops_emit(m, sub, part, o, what, out);
   arena_free(a);
   return ok;

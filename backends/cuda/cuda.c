@@ -55,6 +55,7 @@ static void describe(Str *out) {
 
 const Backend backend_cuda = {
     .name = "cuda",
+    .no_kinds = 1u << K_ATTENTION,
     .schedule = cuda_schedule,
     .compile = cuda_compile,
     .module_free = module_close,

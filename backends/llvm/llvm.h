@@ -26,7 +26,8 @@ typedef enum LoopPart {
    * raw result of those rows has been written to the buffer of core if that is an output, else of outputs[0].
    * The function is NULL if there is nothing to do. */
   LOOP_EPILOGUE,
-  LOOP_CONTRACT /* K_CONTRACT: the whole kernel as plain loops, any AffDim; tasks = loop_tasks() */
+  LOOP_CONTRACT, /* K_CONTRACT: the whole kernel as plain loops, any AffDim; tasks = loop_tasks() */
+  LOOP_ROWS      /* K_LOOP that reduces its last axis: a task is one row, row-major */
 } LoopPart;
 
 typedef struct LoopJob {

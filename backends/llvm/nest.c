@@ -163,13 +163,14 @@ static bool column_mode(const Nest *t) {
 static int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 void nest_plan(Gen *g, int i, Nest *t) {
+  bool row_by_row = g->part == LOOP_ROWS;
   *t = (Nest){.by_row = g->part == LOOP_EPILOGUE && !g->gpu};
   nest_roots(g, i, t);
   t->n_sums = product(t->rank, t->ext, t->red);
-  t->unroll = t->red && !t->contract && t->n_sums > 0 && t->n_sums <= UNROLL;
+  t->unroll = t->red && !t->contract && t->n_sums > 0 && t->n_sums <= UNROLL && !row_by_row;
   nest_axes(g, t);
   const Axis *last = t->n_out ? &t->out[t->n_out - 1] : NULL;
-  t->columns = !t->unroll && column_mode(t);
+  t->columns = !t->unroll && !row_by_row && column_mode(t);
   t->inner = !g->gpu && last && (!t->red || t->unroll || t->columns);
   t->block = t->inner ? last->ext : 1;
   if (t->columns && t->block > 2 * COLUMNS) t->block = COLUMNS;
@@ -178,7 +179,7 @@ void nest_plan(Gen *g, int i, Nest *t) {
   t->rows = t->n_block;
   for (int a = 0; a < t->n_out - t->inner; a++) t->rows *= t->out[a].ext;
   int64_t work = t->block * (t->n_sums ? t->n_sums : 1);
-  t->rows_per_task = work >= CHUNK ? 1 : CHUNK / (work ? work : 1);
+  t->rows_per_task = work >= CHUNK || row_by_row ? 1 : CHUNK / (work ? work : 1);
   t->tasks = t->by_row ? (t->n_out ? t->out[0].ext : 1) : blocks(t->rows, t->rows_per_task);
 }
 

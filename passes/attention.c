@@ -1,0 +1,177 @@
+/* Attention without the matrix of scores. In: kernels as fusion made them. Out: where one contraction makes scores, a loop over
+ * their rows makes weights of them (scale, mask, softmax: anything of that form), another contraction sums values with the weights,
+ * and nobody else reads what is between, the three are one kernel, K_ATTENTION: scores exist only in tiles, in the scratch of
+ * a thread. How the tiles are done is the backend's (backends/cpu/attention.c); for one that has no code for it nothing changes.
+ * Rabe and Staats, Self-attention does not need O(n^2) memory, 2021; Dao et al., FlashAttention, 2022. */
+#include "../ir/attention.h"
+#include "rewrite.h"
+#include <stdlib.h>
+#include <string.h>
+
+/* Rows or keys: below, the three kernels are as good. */
+enum { LEAST = 8 };
+
+typedef struct Pass {
+  Graph *g;
+  Arena *a;
+  int *maker;   /* by node id: the kernel that stores it, -1 */
+  int *readers; /* by node id: kernels, writes and fetches that read it */
+} Pass;
+
+typedef struct Parts {
+  Kernel *scores, *rows, *sums;
+  Node *weights;
+} Parts;
+
+static void find_uses(Pass *p) {
+  const Graph *g = p->g;
+  p->maker = arena_array(p->a, int, g->nodes.n);
+  p->readers = arena_array(p->a, int, g->nodes.n);
+  for (int i = 0; i < g->nodes.n; i++) p->maker[i] = -1;
+  for (int i = 0; i < g->kernels.n; i++) {
+    const Kernel *k = g->kernels.v[i];
+    for (int j = 0; j < k->outputs.n; j++) p->maker[k->outputs.v[j]->id] = i;
+    for (int j = 0; j < k->inputs.n; j++) p->readers[node_base(k->inputs.v[j].node)->id]++;
+  }
+  for (int i = 0; i < g->writes.n; i++) p->readers[node_base(g->writes.v[i].node)->id]++;
+  for (int i = 0; i < g->fetches.n; i++) p->readers[node_base(g->fetches.v[i].node)->id]++;
+}
+
+/* The kernel that makes n for one other alone. */
+static Kernel *maker_of(const Pass *p, const Node *n) {
+  int i = p->maker[n->id];
+  return i >= 0 && p->readers[n->id] == 1 ? p->g->kernels.v[i] : NULL;
+}
+
+static bool is_row(const Kernel *k, const Node *n) {
+  if (n->rank != k->rank) return false;
+  for (int d = 0; d < k->rank; d++)
+    if (n->dims[d] != (k->reduce >> d & 1 ? 1 : k->ext[d])) return false;
+  return true;
+}
+
+/* Weights, and nothing else but row values, which nobody reads before the sums are done. */
+static bool outputs_fit(const Pass *p, const Kernel *rows, const Node *weights, int sums_at) {
+  for (int i = 0; i < rows->outputs.n; i++) {
+    const Node *n = rows->outputs.v[i];
+    if (n == weights) continue;
+    if (!is_row(rows, n)) return false;
+    for (int j = p->maker[n->id] + 1; j < sums_at; j++)
+      for (int o = 0; o < p->g->kernels.v[j]->inputs.n; o++)
+        if (node_base(p->g->kernels.v[j]->inputs.v[o].node) == n) return false;
+  }
+  return true;
+}
+
+static bool has_check(const Kernel *k) {
+  for (int i = 0; i < k->nodes.n; i++)
+    if (k->nodes.v[i]->prim == P_CHECK) return true;
+  return false;
+}
+
+/* What makes the scores that the rows are made of: the only contraction behind an input that is read at the point alone. */
+static Kernel *scores_of(const Pass *p, const Kernel *rows, const Node *weights) {
+  Kernel *found = NULL;
+  for (int i = 0; i < rows->inputs.n; i++) {
+    Node *n = rows->inputs.v[i].node;
+    Kernel *k = rows->inputs.v[i].aligned ? maker_of(p, n) : NULL;
+    if (!k || k->kind != K_CONTRACT || k->outputs.n != 1 || !node_same_shape(n, weights)) continue;
+    if (found) return NULL;
+    found = k;
+  }
+  return found;
+}
+
+static bool match(const Pass *p, int at, int weights, Parts *m) {
+  Kernel *sums = p->g->kernels.v[at];
+  Node *w = sums->core->in[weights];
+  Kernel *rows = maker_of(p, w);
+  if (!rows || rows->kind != K_LOOP || rows->rank < 2 || rows->reduce != 1u << (rows->rank - 1))
+    return false;
+  if (is_row(rows, w) || !outputs_fit(p, rows, w, at) || has_check(rows)) return false;
+  Kernel *scores = scores_of(p, rows, w);
+  if (!scores || has_check(scores)) return false;
+  DType t = w->dtype;
+  Attention a;
+  if ((t != DT_FLOAT32 && t != DT_FLOAT64) || scores->core->dtype != t || sums->core->dtype != t)
+    return false;
+  if (!attention_of(scores->core, sums->core, weights, &a)) return false;
+  if (a.row.ext < LEAST || a.key.ext < LEAST) return false;
+  *m = (Parts){scores, rows, sums, w};
+  return true;
+}
+
+/* ---- one kernel of three ---- */
+
+static int by_id(const void *a, const void *b) {
+  const Node *x = *(Node *const *)a, *y = *(Node *const *)b;
+  return (x->id > y->id) - (x->id < y->id);
+}
+
+static void add_nodes(Graph *g, Kernel *to, const Kernel *from) {
+  for (int i = 0; i < from->nodes.n; i++) {
+    bool known = false;
+    for (int j = 0; j < to->nodes.n; j++) known |= to->nodes.v[j] == from->nodes.v[i];
+    if (!known) vec_add(g->arena, &to->nodes, from->nodes.v[i]);
+  }
+}
+
+static void add_inputs(Graph *g, Kernel *to, const Kernel *from, const Node *inside) {
+  for (int i = 0; i < from->inputs.n; i++) {
+    KernelInput x = from->inputs.v[i];
+    bool known = x.node == inside;
+    for (int j = 0; j < to->inputs.n; j++) known |= to->inputs.v[j].node == x.node;
+    x.aligned = false;
+    if (!known) vec_add(g->arena, &to->inputs, x);
+  }
+}
+
+/* The sums' kernel takes the others in; those are empty then. */
+static void join(const Pass *p, int at, const Parts *m) {
+  Graph *g = p->g;
+  Kernel *k = arena_new_of(g->arena, Kernel);
+  *k = *m->sums;
+  memset(&k->nodes, 0, sizeof k->nodes);
+  memset(&k->inputs, 0, sizeof k->inputs);
+  k->kind = K_ATTENTION;
+  k->constant &= m->scores->constant && m->rows->constant;
+  k->name = arena_fmt(g->arena, "k%02d_attention", at);
+  add_inputs(g, k, m->scores, NULL);
+  add_inputs(g, k, m->rows, m->scores->outputs.v[0]);
+  add_inputs(g, k, m->sums, m->weights);
+  add_nodes(g, k, m->scores);
+  add_nodes(g, k, m->rows);
+  add_nodes(g, k, m->sums);
+  qsort(k->nodes.v, (size_t)k->nodes.n, sizeof *k->nodes.v, by_id);
+  for (int i = 0; i < m->rows->outputs.n; i++) {
+    Node *n = m->rows->outputs.v[i];
+    if (n == m->weights) continue;
+    vec_add(g->arena, &k->outputs, n);
+    p->maker[n->id] = at;
+  }
+  m->scores->nodes.n = m->rows->nodes.n = 0;
+  *m->sums = *k;
+}
+
+void pass_attention(Graph *g) {
+  if (g->no_kinds >> K_ATTENTION & 1) return;
+  Pass p = {.g = g, .a = arena_scratch()};
+  find_uses(&p);
+  int kept = 0;
+  for (int i = 0; i < g->kernels.n; i++) {
+    Kernel *k = g->kernels.v[i];
+    Parts m;
+    if (k->kind != K_CONTRACT || k->outputs.n != 1 || k->outputs.v[0] != k->core) continue;
+    if (match(&p, i, 0, &m) || match(&p, i, 1, &m)) join(&p, i, &m);
+  }
+  for (int i = 0; i < g->kernels.n; i++)
+    if (g->kernels.v[i]->nodes.n > 0) g->kernels.v[kept++] = g->kernels.v[i];
+  g->kernels.n = kept;
+  for (int i = 0; i < kept; i++) {
+    Kernel *k = g->kernels.v[i];
+    const char *words = strchr(k->name, '_');
+    if (k->id != i) k->name = arena_fmt(g->arena, "k%02d%s", i, words ? words : "");
+    k->id = i;
+  }
+  arena_free(p.a);
+}
