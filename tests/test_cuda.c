@@ -39,6 +39,12 @@ typedef struct Net {
   int64_t *y;
 } Net;
 
+/* Updates of many small parameters, which become kernels of as many buffers as one may have. */
+static kl_var *deep(kl_var *x) {
+  for (int i = 0; i < 14; i++) x = kl_fc(x, 9, .act = "tanh");
+  return kl_fc(x, 10);
+}
+
 static Net net_new(Build *build, bool adam, int batch, int image) {
   Net n = {.net = kl_net_new(), .batch = batch, .image = image};
   kl_var *x = image ? kl_data(n.net, "x", KL_FLOAT32, -1, 1, image, image)
@@ -115,7 +121,8 @@ static void test_losses(void **state) {
     int batch, image;
   } nets[] = {{"mlp", mlp, false, 16, 0},
               {"lenet", lenet, true, 4, 28},
-              {"mixed", mixed, true, 6, 12}};
+              {"mixed", mixed, true, 6, 12},
+              {"deep", deep, true, 8, 0}};
   (void)state;
   for (size_t i = 0; i < sizeof nets / sizeof *nets; i++) {
     Net n = net_new(nets[i].build, nets[i].adam, nets[i].batch, nets[i].image);

@@ -71,7 +71,7 @@ typedef struct Work {
 } Work;
 
 static bool launch(const Work *w, CUfunction f, const CudaLaunch *l, Buffer *const *bufs) {
-  enum { MOST = 64 };
+  enum { MOST = 128 }; /* a kernel of most buffers (fuse_group.c), with room for numbers */
   uint64_t value[MOST];
   void *param[MOST];
   if (l->n_args > MOST)
