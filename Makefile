@@ -27,7 +27,7 @@ LIB_OBJ  := $(LIB_SRC:%.c=$(B)/%.o) $(PB:.c=.o)
 GEN_OBJ  := $(GEN_SRC:%.c=$(B)/%.o)
 # What generated code depends on: its hash keeps the program, the module and the disk cache together.
 ID       := $(B)/gen/build_id.h
-ID_SRC   := $(filter-out %/driver.c %/driver.def %/driver.h %/device.c %/device.h %/module.c %/run.c,$(wildcard backends/llvm/* backends/code/* backends/cuda/* ir/*.def)) backends/backend.h ir/base.h ir/graph.h ir/kernel.h
+ID_SRC   := $(filter-out %/driver.c %/driver.def %/driver.h %/device.c %/device.h %/module.c %/run.c %/call.c,$(wildcard backends/llvm/* backends/code/* backends/cuda/* ir/*.def)) backends/backend.h ir/base.h ir/graph.h ir/kernel.h
 TESTS    := $(TEST_SRC:tests/%.c=$(B)/tests/%)
 BENCHES  := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
 SIM_SRC  := $(wildcard tests/cudasim/*.c)

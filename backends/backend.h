@@ -112,6 +112,13 @@ CodeCount backend_code_count(void);
 extern const Backend backend_cpu;
 extern const Backend backend_cuda;
 
+/* cpu/call.c: custom operators, for all backends. */
+/* Which output of a K_CALL kernel is output i of its call; -1: nobody reads it. */
+int call_output(const Kernel *k, int i);
+/* Calls the operator's C function on host memory for its inputs and outputs, which are zeroed first; t has room for the
+ * tensors of all of them. E_PLG_001. */
+bool call_function(const Node *call, void *const *in, void *const *out, Tensor *t);
+
 /* pool.c: one pool of threads with static splits. A pool of 1 runs everything on the caller. */
 typedef struct Pool Pool;
 Pool *pool_new(int n_threads); /* 0: as many as cores */

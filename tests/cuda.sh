@@ -23,6 +23,9 @@ if [ -e "$build/tests/cudasim/libcuda.so.1" ]; then
   expect_text "simulator: a run is one graph" 0 out '^launches +1 of graphs, 0 of kernels' "${bench[@]}" --reps 8 --device cuda
   expect_text "simulator: bench as JSON" 0 out '"graph_launches": 1' "${bench[@]}" --reps 8 --device cuda:0 --json
   expect_text "simulator: no second device" 1 err 'E-DEV-003.*no device cuda:1' "${bench[@]}" --device cuda:1
+  sed 's/= relu(X=/= custom_relu(X=/; s/relu_grad(Out=fc_0.tmp_2, /custom_relu_grad(X=fc_0.tmp_1, Out=fc_0.tmp_2, /' net_main.kl >custom.kl
+  expect_text "simulator: C functions run on the host" 0 out '^launches +0 of graphs, [0-9]+ of kernels' "$kiln" --plugin "$build/examples/custom_relu.so" \
+    bench custom.kl --startup net_startup.kl --reps 8 --device cuda
   expect_text "simulator: profile" 0 out '_momentum' "${bench[@]}" --device cuda --profile
 fi
 [ $fails -eq 0 ]

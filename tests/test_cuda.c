@@ -4,6 +4,7 @@
 #include "simulator.h"
 #include "util.h"
 #include "../frontend/internal.h"
+#include <limits.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -203,6 +204,75 @@ static void test_check_nan(void **state) {
   net_free(&n);
 }
 
+/* ---- operators made of C functions ---- */
+
+static int calls; /* of the leaky ReLU; from `bad_call` on it fails */
+static int bad_call = INT_MAX;
+
+static bool leaky_infer(const kl_custom_op *op, int n_in, const kl_tensor *in, int n_out,
+                        kl_tensor *out) {
+  (void)op, (void)n_in, (void)n_out;
+  for (int i = 0; i < 2; i++) {
+    out[i] = in[0];
+    out[i].data = NULL;
+  }
+  return true;
+}
+
+/* The second output, which is 1 where x < 0, is there for the backward function alone. */
+static bool leaky(const kl_custom_op *op, int n_in, const kl_tensor *in, int n_out,
+                  kl_tensor *out) {
+  (void)op, (void)n_in, (void)n_out;
+  const float *x = in[0].data;
+  float *y = out[0].data, *below = out[1].data;
+  for (int64_t i = 0; i < kl_numel(&in[0]); i++) {
+    y[i] = x[i] < 0 ? x[i] / 8 : x[i];
+    if (x[i] < 0) below[i] = 1;
+  }
+  return ++calls < bad_call;
+}
+
+/* in: x, y, below, gradients of y and below */
+static bool leaky_grad(const kl_custom_op *op, int n_in, const kl_tensor *in, int n_out,
+                       kl_tensor *out) {
+  (void)op, (void)n_in, (void)n_out;
+  const float *below = in[2].data, *gy = in[3].data;
+  float *gx = out[0].data;
+  for (int64_t i = 0; i < kl_numel(&in[0]); i++) gx[i] = below[i] > 0 ? gy[i] / 8 : gy[i];
+  return true;
+}
+
+static kl_var *with_calls(kl_var *x) {
+  return kl_fc(kl_op(net_of(KL_HERE, x), "test_leaky", "", "X", kl_fc(x, 32)), 10);
+}
+
+static void test_custom_operator(void **state) {
+  (void)state;
+  Net n = net_new(with_calls, false, 8, 0);
+  kl_exec *cpu = start(&n, "cpu", kl_exec_defaults), *gpu = start(&n, "cuda", kl_exec_defaults);
+  float a = 0, b = 0;
+  for (int k = 0; k < MOST_STEPS; k++) {
+    check(cpu && gpu && step(cpu, &n, &a) && step(gpu, &n, k % 3 ? &b : NULL));
+    assert_true(k % 3 == 0 || fabs((double)a - b) <= 1e-5 * fabs((double)a));
+  }
+  expect_same_state(cpu, gpu, 1e-4);
+  int before = calls;
+  n.y[4] = 10; /* a failed check ends the run before the function, or what it does has no effect */
+  assert_false(step(gpu, &n, &b));
+  expect_error(E_DAT_002, "value 10");
+  n.y[4] = 2;
+  bad_call = 0;
+  assert_false(step(gpu, &n, &b));
+  expect_error(E_PLG_001, "test_leaky");
+  bad_call = INT_MAX;
+  expect_same_state(cpu, gpu, 1e-4);
+  check(step(cpu, &n, &a) && step(gpu, &n, &b));
+  assert_true(calls > before && fabs((double)a - b) <= 1e-5 * fabs((double)a));
+  kl_exec_free(cpu);
+  kl_exec_free(gpu);
+  net_free(&n);
+}
+
 /* ---- scopes ---- */
 
 /* A CPU and a GPU train in turn on one scope; the host sets a variable between. */
@@ -260,15 +330,15 @@ static void test_options(void **state) {
 /* ---- in processes of their own: the simulator reads its settings when it is opened ---- */
 
 static const char *folder;
-static Net small;
+static Net small, *net; /* net: what attempt() trains */
 
 /* 0: all went well; 1: one coded error, and the CPU works on; more: wrong. */
 static int attempt(ErrCode *code, const char **text) {
   static char kept[4096];
   float loss;
-  kl_exec *exe = start(&small, "cuda", kl_exec_defaults);
+  kl_exec *exe = start(net, "cuda", kl_exec_defaults);
   bool ok = exe != NULL;
-  for (int k = 0; ok && k < 5; k++) ok = step(exe, &small, &loss);
+  for (int k = 0; ok && k < 5; k++) ok = step(exe, net, &loss);
   ok = ok && kl_get(exe, "fc_0.w_0");
   *code = err_any() ? err_get()->code : E_NONE;
   snprintf(kept, sizeof kept, "%s", kl_error());
@@ -277,8 +347,8 @@ static int attempt(ErrCode *code, const char **text) {
   err_clear();
   kl_exec_free(exe);
   if (err_any()) return 3;
-  exe = start(&small, "cpu", kl_exec_defaults);
-  if (!exe || !step(exe, &small, &loss)) return 4;
+  exe = start(net, "cpu", kl_exec_defaults);
+  if (!exe || !step(exe, net, &loss)) return 4;
   kl_exec_free(exe);
   return !ok;
 }
@@ -372,6 +442,15 @@ static void test_device_lost(void **state) {
   fail_each(":700");
 }
 
+static void test_each_call_around_a_function_fails(void **state) {
+  (void)state;
+  Net n = net_new(with_calls, false, 2, 0);
+  net = &n;
+  fail_each("");
+  net = &small;
+  net_free(&n);
+}
+
 /* ---- the cache of machine code ---- */
 
 static int try_cached(const void *arg) {
@@ -418,6 +497,9 @@ static int set_up(void **state) {
   (void)state;
   folder = scratch_folder();
   small = net_new(mlp, false, 4, 0);
+  net = &small;
+  check(kl_register(
+      &(kl_custom_op){"test_leaky", "X -> Out, Below", leaky_infer, leaky, leaky_grad, NULL}));
   return 0;
 }
 
@@ -430,11 +512,18 @@ static int tear_down(void **state) {
 
 int main(int argc, char *argv[]) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_devices),         cmocka_unit_test(test_cubins),
-      cmocka_unit_test(test_each_call_fails), cmocka_unit_test(test_device_lost),
-      cmocka_unit_test(test_losses),          cmocka_unit_test(test_without_fetches),
-      cmocka_unit_test(test_failed_check),    cmocka_unit_test(test_check_nan),
-      cmocka_unit_test(test_shared_scope),    cmocka_unit_test(test_profile),
+      cmocka_unit_test(test_devices),
+      cmocka_unit_test(test_cubins),
+      cmocka_unit_test(test_each_call_fails),
+      cmocka_unit_test(test_device_lost),
+      cmocka_unit_test(test_each_call_around_a_function_fails),
+      cmocka_unit_test(test_losses),
+      cmocka_unit_test(test_without_fetches),
+      cmocka_unit_test(test_failed_check),
+      cmocka_unit_test(test_check_nan),
+      cmocka_unit_test(test_custom_operator),
+      cmocka_unit_test(test_shared_scope),
+      cmocka_unit_test(test_profile),
       cmocka_unit_test(test_options),
   };
   setenv("CUDASIM_LEAKS", "1", 1);

@@ -41,7 +41,8 @@ typedef struct CudaLaunch {
   const CudaStage *stage;
 } CudaLaunch;
 typedef struct CudaPlan {
-  int n; /* launches, in order; 0: nothing to do */
+  int n;        /* launches, in order; 0: nothing to do */
+  bool on_host; /* no launches: the run time calls a C function, see call.c */
   CudaLaunch *launch;
   int64_t workspace; /* bytes; the same for all targets */
 } CudaPlan;

@@ -52,12 +52,15 @@ struct Module {
   const Graph *g;
   int n;
   Kernel *const *kernel;
-  CudaPlan **plan;  /* per kernel */
-  CUfunction **fn;  /* per kernel and launch */
-  Buffer ***bufs;   /* per kernel: as CudaArg counts them */
-  CUmodule module;  /* NULL: nothing to launch */
-  CUfunction copy;  /* see guarded_copy in module.c; NULL: none needed */
-  bool checks;      /* is there a CHECK? */
+  CudaPlan **plan; /* per kernel */
+  CUfunction **fn; /* per kernel and launch */
+  Buffer ***bufs;  /* per kernel: as CudaArg counts them */
+  CUmodule module; /* NULL: nothing to launch */
+  CUfunction copy; /* see guarded_copy in module.c; NULL: none needed */
+  bool checks;     /* is there a CHECK? */
+  uint8_t *
+      *called; /* per kernel that calls a C function: pinned memory for its operands, or NULL */
+  bool calls;  /* is there one? Then runs are not captured */
   int64_t *feed_at; /* per buffer id: offset in a slot */
   size_t slot_bytes;
   CudaSlot slot[CUDA_SLOTS];
@@ -67,6 +70,8 @@ struct Module {
   CUevent *mark; /* n + 1, for times; NULL until they are wanted */
 };
 
+/* call.c: kernel i on the host. at: its inputs and outputs on the device; run: the CudaRun there. */
+bool host_call(Module *m, int i, const CUdeviceptr *at, CUdeviceptr run);
 void run_free(Module *m); /* slots, graphs, events; inside */
 bool device_run(Module *m, DeviceRun *r, CheckRecord *check);
 Module *module_new(const Graph *g, int n, Kernel *const *k, const CompileOptions *o);

@@ -201,6 +201,7 @@ static int plan_kernels(Module *m, const CudaTarget *t) {
     m->plan[i] = cuda_plan(m->arena, k, t);
     if (!m->plan[i]) return -1;
     launches += m->plan[i]->n;
+    m->calls |= m->plan[i]->on_host;
     Buffer **b = m->bufs[i] = arena_array(m->arena, Buffer *, k->inputs.n + k->outputs.n + 1);
     for (int j = 0; j < k->inputs.n; j++) *b++ = k->inputs.v[j].node->buf;
     for (int j = 0; j < k->outputs.n; j++) *b++ = k->outputs.v[j]->buf;
@@ -263,6 +264,7 @@ Module *module_new(const Graph *g, int n, Kernel *const *k, const CompileOptions
   m->plan = arena_array(a, CudaPlan *, n + 1);
   m->fn = arena_array(a, CUfunction *, n + 1);
   m->bufs = arena_array(a, Buffer **, n + 1);
+  m->called = arena_array(a, uint8_t *, n + 1);
   m->checks = has_checks(g);
   lay_out_slot(m);
   bool ok = make_module(m, &t);

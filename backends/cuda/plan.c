@@ -229,11 +229,8 @@ static bool plan_contract(Planning *p) {
 }
 
 static bool plan_call(Planning *p) {
-  const Node *c = p->k->core;
-  err_set(E_GEN_002, "operator %s cannot run on a GPU: it is made of C functions",
-          quoted(c->custom ? c->custom->name : p->k->name));
-  err_help("Run the program on the CPU.");
-  return false;
+  p->plan->on_host = true;
+  return stored(p);
 }
 
 static PlanFn *const plans[] = {

@@ -3,7 +3,7 @@
  * Feeds and the CudaRun are packed in pinned memory and copied at once, on a stream of their own; there are two slots of
  * them, so that a run's copy does not wait for the run before. Launches follow in the graph's order on the compute stream.
  * When a slot meets the same addresses again, its launches and copies are captured as a CUDA graph, and from then on a step
- * is one cuGraphLaunch. Kernels that write state, and the copies to state, do nothing once a check has failed. */
+ * is one cuGraphLaunch; not with C functions between the launches. Kernels that write state, and the copies to state, do nothing once a check has failed. */
 #include "device.h"
 #include <string.h>
 
@@ -30,6 +30,8 @@ void run_free(Module *m) {
     if (s->done) CU_DROP(cuEventDestroy, s->done);
   }
   if (m->back) CU_DROP(cuMemFreeHost, m->back);
+  for (int i = 0; i < m->n; i++)
+    if (m->called[i]) CU_DROP(cuMemFreeHost, m->called[i]);
   for (int i = 0; m->mark && i <= m->n; i++)
     if (m->mark[i]) CU_DROP(cuEventDestroy, m->mark[i]);
 }
@@ -96,8 +98,20 @@ static bool launch(const Work *w, CUfunction f, const CudaLaunch *l, Buffer *con
             l->block[2], l->shared, w->to, param, NULL);
 }
 
+static bool call_kernel(const Work *w, int i) {
+  const Kernel *k = w->m->kernel[i];
+  int n = k->inputs.n + k->outputs.n;
+  Arena *a = arena_scratch();
+  CUdeviceptr *at = arena_array(a, CUdeviceptr, n + 1);
+  for (int j = 0; j < n; j++) at[j] = buffer_at(w->m, w->s, w->r, w->m->bufs[i][j]);
+  bool ok = host_call(w->m, i, at, w->s->device);
+  arena_free(a);
+  return ok;
+}
+
 static bool launch_kernel(const Work *w, int i) {
   const Module *m = w->m;
+  if (m->plan[i]->on_host) return call_kernel(w, i);
   for (int j = 0; j < m->plan[i]->n; j++)
     if (!launch(w, m->fn[i][j], &m->plan[i]->launch[j], m->bufs[i])) {
       err_where("kernel %s", m->kernel[i]->name);
@@ -183,7 +197,7 @@ static bool capture(Work *w) {
 static bool submit(Work *w, bool again) {
   CudaSlot *s = w->s;
   if (!again) drop_graph(s);
-  if (!again || w->r->timed) return enqueue(w);
+  if (!again || w->r->timed || w->m->calls) return enqueue(w);
   if (!s->graph && !capture(w)) return false;
   w->r->launches = 0;
   w->r->graphs = 1;
