@@ -4,17 +4,22 @@
  *   result[o.., i, j, c] = sum over s.., h, w of         x[o.., s.., a h + b i + p, a' w + b' j + p', c] * y[o.., s.., h, w, c]
  *
  * where the taps i, j are few: a convolution or the gradient of its input, and the gradient of its filter. Out: which loops play
- * which part, how the channels are cut into blocks, the rows (h) into tasks, and a row into tiles of columns. */
+ * which part, how the channels are cut into blocks, the rows (h) into blocks of a few and those into tasks, and a block of rows into
+ * tiles of columns. */
 #include "stencil.h"
+#include <stdlib.h>
 
 enum {
   MAX_TAPS = 64,
-  TILE_PRODUCTS = 200,  /* of one tile: bounds the code */
-  LONG_ROW = 8,         /* columns of a tile of a row that takes several */
-  ROW_BYTES = 96 << 10, /* of the rows of x that a row of results reads */
-  SUM_BYTES = 16 << 10, /* of the sums over positions */
-  ROW_CHUNK = 1 << 15,  /* products of one task, about */
-  ZEROS = 1 << 17       /* most bytes of zeros */
+  TILE_PRODUCTS = 80,    /* of one tile: bounds the code */
+  LONG_ROW = 8,          /* columns of a tile of a row that takes several */
+  WIDEST = 16,           /* columns of a tile */
+  MOST_HEIGHT = 8,       /* rows of a tile */
+  FEW_TAPS = 9,          /* then blocks are higher */
+  ROW_BYTES = 512 << 10, /* of the rows of x that a block of rows reads */
+  SUM_BYTES = 16 << 10,  /* of the sums over positions */
+  ROW_CHUNK = 1 << 15,   /* products of one task, about */
+  ZEROS = 1 << 17        /* most bytes of zeros */
 };
 
 /* ---- which contractions ---- */
@@ -134,35 +139,56 @@ int64_t stencil_row_bytes(const Stencil *s, int64_t first, int64_t last) {
 }
 
 static int64_t div_ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static int64_t taps_of(const Stencil *s) { return s->row.taps * s->col.taps; }
+
+/* Rows of a block: each row of x that is read serves all of them. If possible, no rows are left over. */
+static int64_t height_of(const Stencil *s) {
+  static const int few[] = {4, 5, 3, 2, 0}, many[] = {2, 3, 0};
+  bool is_few = taps_of(s) <= FEW_TAPS;
+  int64_t d = s->row.div, most = is_few ? few[0] : many[0];
+  if (s->row.at < 0) return 1;
+  if (d > 1) return div_ceil(most, d) * d;
+  for (const int *t = is_few ? few : many; *t; t++)
+    if (s->row.n % *t == 0) return *t;
+  return s->row.n < most ? s->row.n : most;
+}
+
 /* Blocks of channels: as many as the caches hold; of sums over positions also so few that there are several tasks. */
 static void cut_rows(Stencil *s) {
-  int64_t size = dtype_info[s->core->dtype].size, taps = s->row.taps * s->col.taps;
-  int64_t fit = ROW_BYTES / (s->row.taps * s->col.size * size), least = s->sums ? 16 : 32;
+  int64_t size = dtype_info[s->core->dtype].size, taps = taps_of(s);
+  s->height = height_of(s);
+  s->n_height = div_ceil(s->row.n, s->height);
+  int64_t rows = llabs(s->row.a) * (s->height - 1) / s->row.div + s->row.taps;
+  int64_t fit = ROW_BYTES / (rows * s->col.size * size), least = s->sums ? 16 : 32;
   if (s->sums && fit > SUM_BYTES / (taps * size)) fit = SUM_BYTES / (taps * size);
   if (s->sums && fit > s->channels * s->n_outers / 8) fit = s->channels * s->n_outers / 8;
   s->block = s->channels;
   for (int64_t b = least; b < s->channels && s->channels > fit; b += least)
     if (s->channels % b == 0 && (b <= fit || b == least)) s->block = b;
   s->n_block = s->channels / s->block;
-  s->rows = s->n_outers * s->n_block * (s->sums ? 1 : s->row.n);
-  int64_t work = s->col.n * s->block * taps / (s->row.div * s->col.div);
-  s->rows_per_task = work >= ROW_CHUNK || s->sums ? 1 : ROW_CHUNK / (work ? work : 1);
+  s->blocks = s->n_outers * s->n_block * (s->sums ? 1 : s->n_height);
+  int64_t work = s->height * s->col.n * s->block * taps / (s->row.div * s->col.div);
+  s->blocks_per_task = work >= ROW_CHUNK || s->sums ? 1 : ROW_CHUNK / (work ? work : 1);
+}
+
+/* Do only the first and the last tile read outside of x? */
+static bool fits_tile(const Stencil *s, int64_t t) {
+  int64_t n = stencil_tiles(s, t), lo, hi;
+  if (n > 2) {
+    stencil_reads(s, t, (n - 2) * t, &lo, &hi);
+    if (lo < 0 || hi >= s->col.size || t % s->col.div || s->col.a * t % s->col.div) return false;
+  }
+  stencil_reads(s, 0, 2 * t, &lo, &hi);
+  return stencil_row_bytes(s, lo, hi + 1) <= ZEROS;
 }
 
 static bool fits_tiles(const Stencil *s) {
-  static const int registers[] = {16, 32};
-  for (int i = 0; i < 2; i++) {
-    int64_t t = stencil_tile(s, registers[i]), n = stencil_tiles(s, t), lo, hi;
-    if (n > 2) {
-      stencil_reads(s, t, (n - 2) * t, &lo, &hi);
-      if (lo < 0 || hi >= s->col.size || t % s->col.div || s->col.a * t % s->col.div) return false;
-    }
-    stencil_reads(s, 0, 2 * t, &lo, &hi);
-    if (stencil_row_bytes(s, lo, hi + 1) > ZEROS) return false;
-  }
-  return true;
+  return s->height <= MOST_HEIGHT && fits_tile(s, stencil_tile(s, 16)) &&
+         fits_tile(s, stencil_tile(s, 32));
 }
 
+/* Few taps and many positions are faster than the reverse, where both are possible. */
 Stencil *stencil_plan(Arena *a, const Kernel *k, LoopPart part) {
   Node *c = k->core;
   if (part != LOOP_CONTRACT || (c->dtype != DT_FLOAT32 && c->dtype != DT_FLOAT64)) return NULL;
@@ -174,14 +200,16 @@ Stencil *stencil_plan(Arena *a, const Kernel *k, LoopPart part) {
   s->chan = c->rank - 1;
   while (s->chan > 0 && c->ext[s->chan] == 1) s->chan--;
   s->channels = c->ext[s->chan];
+  Stencil best = {0};
   for (int i = 0; i < 4; i++) {
     s->x = i % 2;
     s->sums = i / 2;
     if (!find_windows(s) || !find_loops(s)) continue;
     cut_rows(s);
-    if (fits_tiles(s)) return s;
+    if (fits_tiles(s) && (!best.core || taps_of(s) < taps_of(&best))) best = *s;
   }
-  return NULL;
+  *s = best;
+  return s->core ? s : NULL;
 }
 
 bool loop_is_stencil(const Kernel *k) {
@@ -191,20 +219,23 @@ bool loop_is_stencil(const Kernel *k) {
   return yes;
 }
 
-int64_t stencil_tasks(const Stencil *s) { return div_ceil(s->rows, s->rows_per_task); }
+int64_t stencil_tasks(const Stencil *s) { return div_ceil(s->blocks, s->blocks_per_task); }
 
 /* ---- tiles ---- */
 
-/* Equal ones, of a multiple of div, whose sums leave registers for a row of the filter and a column of x. */
+/* Equal ones, of a multiple of div, whose sums leave registers for the filter and a column of x; wider ones if more than the
+ * first and the last would read outside. */
 int64_t stencil_tile(const Stencil *s, int registers) {
-  int64_t taps = s->row.taps * s->col.taps, most = registers - 2 - s->col.taps;
-  int64_t fit = TILE_PRODUCTS * s->col.div * s->row.div / taps;
-  if (most > registers / 2) most = registers / 2;
+  int64_t products = taps_of(s) * s->height, most = registers / 2 / s->height;
+  int64_t fit = TILE_PRODUCTS * s->col.div * s->row.div / products;
   if (most > fit) most = fit;
   if (most > LONG_ROW && s->col.n > most) most = LONG_ROW;
   if (most < 2) most = 2;
   int64_t n = div_ceil(s->col.n, most), t = div_ceil(s->col.n, n);
-  return div_ceil(t, s->col.div) * s->col.div;
+  t = div_ceil(t, s->col.div) * s->col.div;
+  for (int64_t wide = t; wide <= WIDEST; wide += s->col.div)
+    if (fits_tile(s, wide)) return wide;
+  return t;
 }
 
 /* The last one takes over what the one before it would read outside. */

@@ -19,10 +19,13 @@ struct Stencil {
   int64_t step;                     /* elements of x from column to column */
   int n_outer, n_sum;
   int outer[KL_RANK], sum[KL_LOOPS]; /* further loops: of the result, summed */
-  int64_t n_outers, rows, rows_per_task;
+  int64_t n_outers;
+  int64_t height,
+      n_height; /* rows (h) of a block, a multiple of row.div; how many: the last may have fewer */
+  int64_t blocks, blocks_per_task;
 };
 
-/* How a row is cut: columns of a tile, and how many tiles. Only the first and the last read outside of x. */
+/* How a block of rows is cut: columns of a tile, and how many tiles. Only the first and the last read outside of x. */
 int64_t stencil_tile(const Stencil *s, int registers);
 int64_t stencil_tiles(const Stencil *s, int64_t size);
 /* Columns of x that the positions from..from+n-1 read, rounded outward. */

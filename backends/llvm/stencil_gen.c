@@ -1,19 +1,18 @@
 /* Code of depthwise contractions. In: a Stencil; out: a loop nest over its tasks.
  *
- * The first tile of a row, those between, and the last have code of their own, so that which taps fall outside or are left out by
- * the division is known where the code is made. The innermost loop runs over the channels, which LLVM makes vectors of. At each
- * channel a column of x is loaded once for all products that it is part of. Sums over the taps stay in registers, with a row of
- * the filter, and the epilogue follows on them. Sums over positions are kept in an array and loaded for one row of taps at a
- * time, while the tile's columns of y stay in registers. A row of x that lies outside is read from zeros. Rows are told apart
- * by their remainder modulo d. */
+ * A tile is a few rows by a few columns: the first tile of a block of rows, those between, and the last have code of their own, and so
+ * has a last block of fewer rows, so that which columns fall outside, or which taps are left out by the division, is known where the
+ * code is made. The innermost loop runs over the channels, which LLVM makes vectors of. At each channel an element of x is loaded once for
+ * all products of the tile that it is part of. Sums over the taps stay in registers, with the filter, and the epilogue follows on
+ * them. Sums over positions are kept in an array and loaded for one tile at a time. A row of x that lies outside is read from zeros. */
 #include "stencil.h"
 
 typedef struct Rows {
   Gen *g;
   const Stencil *s;
-  Aff at[KL_LOOPS]; /* where the loops stand; taps at 0 */
-  Aff row;          /* row.at / row.div */
-  int64_t rest;     /* row.at % row.div */
+  Aff at[KL_LOOPS]; /* where the loops stand, at the first row; taps at 0 */
+  Aff block;        /* of rows */
+  int64_t n;        /* rows of it */
   Aff chan0;        /* first channel of the block */
   Val sums;         /* [taps][block] */
 } Rows;
@@ -25,7 +24,10 @@ typedef struct Tile {
   int64_t origin, n;
   int64_t first, last; /* columns of x that are read, not counting at */
   int chan;            /* the loop variable: channels from chan0 on */
-  Val *sum;            /* by column, or by tap of one row */
+  int64_t low, n_rows; /* rows of x that are read, not counting those of the blocks before */
+  Val *row;            /* by row of x: where it reads column 0 and the first channel of the block */
+  Val *sum;            /* by row and column, or by tap */
+  const Val *other;    /* by tap the filter, or by row and column y */
 } Tile;
 
 /* The buffer of an operand. */
@@ -87,26 +89,45 @@ static Val zeros(Gen *g, int64_t bytes) {
   return z;
 }
 
-/* Where row tap i reads column 0 of x and channel 0 of the block; NULL: nowhere. */
-static Val row_pointer(const Rows *r, const Tile *t, int64_t i) {
+/* The row of x, not counting those of the blocks before, that row k of a block reads with tap i; false: none. */
+static bool row_read(const Stencil *s, int64_t k, int64_t i, int64_t *row) {
+  int64_t at = s->row.a * k + s->row.b * i + s->row.off, d = s->row.div;
+  *row = at / d;
+  return at % d == 0;
+}
+
+/* The rows of x that the block reads. */
+static void rows_read(const Rows *r, Tile *t) {
+  const Stencil *s = r->s;
+  int64_t lo = INT64_MAX, hi = INT64_MIN, at;
+  for (int64_t k = 0; k < r->n; k++)
+    for (int64_t i = 0; i < s->row.taps; i++) {
+      if (!row_read(s, k, i, &at)) continue;
+      if (at < lo) lo = at;
+      if (at > hi) hi = at;
+    }
+  t->low = lo;
+  t->n_rows = hi < lo ? 0 : hi - lo + 1;
+}
+
+/* Where row `row` of x, counted as row_read does, begins; NULL: outside in any block. */
+static Val row_pointer(const Rows *r, const Tile *t, int64_t row) {
   Gen *g = r->g;
   const Stencil *s = r->s;
-  const Window *w = &s->row;
   Node *x = s->core->in[s->x];
-  int64_t k = w->a * r->rest + w->b * i + w->off, lo, hi;
-  if (k % w->div) return NULL;
-  Aff h = aff_mul(r->row, w->a), at = place_of(r, s->x), col = aff_mul(t->at, s->col.a);
-  h.k += k / w->div;
+  int64_t lo, hi, size = s->row.size, step = s->row.a * s->height / s->row.div;
+  Aff h = aff_mul(r->block, step), at = place_of(r, s->x), col = aff_mul(t->at, s->col.a);
+  h.k += row;
   aff_range(g, &h, &lo, &hi);
-  if (hi < 0 || lo >= w->size) return NULL;
+  if (hi < 0 || lo >= size) return NULL;
   for (int j = 0; j < col.n; j++) col.c[j] /= s->col.div;
-  if (w->dim >= 0) at = sum_of(g, at, h, stencil_stride(x, w->dim));
+  if (s->row.dim >= 0) at = sum_of(g, at, h, stencil_stride(x, s->row.dim));
   at = sum_of(g, at, col, s->step);
   Val p = pointer(g, g->bufs[buffer_of(g, x)], x->dtype, &at);
-  if (lo >= 0 && hi < w->size) return p;
+  if (lo >= 0 && hi < size) return p;
   Val v = aff_value(g, &h);
   gen_at(g, gen_depth(g, v));
-  Val in = LLVMBuildICmp(g->b, LLVMIntULT, v, gen_i64(g, w->size), "");
+  Val in = LLVMBuildICmp(g->b, LLVMIntULT, v, gen_i64(g, size), "");
   int64_t bytes = stencil_row_bytes(s, t->first, t->last);
   Aff from = aff_k(-t->first * s->step);
   Val z = pointer(g, zeros(g, bytes), x->dtype, &from);
@@ -124,20 +145,47 @@ static Val element(const Rows *r, const Tile *t, Val base, int64_t off) {
   return val_load(r->g, r->s->core->dtype, address(r, t, base, off));
 }
 
-/* The products of one row of taps with column u of x. other: by column tap the filter, or by column of the tile y. */
-static void do_column(const Rows *r, Tile *t, Val row, int64_t u, const Val *other) {
+/* The products of row k of the tile and row i of the taps with column u of x, v. */
+static void add_products(const Rows *r, Tile *t, Val v, int64_t k, int64_t i, int64_t u) {
   Gen *g = r->g;
   const Stencil *s = r->s;
   const Window *w = &s->col;
-  Val v = NULL;
   for (int64_t j = 0; j < w->taps; j++) {
-    int64_t k = u * w->div - w->b * j - w->off, c = k / w->a - t->origin;
-    if (k % w->a != 0 || c < 0 || c >= t->n) continue;
-    if (!v) v = element(r, t, row, u * s->step);
-    Val *sum = &t->sum[s->sums ? j : c], y = other[s->sums ? c : j];
+    int64_t at = u * w->div - w->b * j - w->off, c = at / w->a - t->origin;
+    if (at % w->a != 0 || c < 0 || c >= t->n) continue;
+    int64_t tap = i * w->taps + j, place = k * t->n + c;
+    Val *sum = &t->sum[s->sums ? tap : place], y = t->other[s->sums ? place : tap];
     gen_at(g, g->depth);
     *sum =
         *sum ? math_fma(g, val_type(g, s->core->dtype), v, y, *sum) : LLVMBuildFMul(g->b, v, y, "");
+  }
+}
+
+/* Does column u of x take part in a product of the tile? */
+static bool column_used(const Stencil *s, const Tile *t, int64_t u) {
+  const Window *w = &s->col;
+  for (int64_t j = 0; j < w->taps; j++) {
+    int64_t at = u * w->div - w->b * j - w->off, c = at / w->a - t->origin;
+    if (at % w->a == 0 && c >= 0 && c < t->n) return true;
+  }
+  return false;
+}
+
+/* All products of the tile. */
+static void each_product(const Rows *r, Tile *t) {
+  const Stencil *s = r->s;
+  for (int64_t h = 0; h < t->n_rows; h++) {
+    bool used = false;
+    int64_t at;
+    for (int64_t k = 0; k < r->n; k++)
+      for (int64_t i = 0; i < s->row.taps; i++) used |= row_read(s, k, i, &at) && at == t->low + h;
+    for (int64_t u = t->first; used && t->row[h] && u <= t->last; u++) {
+      if (!column_used(s, t, u)) continue;
+      Val v = element(r, t, t->row[h], u * s->step);
+      for (int64_t k = 0; k < r->n; k++)
+        for (int64_t i = 0; i < s->row.taps; i++)
+          if (row_read(s, k, i, &at) && at == t->low + h) add_products(r, t, v, k, i, u);
+    }
   }
 }
 
@@ -167,52 +215,56 @@ static Index result_index(const Rows *r, const Tile *t) {
   return ix;
 }
 
+static Index tile_index(const Rows *r, const Tile *t, int64_t k, int64_t c) {
+  const Stencil *s = r->s;
+  Index ix = result_index(r, t);
+  if (s->row.at >= 0) ix.d[s->row.at].k += k;
+  ix.d[s->col.at] = t->at;
+  ix.d[s->col.at].k += t->origin + c;
+  return ix;
+}
+
 /* One channel of a tile: sums over taps. */
-static void convolve(const Rows *r, Tile *t, const Val *row, Val filter) {
+static void convolve(const Rows *r, Tile *t, Val filter) {
   Gen *g = r->g;
   const Stencil *s = r->s;
   int64_t di = s->row.tap < 0 ? 0 : step_of(s, !s->x, s->row.tap),
-          dj = s->col.tap < 0 ? 0 : step_of(s, !s->x, s->col.tap);
-  Val *tap = arena_array(g->a, Val, s->col.taps);
+          dj = s->col.tap < 0 ? 0 : step_of(s, !s->x, s->col.tap), n = r->n * t->n;
+  Val *tap = arena_array(g->a, Val, s->row.taps * s->col.taps);
   int n_out = g->k->outputs.n;
-  Val *v = arena_array(g->a, Val, t->n * n_out);
-  Index ix = result_index(r, t);
-  t->sum = arena_array(g->a, Val, t->n);
-  for (int64_t i = 0; i < s->row.taps; i++) {
-    if (!row[i]) continue;
-    for (int64_t j = 0; j < s->col.taps; j++) tap[j] = element(r, t, filter, i * di + j * dj);
-    for (int64_t u = t->first; u <= t->last; u++) do_column(r, t, row[i], u, tap);
+  Val *v = arena_array(g->a, Val, n * n_out);
+  t->sum = arena_array(g->a, Val, n);
+  for (int64_t i = 0; i < s->row.taps * s->col.taps; i++)
+    tap[i] = element(r, t, filter, i / s->col.taps * di + i % s->col.taps * dj);
+  t->other = tap;
+  each_product(r, t);
+  for (int64_t i = 0; i < n; i++) {
+    Index ix = tile_index(r, t, i / t->n, i % t->n);
+    finish(g, s, t->sum[i], &ix, v + i * n_out);
   }
-  for (int64_t c = 0; c < t->n; c++) {
-    ix.d[s->col.at] = t->at;
-    ix.d[s->col.at].k += t->origin + c;
-    finish(g, s, t->sum[c], &ix, v + c * n_out);
-  }
-  for (int64_t c = 0; c < t->n; c++) {
-    ix.d[s->col.at] = t->at;
-    ix.d[s->col.at].k += t->origin + c;
-    store(g, &ix, v + c * n_out);
+  for (int64_t i = 0; i < n; i++) {
+    Index ix = tile_index(r, t, i / t->n, i % t->n);
+    store(g, &ix, v + i * n_out);
   }
 }
 
 /* One channel of a tile: adds to the sums over positions. */
-static void correlate(const Rows *r, Tile *t, const Val *row, Val other) {
+static void correlate(const Rows *r, Tile *t, Val other) {
   Gen *g = r->g;
   const Stencil *s = r->s;
-  int64_t step = step_of(s, !s->x, s->col.at);
-  Val *y = arena_array(g->a, Val, t->n);
-  t->sum = arena_array(g->a, Val, s->col.taps);
-  for (int64_t c = 0; c < t->n; c++) y[c] = element(r, t, other, (t->origin + c) * step);
-  for (int64_t i = 0; i < s->row.taps; i++) {
-    if (!row[i]) continue;
-    for (int64_t j = 0; j < s->col.taps; j++)
-      t->sum[j] = element(r, t, r->sums, (i * s->col.taps + j) * s->block);
-    for (int64_t u = t->first; u <= t->last; u++) do_column(r, t, row[i], u, y);
-    for (int64_t j = 0; j < s->col.taps; j++) {
-      Val p = address(r, t, r->sums, (i * s->col.taps + j) * s->block);
-      gen_at(g, g->depth);
-      val_store(g, s->core->dtype, t->sum[j], p);
-    }
+  int64_t dc = step_of(s, !s->x, s->col.at), dk = s->row.at < 0 ? 0 : step_of(s, !s->x, s->row.at);
+  int64_t taps = s->row.taps * s->col.taps;
+  Val *y = arena_array(g->a, Val, r->n * t->n);
+  t->sum = arena_array(g->a, Val, taps);
+  for (int64_t i = 0; i < r->n * t->n; i++)
+    y[i] = element(r, t, other, i / t->n * dk + (t->origin + i % t->n) * dc);
+  for (int64_t i = 0; i < taps; i++) t->sum[i] = element(r, t, r->sums, i * s->block);
+  t->other = y;
+  each_product(r, t);
+  for (int64_t i = 0; i < taps; i++) {
+    Val p = address(r, t, r->sums, i * s->block);
+    gen_at(g, g->depth);
+    val_store(g, s->core->dtype, t->sum[i], p);
   }
 }
 
@@ -229,22 +281,26 @@ static void do_tile(const Rows *r, Tile *t) {
   stencil_reads(s, t->origin, t->n, &t->first, &t->last);
   if (t->known && t->first < 0) t->first = 0;
   if (t->known && t->last >= s->col.size) t->last = s->col.size - 1;
-  Val *row = arena_array(g->a, Val, s->row.taps);
-  for (int64_t i = 0; i < s->row.taps; i++) row[i] = row_pointer(r, t, i);
+  rows_read(r, t);
+  t->row = arena_array(g->a, Val, t->n_rows);
+  for (int64_t h = 0; h < t->n_rows; h++) t->row[h] = row_pointer(r, t, t->low + h);
   Aff at = place_of(r, !s->x);
   if (s->sums) at = sum_of(g, at, t->at, step_of(s, 1 - s->x, s->col.at));
   Val other = pointer(g, g->bufs[buffer_of(g, y)], y->dtype, &at);
   Loop l = each_channel(r, t);
-  (s->sums ? correlate : convolve)(r, t, row, other);
+  (s->sums ? correlate : convolve)(r, t, other);
   loop_close(g, &l, LOOP_WIDE);
 }
 
-/* The tiles of a row. */
-static void do_row(const Rows *r) {
+/* The tiles of a block of rows. */
+static void do_block(Rows *r, Aff block, int64_t rows) {
   Gen *g = r->g;
   const Stencil *s = r->s;
   int64_t size = stencil_tile(s, g->registers), n = stencil_tiles(s, size);
   Tile t = {.known = true, .n = n > 1 ? size : s->col.n};
+  r->n = rows;
+  r->block = block;
+  if (s->row.at >= 0) r->at[s->row.at] = aff_mul(block, s->height);
   do_tile(r, &t);
   if (n > 2) {
     int var;
@@ -294,38 +350,40 @@ static void sum_positions(Rows *r) {
   Gen *g = r->g;
   const Stencil *s = r->s;
   Loop open[KL_LOOPS];
-  int n = 0;
+  int n = 0, var;
+  int64_t rest = s->row.n % s->height, full = s->row.n / s->height;
   each_tap(r, false);
   for (int i = 0; i < s->n_sum; i++) open[n++] = each_of(r, s->sum[i]);
-  if (s->row.at >= 0) {
-    open[n++] = each_of(r, s->row.at);
-    r->row = r->at[s->row.at];
-  }
-  do_row(r);
+  Loop l = loop_open(g, gen_i64(g, 0), gen_i64(g, full), gen_i64(g, 1), 0, full - 1, &var);
+  do_block(r, aff_var(var, 1), s->height);
+  loop_close(g, &l, LOOP_PLAIN);
+  if (rest) do_block(r, aff_k(full), rest);
   while (n--) loop_close(g, &open[n], LOOP_PLAIN);
   each_tap(r, true);
 }
 
-/* Rows of one remainder at a time: a loop of one step or none. */
-static void do_results(Rows *r, const Aff *h) {
+/* The block if it is, or is not, the last: a loop of one step or none. */
+static void do_if(Rows *r, const Aff *block, bool last) {
   Gen *g = r->g;
-  const Window *w = &r->s->row;
-  Aff rest;
+  const Stencil *s = r->s;
   int var;
-  if (w->at >= 0) r->at[w->at] = *h;
-  aff_divmod(g, h, w->div, &r->row, &rest);
-  if (w->div == 1) {
-    do_row(r);
-    return;
-  }
-  for (r->rest = 0; r->rest < w->div; r->rest++) {
-    Val v = aff_value(g, &rest);
-    gen_at(g, g->depth);
-    Val is = LLVMBuildICmp(g->b, LLVMIntEQ, v, gen_i64(g, r->rest), "");
-    is = LLVMBuildZExt(g->b, is, g->i64, "");
-    Loop once = loop_open(g, gen_i64(g, 0), is, gen_i64(g, 1), 0, 0, &var);
-    do_row(r);
-    loop_close(g, &once, LOOP_PLAIN);
+  Val v = aff_value(g, block), end = gen_i64(g, s->n_height - 1);
+  gen_at(g, g->depth);
+  Val yes = LLVMBuildICmp(g->b, last ? LLVMIntEQ : LLVMIntNE, v, end, "");
+  yes = LLVMBuildZExt(g->b, yes, g->i64, "");
+  Loop once = loop_open(g, gen_i64(g, 0), yes, gen_i64(g, 1), 0, 0, &var);
+  do_block(r, last ? aff_k(s->n_height - 1) : *block, last ? s->row.n % s->height : s->height);
+  loop_close(g, &once, LOOP_PLAIN);
+}
+
+static void do_results(Rows *r, const Aff *block) {
+  const Stencil *s = r->s;
+  int64_t rest = s->row.n % s->height;
+  if (rest && s->n_height > 1) {
+    do_if(r, block, false);
+    do_if(r, block, true);
+  } else {
+    do_block(r, *block, rest ? rest : s->height);
   }
 }
 
@@ -339,12 +397,12 @@ void gen_stencil(Gen *g, const Stencil *s, Val begin, Val end) {
     r.sums = LLVMBuildAlloca(g->b, t, "");
     LLVMSetAlignment(r.sums, 64);
   }
-  Val per = gen_i64(g, s->rows_per_task);
+  Val per = gen_i64(g, s->blocks_per_task);
   Val from = LLVMBuildNSWMul(g->b, begin, per, "");
-  Val to = gen_min(g, LLVMBuildNSWMul(g->b, end, per, ""), gen_i64(g, s->rows));
-  Loop l = loop_open(g, from, to, gen_i64(g, 1), 0, s->rows - 1, &var);
-  Aff e = s->rows == 1 ? aff_k(0) : aff_var(var, 1), h, b;
-  aff_divmod(g, &e, s->sums ? 1 : s->row.n, &e, &h);
+  Val to = gen_min(g, LLVMBuildNSWMul(g->b, end, per, ""), gen_i64(g, s->blocks));
+  Loop l = loop_open(g, from, to, gen_i64(g, 1), 0, s->blocks - 1, &var);
+  Aff e = s->blocks == 1 ? aff_k(0) : aff_var(var, 1), h, b;
+  aff_divmod(g, &e, s->sums ? 1 : s->n_height, &e, &h);
   aff_divmod(g, &e, s->n_block, &e, &b);
   for (int i = s->n_outer - 1; i >= 0; i--)
     aff_divmod(g, &e, s->core->ext[s->outer[i]], &e, &r.at[s->outer[i]]);
