@@ -177,20 +177,32 @@ static void join_rows(const Facts *f, ConvPlan *p) {
 
 /* ---- tiles ---- */
 
-/* How a part's positions become tiles of at most mr, and what they cost per step of k and vector. */
-static double part_tiles(Part *q, const TileRow *t, const Blocks *panels) {
+/* Cycles of a step of k, of one tile: its arithmetic; where a panel is too large for the L1 cache, a line of B for each vector;
+ * and A's rows, if their distance puts many of them into one set of the cache. */
+static double step_cycles(const Part *q, double mr, double nv, int64_t line) {
+  enum { L1_PART = 24 << 10, PAGE = 4096, LEAST = 64 };
+  int64_t pitch = q->w.in_step * q->pixel * line / LEAST, shared = PAGE;
+  while (shared > LEAST && pitch % shared) shared /= 2;
+  double ways = mr * (double)shared / PAGE;
+  double c = tile_cycles(mr, nv) * (1 + (ways > 1 ? 0.01 * (ways - 1) : 0));
+  return c + ((double)(q->k * line) * nv > L1_PART ? 0.25 * nv : 0);
+}
+
+/* How a part's positions become tiles of at most mr, and what they cost; each panel reads A again. */
+static double part_tiles(Part *q, const TileRow *t, const Blocks *panels, int64_t a_bytes) {
   double best = 0;
+  int64_t line = t->lanes * dtype_info[t->dtype].size;
   for (int way = 0; way < 2; way++) {
     int64_t run = way ? t->mr / (q->w.n ? q->w.n : 1) : 0;
     if (way && run < 2) break;
     Blocks b = way ? equal_blocks(q->h.n, run) : row_blocks(q->w.n, t);
-    double c = 0;
+    double c = 0.12 * (double)(a_bytes * panels->n);
     for (int i = 0; i < 2; i++)
       for (int j = 0; j < 2; j++) {
         double tiles = (double)(i ? b.more : b.n - b.more) * (double)(way ? 1 : q->h.n),
                vectors = (double)(j ? panels->more : panels->n - panels->more);
         double mr = (double)((b.size + i) * (way ? q->w.n : 1)), nv = (double)(panels->size + j);
-        c += tiles * vectors * ((double)q->k * tile_cycles(mr, nv) + mr * nv + 30);
+        c += tiles * vectors * ((double)q->k * step_cycles(q, mr, nv, line) + mr * nv + 30);
       }
     if (way && c >= best) break;
     best = c;
@@ -198,6 +210,12 @@ static double part_tiles(Part *q, const TileRow *t, const Blocks *panels) {
     q->rows = b;
   }
   return best;
+}
+
+/* Of A, that the results of a part depend on. */
+static int64_t part_bytes(const ConvPlan *p, const Part *q, int size) {
+  return q->h.n * least(q->h.in_step, q->h.taps) * q->w.n * least(q->w.in_step, q->w.taps) *
+         p->channels * size;
 }
 
 static int64_t strip_rows(const PartAxis *h, int64_t n) {
@@ -278,7 +296,8 @@ static double choose_tile(const Facts *f, ConvPlan *p, const TileRow *only) {
     double c = 0;
     p->tile = *t;
     p->panels = vector_blocks(p->columns, t);
-    for (int i = 0; i < p->n_parts; i++) c += part_tiles(&p->part[i], t, &p->panels);
+    for (int i = 0; i < p->n_parts; i++)
+      c += part_tiles(&p->part[i], t, &p->panels, part_bytes(p, &p->part[i], f->size));
     divide(f, p);
     c *= imbalance(p);
     if (least_cost && c >= least_cost) continue;
