@@ -27,11 +27,12 @@ LIB_OBJ  := $(LIB_SRC:%.c=$(B)/%.o) $(PB:.c=.o)
 GEN_OBJ  := $(GEN_SRC:%.c=$(B)/%.o)
 # What generated code depends on: its hash keeps the program, the module and the disk cache together.
 ID       := $(B)/gen/build_id.h
-ID_SRC   := $(filter-out %/driver.c %/driver.def %/driver.h %/device.c %/device.h %/module.c %/run.c %/call.c,$(wildcard backends/llvm/* backends/code/* backends/cuda/* ir/*.def)) backends/backend.h ir/base.h ir/graph.h ir/kernel.h
+ID_SRC   := $(filter-out %/driver.c %/driver.def %/driver.h %/device.c %/device.h %/module.c %/run.c %/call.c %/library.c %/library.def %/library.h %/foreign.h %/shape.c %/choice.c %/cublas.c %/cudnn.c,$(wildcard backends/llvm/* backends/code/* backends/cuda/* ir/*.def)) backends/backend.h ir/base.h ir/graph.h ir/kernel.h
 TESTS    := $(TEST_SRC:tests/%.c=$(B)/tests/%)
 BENCHES  := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
 SIM_SRC  := $(wildcard tests/cudasim/*.c)
 SIM      := $(B)/tests/cudasim/libcuda.so.1
+SIM_LIBS := $(B)/tests/cudasim/libraries/libcublasLt.so.13 $(B)/tests/cudasim/libraries/libcudnn.so.9
 PLUGINS  := $(filter frontend/examples/custom_%,$(EX_SRC))
 EXAMPLES := $(patsubst frontend/examples/%.c,$(B)/examples/%,$(filter-out $(PLUGINS),$(EX_SRC))) \
             $(PLUGINS:frontend/examples/%.c=$(B)/examples/%.so)
@@ -71,17 +72,21 @@ test: deps-test
 	@tests/run.sh build build/san
 
 .PHONY: tests benches
-tests: $(TESTS) $(SIM) $(B)/tests/plan_check $(B)/bench/nets $(B)/bench/ptx_check all
+tests: $(TESTS) $(SIM) $(SIM_LIBS) $(B)/tests/plan_check $(B)/bench/nets $(B)/bench/ptx_check all
 benches: $(BENCHES)
 
 check: deps-test
 	@tests/check.sh
 
 # Needs the CUDA toolkit: nothing else does.
-SIM_API  := $(patsubst %,tests/cudasim/%.c,driver driver_mem driver_module stream graph report procs)
+SIM_API  := $(patsubst %,tests/cudasim/%.c,driver driver_mem driver_module stream graph report procs libraries/cublaslt libraries/cudnn)
 .PHONY: check-cudasim
 check-cudasim: $(patsubst %.cu,%.ptx,$(wildcard tests/cudasim/ptx/*.cu)) tests/cudasim/ptx/faults_debug.ptx
 	@for f in $(SIM_API); do $(CC) -std=c17 -fsyntax-only -Wall -D_GNU_SOURCE -DCUDASIM_TOOLKIT -I$(CUDA)/include $$f || exit 1; done
+	@{ printf '#include <cublasLt.h>\n#include <cudnn.h>\n'; \
+	  printf '_Static_assert(sizeof(cublasLtMatmulHeuristicResult_t) == 96 && sizeof(cudnnConvolutionFwdAlgoPerf_t) == 48, "");\n'; \
+	  sed -n 's/^ *\(CU[A-Z0-9_]*\) = \([0-9]*\).*/_Static_assert(\1 == \2, "");/p' backends/cuda/library.h; } | \
+	  $(CC) -std=c17 -fsyntax-only -I$(CUDA)/include -x c -
 	@nm -D --defined-only $(CUDA)/lib64/stubs/libcuda.so | awk '{print $$3}' | LC_ALL=C sort >$(B)/cuda_names
 	@sed -n 's/^PROC(.*, \(.*\))/\1/p' tests/cudasim/procs.def | LC_ALL=C sort -u | LC_ALL=C comm -23 - $(B)/cuda_names | sed 's/^/not in the driver: /'
 tests/cudasim/ptx/%_debug.ptx: tests/cudasim/ptx/%.cu
@@ -149,6 +154,10 @@ $(B)/tests/cudasim/alu.o: OPT := -O3 -march=native
 $(B)/tests/cudasim/alu.o: CFLAGS += $(if $(SAN),-fno-sanitize=all)
 $(SIM): $(SIM_SRC:%.c=$(B)/%.o)
 	$(CC) $(CFLAGS) -shared -Wl,-soname,libcuda.so.1 -o $@ $^ -lm -lpthread
+$(B)/tests/cudasim/libraries/libcublasLt.so.13: $(B)/tests/cudasim/libraries/cublaslt.o
+$(B)/tests/cudasim/libraries/libcudnn.so.9: $(B)/tests/cudasim/libraries/cudnn.o
+$(SIM_LIBS): $(B)/tests/cudasim/libraries/number.o $(SIM)
+	$(CC) $(CFLAGS) -shared -Wl,-soname,$(@F) -o $@ $(filter %.o,$^) $(SIM) -lopenblas -lm
 $(B)/bench/%: $(B)/tests/bench/%.o $(B)/tests/bench/peers/onednn.o $(B)/tools/peak.o $(B)/libkiln.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)

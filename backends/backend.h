@@ -62,8 +62,8 @@ typedef struct DeviceRun {
   /* Called for each kernel that ran if not NULL; kernels are then timed one by one. */
   void (*timed)(void *user, int kernel, double seconds);
   void *user;
-  /* out: what this run asked of the driver */
-  int launches, graphs, copies;
+  /* out: what this run asked of the driver and its libraries */
+  int launches, graphs, copies, calls;
 } DeviceRun;
 
 /* False or NULL: an error is set. Allocations keep the device open. */

@@ -213,21 +213,22 @@ Executable *compile(const CompileRequest *r) {
   x->graph = g;
   x->backend = backend;
 
-  passes.schedule = backend->schedule;
-  bool stopped = false;
-  g->memory_budget = r->memory_budget;
-  g->conv_error = r->conv_error;
-  g->tuning = r->tuning;
-  g->no_kinds = backend->no_kinds;
-  bool ok = passes_run(g, &passes, &stopped) && within_budget(g) &&
-            (r->no_code || is_planned(g, stopped));
-
   x->options = (CompileOptions){
       .target = r->target ? arena_str(a, r->target) : NULL,
       .device = r->device,
       .dump_dir = passes.dump_dir ? arena_str(a, passes.dump_dir) : NULL,
       .no_blas = r->no_blas,
   };
+  passes.schedule = backend->schedule;
+  bool stopped = false;
+  g->memory_budget = r->memory_budget;
+  g->conv_error = r->conv_error;
+  g->tuning = passes.libraries ? TUNE_LIBRARY : r->tuning;
+  g->no_kinds = backend->no_kinds;
+  if (!r->memory_budget) g->options = &x->options; /* libraries may want more memory */
+  bool ok = passes_run(g, &passes, &stopped) && within_budget(g) &&
+            (r->no_code || is_planned(g, stopped));
+
   if (ok && !r->no_code) {
     int n = g->kernels.n;
     x->code = arena_array(a, KernelCode, n + 1);

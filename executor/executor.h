@@ -98,7 +98,8 @@ typedef struct PlanInfo {
   int kernels;
   int64_t arena, lower_bound, state, flops, bytes;
   double compile_ms;
-  int launches, graphs, copies; /* on a device: what the last run asked of the driver */
+  /* on a device: what the last run asked of the driver, and of libraries */
+  int launches, graphs, copies, calls;
 } PlanInfo;
 PlanInfo executable_plan(const Executable *x);
 /* The plan of the executable that this executor last ran. */

@@ -515,6 +515,7 @@ static bool run_on_device(Run *u) {
   u->x->plan.launches = r.launches;
   u->x->plan.graphs = r.graphs;
   u->x->plan.copies = r.copies;
+  u->x->plan.calls = r.calls;
   return ok;
 }
 

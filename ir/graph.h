@@ -76,9 +76,10 @@ typedef struct Wanted {
 } Wanted;
 /* Where a backend has several algorithms for a kernel: which one it takes. */
 typedef enum Tuning {
-  TUNE_KNOWN,  /* the one that was once measured as the fastest on this machine, else as below */
-  TUNE_RULE,   /* by a rule on the shape, whatever the disk cache holds */
-  TUNE_MEASURE /* measured now and remembered, if that has not been done */
+  TUNE_KNOWN,   /* the one that was once measured as the fastest on this machine, else as below */
+  TUNE_RULE,    /* by a rule on the shape, whatever the disk cache holds */
+  TUNE_MEASURE, /* measured now and remembered, if that has not been done */
+  TUNE_LIBRARY  /* by a vendor's library, where one serves the kernel */
 } Tuning;
 struct Graph {
   Arena *arena;        /* owned */
@@ -100,6 +101,7 @@ struct Graph {
   double conv_error;                /* see Kernel */
   unsigned no_kinds;                /* bits 1 << KernelKind: what the backend has no code for */
   Tuning tuning;
+  const struct CompileOptions *options; /* see Kernel */
 };
 
 /* graph.c: builders. Each checks its operands (E-SHP, E-TYP), computes the shape (unknown dims are -1 if

@@ -58,6 +58,7 @@ typedef struct Kernel {
   /* of convolutions, relative to the largest result: algorithms that round more than sums do may err by so much; 0: none may */
   double conv_error;
   Tuning tuning;
+  const struct CompileOptions *options; /* where it will run; NULL: not known */
   /* filled in by the backend's schedule() before memory is planned */
   int choice;           /* of the backend's algorithms for it; 0: by its rule */
   char by[24];          /* the algorithm, for people; "": there is only one */

@@ -12,6 +12,7 @@ typedef struct PassOptions {
   /* NULL, or a folder for 00-expand.kl, 01-simplify.kl, ... (unchanged ones are elided) */
   const char *dump_dir;
   bool time_passes;
+  bool libraries; /* for the compiler: TUNE_LIBRARY */
   /* the backend's: run on every kernel after fuse, attention and recompute; NULL: none */
   bool (*schedule)(Kernel *k);
   FILE *log; /* NULL: stderr */

@@ -93,6 +93,7 @@ static bool schedule(Graph *g, const PassOptions *o) {
   for (int i = 0; o->schedule && i < g->kernels.n; i++) {
     g->kernels.v[i]->conv_error = g->conv_error;
     g->kernels.v[i]->tuning = g->tuning;
+    g->kernels.v[i]->options = g->options;
     if (o->schedule(g->kernels.v[i])) continue;
     err_where("kernel %s", g->kernels.v[i]->name);
     return false;
@@ -162,6 +163,7 @@ static const Word words[] = {
     {"disable", offsetof(PassOptions, disable), true},
     {"dump-dir", offsetof(PassOptions, dump_dir), true},
     {"time-passes", offsetof(PassOptions, time_passes), false},
+    {"libraries", offsetof(PassOptions, libraries), false},
 };
 enum { N_WORDS = sizeof words / sizeof *words, MAX_WORDS = 4096 };
 
@@ -190,7 +192,7 @@ bool pass_options_parse(PassOptions *o, const char *text) {
       snprintf(word, sizeof word, "%.*s", (int)(n < 63 ? n : 63), text);
       err_set(E_ARG_001, "KILN_DEBUG: the word %s is not understood", quoted(word));
       err_help("Words: print-after=PASS|all, stop-after=PASS, disable=PASS, dump-dir=DIR, "
-               "time-passes.");
+               "time-passes, libraries.");
       return false;
     }
     if (n && words[i].takes_value) {

@@ -1,6 +1,6 @@
 #!/bin/bash
 # cuda.sh BUILD: the command line with --device cuda: without a driver, where one line says what is missing and everything else
-# works; and on the simulator of the driver.
+# works; and on the simulator of the driver, without and with libraries.
 . "$(dirname "$0")/expect.sh" "$@"
 data=$tests/data
 
@@ -27,5 +27,11 @@ if [ -e "$build/tests/cudasim/libcuda.so.1" ]; then
   expect_text "simulator: C functions run on the host" 0 out '^launches +0 of graphs, [0-9]+ of kernels' "$kiln" --plugin "$build/examples/custom_relu.so" \
     bench custom.kl --startup net_startup.kl --reps 8 --device cuda
   expect_text "simulator: profile" 0 out '_momentum' "${bench[@]}" --device cuda --profile
+  export LD_LIBRARY_PATH=$LD_LIBRARY_PATH:$LD_LIBRARY_PATH/libraries
+  expect_text "libraries: info" 0 out '^cuBLASLt: libcublasLt.so.13, version 130100' "$kiln" info
+  expect_text "libraries: verify" 0 out 'all checks passed' env KILN_DEBUG=libraries "$kiln" verify net_main.kl --startup net_startup.kl --device cuda
+  expect_text "libraries: profile" 0 out 'k.*_mul_.*  cuBLASLt' env KILN_DEBUG=libraries "${bench[@]}" --device cuda --profile
+  expect "libraries: none by the rule" 0 "${bench[@]}" --device cuda --profile --deterministic
+  if grep -q cuBLASLt out; then bad "libraries: none by the rule" "a library was chosen"; fi
 fi
 [ $fails -eq 0 ]

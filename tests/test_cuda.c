@@ -1,9 +1,9 @@
 /* The CUDA backend's run time on the simulator of the driver (tests/cudasim), which is put before other libraries by the library
  * path: training as on the CPU, failed checks, values in scopes, graphs, the cache of machine code; and every call of the
  * driver failing in turn: a coded error, nothing left behind, and the process goes on on the CPU. */
+#include "device_net.h"
 #include "simulator.h"
 #include "util.h"
-#include "../frontend/internal.h"
 #include <limits.h>
 #include <math.h>
 #include <setjmp.h>
@@ -14,104 +14,6 @@
 
 enum { MOST_STEPS = 20 };
 
-/* ---- networks ---- */
-
-typedef kl_var *Build(kl_var *x);
-
-static kl_var *mlp(kl_var *x) { return kl_fc(kl_fc(x, 32, .act = "relu"), 10); }
-
-static kl_var *lenet(kl_var *x) {
-  kl_var *c = kl_pool2d(kl_conv2d(x, 6, 5, .act = "relu"), "max", 2);
-  c = kl_pool2d(kl_conv2d(c, 16, 5, .act = "relu"), "max", 2);
-  return kl_fc(kl_fc(kl_fc(c, 120, .act = "relu"), 84, .act = "relu"), 10);
-}
-
-/* Running statistics are written at the exit, dropout needs the same random numbers. */
-static kl_var *mixed(kl_var *x) {
-  kl_var *c = kl_batch_norm(kl_conv2d(x, 4, 3, .stride = 2, .no_bias = true), .act = "relu");
-  return kl_fc(kl_dropout(kl_pool2d(c, "avg", .global = true), 0.3), 10);
-}
-
-typedef struct Net {
-  kl_net *net;
-  kl_var *rate;
-  int batch, image; /* of image x image pixels; 0: 48 numbers */
-  float *x;
-  int64_t *y;
-} Net;
-
-/* Updates of many small parameters, which become kernels of as many buffers as one may have. */
-static kl_var *deep(kl_var *x) {
-  for (int i = 0; i < 14; i++) x = kl_fc(x, 9, .act = "tanh");
-  return kl_fc(x, 10);
-}
-
-static Net net_new(Build *build, bool adam, int batch, int image) {
-  Net n = {.net = kl_net_new(), .batch = batch, .image = image};
-  kl_var *x = image ? kl_data(n.net, "x", KL_FLOAT32, -1, 1, image, image)
-                    : kl_data(n.net, "x", KL_FLOAT32, -1, 48);
-  kl_var *y = kl_data(n.net, "y", KL_INT64, -1, 1);
-  kl_seed(n.net, 3);
-  kl_var *scores = kl_named(build(x), "scores");
-  kl_var *loss = kl_named(kl_mean(kl_softmax_with_cross_entropy(scores, y)), "loss");
-  n.rate = kl_minimize(loss, adam ? kl_adam(0.002) : kl_momentum(0.02, 0.9));
-  int64_t numbers = (int64_t)batch * (image ? image * image : 48);
-  n.x = malloc(sizeof *n.x * (size_t)numbers);
-  n.y = malloc(sizeof *n.y * (size_t)batch);
-  for (int64_t i = 0; i < numbers; i++) n.x[i] = (float)((i * 37 % 101) - 50) / 50;
-  for (int i = 0; i < batch; i++) n.y[i] = i * 3 % 10;
-  if (kl_failed()) fail_msg("%s", kl_error());
-  return n;
-}
-
-static void net_free(Net *n) {
-  kl_net_free(n->net);
-  free(n->x);
-  free(n->y);
-}
-
-static bool step(kl_exec *exe, const Net *n, float *loss) {
-  kl_tensor x = n->image ? kl_array(KL_FLOAT32, n->x, n->batch, 1, n->image, n->image)
-                         : kl_array(KL_FLOAT32, n->x, n->batch, 48);
-  kl_tensor y = kl_array(KL_INT64, n->y, n->batch, 1), to = kl_array(KL_FLOAT32, loss, 1);
-  kl_feed feeds[] = {{"x", &x}, {"y", &y}, {NULL, NULL}};
-  kl_fetch fetches[] = {{"loss", &to}, {NULL, NULL}};
-  return kl_run(exe, kl_main(n->net), feeds, loss ? fetches : NULL);
-}
-
-static kl_exec *start(const Net *n, const char *device, kl_exec_options o) {
-  o.threads = 2;
-  o.seed = 5;
-  o.device = device;
-  kl_exec *exe = kl_exec_new(o);
-  if (exe && kl_run(exe, kl_startup(n->net), NULL, NULL)) return exe;
-  kl_exec_free(exe);
-  return NULL;
-}
-
-static void check(bool ok) {
-  if (!ok) fail_msg("%s", kl_error());
-}
-
-/* All variables of both, relative to the largest element of each. */
-static void expect_same_state(kl_exec *a, kl_exec *b, double most) {
-  Arena *arena = arena_new();
-  const char **names;
-  int n = scope_names(a->scope, arena, &names);
-  for (int i = 0; i < n; i++) {
-    const Tensor *x = scope_get(a->scope, names[i]), *y = scope_get(b->scope, names[i]);
-    double scale = 1e-3, off = 0;
-    assert_non_null(x);
-    assert_non_null(y);
-    for (int64_t k = 0; k < tensor_numel(x); k++) {
-      scale = fmax(scale, fabs(tensor_get(x, k)));
-      off = fmax(off, fabs(tensor_get(x, k) - tensor_get(y, k)));
-    }
-    if (!(off <= most * scale)) fail_msg("%s is off by %g of %g", names[i], off, scale);
-  }
-  arena_free(arena);
-}
-
 /* ---- training ---- */
 
 static void test_losses(void **state) {
@@ -120,18 +22,19 @@ static void test_losses(void **state) {
     Build *build;
     bool adam;
     int batch, image;
-  } nets[] = {{"mlp", mlp, false, 16, 0},
-              {"lenet", lenet, true, 4, 28},
-              {"mixed", mixed, true, 6, 12},
-              {"deep", deep, true, 8, 0}};
+  } nets[] = {{"mlp", net_mlp, false, 16, 0},
+              {"lenet", net_lenet, true, 4, 28},
+              {"mixed", net_mixed, true, 6, 12},
+              {"deep", net_deep, true, 8, 0}};
   (void)state;
   for (size_t i = 0; i < sizeof nets / sizeof *nets; i++) {
     Net n = net_new(nets[i].build, nets[i].adam, nets[i].batch, nets[i].image);
-    kl_exec *cpu = start(&n, "cpu", kl_exec_defaults), *gpu = start(&n, "cuda", kl_exec_defaults);
+    kl_exec *cpu = net_start(&n, "cpu", kl_exec_defaults),
+            *gpu = net_start(&n, "cuda", kl_exec_defaults);
     double worst = 0;
     for (int k = 0; k < MOST_STEPS; k++) {
       float a = 0, b = 0;
-      check(cpu && gpu && step(cpu, &n, &a) && step(gpu, &n, &b));
+      net_check(cpu && gpu && net_step(cpu, &n, &a) && net_step(gpu, &n, &b));
       worst = fmax(worst, fabs((double)a - b) / fabs((double)a));
     }
     print_message("%-6s losses of %d steps: %.2g relative\n", nets[i].name, MOST_STEPS, worst);
@@ -150,11 +53,12 @@ static void test_losses(void **state) {
 /* Feeds go into two slots in turn, and nothing waits for a run that fetches nothing. */
 static void test_without_fetches(void **state) {
   (void)state;
-  Net n = net_new(mlp, false, 8, 0);
-  kl_exec *cpu = start(&n, "cpu", kl_exec_defaults), *gpu = start(&n, "cuda", kl_exec_defaults);
+  Net n = net_new(net_mlp, false, 8, 0);
+  kl_exec *cpu = net_start(&n, "cpu", kl_exec_defaults),
+          *gpu = net_start(&n, "cuda", kl_exec_defaults);
   for (int k = 0; k < 9; k++) {
     n.x[k] += 0.25f;
-    check(step(cpu, &n, NULL) && step(gpu, &n, NULL));
+    net_check(net_step(cpu, &n, NULL) && net_step(gpu, &n, NULL));
   }
   expect_same_state(cpu, gpu, 1e-4);
   kl_exec_free(cpu);
@@ -166,18 +70,19 @@ static void test_without_fetches(void **state) {
 
 static void test_failed_check(void **state) {
   (void)state;
-  Net n = net_new(mixed, true, 6, 12);
-  kl_exec *cpu = start(&n, "cpu", kl_exec_defaults), *gpu = start(&n, "cuda", kl_exec_defaults);
+  Net n = net_new(net_mixed, true, 6, 12);
+  kl_exec *cpu = net_start(&n, "cpu", kl_exec_defaults),
+          *gpu = net_start(&n, "cuda", kl_exec_defaults);
   for (int k = 0; k < 9; k++) {
     float a = 0, b = 0;
     bool bad = k == 0 || k == 3 || k == 7;
     if (bad) n.y[4] = 10, n.y[5] = -3;
     for (int e = 0; e < 2 && bad; e++) {
-      assert_false(step(e ? gpu : cpu, &n, &a));
+      assert_false(net_step(e ? gpu : cpu, &n, &a));
       expect_error(E_DAT_002, "value 10 at element 4 is outside 0..9");
     }
     n.y[4] = 2, n.y[5] = 5;
-    check(step(cpu, &n, &a) && step(gpu, &n, &b));
+    net_check(net_step(cpu, &n, &a) && net_step(gpu, &n, &b));
     assert_true(fabs((double)a - b) <= 1e-5 * fabs((double)a));
   }
   expect_same_state(cpu, gpu, 2e-3);
@@ -188,17 +93,17 @@ static void test_failed_check(void **state) {
 
 static void test_check_nan(void **state) {
   (void)state;
-  Net n = net_new(mlp, false, 8, 0);
-  kl_exec *exe = start(&n, "cuda", (kl_exec_options){.check_nan = true});
+  Net n = net_new(net_mlp, false, 8, 0);
+  kl_exec *exe = net_start(&n, "cuda", (kl_exec_options){.check_nan = true});
   float loss, was;
-  check(exe && step(exe, &n, &loss));
+  net_check(exe && net_step(exe, &n, &loss));
   was = *(float *)kl_get(exe, "fc_0.w_0")->data;
   n.x[3] = INFINITY;
-  assert_false(step(exe, &n, &loss));
+  assert_false(net_step(exe, &n, &loss));
   expect_error(E_NUM_001, "step 1");
   assert_true(was == *(float *)kl_get(exe, "fc_0.w_0")->data);
   n.x[3] = 0;
-  check(step(exe, &n, &loss));
+  net_check(net_step(exe, &n, &loss));
   assert_true(was != *(float *)kl_get(exe, "fc_0.w_0")->data);
   kl_exec_free(exe);
   net_free(&n);
@@ -249,24 +154,25 @@ static kl_var *with_calls(kl_var *x) {
 static void test_custom_operator(void **state) {
   (void)state;
   Net n = net_new(with_calls, false, 8, 0);
-  kl_exec *cpu = start(&n, "cpu", kl_exec_defaults), *gpu = start(&n, "cuda", kl_exec_defaults);
+  kl_exec *cpu = net_start(&n, "cpu", kl_exec_defaults),
+          *gpu = net_start(&n, "cuda", kl_exec_defaults);
   float a = 0, b = 0;
   for (int k = 0; k < MOST_STEPS; k++) {
-    check(cpu && gpu && step(cpu, &n, &a) && step(gpu, &n, k % 3 ? &b : NULL));
+    net_check(cpu && gpu && net_step(cpu, &n, &a) && net_step(gpu, &n, k % 3 ? &b : NULL));
     assert_true(k % 3 == 0 || fabs((double)a - b) <= 1e-5 * fabs((double)a));
   }
   expect_same_state(cpu, gpu, 1e-4);
   int before = calls;
   n.y[4] = 10; /* a failed check ends the run before the function, or what it does has no effect */
-  assert_false(step(gpu, &n, &b));
+  assert_false(net_step(gpu, &n, &b));
   expect_error(E_DAT_002, "value 10");
   n.y[4] = 2;
   bad_call = 0;
-  assert_false(step(gpu, &n, &b));
+  assert_false(net_step(gpu, &n, &b));
   expect_error(E_PLG_001, "test_leaky");
   bad_call = INT_MAX;
   expect_same_state(cpu, gpu, 1e-4);
-  check(step(cpu, &n, &a) && step(gpu, &n, &b));
+  net_check(net_step(cpu, &n, &a) && net_step(gpu, &n, &b));
   assert_true(calls > before && fabs((double)a - b) <= 1e-5 * fabs((double)a));
   kl_exec_free(cpu);
   kl_exec_free(gpu);
@@ -278,18 +184,18 @@ static void test_custom_operator(void **state) {
 /* A CPU and a GPU train in turn on one scope; the host sets a variable between. */
 static void test_shared_scope(void **state) {
   (void)state;
-  Net n = net_new(lenet, false, 2, 28);
+  Net n = net_new(net_lenet, false, 2, 28);
   kl_scope *scope = kl_scope_new();
-  kl_exec *alone = start(&n, "cpu", kl_exec_defaults);
-  kl_exec *cpu = start(&n, "cpu", (kl_exec_options){.scope = scope});
+  kl_exec *alone = net_start(&n, "cpu", kl_exec_defaults);
+  kl_exec *cpu = net_start(&n, "cpu", (kl_exec_options){.scope = scope});
   kl_exec *gpu = kl_exec_new((kl_exec_options){.scope = scope, .seed = 5, .device = "cuda:0"});
-  check(alone && cpu && gpu);
+  net_check(alone && cpu && gpu);
   for (int k = 0; k < 8; k++) {
     float a = 0, b = 0;
     kl_exec *turn = k / 3 % 2 ? cpu : gpu;
-    check(kl_set_rate(alone, n.rate, 0.01 + 0.002 * k) &&
-          kl_set_rate(turn, n.rate, 0.01 + 0.002 * k));
-    check(step(alone, &n, &a) && step(turn, &n, &b));
+    net_check(kl_set_rate(alone, n.rate, 0.01 + 0.002 * k) &&
+              kl_set_rate(turn, n.rate, 0.01 + 0.002 * k));
+    net_check(net_step(alone, &n, &a) && net_step(turn, &n, &b));
     assert_true(fabs((double)a - b) <= 1e-4 * fabs((double)a));
   }
   expect_same_state(alone, gpu, 1e-3);
@@ -303,9 +209,9 @@ static void test_shared_scope(void **state) {
 
 static void test_profile(void **state) {
   (void)state;
-  Net n = net_new(mlp, false, 8, 0);
-  kl_exec *exe = start(&n, "cuda", (kl_exec_options){.profile = true});
-  for (int k = 0; k < 3; k++) check(step(exe, &n, &(float){0}));
+  Net n = net_new(net_mlp, false, 8, 0);
+  kl_exec *exe = net_start(&n, "cuda", (kl_exec_options){.profile = true});
+  for (int k = 0; k < 3; k++) net_check(net_step(exe, &n, &(float){0}));
   FILE *f = tmpfile();
   exec_profile_print(exe->run, NULL, f, false);
   char text[8192];
@@ -336,9 +242,9 @@ static Net small, *net; /* net: what attempt() trains */
 static int attempt(ErrCode *code, const char **text) {
   static char kept[4096];
   float loss;
-  kl_exec *exe = start(net, "cuda", kl_exec_defaults);
+  kl_exec *exe = net_start(net, "cuda", kl_exec_defaults);
   bool ok = exe != NULL;
-  for (int k = 0; ok && k < 5; k++) ok = step(exe, net, &loss);
+  for (int k = 0; ok && k < 5; k++) ok = net_step(exe, net, &loss);
   ok = ok && kl_get(exe, "fc_0.w_0");
   *code = err_any() ? err_get()->code : E_NONE;
   snprintf(kept, sizeof kept, "%s", kl_error());
@@ -347,8 +253,8 @@ static int attempt(ErrCode *code, const char **text) {
   err_clear();
   kl_exec_free(exe);
   if (err_any()) return 3;
-  exe = start(net, "cpu", kl_exec_defaults);
-  if (!exe || !step(exe, net, &loss)) return 4;
+  exe = net_start(net, "cpu", kl_exec_defaults);
+  if (!exe || !net_step(exe, net, &loss)) return 4;
   kl_exec_free(exe);
   return !ok;
 }
@@ -496,9 +402,9 @@ static void test_cubins(void **state) {
 static int set_up(void **state) {
   (void)state;
   folder = scratch_folder();
-  small = net_new(mlp, false, 4, 0);
+  small = net_new(net_mlp, false, 4, 0);
   net = &small;
-  check(kl_register(
+  net_check(kl_register(
       &(kl_custom_op){"test_leaky", "X -> Out, Below", leaky_infer, leaky, leaky_grad, NULL}));
   return 0;
 }

@@ -2,7 +2,7 @@
  * interpreter; then programs whose shapes are large enough for every form of kernel: vectors, teams of threads, transposes
  * through shared memory, tiles of matrix products in each arithmetic, split sums, long sorts and scatters. The driver is that
  * of tests/cudasim, found in the library path: this program starts itself again with it. */
-#include "opcase.h"
+#include "device_case.h"
 #include "simulator.h"
 #include "../executor/executor.h"
 #include "../passes/passes.h"
@@ -16,93 +16,13 @@
 
 #include <cmocka.h>
 
-static int n_cases, n_bad;
-
-static void complain(const char *what, const char *fmt, ...) {
-  va_list v;
-  fprintf(stderr, "%s: ", what);
-  va_start(v, fmt);
-  vfprintf(stderr, fmt, v);
-  va_end(v);
-  fputc('\n', stderr);
-  if (err_any()) err_print(stderr, false);
-  err_clear();
-  n_bad++;
-}
-
-static void compare(const char *what, const char *name, const Tensor *a, const Tensor *b,
-                    double tolerance) {
-  char why[256];
-  if (!tensor_close(a, b, tolerance, why, sizeof why))
-    complain(what, "on the device against interpreted: %s: %s", name, why);
-}
-
-/* The program on both executors. */
-static void run_both(const char *what, Program *p, int n_feeds, const Feed *feeds, int n,
-                     const char *const *names, Executor *exec[2], double tolerance) {
-  Tensor out[2][64];
-  bool ok[2];
-  memset(out, 0, sizeof out);
-  for (int t = 0; t < 2; t++) {
-    Scope *scope = scope_new();
-    ok[t] = exec_run(exec[t], scope, p, n_feeds, feeds, n, names, out[t]);
-    if (!ok[t]) complain(what, t ? "interpreted run" : "run on the device");
-    scope_free(scope);
-  }
-  for (int i = 0; i < n && ok[0] && ok[1]; i++)
-    compare(what, names[i], &out[0][i], &out[1][i],
-            tolerance ? tolerance : tolerance_of_type(out[1][i].dtype));
-  for (int t = 0; t < 2; t++)
-    for (int i = 0; i < n; i++) mem_free(out[t][i].data);
-  n_cases++;
-}
-
-static void exec_pair(Executor *exec[2], const char *math) {
-  exec[0] = exec_new(&(ExecOptions){.seed = 5, .device = "cuda", .math = math});
-  exec[1] = exec_new(&(ExecOptions){.seed = 5, .interpret = true});
-  if (!exec[0]) complain("device", "cannot be opened");
-  assert_non_null(exec[0]);
-}
-
-static void free_pair(Executor *exec[2]) {
-  for (int t = 0; t < 2; t++) exec_free(exec[t]);
-}
-
 /* ---- the operator table ---- */
-
-/* The operator of a case and its gradients. */
-static void run_case(OpCase *made, bool ok, double tolerance, Executor *exec[2]) {
-  OpCase c = *made;
-  const OpDef *def = c.def;
-  DType real = c.real;
-  OpGrads g = {0};
-  const char *names[64];
-  int n = 0, n_feeds;
-  char what[512];
-  if (!ok || !infer_program(c.prog, true)) {
-    complain(def->name, "cannot be built");
-    opcase_free(&c);
-    return;
-  }
-  snprintf(what, sizeof what, "%s %s %s", def->name, dtype_info[real].name, c.text ? c.text : "?");
-  const Block *b = c.prog->blocks.v[0];
-  for (int s = 0; s < c.op->outs.n; s++)
-    for (int i = 0; i < c.op->outs.v[s].n && n < 32; i++)
-      if (block_var(b, c.op->outs.v[s].args[i])->dtype != DT_NONE)
-        names[n++] = c.op->outs.v[s].args[i];
-  if (def->grad && !c.nograd && (!opcase_grads(&c, &g) || !infer_program(c.prog, true)))
-    complain(what, "the gradient operator");
-  for (int i = 0; i < g.n_out && n < 64; i++) names[n++] = g.out[i];
-  Feed *feeds = opcase_feeds(&c, &g, &n_feeds);
-  run_both(what, c.prog, n_feeds, feeds, n, names, exec, tolerance);
-  opcase_free(&c);
-}
 
 static void test_operators(void **state) {
   (void)state;
   Executor *exec[2];
-  n_cases = n_bad = 0;
-  exec_pair(exec, NULL);
+  device_cases = device_bad = 0;
+  device_pair(exec, (ExecOptions){0});
   for (int i = 0; i < opdef_n(); i++) {
     const OpDef *def = opdef_at(i);
     if (!opcase_chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM | OF_HOST | OF_LOD)))
@@ -112,13 +32,13 @@ static void test_operators(void **state) {
         layout_always = t; /* the channel last in float64 */
         OpCase c;
         bool ok = opcase_make(&c, def, k, t ? DT_FLOAT64 : DT_FLOAT32);
-        run_case(&c, ok, 0, exec);
+        device_case(&c, ok, 0, exec);
       }
   }
   layout_always = false;
-  free_pair(exec);
-  printf("%d examples on the device and interpreted, %d differ\n", n_cases, n_bad);
-  assert_int_equal(n_bad, 0);
+  device_pair_free(exec);
+  printf("%d examples on the device and interpreted, %d differ\n", device_cases, device_bad);
+  assert_int_equal(device_bad, 0);
 }
 
 /* ---- larger shapes ---- */
@@ -190,10 +110,10 @@ static const struct {
 static void test_large(void **state) {
   (void)state;
   static const char *const maths[] = {NULL, "tf32", "bf16"};
-  n_cases = n_bad = 0;
+  device_cases = device_bad = 0;
   for (int m = 0; m < 3; m++) {
     Executor *exec[2];
-    exec_pair(exec, maths[m]);
+    device_pair(exec, (ExecOptions){.math = maths[m]});
     for (size_t i = 0; i < sizeof large / sizeof *large; i++) {
       const OpDef *def = opdef_find(large[i].op);
       OpCase c;
@@ -201,12 +121,12 @@ static void test_large(void **state) {
           strcmp(large[i].math ? large[i].math : "", maths[m] ? maths[m] : ""))
         continue;
       bool ok = opcase_text(&c, def, large[i].text, 17 + i, large[i].real);
-      run_case(&c, ok, large[i].tolerance, exec);
+      device_case(&c, ok, large[i].tolerance, exec);
     }
-    free_pair(exec);
+    device_pair_free(exec);
   }
-  printf("%d larger programs, %d differ\n", n_cases, n_bad);
-  assert_int_equal(n_bad, 0);
+  printf("%d larger programs, %d differ\n", device_cases, device_bad);
+  assert_int_equal(device_bad, 0);
 }
 
 int main(int argc, char **argv) {

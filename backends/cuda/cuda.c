@@ -1,21 +1,32 @@
 /* The CUDA backend. In: kernels, and "cuda:sm_NN" or a device; out: one PTX module with the entries that cuda.h describes, or
  * a module that is ready to run. */
-#include "device.h"
+#include "foreign.h"
 
 static int64_t bytes_of(const Node *n) { return node_numel(n) * dtype_info[n->dtype].size; }
 
 /* The workspace is the same for all targets. */
 static bool plan_workspace(Kernel *k) {
   Arena *a = arena_scratch();
+  k->choice = 0;
   const CudaPlan *p = cuda_plan(a, k, &(CudaTarget){80, CUDA_F32});
   k->workspace = p ? p->workspace : 0;
   arena_free(a);
   return p != NULL;
 }
 
+/* Where the libraries may serve: on a device, if nobody asked for kernels by a rule. */
+static void choose(Kernel *k) {
+  const CompileOptions *o = k->options;
+  CudaTarget t;
+  if (k->kind == K_CONTRACT && o && o->device && !o->no_blas && k->tuning != TUNE_RULE &&
+      cuda_target(o->target, &t))
+    choose_provider(k, (CudaDevice *)o->device, t.math);
+}
+
 static bool cuda_schedule(Kernel *k) {
   k->flops = k->bytes = 0;
   if (!plan_workspace(k)) return false;
+  choose(k);
   for (int i = 0; i < k->inputs.n; i++) k->bytes += bytes_of(k->inputs.v[i].node);
   for (int i = 0; i < k->outputs.n; i++) k->bytes += bytes_of(k->outputs.v[i]);
   for (int i = 0; i < k->nodes.n; i++) {

@@ -57,6 +57,9 @@ typedef struct CudaTarget {
   CudaMath math;
 } CudaTarget;
 
+/* Kernel.choice: 0, or 1 + a CudaLibrary, which computes the sums, and with CUDA_WHOLE the rest too. */
+enum { CUDA_WHOLE = 16 };
+
 /* plan.c: no LLVM. Any thread; a Graph belongs to one thread at a time. */
 /* "cuda:sm_80", "cuda:sm_80:tf32", "cuda:sm_80:bf16". E-GEN-002. */
 bool cuda_target(const char *name, CudaTarget *t);

@@ -26,6 +26,8 @@ void device_leave(CudaDevice *d) { pthread_mutex_unlock(&d->lock); }
 static void close_device(CudaDevice *d) {
   if (d->context) CU_DROP(cuCtxSetCurrent, d->context);
   if (d->compute) CU_DROP(cuStreamSynchronize, d->compute);
+  if (d->context) device_libraries_close(d);
+  arena_free(d->choices);
   CUstream streams[] = {d->compute, d->copies, d->capture};
   for (size_t i = 0; i < sizeof streams / sizeof *streams; i++)
     if (streams[i]) CU_DROP(cuStreamDestroy, streams[i]);
@@ -228,6 +230,12 @@ void device_describe(Str *out) {
   if (ok)
     str_fmt(out, "cuda driver: CUDA %d.%d, %d device%s\n", cuda_version() / 1000,
             cuda_version() % 1000 / 10, n, n == 1 ? "" : "s");
+  for (int l = 0; ok && l < LIBRARY_N; l++) {
+    int64_t version = library_open((CudaLibrary)l);
+    str_fmt(out, "%s: %s", library_name((CudaLibrary)l), library_file((CudaLibrary)l));
+    if (version) str_fmt(out, ", version %lld", (long long)version);
+    str_add(out, "\n");
+  }
   for (int i = 0; ok && i < n; i++) describe_one(i, out);
   const Diag *why = err_get();
   if (why) str_fmt(out, "cuda driver: none (%s: %s)\n", err_name(why->code), why->summary);

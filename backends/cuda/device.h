@@ -2,7 +2,7 @@
 #ifndef KILN_CUDA_DEVICE_H
 #define KILN_CUDA_DEVICE_H
 #include "cuda.h"
-#include "driver.h"
+#include "library.h"
 #include <pthread.h>
 
 /* One per ordinal and process. All work of all executors goes through its streams, in order. */
@@ -15,7 +15,13 @@ typedef struct CudaDevice {
   CUcontext context;
   CUstream compute, copies, capture; /* capture: never runs anything */
   pthread_mutex_t lock;              /* of the streams' order */
-  int users;                         /* opens and allocations */
+  struct {
+    void *handle;
+    bool tried;
+  } library[LIBRARY_N];      /* from their first use */
+  struct CudaChoice *choice; /* made so far, in choices */
+  Arena *choices;
+  int users; /* opens and allocations */
   struct CudaDevice *next;
 } CudaDevice;
 
@@ -46,18 +52,24 @@ static inline size_t cuda_aligned(size_t n) {
   return (n + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
 }
 
+/* choice.c; inside. NULL: the library is not there, or refuses. */
+void *device_library(CudaDevice *d, CudaLibrary l);
+void device_libraries_close(CudaDevice *d);
+
 struct Module {
   Arena *arena;
   CudaDevice *d;
   const Graph *g;
   int n;
   Kernel *const *kernel;
-  CudaPlan **plan; /* per kernel */
-  CUfunction **fn; /* per kernel and launch */
-  Buffer ***bufs;  /* per kernel: as CudaArg counts them */
-  CUmodule module; /* NULL: nothing to launch */
-  CUfunction copy; /* see guarded_copy in module.c; NULL: none needed */
-  bool checks;     /* is there a CHECK? */
+  CudaPlan **plan;          /* per kernel */
+  struct Foreign **foreign; /* per kernel: what a library does before the launches, or NULL */
+  CUfunction **fn;          /* per kernel and launch */
+  Buffer ***bufs;           /* per kernel: as CudaArg counts them */
+  CUdeviceptr *at;          /* the same of the kernel that is being launched */
+  CUmodule module;          /* NULL: nothing to launch */
+  CUfunction copy;          /* see guarded_copy in module.c; NULL: none needed */
+  bool checks;              /* is there a CHECK? */
   uint8_t *
       *called; /* per kernel that calls a C function: pinned memory for its operands, or NULL */
   bool calls;  /* is there one? Then runs are not captured */
@@ -72,6 +84,12 @@ struct Module {
 
 /* call.c: kernel i on the host. at: its inputs and outputs on the device; run: the CudaRun there. */
 bool host_call(Module *m, int i, const CUdeviceptr *at, CUdeviceptr run);
+/* module.c; inside. f: the functions of a plan, in the arena. E-DEV-006. */
+bool module_load(const void *code, CUmodule *m); /* PTX or machine code */
+bool module_functions(Arena *a, CUmodule m, const CudaPlan *p, CUfunction **f);
+/* run.c. The launch of f; at: addresses as CudaArg counts them; bytes: of the buffer to clear. */
+bool launch_entry(const CudaLaunch *l, CUfunction f, const CUdeviceptr *at, int64_t bytes,
+                  CUdeviceptr run, CUstream s);
 void run_free(Module *m); /* slots, graphs, events; inside */
 bool device_run(Module *m, DeviceRun *r, CheckRecord *check);
 Module *module_new(const Graph *g, int n, Kernel *const *k, const CompileOptions *o);

@@ -2,7 +2,7 @@
  * the driver makes of it, and the functions in it. The disk cache keeps the text (under the kernels and the generator's build)
  * and the machine code (under the text, the architecture and the driver's version); what is taken from there and cannot be
  * loaded is made again. */
-#include "device.h"
+#include "foreign.h"
 #include "../llvm/llvm.h"
 #include <stdlib.h>
 #include <string.h>
@@ -54,17 +54,17 @@ static bool compile_ptx(Arena *a, const Str *ptx, uint8_t **code, size_t *n) {
   return ok;
 }
 
-static bool load(Module *m, const uint8_t *code) {
+bool module_load(const void *code, CUmodule *m) {
   Log log;
   log_open(&log);
-  return CU(cuModuleLoadDataEx, &m->module, code, 2, log.option, log.value) || log_tell(&log);
+  return CU(cuModuleLoadDataEx, m, code, 2, log.option, log.value) || log_tell(&log);
 }
 
 static bool load_cached(Module *m, Arena *a, const Str *key) {
   const uint8_t *code;
   size_t n;
   if (!cache_get(a, key->s, key->n, &code, &n)) return false;
-  if (load(m, arena_dup(a, code, n))) return true; /* the driver wants it aligned */
+  if (module_load(arena_dup(a, code, n), &m->module)) return true; /* the driver wants it aligned */
   m->module = NULL;
   err_clear();
   return false;
@@ -79,7 +79,7 @@ static bool load_ptx(Module *m, const Str *ptx) {
   str_fmt(&key, "cubin %d %d\n", m->d->sm, cuda_version());
   str_addn(&key, ptx->s, ptx->n);
   bool ok = load_cached(m, a, &key);
-  if (!ok && compile_ptx(a, ptx, &code, &n) && load(m, code)) {
+  if (!ok && compile_ptx(a, ptx, &code, &n) && module_load(code, &m->module)) {
     ok = true;
     cache_put(key.s, key.n, code, n);
   }
@@ -164,23 +164,24 @@ static const char guarded_copy[] =
 
 enum { SHARED_BYTES = 48 << 10 }; /* that a kernel may have without asking */
 
-static bool find_function(Module *m, int kernel, int launch) {
-  const CudaLaunch *l = &m->plan[kernel]->launch[launch];
-  CUfunction *f = &m->fn[kernel][launch];
-  return CU(cuModuleGetFunction, f, m->module, l->entry) &&
-         (l->shared <= SHARED_BYTES ||
-          CU(cuFuncSetAttribute, *f, CU_FUNC_DYNAMIC_SHARED, (int)l->shared));
+bool module_functions(Arena *a, CUmodule m, const CudaPlan *p, CUfunction **f) {
+  *f = arena_array(a, CUfunction, p->n + 1);
+  for (int i = 0; i < p->n; i++) {
+    const CudaLaunch *l = &p->launch[i];
+    if (!CU(cuModuleGetFunction, &(*f)[i], m, l->entry) ||
+        (l->shared > SHARED_BYTES &&
+         !CU(cuFuncSetAttribute, (*f)[i], CU_FUNC_DYNAMIC_SHARED, (int)l->shared)))
+      return false;
+  }
+  return true;
 }
 
 static bool find_functions(Module *m) {
-  for (int i = 0; i < m->n; i++) {
-    m->fn[i] = arena_array(m->arena, CUfunction, m->plan[i]->n + 1);
-    for (int j = 0; j < m->plan[i]->n; j++)
-      if (!find_function(m, i, j)) {
-        err_where("kernel %s", m->kernel[i]->name);
-        return false;
-      }
-  }
+  for (int i = 0; i < m->n; i++)
+    if (!module_functions(m->arena, m->module, m->plan[i], &m->fn[i])) {
+      err_where("kernel %s", m->kernel[i]->name);
+      return false;
+    }
   return !m->g->copies.n || !m->checks ||
          CU(cuModuleGetFunction, &m->copy, m->module, guarded_name);
 }
@@ -194,6 +195,41 @@ static bool has_checks(const Graph *g) {
   return false;
 }
 
+/* A library writes state even after a failed check, which kernels that follow it do not. */
+static bool call_allowed(const Module *m, int i, const Foreign *f) {
+  const Buffer *to = m->bufs[i][f->result];
+  return !m->checks || to->kind != B_STATE;
+}
+
+/* The calls of the libraries that were chosen; where one cannot be made, the own kernel runs. */
+static bool prepare_calls(Module *m, void *target) {
+  const CudaTarget *t = target;
+  for (int i = 0; i < m->n; i++) {
+    Kernel *k = m->kernel[i];
+    if (!k->choice) continue;
+    Foreign *f = m->foreign[i] = chosen_call(m->arena, m->d, k, t->math);
+    if (f && call_allowed(m, i, f)) continue;
+    foreign_free(f);
+    m->foreign[i] = NULL;
+    k->choice = 0;
+    snprintf(k->by, sizeof k->by, "own kernel");
+  }
+  return true;
+}
+
+static void bind_kernels(Module *m) {
+  int most = 0;
+  for (int i = 0; i < m->n; i++) {
+    const Kernel *k = m->kernel[i];
+    if (k->inputs.n + k->outputs.n > most) most = k->inputs.n + k->outputs.n;
+    Buffer **b = m->bufs[i] = arena_array(m->arena, Buffer *, k->inputs.n + k->outputs.n + 1);
+    for (int j = 0; j < k->inputs.n; j++) *b++ = k->inputs.v[j].node->buf;
+    for (int j = 0; j < k->outputs.n; j++) *b++ = k->outputs.v[j]->buf;
+    *b = k->ws;
+  }
+  m->at = arena_array(m->arena, CUdeviceptr, most + 1);
+}
+
 static int plan_kernels(Module *m, const CudaTarget *t) {
   int launches = 0;
   for (int i = 0; i < m->n; i++) {
@@ -202,10 +238,6 @@ static int plan_kernels(Module *m, const CudaTarget *t) {
     if (!m->plan[i]) return -1;
     launches += m->plan[i]->n;
     m->calls |= m->plan[i]->on_host;
-    Buffer **b = m->bufs[i] = arena_array(m->arena, Buffer *, k->inputs.n + k->outputs.n + 1);
-    for (int j = 0; j < k->inputs.n; j++) *b++ = k->inputs.v[j].node->buf;
-    for (int j = 0; j < k->outputs.n; j++) *b++ = k->outputs.v[j]->buf;
-    *b = k->ws;
   }
   return launches;
 }
@@ -226,7 +258,31 @@ static void lay_out_slot(Module *m) {
     m->back_bytes += cuda_aligned((size_t)g->fetches.v[i].node->buf->bytes);
 }
 
-static bool make_module(Module *m, const CudaTarget *t) {
+/* On the device, which others wait for. */
+static bool inside(Module *m, void *user, bool (*fn)(Module *, void *)) {
+  if (!device_enter(m->d)) return false;
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    device_leave(m->d);
+    mem_rethrow();
+  }
+  bool ok = fn(m, user);
+  mem_unguard(&guard);
+  device_leave(m->d);
+  return ok;
+}
+
+static bool load_kernels(Module *m, void *ptx) { return load_ptx(m, ptx) && find_functions(m); }
+
+static bool has_calls(const Module *m) {
+  bool any = false;
+  for (int i = 0; i < m->n; i++) any |= m->kernel[i]->choice != 0;
+  return any;
+}
+
+static bool make_module(Module *m, CudaTarget *t) {
+  bind_kernels(m);
+  if (has_calls(m) && !inside(m, t, prepare_calls)) return false;
   int launches = plan_kernels(m, t);
   if (launches <= 0) return launches == 0;
   Arena *a = arena_scratch();
@@ -234,17 +290,7 @@ static bool make_module(Module *m, const CudaTarget *t) {
   str_init(&ptx, a);
   bool ok = make_ptx(m, t, &ptx);
   if (ok && m->g->copies.n && m->checks) str_add(&ptx, guarded_copy);
-  ok = ok && device_enter(m->d);
-  if (ok) {
-    MemGuard guard;
-    if (MEM_GUARD(guard)) {
-      device_leave(m->d);
-      mem_rethrow();
-    }
-    ok = load_ptx(m, &ptx) && find_functions(m);
-    mem_unguard(&guard);
-    device_leave(m->d);
-  }
+  ok = ok && inside(m, &ptx, load_kernels);
   arena_free(a);
   return ok;
 }
@@ -262,6 +308,7 @@ Module *module_new(const Graph *g, int n, Kernel *const *k, const CompileOptions
     mem_rethrow();
   }
   m->plan = arena_array(a, CudaPlan *, n + 1);
+  m->foreign = arena_array(a, Foreign *, n + 1);
   m->fn = arena_array(a, CUfunction *, n + 1);
   m->bufs = arena_array(a, Buffer **, n + 1);
   m->called = arena_array(a, uint8_t *, n + 1);
@@ -281,6 +328,7 @@ void module_close(Module *m) {
   CU_DROP(cuCtxSetCurrent, d->context);
   CU_DROP(cuStreamSynchronize, d->compute);
   run_free(m);
+  for (int i = 0; m->foreign && i < m->n; i++) foreign_free(m->foreign[i]);
   if (m->module) CU_DROP(cuModuleUnload, m->module);
   pthread_mutex_unlock(&d->lock);
   device_drop(d);

@@ -217,8 +217,21 @@ static void launch_product(Planning *p, const CudaGemm *m) {
   s->gemm = m;
 }
 
+/* What follows the sums that a library leaves in the workspace. */
+static bool plan_behind_library(Planning *p) {
+  CudaGemm *sums = arena_new_of(p->a, CudaGemm);
+  CudaTiling *tile = arena_new_of(p->a, CudaTiling);
+  if (p->k->choice & CUDA_WHOLE) return true;
+  tile->type = p->k->core->dtype;
+  *sums = (CudaGemm){.core = p->k->core, .tile = tile, .splits = 1};
+  p->plan->workspace = 1;
+  plan_points(p, LOOP_EPILOGUE, sums);
+  return true;
+}
+
 /* A launch for each class of results; with a split sum two: the parts, then their sum in order and what follows. */
 static bool plan_contract(Planning *p) {
+  if (p->k->choice) return plan_behind_library(p);
   Gen *g = nests_of(p, LOOP_EPILOGUE);
   int n = cuda_gemm_classes(p->k->core);
   const CudaGemm **m = arena_array(p->a, const CudaGemm *, n);
@@ -253,7 +266,7 @@ CudaPlan *cuda_plan(Arena *a, const Kernel *k, const CudaTarget *t) {
   str_init(&key, a);
   loop_key(p.k, LOOP_MAIN, &key);
   bool guarded = writes_state(k);
-  p.key = hash_bytes(guarded, key.s, key.n);
+  p.key = hash_bytes((uint64_t)guarded + (k->choice ? 2 : 0), key.s, key.n);
   p.plan->launch = arena_array(a, CudaLaunch, MOST_LAUNCHES);
   if (!plans[k->kind](&p)) return NULL;
   for (int i = 0; i < p.plan->n; i++) p.plan->launch[i].guarded = guarded;

@@ -4,7 +4,7 @@
  * them, so that a run's copy does not wait for the run before. Launches follow in the graph's order on the compute stream.
  * When a slot meets the same addresses again, its launches and copies are captured as a CUDA graph, and from then on a step
  * is one cuGraphLaunch; not with C functions between the launches. Kernels that write state, and the copies to state, do nothing once a check has failed. */
-#include "device.h"
+#include "foreign.h"
 #include <string.h>
 
 static CUdeviceptr buffer_at(const Module *m, const CudaSlot *s, const DeviceRun *r,
@@ -72,52 +72,47 @@ typedef struct Work {
   CUstream to;
 } Work;
 
-static bool launch(const Work *w, CUfunction f, const CudaLaunch *l, Buffer *const *bufs) {
+bool launch_entry(const CudaLaunch *l, CUfunction f, const CUdeviceptr *at, int64_t bytes,
+                  CUdeviceptr run, CUstream s) {
   enum { MOST = 128 }; /* a kernel of most buffers (fuse_group.c), with room for numbers */
   uint64_t value[MOST];
   void *param[MOST];
   if (l->n_args > MOST)
     return err_set(E_GEN_002, "%s has %d arguments, at most %d are possible", l->entry, l->n_args,
                    MOST);
-  if (l->clear) {
-    const Buffer *b = bufs[l->clear_buf];
-    if (b->bytes &&
-        !CU(cuMemsetD8Async, buffer_at(w->m, w->s, w->r, b), 0, (size_t)b->bytes, w->to))
-      return false;
-  }
+  if (l->clear && bytes && !CU(cuMemsetD8Async, at[l->clear_buf], 0, (size_t)bytes, s))
+    return false;
   for (int i = 0; i < l->n_args; i++) {
     const CudaArg *a = &l->args[i];
     param[i] = &value[i];
-    value[i] = a->kind == CUDA_INT ? (uint64_t)a->i
-               : a->kind == CUDA_RUN
-                   ? w->s->device
-                   : buffer_at(w->m, w->s, w->r, bufs[a->i]) + (uint64_t)a->offset;
+    value[i] = a->kind == CUDA_INT   ? (uint64_t)a->i
+               : a->kind == CUDA_RUN ? run
+                                     : at[a->i] + (uint64_t)a->offset;
   }
-  w->r->launches++;
   return CU(cuLaunchKernel, f, l->grid[0], l->grid[1], l->grid[2], l->block[0], l->block[1],
-            l->block[2], l->shared, w->to, param, NULL);
+            l->block[2], l->shared, s, param, NULL);
 }
 
-static bool call_kernel(const Work *w, int i) {
-  const Kernel *k = w->m->kernel[i];
-  int n = k->inputs.n + k->outputs.n;
-  Arena *a = arena_scratch();
-  CUdeviceptr *at = arena_array(a, CUdeviceptr, n + 1);
-  for (int j = 0; j < n; j++) at[j] = buffer_at(w->m, w->s, w->r, w->m->bufs[i][j]);
-  bool ok = host_call(w->m, i, at, w->s->device);
-  arena_free(a);
-  return ok;
-}
-
+/* On the host; or what a library does first, then the launches. */
 static bool launch_kernel(const Work *w, int i) {
   const Module *m = w->m;
-  if (m->plan[i]->on_host) return call_kernel(w, i);
-  for (int j = 0; j < m->plan[i]->n; j++)
-    if (!launch(w, m->fn[i][j], &m->plan[i]->launch[j], m->bufs[i])) {
-      err_where("kernel %s", m->kernel[i]->name);
-      return false;
-    }
-  return true;
+  const Kernel *k = m->kernel[i];
+  const CudaPlan *p = m->plan[i];
+  const Foreign *f = m->foreign[i];
+  int n = k->inputs.n + k->outputs.n + (k->ws != NULL);
+  CUdeviceptr *at = m->at;
+  for (int j = 0; j < n; j++) at[j] = buffer_at(m, w->s, w->r, m->bufs[i][j]);
+  if (p->on_host) return host_call(w->m, i, at, w->s->device);
+  bool ok = !f || f->calls->run(f, at, w->to);
+  w->r->calls += f != NULL;
+  for (int j = 0; ok && j < p->n; j++) {
+    const CudaLaunch *l = &p->launch[j];
+    w->r->launches++;
+    ok = launch_entry(l, m->fn[i][j], at, l->clear ? m->bufs[i][l->clear_buf]->bytes : 0,
+                      w->s->device, w->to);
+  }
+  if (!ok) err_where("kernel %s", k->name);
+  return ok;
 }
 
 static bool copy_state(const Work *w, const ExitCopy *c) {
@@ -199,7 +194,7 @@ static bool submit(Work *w, bool again) {
   if (!again) drop_graph(s);
   if (!again || w->r->timed || w->m->calls) return enqueue(w);
   if (!s->graph && !capture(w)) return false;
-  w->r->launches = 0;
+  w->r->launches = w->r->calls = 0;
   w->r->graphs = 1;
   return CU(cuGraphLaunch, s->graph, w->m->d->compute);
 }

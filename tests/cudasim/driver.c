@@ -112,9 +112,10 @@ bool object_is(const void *p, Kind kind) {
 Object *object_first(Kind kind) { return objects[kind]; }
 
 static int report_leaks(void) {
-  static const char *const names[] = {"context", "memory",           "pinned memory",
-                                      "module",  "stream",           "event",
-                                      "graph",   "executable graph", "link state"};
+  static const char *const names[] = {"context",       "memory",           "pinned memory",
+                                      "module",        "stream",           "event",
+                                      "graph",         "executable graph", "link state",
+                                      "library object"};
   int n = 0;
   for (int k = 0; k < IS_N; k++)
     for (const Object *o = objects[k]; o; o = o->next, n++)

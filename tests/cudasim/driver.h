@@ -1,7 +1,7 @@
 /* The simulated driver: objects behind the handles, work that is queued in streams and executed later. One lock over all calls. */
 #ifndef CUDASIM_DRIVER_H
 #define CUDASIM_DRIVER_H
-#include "api.h"
+#include "library.h"
 #include "sim.h"
 
 #define API __attribute__((visibility("default"))) CUresult
@@ -17,6 +17,7 @@ typedef enum Kind {
   IS_GRAPH,
   IS_EXEC,
   IS_LINK,
+  IS_LIBRARY,
   IS_N
 } Kind;
 typedef struct Object {
@@ -82,7 +83,8 @@ typedef enum WorkKind {
   WORK_RECORD,
   WORK_WAIT,
   WORK_FREE,
-  WORK_GRAPH
+  WORK_GRAPH,
+  WORK_LIBRARY
 } WorkKind;
 typedef struct Work {
   WorkKind kind;
@@ -90,6 +92,7 @@ typedef struct Work {
   CUfunction function;
   uint32_t grid[3], block[3], shared;
   char *param;
+  LibraryWork *library; /* of param, of `bytes` */
   /* copies: device addresses, or host memory */
   uint64_t to, from;
   char *to_host;
@@ -178,6 +181,8 @@ void graph_hash(CUgraphExec x);
 CUresult free_work(Work *w);
 CUresult kernel_work(Work *w, CUfunction f, const uint32_t grid[3], const uint32_t block[3],
                      uint32_t shared, void **params, void **extra);
+/* library.c */
+CUresult library_run(const Work *w);
 /* report.c */
 void report_add(const Launch *l);
 void report_copy(uint64_t bytes, int direction);

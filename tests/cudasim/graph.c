@@ -152,10 +152,11 @@ API cuGraphDestroy(CUgraph hGraph) {
 
 static Work work_copy(const Work *w) {
   Work c = *w;
-  if (w->kind == WORK_KERNEL) {
-    c.param = host_alloc(w->function->f->param_bytes + 16);
-    memcpy(c.param, w->param, w->function->f->param_bytes);
-  }
+  bool kernel = w->kind == WORK_KERNEL;
+  if (!kernel && w->kind != WORK_LIBRARY) return c;
+  uint64_t n = kernel ? w->function->f->param_bytes : w->bytes;
+  c.param = host_alloc(n + 16);
+  memcpy(c.param, w->param, n);
   return c;
 }
 

@@ -52,7 +52,7 @@ void work_hash(Work *w) {
 }
 
 void work_free(Work *w) {
-  if (w->kind == WORK_KERNEL) free(w->param);
+  if (w->kind == WORK_KERNEL || w->kind == WORK_LIBRARY) free(w->param);
   if (w->owned) free((void *)w->from_host);
 }
 
@@ -130,6 +130,7 @@ CUresult work_run(Work *w) {
   case WORK_RECORD: return run_record(w);
   case WORK_FREE: return free_work(w);
   case WORK_GRAPH: return graph_run(w->exec);
+  case WORK_LIBRARY: return library_run(w);
   default: return CUDA_SUCCESS;
   }
 }
