@@ -167,6 +167,21 @@ static Value b_has(Formula *f, int n, const Value *v) {
   return fm_num(v[0].kind != V_ABSENT);
 }
 
+/* Is it an input that holds rows of a gradient (SelectedRows)? */
+static Value b_isrows(Formula *f, int n, const Value *v) {
+  (void)n;
+  const Op *op = f->x->op;
+  Node *x = fm_tensor(f, &v[0], NULL);
+  bool rows = false;
+  for (int s = 0; x && op->block && s < op->ins.n; s++)
+    for (int k = 0; k < op->ins.v[s].n; k++) {
+      const char *name = op->ins.v[s].args[k];
+      const Var *in = block_find_var(op->block, name);
+      rows = rows || (in && in->kind == VK_SELECTED_ROWS && map_get(f->x->env, name) == x);
+    }
+  return fm_num(rows);
+}
+
 static Value b_isfloat(Formula *f, int n, const Value *v) {
   (void)n;
   Node *x = fm_tensor(f, &v[0], NULL);
@@ -325,11 +340,11 @@ static const Builtin builtins[] = {
     {"align", 3, b_align},     {"argmax", 1, b_argmax},   {"cast", 2, b_cast},
     {"convert", 2, b_convert}, {"dim", 2, b_dim},         {"expand", 2, b_expand},
     {"full", 2, b_full},       {"has", 1, b_has},         {"iota", 2, b_iota},
-    {"isbool", 1, b_isbool},   {"isfloat", 1, b_isfloat}, {"keep", 3, b_keep},
-    {"num", 1, b_num},         {"numel", 1, b_numel},     {"rank", 1, b_rank},
-    {"reshape", 2, b_reshape}, {"rmax", 1, b_rmax},       {"rmean", 1, b_rmean},
-    {"rmin", 1, b_rmin},       {"rprod", 1, b_rprod},     {"rsum", 1, b_rsum},
-    {"scalar", 1, b_scalar},
+    {"isbool", 1, b_isbool},   {"isfloat", 1, b_isfloat}, {"isrows", 1, b_isrows},
+    {"keep", 3, b_keep},       {"num", 1, b_num},         {"numel", 1, b_numel},
+    {"rank", 1, b_rank},       {"reshape", 2, b_reshape}, {"rmax", 1, b_rmax},
+    {"rmean", 1, b_rmean},     {"rmin", 1, b_rmin},       {"rprod", 1, b_rprod},
+    {"rsum", 1, b_rsum},       {"scalar", 1, b_scalar},
 };
 
 /* ---- calls ---- */

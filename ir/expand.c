@@ -356,8 +356,11 @@ bool expand_op(Expand *x, const Op *op) {
   x->op = op;
   if (op->block) graph_set_op(x->g, op);
   bool ok;
+  bool declared = false;
+  const Op *given = op->def && op_has_given(op) ? op_with_constants(x, &declared) : op;
+  if (given) x->op = given;
   if (op->def)
-    ok = op_numbers_fit(op) && expand_with_row(x, op->def);
+    ok = declared || (given && op_numbers_fit(given) && expand_with_row(x, op->def));
   else {
     ok = err_set(E_OPR_001, "unknown operator %s", quoted(op->type));
     const char *near = opdef_nearest(op->type);

@@ -236,6 +236,11 @@ bool x_out(Expand *x, const char *slot, Node *n);
 bool x_out_at(Expand *x, const char *slot, int i, Node *n);
 /* The k-th random stream of this operator: stable under edits elsewhere */
 int64_t x_stream(Expand *x, int k);
+/* ops/given.c: attributes that variables give. */
+bool op_has_given(const Op *op);
+/* x->op with their values. *declared: they are not known, and the outputs are set as they are declared (in shape inference).
+ * NULL: error set. */
+const Op *op_with_constants(Expand *x, bool *declared);
 /* Expand one operator: reads and extends env. Adds the place to any error. */
 bool expand_op(Expand *x, const Op *op);
 /* A Program's block 0 (minus feed and fetch operators) as a Graph with STATE/FEED sources.

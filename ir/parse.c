@@ -280,7 +280,7 @@ static bool operator_line(Text *k, Block *b) {
   op->outs.v = take_slots(k, k->outs.v, op->outs.n = op->outs.cap = k->outs.n);
   op->attrs.v = take_attrs(k, &op->attrs.n);
   op->attrs.cap = op->attrs.n;
-  if (op_names_differ(op, k->tmp)) return line_end(k);
+  if (op_names_differ(op, k->tmp)) return op_link_attrs(op), line_end(k);
   k->s = start;
   return false;
 }

@@ -96,7 +96,9 @@ static void print_op(Arena *t, const Op *op, Str *out) {
   if (op->outs.n) str_add(out, " = ");
   print_name(op->type, out);
   str_add(out, "(");
-  print_slots(t, op->ins.v, op->ins.n, false, out);
+  size_t n;
+  const Slot *ins = op_own_slots(op, t, &n);
+  print_slots(t, ins, (int)n, false, out);
   str_add(out, ")");
   const char *place = single_place(op);
   print_attrs(t, op->attrs.v, op->attrs.n, place ? "op_callstack" : NULL, out);

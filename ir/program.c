@@ -318,6 +318,35 @@ void op_set_attr(Op *op, const Attr *from) {
   else
     vec_add(a, &op->attrs, copy);
   op->block->prog->edits++;
+  op_link_attrs(op);
+}
+
+static bool by_variables(const Attr *a) { return a->type == AT_VAR || a->type == AT_VARS; }
+
+void op_link_attrs(Op *op) {
+  for (int i = 0; i < op->attrs.n; i++) {
+    const Attr *a = &op->attrs.v[i];
+    if (!by_variables(a) || op_ins(op, a->name)) continue;
+    if (a->type == AT_VAR)
+      op_add_in(op, a->name, a->s);
+    else
+      op_set_ins(op, a->name, a->n, a->ss);
+  }
+}
+
+bool op_slot_is_attr(const Op *op, const char *slot) {
+  const SlotDef *d = op->def ? opdef_in(op->def, slot) : NULL;
+  for (int i = 0; i < op->attrs.n && !d; i++)
+    if (by_variables(&op->attrs.v[i]) && !strcmp(op->attrs.v[i].name, slot)) return true;
+  return false;
+}
+
+const Slot *op_own_slots(const Op *op, Arena *a, size_t *n) {
+  Slot *own = arena_array(a, Slot, op->ins.n + 1);
+  *n = 0;
+  for (int i = 0; i < op->ins.n; i++)
+    if (!op_slot_is_attr(op, op->ins.v[i].name)) own[(*n)++] = op->ins.v[i];
+  return own;
 }
 
 /* Sets the attribute with the type of its row, if it has one and the value can take it. */

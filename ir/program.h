@@ -129,7 +129,11 @@ void op_set_float(Op *op, const char *name, double v);
 void op_set_bool(Op *op, const char *name, bool v);
 void op_set_str(Op *op, const char *name, const char *v);
 void op_set_ints(Op *op, const char *name, int n, const int64_t *v);
-void op_rename(Op *op, const char *from, const char *to); /* every occurrence in the slots */
+/* An attribute that variables give (VAR, VARS) is also an input slot of its name, which files do not have. */
+void op_link_attrs(Op *op);
+bool op_slot_is_attr(const Op *op, const char *slot);
+const Slot *op_own_slots(const Op *op, Arena *a, size_t *n); /* the other input slots */
+void op_rename(Op *op, const char *from, const char *to);    /* every occurrence in the slots */
 /* What an operator has. Absent slot: NULL / 0. Attributes fall back to the default of the row. */
 const Slot *op_ins(const Op *op, const char *slot);
 const Slot *op_outs(const Op *op, const char *slot);
@@ -282,8 +286,10 @@ bool prog_verify(const Program *p);
 /* ---- text and files ---- */
 /* structure.c: rules that both file forms check while reading. */
 bool check_block_head(int position, int64_t idx, int64_t parent, int64_t forward); /* E-PRO-002 */
-bool check_var_dims(int rank, const int64_t *dims);       /* E-PRO-002, E-SHP-002, E-MEM-002 */
-bool op_names_differ(const Op *op, Arena *tmp);           /* slots and attributes: E-PRO-002 */
+bool check_var_dims(int rank, const int64_t *dims); /* E-PRO-002, E-SHP-002, E-MEM-002 */
+bool op_names_differ(const Op *op, Arena *tmp);     /* slots and attributes: E-PRO-002 */
+/* PaddlePaddle multiplies unknown dimensions: what an operator computes may have some below -1, which become -1. E-PRO-002 */
+bool prog_settle_dims(Program *p, Arena *tmp);
 bool prog_check_blocks(const Program *p);                 /* BLOCK attributes: E-PRO-002 */
 const char *content_kind(const uint8_t *bytes, size_t n); /* "a Python pickle"; NULL if unknown */
 /* printable as far as the first 512 bytes tell */

@@ -126,7 +126,8 @@ static Pb__OpDesc__Attr *put_attr(const Attr *a, Arena *t) {
   return m;
 }
 
-static Pb__OpDesc__Var **put_slots(const Slot *slots, int n, Arena *t) {
+static Pb__OpDesc__Var **put_slots(const Slot *slots, size_t n_slots, Arena *t) {
+  int n = (int)n_slots;
   Pb__OpDesc__Var **v = arena_array(t, Pb__OpDesc__Var *, n);
   const void **sorted = by_name(t, slots, n, sizeof(Slot));
   for (int i = 0; i < n; i++) {
@@ -146,10 +147,10 @@ static Pb__OpDesc *put_op(const Op *op, Arena *t) {
   pb__op_desc__init(m);
   m->type = bytes_of(op->type);
   m->has_is_target = m->is_target = op->is_target;
-  m->n_inputs = (size_t)op->ins.n;
-  m->inputs = put_slots(op->ins.v, op->ins.n, t);
+  const Slot *ins = op_own_slots(op, t, &m->n_inputs);
+  m->inputs = put_slots(ins, m->n_inputs, t);
   m->n_outputs = (size_t)op->outs.n;
-  m->outputs = put_slots(op->outs.v, op->outs.n, t);
+  m->outputs = put_slots(op->outs.v, m->n_outputs, t);
   m->n_attrs = (size_t)op->attrs.n;
   m->attrs = arena_array(t, Pb__OpDesc__Attr *, op->attrs.n);
   const void **sorted = by_name(t, op->attrs.v, op->attrs.n, sizeof(Attr));

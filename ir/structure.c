@@ -12,17 +12,51 @@ bool op_names_differ(const Op *op, Arena *tmp) {
   return !s || err_set(E_PRO_002, "attribute %s is there twice", quoted(s));
 }
 
+static bool bad_dim(int i, int64_t dim) {
+  return err_set(E_PRO_002, "dimension %d is %" PRId64 "; it must be -1 (unknown) or more", i, dim);
+}
+
 bool check_var_dims(int rank, const int64_t *dims) {
   int64_t known[KL_VAR_RANK], numel;
   if (rank > KL_VAR_RANK)
     return err_set(E_SHP_002, "%d dimensions; Kiln takes at most %d", rank, KL_VAR_RANK);
   for (int i = 0; i < rank; i++) {
-    if (dims[i] < -1)
-      return err_set(E_PRO_002, "dimension %d is %" PRId64 "; it must be -1 (unknown) or more", i,
-                     dims[i]);
+    if (dims[i] < INT32_MIN) return bad_dim(i, dims[i]);
     known[i] = dims[i] < 0 ? 1 : dims[i];
   }
   return dims_numel(DT_UINT8, rank, known, &numel);
+}
+
+static Map *written_names(const Program *p, Arena *tmp) {
+  Map *written = map_new(tmp);
+  for (int b = 0; b < p->blocks.n; b++)
+    for (int i = 0; i < p->blocks.v[b]->ops.n; i++) {
+      const SlotVec *outs = &p->blocks.v[b]->ops.v[i]->outs;
+      for (int s = 0; s < outs->n; s++)
+        for (int k = 0; k < outs->v[s].n; k++) map_put(written, outs->v[s].args[k], written);
+    }
+  return written;
+}
+
+static bool settle(Program *p, Var *v, Map **written, Arena *tmp) {
+  for (int d = 0; d < v->rank; d++) {
+    if (v->dims[d] >= -1) continue;
+    if (!*written) *written = written_names(p, tmp);
+    if (v->persistable || v->need_check_feed || !map_get(*written, v->name)) {
+      bad_dim(d, v->dims[d]);
+      return err_where("block %d, variable %s", v->block->idx, quoted(v->name)), false;
+    }
+    v->dims[d] = -1;
+  }
+  return true;
+}
+
+bool prog_settle_dims(Program *p, Arena *tmp) {
+  Map *written = NULL;
+  for (int b = 0; b < p->blocks.n; b++)
+    for (int i = 0; i < p->blocks.v[b]->vars.n; i++)
+      if (!settle(p, p->blocks.v[b]->vars.v[i], &written, tmp)) return false;
+  return true;
 }
 
 bool check_block_head(int position, int64_t idx, int64_t parent, int64_t forward) {

@@ -291,6 +291,7 @@ static bool take_op(Decoder *d, const Field *f, Block *b, int position) {
     if (ok) op->outs.n = op->outs.cap = (int)m->n_outputs;
     if (ok) drop_repeats(op, d->tmp);
     ok = ok && op_names_differ(op, d->tmp);
+    if (ok) op_link_attrs(op);
   }
   if (ok) return true;
   if (type)
@@ -403,8 +404,9 @@ static bool scan_block(Wire body, BlockHead *h) {
 static bool take_block(Decoder *d, const Field *f, int position) {
   BlockHead h;
   if (f->type != BYTES) return bad_wire(f, "a block has the wrong wire type");
-  bool ok = charge(d, 512) && scan_block(f->body, &h) &&
-            check_block_head(position, h.idx, h.parent, h.forward);
+  bool ok = charge(d, 512) && scan_block(f->body, &h);
+  if (h.forward == h.idx) h.forward = -1; /* as gradient merging leaves it */
+  ok = ok && check_block_head(position, h.idx, h.parent, h.forward);
   if (ok) {
     Block *b = position ? prog_add_block(d->p, (int)h.parent, (int)h.forward) : d->p->blocks.v[0];
     Wire body = f->body;
@@ -447,7 +449,7 @@ static bool take_program(Decoder *d, Wire w) {
   const char *twice =
       repeated_name(d->tmp, d->p->op_versions.v, d->p->op_versions.n, sizeof(OpVersion));
   if (twice) return err_set(E_PRO_002, "operator %s has two versions", quoted(twice));
-  return prog_check_blocks(d->p);
+  return prog_settle_dims(d->p, d->tmp) && prog_check_blocks(d->p);
 }
 
 Program *prog_decode(const uint8_t *bytes, size_t n, const char *file) {

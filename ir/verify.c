@@ -119,8 +119,8 @@ static int connected(const Slot *s) {
   return n;
 }
 
-static bool check_slots(Verify *c, const SlotVec *slots, int n_defs, const SlotDef *defs,
-                        const char *side) {
+static bool check_slots(Verify *c, const Op *op, const SlotVec *slots, int n_defs,
+                        const SlotDef *defs, const char *side) {
   for (int i = 0; i < slots->n; i++) {
     const Slot *s = &slots->v[i];
     const SlotDef *d = NULL;
@@ -129,7 +129,7 @@ static bool check_slots(Verify *c, const SlotVec *slots, int n_defs, const SlotD
     for (int k = 0; k < i; k++)
       if (!strcmp(slots->v[k].name, s->name))
         return err_set(E_OPR_002, "%s %s is given twice", side, quoted(s->name));
-    if (!d && connected(s)) {
+    if (!d && connected(s) && !(slots == &op->ins && op_slot_is_attr(op, s->name))) {
       err_set(E_OPR_002, "the operator has no %s %s", side, quoted(s->name));
       help_nearest(c, s->name, n_defs, defs);
       return false;
@@ -155,6 +155,7 @@ static bool check_attr(Verify *c, const OpDef *def, const Attr *a) {
   if (!d || d->extra || d->dflt.type == a->type) return true;
   const char *want = attr_info[d->dflt.type].name, *have = attr_info[a->type].name;
   if (a->type == AT_VAR || a->type == AT_VARS) {
+    if (!(def->flags & OF_HOST)) return true;
     err_set(E_OPR_004, "attribute %s is given by a variable", quoted(a->name));
     err_help("Give attribute %s as a constant of type %s.", quoted(a->name), want);
     return false;
@@ -272,8 +273,8 @@ static bool check_op(Verify *c, const Op *op) {
   const OpDef *d = op->def;
   if (!d) {
     if (!c->n_unknown++) c->unknown = op;
-  } else if (!check_slots(c, &op->ins, d->n_ins, d->ins, "input") ||
-             !check_slots(c, &op->outs, d->n_outs, d->outs, "output"))
+  } else if (!check_slots(c, op, &op->ins, d->n_ins, d->ins, "input") ||
+             !check_slots(c, op, &op->outs, d->n_outs, d->outs, "output"))
     return false;
   return check_attrs(c, op) && check_args(c, op) && check_column(c, op);
 }

@@ -675,7 +675,7 @@ static void missing_output(Program *p) { first(p)->outs.n = 0; }
 static void slot_twice(Program *p) { vec_add(p->arena, &first(p)->ins, first(p)->ins.v[0]); }
 static void string_axis(Program *p) { op_set_str(first(p), "axis", "one"); }
 static void variable_axis(Program *p) {
-  op_set_attr(first(p), &(Attr){.name = "axis", .type = AT_VAR, .s = "x"});
+  op_set_attr(first(p), &(Attr){.name = "axis", .type = AT_VAR, .s = "nobody"});
 }
 static void attr_twice(Program *p) {
   op_set_int(first(p), "axis", 1);
@@ -758,7 +758,7 @@ static const struct {
                {slot_twice, E_OPR_002, "twice"},
                {string_axis, E_OPR_003,
                 "\"axis\" has type STRING (\"'one'\"); the operator takes INT"},
-               {variable_axis, E_OPR_004, "given by a variable"},
+               {variable_axis, E_VER_001, "nobody"},
                {attr_twice, E_OPR_003, "twice"},
                {missing_attr, E_OPR_003, "required attribute must (FLOAT)"},
                {wide_block, E_PRO_002, "refers to block 9"},

@@ -193,6 +193,9 @@ int main(void) {
                                      FIXTURE(involution),
                                      FIXTURE(alignment),
                                      FIXTURE(pieces),
-                                     FIXTURE(sequences)};
+                                     FIXTURE(sequences),
+                                     FIXTURE(rows),
+                                     FIXTURE(merged),
+                                     FIXTURE(given)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -75,7 +75,6 @@ static bool store(const Flag *f, const char *value) {
   case FLAG_TEXT: return *(const char **)f->to = value, true;
   case FLAG_LIST: {
     List *l = f->to;
-    if (l->n == LIST_MAX) return false;
     return l->v[l->n++] = value, true;
   }
   }
@@ -111,6 +110,8 @@ int parse_args(int argc, char **argv, const Usage *u, List *args) {
     if (f->kind == FLAG_BOOL && eq) return usage_error("%s: %s takes no value", verb, f->name);
     const char *value = eq ? eq + 1 : f->kind == FLAG_BOOL ? "" : i + 1 < argc ? argv[++i] : NULL;
     if (!value) return usage_error("%s: %s needs a value: %s", verb, f->name, f->value);
+    if (f->kind == FLAG_LIST && ((List *)f->to)->n == LIST_MAX)
+      return usage_error("%s: %s is given more than %d times", verb, f->name, LIST_MAX);
     if (!store(f, value))
       return usage_error("%s: %s: %s is not a valid %s", verb, f->name, quoted(value), f->value);
   }

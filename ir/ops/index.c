@@ -90,7 +90,9 @@ static bool lookup(Expand *x, int rank, const int64_t *lead) {
   if (n < 0 || !ops_known(w)) return x_out(x, "Out", ops_blank(g, w->dtype, rank + 1, dims));
   ids = g_check(g, ops_reshape(g, ids, 1, &n), 0, w->dims[0], pad != -1, pad, E_DAT_002);
   Node *rows = ops_take(g, w, ids, 0);
-  if (pad != -1 && rows) {
+  /* without a block it is expanded for a gradient: PaddlePaddle leaves the rows of padding in those that are rows */
+  bool keep_pad = !x->op->block && op_bool(x->op, "is_sparse");
+  if (pad != -1 && rows && !keep_pad) {
     Node *hit = g_map2(g, P_EQ, ids, g_full_int(g, ids->dtype, pad, 1, &n));
     rows = g_select(g, ops_along(g, hit, 2, 0), g_const(g, w->dtype, 0), rows);
   }

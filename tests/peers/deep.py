@@ -84,12 +84,6 @@ NETS = {
 FREE = {"encoder, adamw + global norm": {"linear_1.b_0", "linear_8.b_0"}}
 
 
-def trained_by(main):
-    """The parameters that an operator reads. (Recurrent layers also have one that only names the memory of the others.)"""
-    read = {n for op in main.global_block().ops for n in op.input_arg_names}
-    return {p.name for p in main.all_parameters()} & read
-
-
 def warm_up(exe, main, n_steps):
     """Some steps with a large learning rate. At their initial values some nets make of a difference of 3e-7 one of 3e-2 in a step."""
     rate = static.global_scope().find_var("learning_rate_0").get_tensor()

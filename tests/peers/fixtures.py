@@ -151,11 +151,41 @@ def sequences():
     return paddle.mean(paddle.square(out)), paddle.optimizer.SGD(0.1), None
 
 
+def rows():
+    """An embedding whose gradient is rows: padding and lazy Adam."""
+    h = static.nn.embedding(data(3, dtype="int64"), [9, 4], is_sparse=True, padding_idx=1)
+    loss = paddle.mean(F.softmax_with_cross_entropy(static.nn.fc(paddle.flatten(h, 1), 4), static.data("y", [-1, 1], "int64")))
+    return loss, paddle.optimizer.Adam(0.05, lazy_mode=True, epsilon=1e-3), [loss]
+
+
+def merged():
+    """Gradients summed over two runs, then used: a conditional block."""
+    h = static.nn.fc(data(6), 5, activation="tanh")
+    loss = paddle.mean(F.square_error_cost(static.nn.fc(h, 1), static.data("y", [-1, 1], "float32")))
+    return loss, paddle.incubate.optimizer.GradientMergeOptimizer(paddle.optimizer.Momentum(0.1, 0.9), k_steps=2), [loss]
+
+
+def given():
+    """Attributes that variables give: one known in the program, one computed in the run."""
+    h = static.nn.fc(data(4, 3), 5, num_flatten_dims=2, activation="tanh")
+    axis = paddle.cast(paddle.sum(static.data("y", [-1, 1], "int64")) % 2 + 1, "int32")
+    def append(kind, out, **attrs):
+        block = static.default_main_program().current_block()
+        v = block.create_var(dtype="float32", shape=out)
+        block.append_op(type=kind, inputs={"X": h}, outputs={"Out": v}, attrs=attrs)
+        return v
+    a = append("cumsum", [-1, 4, 5], axis=axis, reverse=True)
+    b = append("reduce_sum", [-1, 5], dim=paddle.full([1], 1, "int64"), keep_dim=False, reduce_all=False)
+    c = append("fill_any_like", [-1, 4, 5], value=paddle.max(h), dtype=5)
+    loss = paddle.mean(paddle.square(a) * c.detach()) + paddle.mean(paddle.square(b))
+    return loss, paddle.optimizer.SGD(0.05), [loss]
+
+
 def main():
     paddle.enable_static()
     out = sys.argv[1] if len(sys.argv) > 1 else "tests/fixtures"
     chosen = sys.argv[2:]
-    for net in (mlp, convnet, attention, regression_adamw, language, involution, alignment, pieces, sequences):
+    for net in (mlp, convnet, attention, regression_adamw, language, involution, alignment, pieces, sequences, rows, merged, given):
         if chosen and net.__name__ not in chosen:
             continue
         paddle.seed(7)
