@@ -1,8 +1,10 @@
 /* Attention as loops: weights of queries over keys times values. In: the contraction that makes the scores, and the one that
- * sums values with weights of the scores' shape. Out: which loop is which, and by how many elements it moves through each tensor.
+ * sums values with weights of the scores' shape, over keys or (gradients of k and v) over rows. Out: which loop is which, and by how
+ * many elements it moves through each tensor.
  *
  *   scores[outer, row, key]  = sum over depth of q[outer, row, depth] * k[outer, key, depth]
- *   out[outer, row, width]   = sum over keys of weights[outer, row, key] * v[outer, key, width]
+ *   out[outer, row, width]   = sum over keys of weights[outer, row, key] * v[outer, key, width], or
+ *   out[outer, key, width]   = sum over rows of weights[outer, row, key] * v[outer, row, width]
  *
  * The order of dimensions in q, k, v and out is any; keys are the last dimension of the scores, rows the one before. */
 #include "attention.h"
@@ -67,20 +69,22 @@ static AttentionLoop loop_of(const Attention *a, int l, const int *in_out) {
 }
 
 /* in_out: by dimension of the scores, the loop of `out` that the weights' dimension is read at; -1: of extent 1. */
-static bool weights_loops(const Attention *a, int *in_out) {
+static bool weights_loops(Attention *a, int *in_out) {
   const Node *n = a->out;
   unsigned used = 0;
-  int keys = a->scores->rank - 1;
+  int keys = a->scores->rank - 1, summed = keys;
   for (int d = 0; d <= keys; d++) {
     const AffDim *m = &n->map[a->weights][d];
-    in_out[d] = m->l0;
-    if (a->scores->dims[d] == 1) in_out[d] = -1;
-    if (in_out[d] < 0) continue;
-    bool plain = m->l1 < 0 && m->c0 == 1 && m->off == 0 && m->div == 1;
+    in_out[d] = a->scores->dims[d] == 1 ? -1 : m->l0;
+    if (in_out[d] < 0 && a->scores->dims[d] == 1) continue;
+    bool plain = m->l0 >= 0 && m->l1 < 0 && m->c0 == 1 && m->off == 0 && m->div == 1;
     if (!plain || n->ext[m->l0] != a->scores->dims[d] || used >> m->l0 & 1) return false;
-    if ((m->l0 >= n->rank) != (d == keys)) return false;
     used |= 1u << m->l0;
+    if (m->l0 >= n->rank && d == keys - 1) summed = d;
   }
+  a->over_rows = summed != keys;
+  for (int d = 0; d <= keys; d++)
+    if (in_out[d] >= 0 && (in_out[d] >= n->rank) != (d == summed)) return false;
   return true;
 }
 
@@ -115,8 +119,8 @@ bool attention_of(const Node *scores, const Node *out, int weights, Attention *a
   int width = only_loop(out, 0, out->rank, weights);
   if (moves(scores, a->q, keys) || moves(scores, !a->q, rows)) return false;
   if (depth == -2 || sums == -2 || width == -2 || !weights_loops(a, in_out)) return false;
-  if (sums >= 0 && sums != in_out[keys]) return false;
-  if (in_out[rows] >= 0 && moves(out, !weights, in_out[rows])) return false;
+  int summed = in_out[a->over_rows ? rows : keys], other = in_out[a->over_rows ? keys : rows];
+  if ((sums >= 0 && sums != summed) || (other >= 0 && moves(out, !weights, other))) return false;
   fill(a, in_out, depth, width);
   return a->depth.ext > 0;
 }
@@ -132,4 +136,27 @@ void attention_of_kernel(const Kernel *k, Attention *a) {
   bool ok = scores && attention_of(scores, k->core, weights, a);
   assert(ok);
   (void)ok;
+}
+
+/* Is v a value for each row (of extent 1 along the last axis) at every element of the row? */
+static bool spreads_row(const Node *v, const Node *full) {
+  int last = full->rank - 1;
+  if (v->prim != P_VIEW || v->in[0]->rank != full->rank || v->in[0]->dims[last] != 1) return false;
+  for (int d = 0; d <= last; d++) {
+    const AffDim *m = &v->map[0][d];
+    bool zero = m->l0 < 0 && m->off == 0;
+    if (d == last ? !zero : !aff_is_loop(m, d) && !(zero && full->dims[d] == 1)) return false;
+  }
+  return true;
+}
+
+bool attention_softmax(const Node *w, AttentionSoftmax *s) {
+  for (int i = 0; i < w->n_in && (w->prim == P_MUL || (w->prim == P_DIV && i == 0)); i++) {
+    Node *e = w->in[i], *spread = w->in[1 - i], *sub = e->prim == P_EXP ? e->in[0] : NULL;
+    if (!sub || sub->prim != P_SUB || !spreads_row(spread, w) || !spreads_row(sub->in[1], w))
+      continue;
+    *s = (AttentionSoftmax){e, sub->in[1]->in[0], spread->in[0], w->prim == P_DIV};
+    if (s->max->prim == P_RMAX) return true;
+  }
+  return false;
 }

@@ -34,8 +34,8 @@ const GraphField graph_field[] = {
 };
 const int graph_field_n = sizeof graph_field / sizeof *graph_field;
 
-static const char *const kernel_kind[] = {"loop", "contract", "scatter",  "concat",
-                                          "sort", "call",     "attention"};
+static const char *const kernel_kind[] = {"loop", "contract", "scatter",   "concat",
+                                          "sort", "call",     "attention", "attention_grad"};
 static const char *const buffer_kind[] = {"arena", "feed", "state", "data", "kept"};
 
 static void add_string(Str *o, const char *s) {

@@ -13,7 +13,8 @@ typedef enum KernelKind {
   K_CONCAT,
   K_SORT,
   K_CALL,
-  K_ATTENTION
+  K_ATTENTION,
+  K_ATTENTION_GRAD
 } KernelKind;
 
 /* A Kernel computes its outputs (materialised nodes) from its inputs (materialised nodes or FEED/STATE/DATA sources).
@@ -38,7 +39,10 @@ typedef enum KernelKind {
  *   K_CONCAT: the producers of operands may be inlined like in a map; K_SCATTER: base may share the output's buffer).
  * K_ATTENTION: core is the CONTRACT that sums values with weights; outputs[0] is core, ext its dims, reduce = 0. Inside are another
  *   CONTRACT, which makes the scores, and what a K_LOOP that reduces the last axis of the scores' shape makes of them, the
- *   weights in the end; scores are read at the point only. Further outputs are values of that K_LOOP's row shape. */
+ *   weights in the end; scores are read at the point only. Further outputs are values of that K_LOOP's row shape.
+ * K_ATTENTION_GRAD: core is the CONTRACT that makes the gradient of weights, of the scores' shape. Inside are another, which makes the
+ *   scores, and a K_LOOP as above, which makes of both, at the point, what the outputs are sums with: gradients of the scores, or
+ *   weights. Outputs are CONTRACTs with these, over keys or over rows. */
 typedef struct KernelInput {
   Node *node;
   bool aligned;  /* read only at the index that is written: may share its buffer */

@@ -3,7 +3,7 @@
  *   K_LOOP, K_CONCAT          generated (backends/llvm)
  *   K_CONTRACT                matrix products as contract.c plans it, by microkernels or OpenBLAS, then the generated
  *                             epilogue; or all of it generated
- *   K_ATTENTION               as attention.c plans it: microkernels or OpenBLAS, and generated code for the weights
+ *   K_ATTENTION, its _GRAD    as attention.c plans it: microkernels or OpenBLAS, and generated code for the weights
  *   K_SCATTER, K_SORT, K_CALL C functions
  * In: kernels of a Graph. Out: phases of tasks for the executor's pool. */
 #include "attention.h"
@@ -59,8 +59,8 @@ static int64_t traffic(const Kernel *k) {
 /* Nanoseconds on one thread, from operations and bytes per nanosecond. */
 static int64_t cost_of(const Kernel *k, PlanKind plan) {
   static const int ops_per_ns[] = {
-      [K_LOOP] = 16, [K_CONTRACT] = 128, [K_SCATTER] = 1,    [K_CONCAT] = 8,
-      [K_SORT] = 1,  [K_CALL] = 1,       [K_ATTENTION] = 128};
+      [K_LOOP] = 16, [K_CONTRACT] = 128, [K_SCATTER] = 1,     [K_CONCAT] = 8,
+      [K_SORT] = 1,  [K_CALL] = 1,       [K_ATTENTION] = 128, [K_ATTENTION_GRAD] = 128};
   enum { LOOP_CONTRACT_OPS = 4 };
   /* what fits in a core's own caches; what more than one core had and wrote; memory */
   static const struct {
@@ -131,6 +131,7 @@ static bool library_code(Arena *a, const Kernel *k, KernelCode *code) {
 typedef struct Part {
   Plan *plan;               /* K_CONTRACT */
   AttentionPlan *attention; /* K_ATTENTION */
+  AttentionGrad *gradient;  /* K_ATTENTION_GRAD */
   LoopPart part;
   KernelFn *fn; /* NULL: nothing */
   int64_t tasks;
@@ -138,6 +139,7 @@ typedef struct Part {
 
 static void want_code(CodeBatch *b, Kernel *k, Part *p) {
   if (p->attention) attention_want(p->attention, b);
+  if (p->gradient) attention_grad_want(p->gradient, b);
   if (p->plan) plan_micro(p->plan, b);
   if (!part_of(k, p->plan, &p->part)) return;
   loop_code(b, k, p->part, &p->fn);
@@ -147,6 +149,7 @@ static void want_code(CodeBatch *b, Kernel *k, Part *p) {
 /* The phases around it. */
 static void set_phases(const Part *p, KernelCode *code) {
   if (p->attention) attention_code(p->attention, code);
+  if (p->gradient) attention_grad_code(p->gradient, code);
   if (code->n_phases) return;
   if (p->plan && p->part == LOOP_EPILOGUE) {
     contract_code(p->plan, p->fn, code);
@@ -169,7 +172,9 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
   blas_setup();
   for (int i = 0; ok && i < n; i++) {
     part[i].plan = plan_of(a, k[i], o);
-    if (k[i]->kind == K_ATTENTION) part[i].attention = attention_plan(a, k[i], o && o->no_blas);
+    bool no_blas = o && o->no_blas;
+    if (k[i]->kind == K_ATTENTION) part[i].attention = attention_plan(a, k[i], no_blas);
+    if (k[i]->kind == K_ATTENTION_GRAD) part[i].gradient = attention_grad_plan(a, k[i], no_blas);
     ok = library_code(a, k[i], &code[i]);
     want_code(m->code, k[i], &part[i]);
   }
@@ -203,7 +208,9 @@ static bool cpu_emit(const Graph *g, int n, Kernel *const *k, const CompileOptio
   for (int i = 0; i < n; i++) {
     part[m] = LOOP_ROWS;
     if (k[i]->kind == K_ATTENTION)
-      sub[m++] = attention_plan(a, k[i], o && o->no_blas)->rows;
+      sub[m++] = attention_plan(a, k[i], true)->rows;
+    else if (k[i]->kind == K_ATTENTION_GRAD)
+      sub[m++] = attention_grad_rows(attention_grad_plan(a, k[i], true));
     else if (part_of(k[i], plan_of(a, k[i], o), &part[m]))
       sub[m++] = k[i];
   }

@@ -66,7 +66,7 @@ static void describe(Str *out) {
 
 const Backend backend_cuda = {
     .name = "cuda",
-    .no_kinds = 1u << K_ATTENTION,
+    .no_kinds = 1u << K_ATTENTION | 1u << K_ATTENTION_GRAD,
     .schedule = cuda_schedule,
     .compile = cuda_compile,
     .module_free = module_close,
