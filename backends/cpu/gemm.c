@@ -87,20 +87,25 @@ static void leave(Facts *f, LoopList *to, const Merged *m, int but, int64_t *uni
 
 static int64_t round_up(int64_t a, int64_t to) { return div_up(a, to) * to; }
 
-/* Halves the longer side until there are enough pieces. */
+/* Cuts rows into p and columns into q, such that there are enough pieces and least is read: A is q times, B p times. */
 static void cut_sides(GemmPlan *g, int64_t want) {
   enum { LEAST_M = 16, LEAST_N = 64, ROUND_M = 4 };
-  for (int64_t n = 1; n < want; n *= 2) {
-    bool rows = g->cut_m >= g->cut_n;
-    int64_t *side = rows ? &g->cut_m : &g->cut_n, least = rows ? LEAST_M : LEAST_N;
-    if (*side < 2 * least) return;
-    *side = round_up(div_up(*side, 2), rows ? ROUND_M : LEAST_N);
+  int64_t most_p = most(g->m / LEAST_M, 1), most_q = most(div_up(g->n, LEAST_N), 1), least_read = 0;
+  int64_t m = g->m, n = g->n;
+  want = least(want, most_p * most_q);
+  for (int64_t p = 1; p <= most_p; p *= 2) {
+    int64_t q = least(div_up(want, p), most_q), read = p * n + q * m;
+    if (p * q * 4 < want * 3 || (least_read && read >= least_read)) continue;
+    least_read = read;
+    g->cut_m = p == 1 ? m : round_up(div_up(m, p), ROUND_M);
+    g->cut_n = q == 1 ? n : round_up(div_up(n, q), LEAST_N);
   }
 }
 
 /* Task sizes, and whether tasks hold whole rows of the epilogue. */
 static void divide(GemmPlan *g, Work *w, const Frame *fr, int64_t flops, int64_t unit_outer,
                    int64_t unit_m, int64_t unit_n) {
+  enum { ENOUGH = 8 }; /* of one product */
   int64_t want = tasks_for(flops), items = g->outer.total;
   g->group = g->cuts = 1;
   g->cut_m = g->m;
@@ -112,7 +117,7 @@ static void divide(GemmPlan *g, Work *w, const Frame *fr, int64_t flops, int64_t
       g->unit = unit_outer;
     }
   } else {
-    cut_sides(g, div_up(want, items));
+    cut_sides(g, least(div_up(want, items), ENOUGH));
     if (items == 1 && g->cut_n == g->n && unit_m && unit_m * 4 <= g->m) {
       g->cut_m = round_up(g->cut_m, unit_m);
       g->unit = unit_m;

@@ -2,8 +2,8 @@
  *
  * In: C (+)= sum over the batch of A_b B_b, with C by rows. A is read in place: by rows of a pitch that is a constant of the
  * code, or by columns. B is read in place where that is fast (see packs); else a panel of it, as wide as a tile,
- * is packed into the thread's scratch. Or, if A is by rows and B by columns, both are read in place by tiles of dot products. K
- * is cut so that a panel stays in the L2 cache (of the dot form: a tile's operands in L1). For each panel the tiles go down
+ * is packed into the thread's scratch, a B by rows by the panel's first tile. Or, if A is by rows and B by columns, both are
+ * read in place by tiles of dot products. K is cut so that a panel stays in the L2 cache (of the dot form: a tile's operands in L1). For each panel the tiles go down
  * the rows of A. Rows and vectors of columns are divided into equal blocks (no block is more than one longer than another).
  *
  * Which of the two providers: see is_worth. The choice and the order of all sums follow from the shape alone. */
@@ -20,7 +20,9 @@ struct MicroPlan {
   int64_t pitch; /* of A's rows; 0: by columns */
   int size;      /* bytes of an element */
   MicroSet set;
-  int8_t fn[MOST_ROWS + 1][MOST_VECTORS + 1][2]; /* into the set */
+  bool keep; /* B by rows: the first tile of a panel packs it while it reads it in place */
+  /* into the set; then of the first tiles, if they keep */
+  int8_t fn[MOST_ROWS + 1][MOST_VECTORS + 1][2], first[MOST_ROWS + 1][MOST_VECTORS + 1][2];
 };
 
 /* Cycles of a whole product, about: measured are the cost of packing an element of a column, and the sums at the end of a
@@ -70,13 +72,17 @@ int micro_want(Arena *a, MicroSet *set, const MicroSpec *s) {
   return set->n++;
 }
 
-static void want(Arena *a, MicroPlan *g, int64_t rows, int64_t vectors, bool tail) {
+/* first: such a tile is the first of a panel. */
+static void want(Arena *a, MicroPlan *g, int64_t rows, int64_t vectors, bool tail, bool first) {
   MicroSpec s = {.dtype = g->tile.dtype, .lanes = g->tile.lanes, .mr = (int)rows};
   s.nv = (int)vectors;
   s.tail = tail;
   s.pitch = g->pitch;
   s.dot = g->tile.form == FORM_DOT;
   g->fn[rows][vectors][tail] = (int8_t)micro_want(a, &g->set, &s);
+  if (!first) return;
+  s.keep = g->keep;
+  g->first[rows][vectors][tail] = (int8_t)micro_want(a, &g->set, &s);
 }
 
 /* The functions that a product of m x n needs. */
@@ -85,9 +91,10 @@ static void want_all(Arena *a, MicroPlan *g, int64_t m, int64_t n) {
   bool tail = n % tile_unit(&g->tile) != 0;
   for (int i = 0; i < 2; i++) {
     if (i ? !r.more : r.more == r.n) continue;
-    if (v.more) want(a, g, r.size + i, v.size + 1, false);
-    if (v.n - v.more > tail) want(a, g, r.size + i, v.size, false);
-    if (tail) want(a, g, r.size + i, v.size, true);
+    bool first = i == (r.more > 0);
+    if (v.more) want(a, g, r.size + i, v.size + 1, false, first);
+    if (v.n - v.more > tail) want(a, g, r.size + i, v.size, false, first);
+    if (tail) want(a, g, r.size + i, v.size, true, first);
   }
 }
 
@@ -126,6 +133,7 @@ MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always,
   if (!choose(t, &q, only, &g.tile)) return NULL;
   g.pitch = q.a.trans ? 0 : q.a.ld;
   g.b_pack = g.tile.form == FORM_ROWS && packs(&q, &g);
+  g.keep = g.b_pack && !q.b.trans;
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 2; j++)
       if (q.m[i] > 0 && q.n[j] > 0) want_all(arena, &g, q.m[i], q.n[j]);
@@ -135,21 +143,6 @@ MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always,
 MicroSet *micro_set(MicroPlan *g) { return &g->set; }
 const TileRow *micro_tile(const MicroPlan *g) { return &g->tile; }
 
-/* ---- packing ---- */
-
-/* Rows k0..k0+k-1 of the panel of n columns from column n0, of one of the batch. */
-static void pack(const MicroPlan *g, const MicroProduct *q, const char *b, int64_t k0, int64_t k,
-                 int64_t n0, int64_t n, int64_t width, char *to) {
-  if (q->b_mat.trans) {
-    b += (n0 * q->b_mat.ld + k0) * g->size;
-    pack_columns(g->size, to, width, b, q->b_mat.ld, k, n);
-    return;
-  }
-  b += (k0 * q->b_mat.ld + n0) * g->size;
-  for (int64_t i = 0; i < k; i++)
-    memcpy(to + i * width * g->size, b + i * q->b_mat.ld * g->size, (size_t)(n * g->size));
-}
-
 /* ---- running ---- */
 
 /* One panel: all rows of A against columns n0..n0+n-1 in rows k0..k0+k-1, `batch` products from the b-th on. */
@@ -158,16 +151,25 @@ typedef struct Panel {
   bool add;
 } Panel;
 
-/* What tile i of a panel brings into the cache, a row for four steps of k: of the rows that are packed next, a quarter of a
- * strip of STRIP bytes; so four tiles bring a strip. */
-static const void *next_rows(const MicroPlan *g, const MicroProduct *q, const Panel *p, int64_t i) {
-  enum { STRIP = 128 };
+/* What tile i of `tiles` brings into the cache, a row for four steps of k: of the rows that are packed next, a quarter of a
+ * strip of STRIP bytes; so four tiles bring a strip. If there are more tiles than that takes, it is those in between that
+ * bring nothing: what is on its way from memory leaves room for what comes from the cache. */
+static const void *next_rows(const MicroPlan *g, const MicroProduct *q, const Panel *p, int64_t i,
+                             int64_t tiles) {
+  enum { STRIP = 128, PIECES = 4 };
   int64_t width = p->vectors * tile_unit(&g->tile), n0 = p->n0 + width, k0 = p->k0;
+  int64_t pieces = least(div_up(width * g->size, STRIP) * PIECES, tiles), at = i * pieces / tiles;
   if (n0 >= q->n) n0 = 0, k0 += p->k;
-  if (i / 4 * STRIP >= width * g->size || k0 + p->k > q->k) return NULL;
-  k0 += i % 4 * (p->k / 4);
+  if ((i + 1) * pieces / tiles == at || k0 + p->k > q->k) return NULL;
+  k0 += at % PIECES * (p->k / PIECES);
   return (const char *)q->b + (p->first * q->b_step + k0 * q->b_mat.ld + n0) * g->size +
-         i / 4 * STRIP;
+         at / PIECES * STRIP;
+}
+
+static void read_packed(const MicroPlan *g, const Panel *p, const void *scratch, MicroArgs *x) {
+  x->b = scratch;
+  x->ldb = p->vectors * tile_unit(&g->tile) * g->size;
+  x->b_step = p->k * x->ldb;
 }
 
 static void run_panel(const MicroPlan *g, const MicroProduct *q, const Panel *p, void *scratch) {
@@ -178,17 +180,16 @@ static void run_panel(const MicroPlan *g, const MicroProduct *q, const Panel *p,
   x.ldc = q->c_mat.ld * size;
   x.lda = q->a_mat.ld * size;
   x.a_step = q->a_step * size;
-  if (g->b_pack) {
-    x.b = scratch;
-    x.ldb = width * size;
-    x.b_step = p->k * x.ldb;
+  x.b = b + (q->b_mat.trans ? p->n0 * q->b_mat.ld + p->k0 : p->k0 * q->b_mat.ld + p->n0) * size;
+  x.ldb = q->b_mat.ld * size;
+  x.b_step = q->b_step * size;
+  x.keep = scratch;
+  if (g->b_pack && !g->keep) {
+    read_packed(g, p, scratch, &x);
     for (int64_t i = 0; i < p->batch; i++)
-      pack(g, q, b + i * q->b_step * size, p->k0, p->k, p->n0, p->n, width,
-           (char *)scratch + i * x.b_step);
-  } else {
-    x.b = b + (q->b_mat.trans ? p->n0 * q->b_mat.ld + p->k0 : p->k0 * q->b_mat.ld + p->n0) * size;
-    x.ldb = q->b_mat.ld * size;
-    x.b_step = q->b_step * size;
+      pack_columns(g->size, (char *)scratch + i * x.b_step, width,
+                   b + (i * q->b_step + p->n0 * q->b_mat.ld + p->k0) * size, q->b_mat.ld, p->k,
+                   p->n);
   }
   const char *a = (const char *)q->a + p->first * q->a_step * size;
   bool tail = p->n < width;
@@ -196,9 +197,10 @@ static void run_panel(const MicroPlan *g, const MicroProduct *q, const Panel *p,
     int64_t mr = rows.size + (i < rows.more);
     x.a = a + (g->a_trans ? p->k0 * q->a_mat.ld + m0 : m0 * q->a_mat.ld + p->k0) * size;
     x.c = (char *)q->c + (m0 * q->c_mat.ld + p->n0) * size;
-    x.next = g->b_pack && !q->b_mat.trans && p->batch == 1 ? next_rows(g, q, p, i) : NULL;
+    x.next = g->b_pack && !q->b_mat.trans && p->batch == 1 ? next_rows(g, q, p, i, rows.n) : NULL;
     x.next_step = x.next ? q->b_mat.ld * size : 0;
-    g->set.fn[g->fn[mr][p->vectors][tail]](&x);
+    g->set.fn[(i ? g->fn : g->first)[mr][p->vectors][tail]](&x);
+    if (g->keep) read_packed(g, p, scratch, &x);
     m0 += mr;
   }
 }

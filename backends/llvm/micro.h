@@ -11,6 +11,7 @@ typedef struct MicroSpec {
   bool tail; /* the last vector is partly outside: masked; false: all columns are there */
   /* B by columns: column j at b + j*ldb, its rows are neighbours; nv <= lanes counts columns */
   bool dot;
+  bool keep; /* B's rows are also written one after the other, whole vectors: not with dot */
   /* Elements from a row of A to the next; 0: A by columns, `lda` apart, its rows are neighbours (not with dot). */
   int64_t pitch;
   /* > 0: after so many rows A goes on `jump` elements, C `cjump` bytes, from where those began; pitch > 0, not with dot */
@@ -27,6 +28,7 @@ typedef struct MicroArgs {
   int64_t add;        /* 0: C = sum; else C += sum */
   int64_t batch, a_step, b_step;
   int64_t cjump; /* only if run > 0 */
+  void *keep;    /* only if the spec says so: k * batch rows of nv vectors */
   const void *
       next; /* not with dot: what is fetched into the cache meanwhile, next_step bytes for four steps of k */
   int64_t next_step;

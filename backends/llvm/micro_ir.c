@@ -57,6 +57,7 @@ static void fields(Text *t) {
       {"a_step", "i64", offsetof(MicroArgs, a_step)},
       {"b_step", "i64", offsetof(MicroArgs, b_step)},
       {"cjump", "i64", offsetof(MicroArgs, cjump)},
+      {"keep", "ptr", offsetof(MicroArgs, keep)},
       {"next", "ptr", offsetof(MicroArgs, next)},
       {"next_step", "i64", offsetof(MicroArgs, next_step)},
   };
@@ -94,6 +95,18 @@ static long long row_at(const Text *t, int r) {
   return (r / run * t->m.jump + r % run * t->m.pitch) * t->bytes;
 }
 
+/* B's vectors of step u to where the row is kept. */
+static void keep_row(Text *t, const char *loop, int u) {
+  for (int v = 0; v < t->m.nv; v++) {
+    str_fmt(&t->s, "  %%%s.kq%d.%d = getelementptr i8, ptr %%%s.kp%d, i64 %d\n", loop, u, v, loop,
+            u, v * t->m.lanes * t->bytes);
+    str_fmt(&t->s, "  store %s %%%s.b%d.%d, ptr %%%s.kq%d.%d, align %d\n", t->vec, loop, u, v, loop,
+            u, v, t->bytes);
+  }
+  str_fmt(&t->s, "  %%%s.kp%d = getelementptr i8, ptr %%%s.kp%d, i64 %d\n", loop, u + 1, loop, u,
+          t->m.nv * t->m.lanes * t->bytes);
+}
+
 /* One step of k at distance u: pre + names of the accumulators before and after; ap and bp are the loop's pointers. */
 static void step(Text *t, const char *loop, int u, const char *from, const char *to) {
   Str *s = &t->s;
@@ -106,6 +119,7 @@ static void step(Text *t, const char *loop, int u, const char *from, const char 
             v * t->m.lanes * t->bytes);
     load_vector(t, name, ptr, t->m.tail && v == nv - 1);
   }
+  if (t->m.keep) keep_row(t, loop, u);
   for (int r = 0; r < t->m.mr; r++) {
     long long at = t->m.pitch ? row_at(t, r) + u * t->bytes : r * t->bytes;
     str_fmt(s, "  %%%s.aq%d.%d = getelementptr i8, ptr %%%s.ap%d, i64 %lld\n", loop, u, r, loop,
@@ -150,6 +164,9 @@ static void k_loop(Text *t, const char *loop, int n, const char *count, const ch
           loop);
   str_fmt(s, "  %%%s.bp0 = phi ptr [ %s, %%%s ], [ %%%s.bp%d, %%%s ]\n", loop, bp, before, loop, n,
           loop);
+  if (t->m.keep)
+    str_fmt(s, "  %%%s.kp0 = phi ptr [ %%%s.kp, %%%s ], [ %%%s.kp%d, %%%s ]\n", loop, before,
+            before, loop, n, loop);
   snprintf(line, sizeof line, "  %%%s.0.$ = phi @ [ %%%s.c$, %%%s ], [ %%%s.%d.$, %%%s ]\n", loop,
            before, before, loop, n, loop);
   each(t, line);
@@ -176,6 +193,9 @@ static void k_loop(Text *t, const char *loop, int n, const char *count, const ch
 static void join(Text *t, const char *block, const char *before, const char *loop, int n) {
   char line[192];
   str_fmt(&t->s, "%s:\n", block);
+  if (t->m.keep)
+    str_fmt(&t->s, "  %%%s.kp = phi ptr [ %%%s.kp, %%%s ], [ %%%s.kp%d, %%%s ]\n", block, before,
+            before, loop, n, loop);
   snprintf(line, sizeof line, "  %%%s.c$ = phi @ [ %%%s.c$, %%%s ], [ %%%s.%d.$, %%%s ]\n", block,
            before, before, loop, n, loop);
   each(t, line);
@@ -359,6 +379,7 @@ static void batch_loop(Text *t) {
   str_fmt(s, "  %%a = phi ptr [ %%a0, %%entry ], [ %%a.next, %%end ]\n");
   str_fmt(s, "  %%b = phi ptr [ %%b0, %%entry ], [ %%b.next, %%end ]\n");
   if (!dot) str_add(s, "  %head.next = phi ptr [ %next, %entry ], [ %next.end, %end ]\n");
+  if (t->m.keep) str_add(s, "  %head.kp = phi ptr [ %keep, %entry ], [ %end.kp, %end ]\n");
   each(t, "  %head.c$ = phi @ [ zeroinitializer, %entry ], [ %end.c$, %end ]\n");
   str_fmt(s, "  br i1 %%main.some, label %%main, label %%middle\n");
   k_loop(t, "main", unroll, "%main.n", "head", "%a", "%b", "middle");
