@@ -27,6 +27,8 @@ LIB_OBJ  := $(LIB_SRC:%.c=$(B)/%.o) $(PB:.c=.o)
 GEN_OBJ  := $(GEN_SRC:%.c=$(B)/%.o)
 # What generated code depends on: its hash keeps the program, the module and the disk cache together.
 ID       := $(B)/gen/build_id.h
+KEPT_ID  := $(B)/gen/kept_id.h
+KEPT_SRC := $(wildcard backends/cpu/*)
 ID_SRC   := $(filter-out %/driver.c %/driver.def %/driver.h %/device.c %/device.h %/module.c %/run.c %/call.c %/library.c %/library.def %/library.h %/foreign.h %/shape.c %/choice.c %/cublas.c %/cudnn.c,$(wildcard backends/llvm/* backends/code/* backends/cuda/* ir/*.def)) backends/backend.h ir/base.h ir/graph.h ir/kernel.h
 TESTS    := $(TEST_SRC:tests/%.c=$(B)/tests/%)
 BENCHES  := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
@@ -130,7 +132,10 @@ $(ID): $(ID_SRC)
 	@mkdir -p $(@D)
 	@id=$$(cat $(sort $(ID_SRC)) $(LLVM)/include/llvm/Config/llvm-config.h | sha256sum | cut -c1-16); \
 	  echo "#define KILN_BUILD_ID \"$(VERSION)-$$id\"" > $@
-$(B)/%.o: %.c | $(PB) $(ID)
+$(KEPT_ID): $(KEPT_SRC)
+	@mkdir -p $(@D)
+	@id=$$(cat $(sort $(KEPT_SRC)) | sha256sum | cut -c1-16); echo "#define KILN_KEPT_ID \"$$id\"" > $@
+$(B)/%.o: %.c | $(PB) $(ID) $(KEPT_ID)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -c -o $@ $<
 $(B)/libkiln.a: $(LIB_OBJ)

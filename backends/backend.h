@@ -99,6 +99,8 @@ typedef struct Backend {
                const char *what, Str *out);
   void (*describe)(Str *out); /* for `kiln info`: CPU, features, libraries; lines "key: value" */
   Device *(*open)(const char *name); /* "cuda", "cuda:1"; NULL: kernels run on the host */
+  /* What values in memory depend on besides the kernels that make them: version and machine. NULL: not to be kept. */
+  void (*key)(Str *out);
 } Backend;
 
 /* What compilations of the process have asked for so far. */

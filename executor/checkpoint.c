@@ -214,7 +214,7 @@ static bool apply(const Loaded *l, const char *path, Scope *s, const Program *p,
   }
   Tensor *t = arena_array(a, Tensor, n + 1);
   if (!params_view(l->tensors, l->n_tensors, path, n, vars, t)) return false;
-  scope_set_all(s, a, n, vars, t);
+  scope_set_all(s, a, n, vars, t, NULL);
   return true;
 }
 

@@ -124,11 +124,13 @@ static void bind_kernels(Executable *x) {
 static void bind_states(Executable *x) {
   const Graph *g = x->graph;
   x->states = arena_array(x->arena, StateUse, g->buffers.n + 1);
+  x->use = arena_array(x->arena, const StateUse *, g->buffers.n + 1);
   for (int i = 0; i < g->buffers.n; i++) {
     const Buffer *b = g->buffers.v[i];
     if (b->kind != B_STATE) continue;
     StateUse *s = &x->states[x->n_states++];
     *s = (StateUse){b, NULL, -1};
+    x->use[i] = s;
     for (int j = 0; j < g->writes.n && s->write < 0; j++)
       if (!strcmp(g->writes.v[j].name, b->name)) s->write = j;
     if (s->write >= 0) s->layout = g->writes.v[s->write].layout;
@@ -252,7 +254,7 @@ Executable *compile(const CompileRequest *r) {
 
 void executable_free(Executable *x) {
   if (!x) return;
-  place_free(x->options.device, x->kept);
+  kept_drop(x);
   place_free(x->options.device, x->data);
   if (x->module) x->backend->module_free(x->module);
   graph_free(x->graph);

@@ -30,11 +30,16 @@ struct Executable {
   int *n_bufs;
   StateUse *states; /* of the buffers that are state */
   int n_states;
+  const StateUse **use;  /* of each buffer; NULL: it is no state */
   int64_t scratch_bytes; /* the most that any kernel wants per thread */
   PlanInfo plan;
-  size_t bytes;  /* of the plan: arena and graph */
-  uint8_t *kept; /* see B_KEPT; NULL until the first run, and after one that was long ago */
-  uint8_t *data; /* the constants, on a device; NULL until the first run */
+  size_t bytes; /* of the plan: arena and graph */
+  uint8_t
+      *kept; /* see B_KEPT and keep.c; NULL until the first run, and after one that was long ago */
+  CacheValue mapped; /* what is kept, if it is the disk's */
+  bool unverified;   /* no run has succeeded with it yet */
+  bool to_store;     /* it is to go to the disk */
+  uint8_t *data;     /* the constants, on a device; NULL until the first run */
   uint64_t *
       seen; /* per buffer: version of the state that what is kept comes from; the last: is it there? */
   const char *key; /* see run.c */
@@ -82,6 +87,15 @@ bool profile_write_trace(const Profile *p, const char *path);
 void profile_print(const Profile *p, const Roof *roof, FILE *to, bool json);
 double now_seconds(void);
 
+/* keep.c */
+/* Kept memory: from the disk, with `seen` set, or new. Throws. */
+void kept_take(Executable *x, Scope *scope, Pool *pool);
+void kept_drop(Executable *x);
+/* May the buffer's value, which is there since earlier runs, be used? */
+bool kept_holds(Executable *x, const Buffer *b, Pool *pool);
+/* A run has succeeded: what it kept goes to the disk, if it belongs there. Does not fail. */
+void kept_made(Executable *x, Scope *scope, Pool *pool);
+
 /* device.c: memory of a device, or (NULL) of the host. What a device refuses is thrown like a refused allocation. */
 void *place_take(Device *d, size_t n); /* not zeroed */
 void place_free(Device *d, void *p);
@@ -100,8 +114,11 @@ bool tensor_finite(const Tensor *t, int64_t *at); /* at: the first element that 
 bool find_not_finite(const CompileRequest *r, const EvalEnv *env, const char *seen_in);
 
 /* scope.c: a new value in two steps, the second of which needs no memory and so cannot fail. */
-/* Another one for every value that the variable gets, by scope_give, scope_set or scope_edit; 0: it has none. */
-uint64_t scope_version(Scope *s, const char *name);
+/* Another one for every value that the variable gets, by scope_give, scope_set or scope_edit; 0: it has none.
+ * origin, may be NULL: of the value, see value_origin. */
+uint64_t scope_version(Scope *s, const char *name, uint64_t *origin);
+/* Stands for a value in a file (see vfs_map) in all processes: its place there and some of its bytes; 0 if the file is. */
+uint64_t value_origin(uint64_t file, uint64_t place, const Tensor *t);
 void scope_reserve(Scope *s, const char *name);
 /* Takes its data, of place_take, which is in that layout (see Node.ia of STATE; NULL: as it is). */
 void scope_give(Scope *s, const char *name, const Tensor *value, Device *d, const int64_t *layout);
@@ -114,8 +131,9 @@ void *scope_data(Scope *s, const char *name, Device *d, const int64_t *layout, b
 Tensor *scope_copy(Scope *s, const char *name, Arena *a);
 /* A file in the .pdiparams layout; its large tensors stay where it is mapped. */
 bool scope_map_params(Scope *s, const Program *p, const char *path);
-/* All of them or, if memory is refused, none. */
-void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t);
+/* All of them or, if memory is refused, none. origin: of each, or NULL. */
+void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t,
+                   const uint64_t *origin);
 
 /* values.c: the file of one variable in a folder; NULL: its name leads out of it (E-PAR-001). */
 const char *param_file(Arena *a, const char *folder, const Var *v);

@@ -180,8 +180,7 @@ static bool state_fits(const Executable *x, Scope *s) {
 }
 
 static void drop_kept(Executable *x) {
-  place_free(x->options.device, x->kept);
-  x->kept = NULL;
+  kept_drop(x);
   x->seen[x->graph->buffers.n] = 0;
 }
 
@@ -390,6 +389,20 @@ static void *state_data(const Run *u, const StateUse *s) {
   return scope_data(u->scope, s->buf->name, u->device, s->layout, s->write >= 0, u->e->pool);
 }
 
+/* State is looked up when a kernel wants it, since what is kept may save that; but not while a run writes state, since it
+ * must not fail then. */
+static void bind_states(Run *u) {
+  if (!u->device && !u->x->graph->writes.n && !u->e->opt.check_nan) return;
+  for (int i = 0; i < u->x->n_states; i++)
+    u->at[u->x->states[i].buf->id] = state_data(u, &u->x->states[i]);
+}
+
+static void *address(Run *u, const Buffer *b) {
+  const StateUse *s = u->x->use[b->id];
+  if (!u->at[b->id] && s) u->at[b->id] = state_data(u, s);
+  return u->at[b->id];
+}
+
 static void bind_buffers(Run *u) {
   const Graph *g = u->x->graph;
   u->at = arena_array(u->e->tmp, void *, g->buffers.n + 1);
@@ -404,8 +417,7 @@ static void bind_buffers(Run *u) {
     }
   }
   if (u->device) place_constants(u->x, u->at);
-  for (int i = 0; i < u->x->n_states; i++)
-    u->at[u->x->states[i].buf->id] = state_data(u, &u->x->states[i]);
+  bind_states(u);
   int most = 0;
   for (int i = 0; i < g->kernels.n; i++)
     if (u->x->n_bufs[i] > most) most = u->x->n_bufs[i];
@@ -439,7 +451,7 @@ static bool is_kept(Run *u) {
   for (int i = 0; i < g->buffers.n; i++) {
     const Buffer *b = g->buffers.v[i];
     if (b->kind != B_STATE || b->written) continue;
-    uint64_t now = scope_version(u->scope, b->name);
+    uint64_t now = scope_version(u->scope, b->name, NULL);
     kept &= u->x->seen[i] == now;
     u->x->seen[i] = now;
   }
@@ -449,11 +461,12 @@ static bool is_kept(Run *u) {
 }
 
 static void run_kernel(Run *u, int i) {
-  const Executable *x = u->x;
+  Executable *x = u->x;
   const KernelCode *c = &x->code[i];
-  const Buffer *ws = x->graph->kernels.v[i]->ws;
-  bool prepared = u->kept && ws && ws->kind == B_KEPT;
-  for (int j = 0; j < x->n_bufs[i]; j++) u->args[j] = u->at[x->bufs[i][j]->id];
+  const Kernel *k = x->graph->kernels.v[i];
+  bool prepared = u->kept && k->ws && k->ws->kind == B_KEPT && kept_holds(x, k->ws, u->e->pool);
+  for (int j = 0; j < x->n_bufs[i]; j++)
+    u->args[j] = prepared && j == k->prepares - 1 ? NULL : address(u, x->bufs[i][j]);
   for (int j = prepared; j < c->n_phases; j++) {
     Phase p = {c->phase[j].fn, c->phase[j].self, u->args, u};
     if (c->cost < INLINE_COST_NS)
@@ -528,9 +541,9 @@ static bool run_kernels(Run *u) {
 }
 
 /* Reshapes share their operand's buffer, so a node's value is found at its buffer whatever its shape. */
-static Tensor node_tensor(const Run *u, const Node *n) {
+static Tensor node_tensor(Run *u, const Node *n) {
   Tensor t = shape_of(n);
-  t.data = u->at[n->buf->id];
+  t.data = address(u, n->buf);
   if (!u->device || n->buf->kind == B_FEED) return t;
   t.data = arena_alloc(u->e->tmp, tensor_bytes(&t));
   place_get(u->device, t.data, u->at[n->buf->id], tensor_bytes(&t));
@@ -552,7 +565,7 @@ static bool finish(Run *u, Tensor *out) {
   const Graph *g = u->x->graph;
   for (int i = 0; !u->device && i < g->fetches.n; i++)
     if (!is_same(u, i))
-      memcpy(u->out[i].data, u->at[g->fetches.v[i].node->buf->id], tensor_bytes(&u->out[i]));
+      memcpy(u->out[i].data, address(u, g->fetches.v[i].node->buf), tensor_bytes(&u->out[i]));
   for (int i = 0; !u->device && i < g->copies.n; i++) {
     const ExitCopy *c = &g->copies.v[i];
     memcpy(u->at[c->to->id], u->at[c->from->id], (size_t)c->to->bytes);
@@ -639,12 +652,14 @@ static bool run_compiled(Run *u, Tensor *out) {
                 (size_t)x->scratch_bytes * (size_t)pool_threads(e->pool) + 64);
   if (!x->kept && x->graph->kept_bytes) {
     limit(u->list ? u->list : &e->cache, u->list ? CACHED_SECTIONS : CACHED_EXECUTABLES);
-    x->kept = place_take(u->device, (size_t)x->graph->kept_bytes + 64);
+    kept_take(x, u->scope, e->pool);
   }
   take_memory(u, x->graph, out);
   bind_buffers(u);
   void **saved = e->opt.check_nan ? save_state(u) : NULL;
-  return run_kernels(u) && (!saved || check_finite(u, saved)) && finish(u, out);
+  if (!run_kernels(u) || (saved && !check_finite(u, saved)) || !finish(u, out)) return false;
+  if (x->kept) kept_made(x, u->scope, e->pool);
+  return true;
 }
 
 static bool has_updates(const Program *p) {

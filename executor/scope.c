@@ -1,7 +1,8 @@
 /* Scopes: tensors by name that outlive a run (parameters, optimiser state, running statistics).
  *
- * Large tensors of a parameter file stay where the file is mapped, if they are aligned there: pages come in when they are
- * read, and become the scope's own when they are written. A mapping goes with the last tensor in it.
+ * Large tensors of a parameter file stay where the file is mapped: pages come in when they are read, and become the scope's
+ * own when they are written. Those that are not aligned there are copied when somebody wants their elements. A mapping goes
+ * with the last tensor in it.
  *
  * In: names and values. Out: tensors, whose memory stays where it is until the variable gets another size or the scope is
  * freed. Look-ups from several threads are safe; so is setting different variables, but not changing a variable while
@@ -32,6 +33,7 @@ typedef struct Form {
   int64_t layout[KL_VAR_RANK];
   Device *device; /* whose memory the data is in; NULL: the host's */
   bool old;       /* the elements are of an earlier value */
+  bool raw;       /* only of the own form: in a file, not aligned */
   void *data;     /* NULL: none */
   struct Form *next;
 } Form;
@@ -43,11 +45,13 @@ typedef struct Entry {
   Form own;         /* data NULL: the variable has no value */
   Form *copies;     /* in other layouts, of equal value; each of mem_alloc */
   uint64_t version; /* differs for every value of every variable of the process */
+  uint64_t origin;  /* where the value was read from; 0: from nowhere that will be found again */
 } Entry;
 
 static void changed(Entry *e) {
   static uint64_t last;
   e->version = __atomic_add_fetch(&last, 1, __ATOMIC_RELAXED);
+  e->origin = 0;
 }
 
 struct kl_scope {
@@ -154,6 +158,28 @@ void scope_free(Scope *s) {
   }
   pthread_mutex_destroy(&s->lock);
   arena_free(s->arena);
+}
+
+/* The pages of a file that lie inside a tensor that has been copied need not stay. */
+static void drop_pages(const Tensor *t) {
+  uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)t->data + page - 1;
+  uintptr_t to = (uintptr_t)t->data + tensor_bytes(t);
+  from -= from % page;
+  to -= to % page;
+  if (from < to) madvise((void *)from, to - from, MADV_DONTNEED); /* a refusal costs memory only */
+}
+
+/* The own form becomes one that can be read. */
+static void align(Scope *s, Entry *e) {
+  if (!e->own.raw) return;
+  Tensor from = e->shown;
+  from.data = e->own.data;
+  void *to = mem_take(tensor_bytes(&from));
+  memcpy(to, from.data, tensor_bytes(&from));
+  drop_pages(&from);
+  release(s, from.data);
+  e->own.data = to;
+  e->own.raw = false;
 }
 
 /* Runs fn under the lock, also if memory is refused. */
@@ -309,6 +335,7 @@ static void serve(Scope *s, void *user) {
   Request *r = user;
   Entry *e = r->entry = find(s, r->name);
   if (!e) return;
+  align(s, e);
   if (r->alone) keep_only(s, e, r->device, r->layout, r->pool);
   Form *f = find_form(e, r->device, r->layout);
   r->data = f ? f->data : add_copy(s, e, r->device, r->layout, r->pool)->data;
@@ -342,10 +369,11 @@ Tensor *scope_edit(Scope *s, const char *name) {
   return r.entry ? &r.entry->shown : NULL;
 }
 
-uint64_t scope_version(Scope *s, const char *name) {
+uint64_t scope_version(Scope *s, const char *name, uint64_t *origin) {
   pthread_mutex_lock(&s->lock);
   const Entry *e = find(s, name);
   uint64_t v = e ? e->version : 0;
+  if (origin) *origin = e ? e->origin : 0;
   pthread_mutex_unlock(&s->lock);
   return v;
 }
@@ -455,6 +483,7 @@ static void copy_out(Scope *s, void *user) {
   Copy *c = user;
   Entry *e = find(s, c->name);
   if (!e) return;
+  align(s, e);
   Form *f = find_form(e, NULL, NULL);
   c->t = arena_dup(c->a, &e->shown, sizeof e->shown);
   c->t->data = f ? f->data : arena_alloc(c->a, tensor_bytes(&e->shown));
@@ -468,16 +497,7 @@ Tensor *scope_copy(Scope *s, const char *name, Arena *a) {
 }
 
 static bool stays(const Mapping *m, const Tensor *t) {
-  return m && tensor_bytes(t) >= PARAMS_LARGE && (uintptr_t)t->data % PARAMS_ALIGN == 0;
-}
-
-/* The pages of a file that lie inside a tensor that has been copied need not stay. */
-static void drop_pages(const Tensor *t) {
-  uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)t->data + page - 1;
-  uintptr_t to = (uintptr_t)t->data + tensor_bytes(t);
-  from -= from % page;
-  to -= to % page;
-  if (from < to) madvise((void *)from, to - from, MADV_DONTNEED); /* a refusal costs memory only */
+  return m && tensor_bytes(t) >= PARAMS_LARGE;
 }
 
 /* Copies, but of what stays in the mapping, all in memory of their own until the last one is there. */
@@ -499,8 +519,28 @@ static void adopt(Scope *s, Mapping *m) {
   pthread_mutex_unlock(&s->lock);
 }
 
+uint64_t value_origin(uint64_t file, uint64_t place, const Tensor *t) {
+  enum { SAMPLE = 64 };
+  const uint8_t *p = t->data;
+  size_t n = tensor_bytes(t), k = n < SAMPLE ? n : SAMPLE;
+  uint64_t h = hash_bytes(file, &place, sizeof place);
+  const size_t at[] = {0, n / 3, n / 2, n - k};
+  for (size_t i = 0; i < sizeof at / sizeof *at; i++)
+    h = hash_bytes(h, p + at[i], at[i] + k <= n ? k : n - at[i]);
+  return file && h ? h : 0;
+}
+
+static void note_origin(Scope *s, const char *name, uint64_t origin) {
+  pthread_mutex_lock(&s->lock);
+  Entry *e = map_get(s->by_name, name);
+  e->own.raw = !e->own.device && (uintptr_t)e->own.data % PARAMS_ALIGN != 0;
+  e->origin = origin;
+  pthread_mutex_unlock(&s->lock);
+}
+
 /* All of them or, if memory is refused, none. m: NULL, or where they are mapped; it is the scope's if it has live ones then. */
-static void set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t, Mapping *m) {
+static void set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t, Mapping *m,
+                    const uint64_t *origin) {
   Tensor *const copy = arena_array(a, Tensor, n + 1);
   MemGuard guard;
   if (MEM_GUARD(guard)) {
@@ -514,31 +554,40 @@ static void set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t
   for (int i = 0; i < n; i++)
     if (stays(m, &t[i])) m->live++;
   if (m && m->live) adopt(s, m);
-  for (int i = 0; i < n; i++) scope_give(s, vars[i]->name, &copy[i], NULL, NULL);
+  for (int i = 0; i < n; i++) {
+    scope_give(s, vars[i]->name, &copy[i], NULL, NULL);
+    note_origin(s, vars[i]->name, origin ? origin[i] : 0);
+  }
 }
 
-void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t) {
-  set_all(s, a, n, vars, t, NULL);
+void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t,
+                   const uint64_t *origin) {
+  set_all(s, a, n, vars, t, NULL, origin);
 }
 
-static bool take_mapped(Scope *s, const Program *p, const char *path, Arena *a, Mapping *m) {
+static bool take_mapped(Scope *s, const Program *p, const char *path, Arena *a, Mapping *m,
+                        uint64_t id) {
   Var **vars;
   int n = params_list(p, a, &vars);
   Tensor *t = arena_array(a, Tensor, n + 1);
+  uint64_t *origin = arena_array(a, uint64_t, n + 1);
   if (!params_view(m->data, m->n, path, n, vars, t)) return false;
-  set_all(s, a, n, vars, t, m);
+  for (int i = 0; i < n; i++)
+    origin[i] = value_origin(id, (uint64_t)((uint8_t *)t[i].data - m->data), &t[i]);
+  set_all(s, a, n, vars, t, m, origin);
   return true;
 }
 
 bool scope_map_params(Scope *s, const Program *p, const char *path) {
   Arena *a = arena_scratch();
   Mapping *m = mem_alloc(sizeof *m);
+  uint64_t id;
   MemGuard guard;
   if (MEM_GUARD(guard)) {
     drop_mapping(m);
     mem_rethrow();
   }
-  bool ok = vfs_map(path, &m->data, &m->n) && take_mapped(s, p, path, a, m);
+  bool ok = vfs_map(path, &m->data, &m->n, &id) && take_mapped(s, p, path, a, m, id);
   mem_unguard(&guard);
   if (!m->live) drop_mapping(m);
   arena_free(a);

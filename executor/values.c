@@ -12,12 +12,14 @@
 typedef struct View {
   uint8_t *data;
   size_t n;
+  uint64_t id; /* of the file, see vfs_map */
 } View;
 typedef struct Values {
   Arena *a;
   int n;
   Var **vars;
-  Tensor *t; /* of each variable; data NULL: not there yet */
+  Tensor *t;        /* of each variable; data NULL: not there yet */
+  uint64_t *origin; /* see value_origin */
   bool *there;
   View *views;
   int n_views;
@@ -34,7 +36,7 @@ static View *open_view(Values *v, const char *path) {
     to = arena_new_of(v->a, View);
     return vfs_read(v->a, path, &to->data, &to->n) ? to : NULL;
   }
-  if (!vfs_map(path, &to->data, &to->n)) return NULL;
+  if (!vfs_map(path, &to->data, &to->n, &to->id)) return NULL;
   v->n_views++;
   return to;
 }
@@ -50,7 +52,9 @@ static bool take_dictionary(Values *v, const char *path, View *file) {
       err_where("%s", path);
       return false;
     }
+    const char *name = v->vars[i]->name;
     v->t[i] = *t;
+    v->origin[i] = value_origin(file->id, hash_bytes(1, name, strlen(name)), t);
     v->there[i] = true;
   }
   return all != NULL;
@@ -118,6 +122,7 @@ static bool take_folder(Values *v, const char *folder) {
     View *file = open_view(v, path);
     if (!file) return false;
     if (!params_view_one(file->data, file->n, path, v->vars[i], v->a, &v->t[i])) return false;
+    v->origin[i] = value_origin(file->id, 0, &v->t[i]);
     v->there[i] = true;
   }
   return true;
@@ -141,6 +146,7 @@ static bool take_combined(Values *v, Scope *s, const Program *stored, const char
   bool mapped = strcmp(path, "-") != 0;
   v->n = mapped ? 0 : params_list(stored, v->a, &v->vars);
   v->t = arena_array(v->a, Tensor, v->n + 1);
+  v->origin = arena_array(v->a, uint64_t, v->n + 1);
   return mapped ? scope_map_params(s, stored, path)
                 : params_view(file->data, file->n, path, v->n, v->vars, v->t);
 }
@@ -165,7 +171,7 @@ static bool load(Values *v, Scope *s, const Program *stored, const char *path) {
     mem_rethrow();
   }
   bool ok = take_values(v, s, stored, path);
-  if (ok && v->n) scope_set_all(s, v->a, v->n, v->vars, v->t);
+  if (ok && v->n) scope_set_all(s, v->a, v->n, v->vars, v->t, v->origin);
   mem_unguard(&guard);
   close_views(v);
   return ok;
@@ -177,6 +183,7 @@ bool scope_load_values(Scope *s, const Program *stored, const Program *wanted, c
   v->a = a;
   v->n = params_list(wanted, a, &v->vars);
   v->t = arena_array(a, Tensor, v->n + 1);
+  v->origin = arena_array(a, uint64_t, v->n + 1);
   v->there = arena_array(a, bool, v->n + 1);
   v->views = arena_array(a, View, v->n + 2);
   bool ok = load(v, s, stored, path);

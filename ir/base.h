@@ -216,8 +216,10 @@ extern VfsTable vfs_table;
 /* The whole regular file; "-" is stdin. Memory from the arena, a NUL after the end. E-IO-001. */
 bool vfs_read(Arena *a, const char *path, uint8_t **data, size_t *n);
 /* The whole regular file as memory that may be written (the file stays as it is) until vfs_unmap. E-IO-001. If the file is
- * cut off or overwritten meanwhile, pages not yet touched follow it, and those behind its end raise SIGBUS. */
-bool vfs_map(const char *path, uint8_t **data, size_t *n);
+ * cut off or overwritten meanwhile, pages not yet touched follow it, and those behind its end raise SIGBUS.
+ * id, may be NULL: stands for the file as it is now, without looking at its bytes: 0 if it was changed so recently that a
+ * later change might not show. */
+bool vfs_map(const char *path, uint8_t **data, size_t *n, uint64_t *id);
 void vfs_unmap(void *data, size_t n);
 /* Written under a temporary name, synced, renamed; "-" is stdout. E-IO-002. */
 bool vfs_write(const char *path, const void *data, size_t n);
@@ -226,6 +228,7 @@ bool vfs_write_loose(const char *path, const void *data, size_t n);
 /* The same in pieces: open, add, then commit (true) or abandon. */
 typedef struct VfsOut VfsOut;
 VfsOut *vfs_out_open(const char *path);
+VfsOut *vfs_out_open_loose(const char *path);
 bool vfs_out_add(VfsOut *o, const void *data, size_t n);
 bool vfs_out_close(VfsOut *o, bool commit);
 /* Files that belong together: all of them are replaced, or none. NULLs are left out. */
@@ -240,6 +243,25 @@ bool vfs_mkdirs(const char *path);
 bool cache_get(Arena *a, const void *key, size_t n_key, const uint8_t **value, size_t *n);
 /* False: it is not kept; no error is set. */
 bool cache_put(const void *key, size_t n_key, const void *value, size_t n);
+/* Large values, in memory as the disk has them: mapped for this process alone, which may write there. Mapping looks at the
+ * entry's head only: who uses a block verifies it before. */
+enum { CACHE_BLOCK = 64 << 10 };
+typedef struct CacheValue {
+  uint8_t *map; /* NULL: none */
+  size_t n_map;
+  uint8_t *value; /* at the start of a page */
+  size_t n;
+  const uint64_t *sum; /* of each block: hash_block */
+} CacheValue;
+/* False: there is none, or its head is damaged. Sets no error. */
+bool cache_map(const void *key, size_t n_key, CacheValue *v);
+void cache_unmap(CacheValue *v);
+bool cache_block_holds(const CacheValue *v, int64_t block); /* any thread */
+/* May so many bytes be put there? Each process has the room once. */
+bool cache_takes_large(size_t n);
+/* False: it is not kept; no error is set. */
+bool cache_put_large(const void *key, size_t n_key, const void *value, size_t n,
+                     const uint64_t *sum);
 typedef struct CacheInfo {
   const char *dir; /* NULL: the cache is off, or there is no home folder */
   bool usable;     /* false: others may write to the folder */
@@ -249,6 +271,7 @@ typedef struct CacheInfo {
 CacheInfo cache_info(Arena *a);
 void cache_clear(Arena *a);
 uint64_t hash_bytes(uint64_t seed, const void *p, size_t n);
+uint64_t hash_block(const void *p, size_t n); /* fast where there are many */
 
 /* ---- type.c: element types and tensors ---- */
 

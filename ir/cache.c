@@ -5,22 +5,27 @@
  * entry is written under a temporary name and renamed: readers see all of it or none, several processes at once are
  * fine. What is cut off, changed or not ours is no entry. Nothing here fails a caller: without the disk nothing is found.
  * Of a folder that others may write to, nothing is taken, since entries are run as code.
- * $KILN_CACHE_SIZE bounds the bytes of all entries; those not used for the longest time go first. The time of use is the
- * file's time of change, renewed on a hit when it is older than FRESH seconds. */
+ * Large values are mapped, not read: such an entry has a checksum for each block, which whoever uses the block verifies.
+ * $KILN_CACHE_SIZE bounds the bytes of all entries, and three quarters of it those of large ones; large ones go first, and
+ * among equals those not used for the longest time. The time of use is the file's time of change, renewed on a hit when it
+ * is older than FRESH seconds, for large entries always; one that was used within BUSY seconds makes no room for others. */
 #include "ir.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { FRESH = 3600, NAME = 16, PATH = 4096 };
-static const char suffix[] = ".kc";
-static const uint64_t magic = 0x316568636e6c696b; /* "kilnche1" */
+enum { FRESH = 3600, BUSY = 60, NAME = 16, PATH = 4096, PAGE = 4096 };
+static const char suffix[] = ".kc", large_suffix[] = ".kv";
+static const uint64_t magic = 0x316568636e6c696b, /* "kilnche1" */
+    large_magic = 0x316c61766e6c696b;             /* "kilnval1" */
 static const int64_t default_limit = (int64_t)256 << 20, max_entry = (int64_t)64 << 20;
 
 typedef struct Head {
@@ -48,6 +53,24 @@ uint64_t hash_bytes(uint64_t h, const void *p, size_t n) {
   return h;
 }
 
+/* The same property, in eight chains side by side: as fast as memory. */
+uint64_t hash_block(const void *p, size_t n) {
+  enum { CHAINS = 8 };
+  const uint64_t odd = 0x9e3779b97f4a7c15u;
+  const uint8_t *s = p;
+  uint64_t h[CHAINS] = {n, 1, 2, 3, 4, 5, 6, 7}, w[CHAINS], r = 0;
+#define CHAIN(i) h[i] ^= w[i], h[i] = (h[i] << 29 | h[i] >> 35) * odd
+  for (size_t m; n; s += m, n -= m) {
+    m = n < sizeof w ? n : sizeof w;
+    if (m < sizeof w) memset(w, 0, sizeof w);
+    memcpy(w, s, m);
+    CHAIN(0), CHAIN(1), CHAIN(2), CHAIN(3), CHAIN(4), CHAIN(5), CHAIN(6), CHAIN(7);
+  }
+#undef CHAIN
+  for (int i = 0; i < CHAINS; i++) r = ((r ^ h[i]) << 29 | (r ^ h[i]) >> 35) * odd;
+  return r;
+}
+
 /* ---- the folder ---- */
 
 static bool folder(char path[PATH]) {
@@ -71,15 +94,11 @@ static bool trusted(const char *path) {
          (st.st_uid == geteuid() || st.st_uid == 0);
 }
 
-static bool is_entry(const char *name) {
-  return strlen(name) == NAME + sizeof suffix - 1 && strspn(name, "0123456789abcdef") == NAME &&
-         !strcmp(name + NAME, suffix);
-}
-
-/* The temporary file of a writer that did not get to the end. */
-static bool is_rest(const char *name) {
-  return strspn(name, "0123456789abcdef") == NAME && !strncmp(name + NAME, suffix, 3) &&
-         !strncmp(name + NAME + 3, ".tmp-", 5);
+/* What follows the suffix in the name of an entry's file; NULL: it is none of ours. */
+static const char *after_suffix(const char *name, bool *large) {
+  if (strspn(name, "0123456789abcdef") != NAME) return NULL;
+  *large = !strncmp(name + NAME, large_suffix, sizeof suffix - 1);
+  return *large || !strncmp(name + NAME, suffix, sizeof suffix - 1) ? name + NAME + 3 : NULL;
 }
 
 static int64_t limit(void) {
@@ -125,17 +144,17 @@ static bool read_entry(const char *path, uint8_t *to, size_t room, size_t *n) {
   return ok;
 }
 
-static bool entry_path(const void *key, size_t n, char path[PATH]) {
+static bool entry_path(const void *key, size_t n, const char *tail, char path[PATH]) {
   if (!folder(path)) return false;
   size_t at = strlen(path);
-  snprintf(path + at, PATH - at, "/%016llx%s", (unsigned long long)hash_bytes(1, key, n), suffix);
+  snprintf(path + at, PATH - at, "/%016llx%s", (unsigned long long)hash_bytes(1, key, n), tail);
   return true;
 }
 
 bool cache_get(Arena *a, const void *key, size_t n_key, const uint8_t **value, size_t *n) {
   char path[PATH], dir[PATH];
   struct stat st;
-  if (!entry_path(key, n_key, path) || stat(path, &st) || !folder(dir) || !trusted(dir))
+  if (!entry_path(key, n_key, suffix, path) || stat(path, &st) || !folder(dir) || !trusted(dir))
     return false;
   size_t room = st.st_size > 0 && st.st_size < max_entry ? (size_t)st.st_size : 0, len;
   if (room < sizeof(Head)) return false;
@@ -153,15 +172,88 @@ bool cache_get(Arena *a, const void *key, size_t n_key, const uint8_t **value, s
   return true;
 }
 
+/* ---- large values ---- */
+
+/* In the file: Head, key, sums of the blocks; then, from the next page on, the value. */
+typedef struct Large {
+  size_t table, value, end; /* where they start */
+} Large;
+
+static int64_t blocks_of(uint64_t n) { return (int64_t)((n + CACHE_BLOCK - 1) / CACHE_BLOCK); }
+
+static Large large_form(size_t n_key, size_t n_value) {
+  Large f = {.table = (sizeof(Head) + n_key + 7) / 8 * 8};
+  f.value = (f.table + 8 * (size_t)blocks_of(n_value) + PAGE - 1) / PAGE * PAGE;
+  f.end = f.value + n_value;
+  return f;
+}
+
+static uint64_t large_sum(const Head *h, const void *key, const void *table) {
+  uint64_t n[2] = {h->n_key, h->n_value};
+  uint64_t sum = hash_bytes(hash_bytes(large_magic, n, sizeof n), key, h->n_key);
+  return hash_bytes(sum, table, 8 * (size_t)blocks_of(h->n_value));
+}
+
+static bool is_large(const uint8_t *p, size_t n, const void *key, size_t n_key, CacheValue *v) {
+  Head h;
+  if (n < sizeof h) return false;
+  memcpy(&h, p, sizeof h);
+  if (h.magic != large_magic || h.n_key != n_key || h.n_key > n || h.n_value > n) return false;
+  Large f = large_form(h.n_key, h.n_value);
+  const uint8_t *k = p + sizeof h;
+  if (f.end != n || memcmp(k, key, n_key) || h.sum != large_sum(&h, k, p + f.table)) return false;
+  v->sum = (const uint64_t *)(const void *)(p + f.table);
+  v->value = v->map + f.value;
+  v->n = h.n_value;
+  return true;
+}
+
+bool cache_map(const void *key, size_t n_key, CacheValue *v) {
+  char path[PATH], dir[PATH];
+  struct stat st;
+  *v = (CacheValue){.map = NULL};
+  if (!entry_path(key, n_key, large_suffix, path) || stat(path, &st) || !folder(dir) ||
+      !trusted(dir))
+    return false;
+  int fd = vfs_table.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
+  if (fd < 0) return false;
+  if (!fstat(fd, &st) && S_ISREG(st.st_mode) && st.st_size > 0) {
+    v->n_map = (size_t)st.st_size;
+    v->map = vfs_table.map(v->n_map, fd);
+    futimens(fd, NULL);
+  }
+  vfs_table.close(fd);
+  if (v->map && is_large(v->map, v->n_map, key, n_key, v)) {
+#ifdef MADV_POPULATE_READ
+    madvise(v->map, v->n_map, MADV_POPULATE_READ); /* a refusal costs speed only */
+#endif
+    return true;
+  }
+  cache_unmap(v);
+  return false;
+}
+
+void cache_unmap(CacheValue *v) {
+  vfs_unmap(v->map, v->n_map);
+  *v = (CacheValue){.map = NULL};
+}
+
+bool cache_block_holds(const CacheValue *v, int64_t block) {
+  size_t at = (size_t)block * CACHE_BLOCK, n = v->n - at;
+  return hash_block(v->value + at, n < CACHE_BLOCK ? n : CACHE_BLOCK) == v->sum[block];
+}
+
 /* ---- the bound ---- */
 
 typedef struct Entry {
   char name[NAME + sizeof suffix];
+  bool large;
   int64_t bytes, used;
 } Entry;
 
 static int by_use(const void *a, const void *b) {
   const Entry *x = a, *y = b;
+  if (x->large != y->large) return x->large ? -1 : 1;
   return x->used != y->used ? (x->used < y->used ? -1 : 1) : strcmp(x->name, y->name);
 }
 
@@ -177,13 +269,16 @@ static Entry *list(Arena *a, const char *dir, int *n, int64_t *bytes, bool clear
   }
   for (struct dirent *e; d && (e = readdir(d));) {
     struct stat st;
-    bool rest = is_rest(e->d_name);
-    if ((!rest && !is_entry(e->d_name)) || fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW))
+    bool large;
+    const char *tail = after_suffix(e->d_name, &large);
+    bool rest = tail && !strncmp(tail, ".tmp-", 5); /* of a writer that did not get to the end */
+    if (!tail || (!rest && *tail) || fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW))
       continue;
     if (clear || (rest && seconds_ago(&st) > FRESH))
       unlinkat(dirfd(d), e->d_name, 0);
     else if (!rest) {
-      Entry x = {.bytes = st.st_size,
+      Entry x = {.large = large,
+                 .bytes = st.st_size,
                  .used = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec};
       strcpy(x.name, e->d_name);
       vec_add(a, &v, x);
@@ -230,6 +325,30 @@ static void keep_bound(Arena *a, const char *dir, int64_t more) {
   pthread_mutex_unlock(&known.lock);
 }
 
+/* Room for so many bytes of a large value. */
+static bool make_room(Arena *a, const char *dir, int64_t more) {
+  int n;
+  int64_t bytes, large = more, most = limit() / 4 * 3, now = (int64_t)time(NULL);
+  if (more > most) return false;
+  Entry *e = list(a, dir, &n, &bytes, false);
+  qsort(e, (size_t)n, sizeof *e, by_use);
+  for (int i = 0; i < n; i++) large += e[i].large ? e[i].bytes : 0;
+  for (int i = 0; i < n && large > most; i++) {
+    char path[PATH + NAME + 8];
+    snprintf(path, sizeof path, "%s/%s", dir, e[i].name);
+    if (!e[i].large || e[i].used / 1000000000 > now - BUSY || unlink(path)) break;
+    large -= e[i].bytes;
+  }
+  return large <= most;
+}
+
+static atomic_llong put_bytes; /* of large values, by this process */
+
+bool cache_takes_large(size_t n) {
+  char dir[PATH];
+  return folder(dir) && (int64_t)n + put_bytes <= limit() / 4 * 3;
+}
+
 /* ---- writing ---- */
 
 static bool put(Arena *a, const void *key, size_t n_key, const void *value, size_t n) {
@@ -237,7 +356,7 @@ static bool put(Arena *a, const void *key, size_t n_key, const void *value, size
   Str s;
   Head h = {magic, n_key, n, checksum(n_key, n, key, value)};
   int64_t bytes = (int64_t)(sizeof h + n_key + n);
-  if (!entry_path(key, n_key, path) || !folder(dir) || bytes > max_entry || bytes > limit())
+  if (!entry_path(key, n_key, suffix, path) || !folder(dir) || bytes > max_entry || bytes > limit())
     return false;
   if ((!vfs_is_dir(dir) && !vfs_mkdirs(dir)) || !trusted(dir)) return false;
   str_init(&s, a);
@@ -253,6 +372,39 @@ bool cache_put(const void *key, size_t n_key, const void *value, size_t n) {
   bool had = err_any();
   Arena *a = arena_scratch();
   bool ok = put(a, key, n_key, value, n);
+  arena_free(a);
+  if (!had) err_clear();
+  return ok;
+}
+
+static bool put_large(Arena *a, const void *key, size_t n_key, const void *value, size_t n,
+                      const uint64_t *sum) {
+  static const uint8_t zeros[PAGE];
+  char path[PATH], dir[PATH];
+  Head h = {large_magic, n_key, n, 0};
+  Large f = large_form(n_key, n);
+  size_t n_sums = 8 * (size_t)blocks_of(n);
+  if (!entry_path(key, n_key, large_suffix, path) || !folder(dir)) return false;
+  if ((!vfs_is_dir(dir) && !vfs_mkdirs(dir)) || !trusted(dir)) return false;
+  unlink(path); /* its bytes are not needed twice; who has it mapped keeps it */
+  if (!cache_takes_large(f.end) || !make_room(a, dir, (int64_t)f.end)) return false;
+  put_bytes += (int64_t)f.end;
+  VfsOut *o = vfs_out_open_loose(path);
+  if (!o) return false;
+  h.sum = large_sum(&h, key, sum);
+  bool ok = vfs_out_add(o, &h, sizeof h) && vfs_out_add(o, key, n_key) &&
+            vfs_out_add(o, zeros, f.table - sizeof h - n_key) && vfs_out_add(o, sum, n_sums) &&
+            vfs_out_add(o, zeros, f.value - f.table - n_sums) && vfs_out_add(o, value, n);
+  if (!vfs_out_close(o, ok) || !ok) return false;
+  keep_bound(a, dir, (int64_t)f.end);
+  return true;
+}
+
+bool cache_put_large(const void *key, size_t n_key, const void *value, size_t n,
+                     const uint64_t *sum) {
+  bool had = err_any();
+  Arena *a = arena_scratch();
+  bool ok = put_large(a, key, n_key, value, n, sum);
   arena_free(a);
   if (!had) err_clear();
   return ok;

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static int posix_open(const char *path, int flags, int mode) { return open(path, flags, mode); }
@@ -105,10 +106,26 @@ bool vfs_read(Arena *a, const char *path, uint8_t **data, size_t *n) {
   return ok;
 }
 
-bool vfs_map(const char *path, uint8_t **data, size_t *n) {
+/* A file that is changed later gets another number: its times of change say so, if the last one is longer ago than their
+ * steps, which are whole seconds where there are no fractions. */
+static uint64_t identity(const struct stat *st) {
+  const struct timespec *m = &st->st_mtim, *c = &st->st_ctim;
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  double at = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec, least = 0.2;
+  if (!m->tv_nsec && !c->tv_nsec) least = 3;
+  if (at - ((double)c->tv_sec + 1e-9 * (double)c->tv_nsec) < least) return 0;
+  uint64_t all[] = {st->st_dev,          st->st_ino,           (uint64_t)st->st_size,
+                    (uint64_t)m->tv_sec, (uint64_t)m->tv_nsec, (uint64_t)c->tv_sec,
+                    (uint64_t)c->tv_nsec};
+  return hash_bytes(1, all, sizeof all);
+}
+
+bool vfs_map(const char *path, uint8_t **data, size_t *n, uint64_t *id) {
   struct stat st;
   int fd = open_regular(path, &st);
   if (fd < 0) return false;
+  if (id) *id = identity(&st);
   *data = NULL;
   *n = (size_t)st.st_size;
   if (*n && !(*data = vfs_table.map(*n, fd)))
@@ -293,10 +310,15 @@ bool vfs_write(const char *path, const void *data, size_t n) {
   return vfs_out_close(o, true);
 }
 
-bool vfs_write_loose(const char *path, const void *data, size_t n) {
+VfsOut *vfs_out_open_loose(const char *path) {
   VfsOut *o = vfs_out_open(path);
+  if (o) o->loose = true;
+  return o;
+}
+
+bool vfs_write_loose(const char *path, const void *data, size_t n) {
+  VfsOut *o = vfs_out_open_loose(path);
   if (!o) return false;
-  o->loose = true;
   vfs_out_add(o, data, n);
   return vfs_out_close(o, true);
 }

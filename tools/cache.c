@@ -23,7 +23,8 @@ int verb_cache(int argc, char **argv) {
   Flag flags[] = {{"--clear", FLAG_BOOL, &clear, NULL, "remove all entries first"},
                   {"--json", FLAG_BOOL, &json, NULL, "as JSON"},
                   {0}};
-  Usage u = {"[--clear] [--json]", "What the cache of compiled code holds.", 0, 0, flags};
+  Usage u = {"[--clear] [--json]", "What the disk cache of compiled code and packed filters holds.",
+             0, 0, flags};
   List args;
   int rc = parse_args(argc, argv, &u, &args);
   if (rc >= 0) return rc;

@@ -7,8 +7,11 @@
  *   K_SCATTER, K_SORT, K_CALL C functions
  * In: kernels of a Graph. Out: phases of tasks for the executor's pool. */
 #include "attention.h"
+#include "tiles.h"
 #include "../llvm/llvm.h"
 #include "../llvm/micro.h"
+#include "../code/code.h"
+#include "kept_id.h"
 
 struct Module {
   Arena *arena;
@@ -78,6 +81,14 @@ static int64_t cost_of(const Kernel *k, PlanKind plan) {
 
 static int64_t log2_of(int64_t n) { return n < 2 ? 1 : 64 - __builtin_clzll((uint64_t)n - 1); }
 
+/* Does the epilogue read the input too? */
+static bool read_again(const Kernel *k, int input) {
+  for (int i = 0; i < k->nodes.n; i++)
+    for (int j = 0; k->nodes.v[i] != k->core && j < k->nodes.v[i]->n_in; j++)
+      if (k->nodes.v[i]->in[j] == k->inputs.v[input].node) return true;
+  return false;
+}
+
 static bool cpu_schedule(Kernel *k) {
   Arena *a = arena_scratch();
   k->flops = operations(k);
@@ -95,6 +106,7 @@ static bool cpu_schedule(Kernel *k) {
     else
       plan_text(p, k->by);
   }
+  if (k->prepares && read_again(k, k->prepares - 1)) k->prepares = 0;
   if (k->kind == K_CALL) k->workspace = call_workspace(k);
   if (k->kind == K_SCATTER) k->flops += 4 * node_numel(k->core->in[2]);
   if (k->kind == K_SORT)
@@ -219,6 +231,13 @@ static bool cpu_emit(const Graph *g, int n, Kernel *const *k, const CompileOptio
   return ok;
 }
 
+static void cpu_key(Str *out) {
+  str_add(out, codegen_build());
+  str_add(out, KILN_KEPT_ID);
+  machine_key(out);
+  str_fmt(out, "%d", tile_isa());
+}
+
 static void describe(Str *out) {
   cpu_describe(out);
   loops_describe(out);
@@ -231,4 +250,5 @@ const Backend backend_cpu = {
     .module_free = cpu_module_free,
     .emit = cpu_emit,
     .describe = describe,
+    .key = cpu_key,
 };
