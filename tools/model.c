@@ -35,18 +35,29 @@ static bool written(const Block *b, const char *name) {
   return false;
 }
 
+static bool trains(const Op *op) {
+  return (op_role(op) & (ROLE_BACKWARD | ROLE_OPTIMIZE | ROLE_LRSCHED)) != 0;
+}
+
 static int training_ops(const Program *p) {
   int n = 0;
   for (int b = 0; b < p->blocks.n; b++)
-    for (int i = 0; i < p->blocks.v[b]->ops.n; i++)
-      n +=
-          (op_role(p->blocks.v[b]->ops.v[i]) & (ROLE_BACKWARD | ROLE_OPTIMIZE | ROLE_LRSCHED)) != 0;
+    for (int i = 0; i < p->blocks.v[b]->ops.n; i++) n += trains(p->blocks.v[b]->ops.v[i]);
   return n;
 }
 
+/* By other operators than those of training? */
 static bool computes(const Program *p, const char *name) {
-  const Var *v = block_var(p->blocks.v[0], name);
-  return v && (v->persistable || written(p->blocks.v[0], name));
+  const Block *b = p->blocks.v[0];
+  const Var *v = block_var(b, name);
+  bool forward = false;
+  for (int i = 0; i < b->ops.n && !forward; i++) {
+    const Op *op = b->ops.v[i];
+    for (int s = 0; s < op->outs.n && !trains(op); s++)
+      for (int k = 0; k < op->outs.v[s].n; k++)
+        forward = forward || !strcmp(op->outs.v[s].args[k], name);
+  }
+  return v && (v->persistable || forward);
 }
 
 bool model_for_inference(Model *m, int n, const char *const *fetches) {
@@ -71,10 +82,29 @@ void model_close(Model *m) {
   arena_free(m->arena);
 }
 
-bool model_load_params(const Model *m, Scope *s) {
+/* Parameters whose first use is not that an operator writes them, as a startup program does. */
+static int unwritten(const Model *m) {
   Var **vars;
+  int n = params_list(m->prog, m->arena, &vars), missing = n;
+  Map *used = map_new(m->arena);
+  const Block *b = m->prog->blocks.v[0];
+  for (int i = 0; i < b->ops.n; i++)
+    for (int out = 0; out < 2; out++) {
+      const SlotVec *slots = out ? &b->ops.v[i]->outs : &b->ops.v[i]->ins;
+      for (int s = 0; s < slots->n; s++)
+        for (int k = 0; k < slots->v[s].n; k++) {
+          const char *name = slots->v[s].args[k];
+          const Var *v = map_get(used, name) ? NULL : block_var(b, name);
+          for (int j = 0; out && v && j < n; j++) missing -= vars[j] == v;
+          map_put(used, name, used);
+        }
+    }
+  return missing;
+}
+
+bool model_load_params(const Model *m, Scope *s) {
   if (m->params) return scope_load_values(s, m->stored, m->prog, m->params);
-  int n = params_list(m->prog, m->arena, &vars);
+  int n = unwritten(m);
   if (!n) return true;
   err_set(E_RUN_001, "the program has %d parameters, but no parameter file", n);
   err_where("%s", m->path);

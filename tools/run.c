@@ -6,7 +6,7 @@
 typedef struct Options {
   const char *params, *fetch_text;
   List feeds, fetches;
-  int64_t threads, batch;
+  int64_t threads, batch, seed;
   bool profile, json;
   ExecOptions exec;
 } Options;
@@ -70,6 +70,7 @@ int verb_run(int argc, char **argv) {
       DEVICE_FLAGS(o.exec),
       {"--interpret", FLAG_BOOL, &o.exec.interpret, NULL,
        "the plain interpreter instead of generated code"},
+      {"--seed", FLAG_INT, &o.seed, "N", "of random operators without a seed"},
       {"--memory-budget", FLAG_BYTES, &o.exec.memory_budget, "BYTES",
        "compute values again until the plan fits; K, M, G"},
       {"--conv-error", FLAG_FLOAT, &o.exec.conv_error, "EPS",
@@ -89,6 +90,7 @@ int verb_run(int argc, char **argv) {
   int rc = parse_args(argc, argv, &u, &args);
   if (rc >= 0) return rc;
   o.exec.threads = (int)o.threads;
+  o.exec.seed = (uint64_t)o.seed;
   return run_model(&o, args.v[0]) ? 0 : report();
 }
 

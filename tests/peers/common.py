@@ -34,9 +34,10 @@ def each_net(nets, compare, width=36):
             os.makedirs(where, exist_ok=True)
             try:
                 text, good = compare(a.build, name, net, where)
+                text += "" if good else "  FAILED"
             except Exception as e:
-                text, good = f"FAILED: {e if isinstance(e, KilnError) else traceback.format_exc()}", None
-            print(f"{name:{width}} {text}{'  FAILED' if good is False else ''}", flush=True)
+                text, good = f"FAILED: {e if isinstance(e, KilnError) else traceback.format_exc()}", False
+            print(f"{name:{width}} {text}", flush=True)
             failed += not good
     print(f"{failed} failed" if failed else "all agree")
     return 1 if failed else 0

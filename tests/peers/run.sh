@@ -1,6 +1,6 @@
 #!/bin/sh
 # make peers-test: compares Kiln with PaddlePaddle 2.6.2, which is kept in .venv/paddle between runs: operators one by one,
-# training programs of many kinds that PaddlePaddle wrote, programs that Kiln wrote, files in every form, the image models of
+# what is random, training programs of many kinds that PaddlePaddle wrote, programs that Kiln wrote, files in every form, the image models of
 # paddle.vision, other deep or recurrent networks, and PP-OCR.
 # KILN_PEERS_PYTHON names another Python that has paddlepaddle.
 set -eu
@@ -13,7 +13,7 @@ if ! "$python" -c 'import paddle' 2>/dev/null; then
   python=.venv/paddle/bin/python
 fi
 rc=0
-for test in ops train kinds back files models infer deep ocr; do
+for test in ops distribution train kinds back files models infer deep ocr; do
   "$python" "tests/peers/$test.py" "$build" || rc=1
 done
 exit $rc
