@@ -98,9 +98,15 @@ static void check_failed(RunCtx *ctx, int64_t node, int64_t index, int64_t value
   if (!f->n++) f->node = node, f->index = index, f->value = value;
 }
 
-/* Runs the function with tasks cut into `pieces`. */
-static void run_kernel(Case *c, Kernel *k, KernelFn *fn, int64_t n_tasks, int64_t pieces,
-                       Tensor *out, Failed *f) {
+/* The functions of a kernel: one, or two steps with a workspace between them. */
+typedef struct Steps {
+  KernelFn *fn[2];
+  int64_t tasks[2];
+  void *workspace;
+} Steps;
+
+/* Runs the functions with tasks cut into `pieces`. */
+static void run_kernel(Case *c, Kernel *k, const Steps *s, int64_t pieces, Tensor *out, Failed *f) {
   void *bufs[64];
   int n = 0;
   RunCtx ctx = {.seed = 77,
@@ -112,10 +118,12 @@ static void run_kernel(Case *c, Kernel *k, KernelFn *fn, int64_t n_tasks, int64_
     bufs[n++] = x->prim == P_DATA ? (void *)(uintptr_t)x->data : lookup(c, x->s, false)->data;
   }
   for (int i = 0; i < k->outputs.n; i++) bufs[n++] = out[i].data;
-  for (int64_t p = 0; p < pieces; p++) {
-    int64_t from = n_tasks * p / pieces, to = n_tasks * (p + 1) / pieces;
-    if (from < to) fn(NULL, bufs, from, to, &ctx);
-  }
+  bufs[n] = s->workspace;
+  for (int i = 0; i < 2; i++)
+    for (int64_t p = 0; p < pieces; p++) {
+      int64_t from = s->tasks[i] * p / pieces, to = s->tasks[i] * (p + 1) / pieces;
+      if (from < to) s->fn[i](NULL, bufs, from, to, &ctx);
+    }
 }
 
 static double ulp_of(DType t, double v) {
@@ -141,10 +149,14 @@ static void compare(Case *c, const Tensor *want, const Tensor *got, double max_u
   }
 }
 
-static CodeBatch *compile_part(Case *c, Kernel *k, LoopPart part, KernelFn **fn) {
+static CodeBatch *compile_part(Case *c, Kernel *k, LoopPart part, Steps *s) {
   CompileOptions o = {.dump_dir = getenv("KILN_TEST_DUMP")};
   CodeBatch *b = code_batch(c->a);
-  loop_code(b, k, part, fn);
+  int64_t bytes = part == LOOP_CONTRACT ? loop_workspace(k) : 0;
+  *s = (Steps){.tasks[0] = loop_tasks(k, part), .workspace = arena_alloc(c->a, (size_t)bytes)};
+  loop_code(b, k, part, &s->fn[0]);
+  if (bytes) loop_code(b, k, LOOP_PARTS, &s->fn[1]);
+  if (bytes) s->tasks[1] = loop_tasks(k, LOOP_PARTS);
   return code_make(b, &o) ? b : NULL;
 }
 
@@ -152,7 +164,7 @@ static CodeBatch *compile_part(Case *c, Kernel *k, LoopPart part, KernelFn **fn)
 static void check_part(Case *c, Kernel *k, LoopPart part, double max_ulp, double scale,
                        const char *what) {
   EvalEnv env = {.lookup = lookup, .user = c, .seed = 77, .step = 5};
-  KernelFn *fn;
+  Steps fn;
   Tensor **values = arena_array(c->a, Tensor *, c->g->nodes.n), whole[8], cut[8];
   for (int i = 0; i < k->outputs.n; i++)
     vec_add(c->g->arena, &c->g->fetches, ((NamedNode){"y", k->outputs.v[i], NULL}));
@@ -160,16 +172,15 @@ static void check_part(Case *c, Kernel *k, LoopPart part, double max_ulp, double
   if (!graph_eval(c->g, &env, c->a, values)) fail_error(what);
   CodeBatch *b = compile_part(c, k, part, &fn);
   if (!b) fail_error(what);
-  int64_t tasks = loop_tasks(k, part);
   Failed f = {0};
   for (int i = 0; i < k->outputs.n; i++) {
     Node *n = k->outputs.v[i];
     assert_true(tensor_make(&whole[i], c->a, n->dtype, n->rank, n->dims));
     assert_true(tensor_make(&cut[i], c->a, n->dtype, n->rank, n->dims));
   }
-  run_kernel(c, k, fn, tasks, 1, whole, &f);
-  for (int64_t pieces = 2; pieces <= 7 && pieces <= tasks; pieces++) {
-    run_kernel(c, k, fn, tasks, pieces, cut, &f);
+  run_kernel(c, k, &fn, 1, whole, &f);
+  for (int64_t pieces = 2; pieces <= 7 && pieces <= fn.tasks[0]; pieces++) {
+    run_kernel(c, k, &fn, pieces, cut, &f);
     for (int i = 0; i < k->outputs.n; i++)
       if (memcmp(whole[i].data, cut[i].data, tensor_bytes(&whole[i])))
         fail_msg("%s: %d pieces differ", what, (int)pieces);
@@ -460,7 +471,7 @@ static void test_check(void **state) {
   tensor_set(&c->feed[0], 3, -100);
   Kernel *kernel = kernel_of(c, K_LOOP, NULL, 1, &y, 0);
   check_part(c, kernel, LOOP_MAIN, 0, 0, "check");
-  KernelFn *fn;
+  Steps fn;
   CodeBatch *b = compile_part(c, kernel, LOOP_MAIN, &fn);
   assert_non_null(b);
   Failed f = {0};
@@ -468,7 +479,7 @@ static void test_check(void **state) {
   assert_true(tensor_make(&out, c->a, DT_FLOAT32, 2, I64(40, 50)));
   tensor_set(&c->feed[0], 1234, 10);
   tensor_set(&c->feed[0], 1999, -1);
-  run_kernel(c, kernel, fn, loop_tasks(kernel, LOOP_MAIN), 1, &out, &f);
+  run_kernel(c, kernel, &fn, 1, &out, &f);
   assert_int_equal(f.n, 2);
   assert_int_equal(f.node, k->id);
   assert_int_equal(f.index, 1234);
@@ -561,6 +572,7 @@ static void check_depthwise(const Depthwise *d, DType t, int which) {
   if (r->prim == P_CONTRACT) {
     Kernel k = {.kind = K_CONTRACT, .core = r};
     assert_int_equal(loop_is_stencil(&k), d->c > 1 && d->h * d->w > 1);
+    if (d->h > 30) assert_int_equal(loop_workspace(&k) > 0, which == 2); /* sums in parts */
   }
   check_contract(c, r, which == 0, "depthwise");
   case_free(c);
@@ -578,7 +590,8 @@ static void test_depthwise(void **state) {
       {1, 5, 19, 40, 2, 2, 3, 1, 0, 0},  {1, 30, 30, 130, 3, 3, 1, 1, 5, 7},
       {2, 6, 70, 96, 3, 3, 1, 1, 1, 1},  {1, 1, 1, 40, 3, 3, 1, 1, 1, 1},
       {2, 5, 7, 4, 2, 1, 1, 2, 0, 0},    {1, 19, 9, 32, 3, 1, 2, 1, 0, 0},
-      {2, 6, 14, 24, 1, 3, 2, 1, 0, 0}};
+      {2, 6, 14, 24, 1, 3, 2, 1, 0, 0},  {1, 38, 40, 48, 3, 3, 1, 1, 1, 1},
+      {1, 39, 21, 32, 5, 5, 1, 1, 2, 2}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
     for (int which = 0; which < 3; which++) {
       check_depthwise(&cases[i], DT_FLOAT32, which);
@@ -604,7 +617,7 @@ static void test_epilogue(void **state) {
     vec_add(c->g->arena, &c->g->fetches, ((NamedNode){"y", y, NULL}));
     graph_number(c->g);
     assert_true(graph_eval(c->g, &env, c->a, values));
-    KernelFn *fn;
+    Steps fn;
     CodeBatch *code = compile_part(c, k, LOOP_EPILOGUE, &fn);
     if (!code) fail_error("epilogue");
     assert_true(tensor_make(&out, c->a, DT_FLOAT32, y->rank, y->dims));
@@ -614,7 +627,7 @@ static void test_epilogue(void **state) {
     for (int64_t r = 0; r < rows; r += 3) {
       void *bufs[4] = {c->feed[0].data, c->feed[1].data, c->feed[2].data, out.data};
       RunCtx ctx = {0};
-      fn(NULL, bufs, r, r + 3 < rows ? r + 3 : rows, &ctx);
+      fn.fn[0](NULL, bufs, r, r + 3 < rows ? r + 3 : rows, &ctx);
     }
     compare(c, values[y->id], &out, 0, 0, "epilogue");
     code_free(code);
@@ -779,17 +792,18 @@ static void test_cache(void **state) {
   Case *c = case_new(), *d = case_new(), *e = case_new();
   Kernel *k = ptx_kernel(c, 1), *l = ptx_kernel(d, 1), *other = ptx_kernel(e, 2);
   Kernel *all[3] = {k, other, l};
-  KernelFn *fn[3], *again, *last;
+  KernelFn *fn[3];
+  Steps again, last;
   CodeBatch *b = code_batch(c->a), *b2, *b3;
   for (int i = 0; i < 3; i++) loop_code(b, all[i], LOOP_MAIN, &fn[i]);
   assert_true(code_make(b, NULL));
   assert_true(fn[0] == fn[2] && fn[0] != fn[1]);
   b2 = compile_part(d, l, LOOP_MAIN, &again);
-  assert_true(again == fn[0]);
+  assert_true(again.fn[0] == fn[0]);
   code_free(b);
   l->inputs.v[0].aligned = true;
   b3 = compile_part(d, l, LOOP_MAIN, &last);
-  assert_true(last != again);
+  assert_true(last.fn[0] != again.fn[0]);
   code_free(b3);
   code_free(b2);
   case_free(c);

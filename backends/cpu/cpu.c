@@ -99,6 +99,7 @@ static bool cpu_schedule(Kernel *k) {
   for (int no_blas = 0; no_blas < 2 && k->kind == K_CONTRACT; no_blas++) {
     const Plan *p = contract_plan(a, k, no_blas);
     if (p->work.workspace > k->workspace) k->workspace = p->work.workspace;
+    if (p->kind == PLAN_LOOPS && loop_workspace(k) > k->workspace) k->workspace = loop_workspace(k);
     if (no_blas) continue;
     k->prepares = p->work.prepares;
     if (loop_is_stencil(k))
@@ -145,7 +146,7 @@ typedef struct Part {
   AttentionPlan *attention; /* K_ATTENTION */
   AttentionGrad *gradient;  /* K_ATTENTION_GRAD */
   LoopPart part;
-  KernelFn *fn; /* NULL: nothing */
+  KernelFn *fn, *second; /* NULL: nothing */
   int64_t tasks;
 } Part;
 
@@ -156,10 +157,11 @@ static void want_code(CodeBatch *b, Kernel *k, Part *p) {
   if (!part_of(k, p->plan, &p->part)) return;
   loop_code(b, k, p->part, &p->fn);
   p->tasks = loop_tasks(k, p->part);
+  if (p->part == LOOP_CONTRACT && loop_workspace(k)) loop_code(b, k, LOOP_PARTS, &p->second);
 }
 
 /* The phases around it. */
-static void set_phases(const Part *p, KernelCode *code) {
+static void set_phases(const Kernel *k, const Part *p, KernelCode *code) {
   if (p->attention) attention_code(p->attention, code);
   if (p->gradient) attention_grad_code(p->gradient, code);
   if (code->n_phases) return;
@@ -170,6 +172,10 @@ static void set_phases(const Part *p, KernelCode *code) {
   code->n_phases = 1;
   code->phase[0].fn = p->fn;
   code->phase[0].n_tasks = p->tasks;
+  if (!p->second) return;
+  code->n_phases = 2;
+  code->phase[1].fn = p->second;
+  code->phase[1].n_tasks = loop_tasks(k, LOOP_PARTS);
 }
 
 static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const CompileOptions *o,
@@ -197,7 +203,7 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
   arena_keep(a); /* no memory is asked for from here on */
   for (int i = 0; i < n; i++) {
     Plan *plan = part[i].plan;
-    set_phases(&part[i], &code[i]);
+    set_phases(k[i], &part[i], &code[i]);
     code[i].cost = cost_of(k[i], plan ? plan->kind : PLAN_LOOPS);
     if (k[i]->kind == K_CALL) code[i].cost = 0; /* on the calling thread */
   }
@@ -214,8 +220,8 @@ static bool cpu_emit(const Graph *g, int n, Kernel *const *k, const CompileOptio
                      const char *what, Str *out) {
   (void)g;
   Arena *a = arena_scratch();
-  Kernel **sub = arena_array(a, Kernel *, n + 1);
-  LoopPart *part = arena_array(a, LoopPart, n + 1);
+  Kernel **sub = arena_array(a, Kernel *, 2 * n + 1);
+  LoopPart *part = arena_array(a, LoopPart, 2 * n + 1);
   int m = 0;
   for (int i = 0; i < n; i++) {
     part[m] = LOOP_ROWS;
@@ -223,8 +229,11 @@ static bool cpu_emit(const Graph *g, int n, Kernel *const *k, const CompileOptio
       sub[m++] = attention_plan(a, k[i], true)->rows;
     else if (k[i]->kind == K_ATTENTION_GRAD)
       sub[m++] = attention_grad_rows(attention_grad_plan(a, k[i], true));
-    else if (part_of(k[i], plan_of(a, k[i], o), &part[m]))
+    else if (part_of(k[i], plan_of(a, k[i], o), &part[m])) {
       sub[m++] = k[i];
+      if (part[m - 1] == LOOP_CONTRACT && loop_workspace(k[i]))
+        part[m] = LOOP_PARTS, sub[m++] = k[i];
+    }
   }
   bool ok = loops_emit(m, sub, part, o, what, out);
   arena_free(a);

@@ -234,7 +234,7 @@ void gen_nest(Gen *g, int i, Val begin, Val end);
 /* stencil.c: NULL: not such a contraction. stencil_gen.c: its code. */
 typedef struct Stencil Stencil;
 Stencil *stencil_plan(Arena *a, const Kernel *k, LoopPart part);
-int64_t stencil_tasks(const Stencil *s);
+int64_t stencil_tasks(const Stencil *s, LoopPart part);
 void gen_stencil(Gen *g, const Stencil *s, Val begin, Val end); /* tasks */
 
 /* kernel.c: a function of the module for the kernel; false: g->failed says which primitive cannot be generated. */

@@ -64,6 +64,7 @@ bool gen_start(Gen *g, Kernel *k, LoopPart part) {
   g->n_bufs = k->inputs.n + k->outputs.n;
   g->failed = NULL;
   memo_drop(g, 0);
+  g->n_bufs += (part == LOOP_CONTRACT || part == LOOP_PARTS) && !g->gpu && loop_workspace(k) > 0;
   if (g->n_bufs > (int)(sizeof g->bufs / sizeof *g->bufs)) g->failed = "too many buffers";
   return !g->failed;
 }

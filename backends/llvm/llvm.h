@@ -27,7 +27,8 @@ typedef enum LoopPart {
    * The function is NULL if there is nothing to do. */
   LOOP_EPILOGUE,
   LOOP_CONTRACT, /* K_CONTRACT: the whole kernel as plain loops, any AffDim; tasks = loop_tasks() */
-  LOOP_ROWS      /* K_LOOP that reduces its last axis: a task is one row, row-major */
+  LOOP_PARTS, /* the second step of LOOP_CONTRACT: adds up the sums that it left in the workspace */
+  LOOP_ROWS   /* K_LOOP that reduces its last axis: a task is one row, row-major */
 } LoopPart;
 
 typedef struct LoopJob {
@@ -39,6 +40,8 @@ typedef struct LoopJob {
 int64_t loop_tasks(const Kernel *k, LoopPart part);
 /* Is LOOP_CONTRACT's code of this kernel more than plain loops: as fast as the machine can do it? */
 bool loop_is_stencil(const Kernel *k);
+/* Bytes of workspace that LOOP_CONTRACT fills; 0: there is no second step. */
+int64_t loop_workspace(const Kernel *k);
 /* Code for a part of k, with the signature of backend.h; `self` is unused. See code_want. */
 void loop_code(CodeBatch *b, Kernel *k, LoopPart part, KernelFn **fn);
 /* All that the generated code of a kernel depends on, its name left out; key's arena is used. */

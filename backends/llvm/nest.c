@@ -190,7 +190,7 @@ int64_t loop_tasks(const Kernel *k, LoopPart part) {
   g->k = (Kernel *)k;
   g->part = part;
   Stencil *stencil = stencil_plan(a, k, part);
-  int64_t tasks = stencil ? stencil_tasks(stencil) : 0;
+  int64_t tasks = stencil ? stencil_tasks(stencil, part) : 0;
   for (int i = 0; !stencil && i < nest_n(k, part); i++) {
     Nest t;
     nest_plan(g, i, &t);

@@ -19,6 +19,8 @@ enum {
   ROW_BYTES = 512 << 10, /* of the rows of x that a block of rows reads */
   SUM_BYTES = 16 << 10,  /* of the sums over positions */
   ROW_CHUNK = 1 << 15,   /* products of one task, about */
+  SUM_CHANNELS = 128,    /* of a block, if those of several tasks are not neighbours */
+  SUM_TASKS = 8,         /* of sums over positions, if there is as much to do */
   ZEROS = 1 << 17        /* most bytes of zeros */
 };
 
@@ -154,20 +156,35 @@ static int64_t height_of(const Stencil *s) {
   return s->row.n < most ? s->row.n : most;
 }
 
-/* Blocks of channels: as many as the caches hold; of sums over positions also so few that there are several tasks. */
+int64_t stencil_part(const Stencil *s) { return div_ceil(s->n_height, s->parts); }
+
+/* Parts of the rows that are summed on their own, so that there are several tasks. */
+static int64_t parts_of(const Stencil *s) {
+  int64_t tasks = s->n_outers * s->n_block, products = taps_of(s) * s->row.n * s->col.n * s->block;
+  for (int i = 0; i < s->n_sum; i++) products *= s->core->ext[s->sum[i]];
+  int64_t n = products / ROW_CHUNK, most = SUM_TASKS / tasks;
+  if (!s->sums) return 1;
+  if (n > most) n = most;
+  if (n > s->n_height) n = s->n_height;
+  return n < 2 ? 1 : div_ceil(s->n_height, div_ceil(s->n_height, n));
+}
+
+/* Blocks of channels: as many as the caches hold; of sums over positions so few that there are several tasks. */
 static void cut_rows(Stencil *s) {
   int64_t size = dtype_info[s->core->dtype].size, taps = taps_of(s);
   s->height = height_of(s);
   s->n_height = div_ceil(s->row.n, s->height);
   int64_t rows = llabs(s->row.a) * (s->height - 1) / s->row.div + s->row.taps;
-  int64_t fit = ROW_BYTES / (rows * s->col.size * size), least = s->sums ? 16 : 32;
+  int64_t fit = ROW_BYTES / (rows * s->col.size * size), least = 32;
   if (s->sums && fit > SUM_BYTES / (taps * size)) fit = SUM_BYTES / (taps * size);
-  if (s->sums && fit > s->channels * s->n_outers / 8) fit = s->channels * s->n_outers / 8;
+  int64_t share = s->channels * s->n_outers / SUM_TASKS;
+  if (s->sums && fit > share) fit = share < SUM_CHANNELS ? SUM_CHANNELS : share;
   s->block = s->channels;
   for (int64_t b = least; b < s->channels && s->channels > fit; b += least)
     if (s->channels % b == 0 && (b <= fit || b == least)) s->block = b;
   s->n_block = s->channels / s->block;
-  s->blocks = s->n_outers * s->n_block * (s->sums ? 1 : s->n_height);
+  s->parts = parts_of(s);
+  s->blocks = s->n_outers * s->n_block * (s->sums ? s->parts : s->n_height);
   int64_t work = s->height * s->col.n * s->block * taps / (s->row.div * s->col.div);
   s->blocks_per_task = work >= ROW_CHUNK || s->sums ? 1 : ROW_CHUNK / (work ? work : 1);
 }
@@ -191,7 +208,9 @@ static bool fits_tiles(const Stencil *s) {
 /* Few taps and many positions are faster than the reverse, where both are possible. */
 Stencil *stencil_plan(Arena *a, const Kernel *k, LoopPart part) {
   Node *c = k->core;
-  if (part != LOOP_CONTRACT || (c->dtype != DT_FLOAT32 && c->dtype != DT_FLOAT64)) return NULL;
+  if ((part != LOOP_CONTRACT && part != LOOP_PARTS) ||
+      (c->dtype != DT_FLOAT32 && c->dtype != DT_FLOAT64))
+    return NULL;
   if (node_numel(c) == 0 || c->rank == 0) return NULL;
   for (int l = c->rank; l < c->n_loops; l++)
     if (c->ext[l] == 0) return NULL;
@@ -219,7 +238,20 @@ bool loop_is_stencil(const Kernel *k) {
   return yes;
 }
 
-int64_t stencil_tasks(const Stencil *s) { return div_ceil(s->blocks, s->blocks_per_task); }
+int64_t stencil_tasks(const Stencil *s, LoopPart part) {
+  return part == LOOP_PARTS ? s->n_outers * s->n_block : div_ceil(s->blocks, s->blocks_per_task);
+}
+
+int64_t loop_workspace(const Kernel *k) {
+  if (k->kind != K_CONTRACT) return 0;
+  Arena *a = arena_scratch();
+  const Stencil *s = stencil_plan(a, k, LOOP_CONTRACT);
+  int64_t sums =
+      s && s->parts > 1 ? s->parts * s->n_outers * s->n_block * taps_of(s) * s->block : 0;
+  int64_t bytes = sums * dtype_info[k->core->dtype].size;
+  arena_free(a);
+  return bytes;
+}
 
 /* ---- tiles ---- */
 

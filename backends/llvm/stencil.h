@@ -19,7 +19,7 @@ struct Stencil {
   int64_t step;                     /* elements of x from column to column */
   int n_outer, n_sum;
   int outer[KL_RANK], sum[KL_LOOPS]; /* further loops: of the result, summed */
-  int64_t n_outers;
+  int64_t n_outers, parts;           /* parts: of the blocks of rows, summed on their own */
   int64_t height,
       n_height; /* rows (h) of a block, a multiple of row.div; how many: the last may have fewer */
   int64_t blocks, blocks_per_task;
@@ -30,6 +30,8 @@ int64_t stencil_tile(const Stencil *s, int registers);
 int64_t stencil_tiles(const Stencil *s, int64_t size);
 /* Columns of x that the positions from..from+n-1 read, rounded outward. */
 void stencil_reads(const Stencil *s, int64_t from, int64_t n, int64_t *lo, int64_t *hi);
+/* Blocks of rows of a part. */
+int64_t stencil_part(const Stencil *s);
 /* Elements between neighbours along dimension d. */
 int64_t stencil_stride(const Node *x, int d);
 /* Of columns first..last of x with what lies between them. */

@@ -4,7 +4,8 @@
  * has a last block of fewer rows, so that which columns fall outside, or which taps are left out by the division, is known where the
  * code is made. The innermost loop runs over the channels, which LLVM makes vectors of. At each channel an element of x is loaded once for
  * all products of the tile that it is part of. Sums over the taps stay in registers, with the filter, and the epilogue follows on
- * them. Sums over positions are kept in an array and loaded for one tile at a time. A row of x that lies outside is read from zeros. */
+ * them. Sums over positions are kept in an array, on the stack or in the workspace, and loaded for one tile at a time; those of parts of
+ * the rows are added in a second step. A row of x that lies outside is read from zeros. */
 #include "stencil.h"
 
 typedef struct Rows {
@@ -314,6 +315,20 @@ static void do_block(Rows *r, Aff block, int64_t rows) {
   do_tile(r, &t);
 }
 
+/* Sum i of a channel over all parts. */
+static Val part_sums(const Rows *r, const Tile *t, int64_t i) {
+  Gen *g = r->g;
+  const Stencil *s = r->s;
+  int64_t all = s->n_outers * s->n_block * s->row.taps * s->col.taps * s->block;
+  Val sum = element(r, t, r->sums, i * s->block);
+  for (int64_t p = 1; p < s->parts; p++) {
+    Val v = element(r, t, r->sums, p * all + i * s->block);
+    gen_at(g, g->depth);
+    sum = LLVMBuildFAdd(g->b, sum, v, "");
+  }
+  return sum;
+}
+
 /* All taps of sums over positions: starts them, or gives them to the epilogue. */
 static void each_tap(Rows *r, bool last) {
   Gen *g = r->g;
@@ -326,7 +341,9 @@ static void each_tap(Rows *r, bool last) {
       Index ix = result_index(r, &t);
       if (s->row.tap >= 0) ix.d[s->row.tap] = aff_k(i / s->col.taps);
       if (s->col.tap >= 0) ix.d[s->col.tap] = aff_k(i % s->col.taps);
-      finish(g, s, element(r, &t, r->sums, i * s->block), &ix, v);
+      finish(g, s,
+             g->part == LOOP_PARTS ? part_sums(r, &t, i) : element(r, &t, r->sums, i * s->block),
+             &ix, v);
       store(g, &ix, v);
     } else {
       Val p = address(r, &t, r->sums, i * s->block);
@@ -346,69 +363,107 @@ static Loop each_of(Rows *r, int l) {
   return loop;
 }
 
-static void sum_positions(Rows *r) {
+/* Where `at` is `last`, the block with the rows left over: a loop of one step or none. */
+static void do_if(Rows *r, const Aff *at, int64_t last, int64_t block, int64_t rows) {
   Gen *g = r->g;
-  const Stencil *s = r->s;
-  Loop open[KL_LOOPS];
-  int n = 0, var;
-  int64_t rest = s->row.n % s->height, full = s->row.n / s->height;
-  each_tap(r, false);
-  for (int i = 0; i < s->n_sum; i++) open[n++] = each_of(r, s->sum[i]);
-  Loop l = loop_open(g, gen_i64(g, 0), gen_i64(g, full), gen_i64(g, 1), 0, full - 1, &var);
-  do_block(r, aff_var(var, 1), s->height);
-  loop_close(g, &l, LOOP_PLAIN);
-  if (rest) do_block(r, aff_k(full), rest);
-  while (n--) loop_close(g, &open[n], LOOP_PLAIN);
-  each_tap(r, true);
-}
-
-/* The block if it is, or is not, the last: a loop of one step or none. */
-static void do_if(Rows *r, const Aff *block, bool last) {
-  Gen *g = r->g;
-  const Stencil *s = r->s;
   int var;
-  Val v = aff_value(g, block), end = gen_i64(g, s->n_height - 1);
+  Val v = aff_value(g, at), end = gen_i64(g, last);
   gen_at(g, g->depth);
-  Val yes = LLVMBuildICmp(g->b, last ? LLVMIntEQ : LLVMIntNE, v, end, "");
+  Val yes = LLVMBuildICmp(g->b, LLVMIntEQ, v, end, "");
   yes = LLVMBuildZExt(g->b, yes, g->i64, "");
   Loop once = loop_open(g, gen_i64(g, 0), yes, gen_i64(g, 1), 0, 0, &var);
-  do_block(r, last ? aff_k(s->n_height - 1) : *block, last ? s->row.n % s->height : s->height);
+  do_block(r, aff_k(block), rows);
   loop_close(g, &once, LOOP_PLAIN);
 }
 
-static void do_results(Rows *r, const Aff *block) {
+/* The blocks of rows of the part, the last block perhaps with fewer rows. */
+static void sum_blocks(Rows *r, const Aff *part) {
+  Gen *g = r->g;
   const Stencil *s = r->s;
-  int64_t rest = s->row.n % s->height;
-  if (rest && s->n_height > 1) {
-    do_if(r, block, false);
-    do_if(r, block, true);
-  } else {
-    do_block(r, *block, rest ? rest : s->height);
+  int64_t rest = s->row.n % s->height, full = s->row.n / s->height, per = stencil_part(s);
+  Aff from = aff_mul(*part, per), to = from;
+  int var;
+  to.k += per;
+  Val lo = aff_value(g, &from), hi = aff_value(g, &to);
+  gen_at(g, g->depth);
+  hi = gen_min(g, hi, gen_i64(g, full));
+  Loop l = loop_open(g, lo, hi, gen_i64(g, 1), 0, full - 1, &var);
+  do_block(r, aff_var(var, 1), s->height);
+  loop_close(g, &l, LOOP_PLAIN);
+  if (rest) do_if(r, part, s->parts - 1, full, rest);
+}
+
+static void sum_positions(Rows *r, const Aff *part) {
+  Gen *g = r->g;
+  const Stencil *s = r->s;
+  Loop open[KL_LOOPS];
+  int n = 0;
+  each_tap(r, false);
+  for (int i = 0; i < s->n_sum; i++) open[n++] = each_of(r, s->sum[i]);
+  sum_blocks(r, part);
+  while (n--) loop_close(g, &open[n], LOOP_PLAIN);
+  if (s->parts == 1) each_tap(r, true);
+}
+
+static void do_results(Rows *r, const Aff *block) {
+  Gen *g = r->g;
+  const Stencil *s = r->s;
+  int64_t rest = s->row.n % s->height, full = s->row.n / s->height;
+  int var;
+  if (!rest) {
+    do_block(r, *block, s->height);
+    return;
   }
+  if (full) {
+    Aff next = *block;
+    next.k++;
+    Val lo = aff_value(g, block), hi = aff_value(g, &next);
+    gen_at(g, g->depth);
+    hi = gen_min(g, hi, gen_i64(g, full));
+    Loop once = loop_open(g, lo, hi, gen_i64(g, 1), 0, full - 1, &var);
+    do_block(r, aff_var(var, 1), s->height);
+    loop_close(g, &once, LOOP_PLAIN);
+  }
+  do_if(r, block, full, full, rest);
+}
+
+/* The sums of a task, or all of them, in the workspace. */
+static Val parts_at(const Rows *r, const Aff *task) {
+  Gen *g = r->g;
+  const Stencil *s = r->s;
+  Aff at = aff_mul(*task, s->row.taps * s->col.taps * s->block);
+  return pointer(g, g->bufs[g->n_bufs - 1], s->core->dtype, &at);
 }
 
 void gen_stencil(Gen *g, const Stencil *s, Val begin, Val end) {
   Rows r = {.g = g, .s = s};
+  bool parts = g->part == LOOP_PARTS;
   LLVMTypeRef t = val_type(g, s->core->dtype);
+  int64_t per = parts ? 1 : s->blocks_per_task, n = parts ? stencil_tasks(s, g->part) : s->blocks;
   int var;
   gen_at(g, 0);
-  if (s->sums) {
+  if (s->sums && s->parts == 1) {
     t = LLVMArrayType2(t, (uint64_t)(s->row.taps * s->col.taps * s->block));
     r.sums = LLVMBuildAlloca(g->b, t, "");
     LLVMSetAlignment(r.sums, 64);
   }
-  Val per = gen_i64(g, s->blocks_per_task);
-  Val from = LLVMBuildNSWMul(g->b, begin, per, "");
-  Val to = gen_min(g, LLVMBuildNSWMul(g->b, end, per, ""), gen_i64(g, s->blocks));
-  Loop l = loop_open(g, from, to, gen_i64(g, 1), 0, s->blocks - 1, &var);
-  Aff e = s->blocks == 1 ? aff_k(0) : aff_var(var, 1), h, b;
-  aff_divmod(g, &e, s->sums ? 1 : s->n_height, &e, &h);
+  Val from = LLVMBuildNSWMul(g->b, begin, gen_i64(g, per), "");
+  Val to = gen_min(g, LLVMBuildNSWMul(g->b, end, gen_i64(g, per), ""), gen_i64(g, n));
+  Loop l = loop_open(g, from, to, gen_i64(g, 1), 0, n - 1, &var);
+  Aff e = n == 1 ? aff_k(0) : aff_var(var, 1), h = aff_k(0), b;
+  if (s->parts > 1) r.sums = parts_at(&r, &e);
+  if (!s->sums)
+    aff_divmod(g, &e, s->n_height, &e, &h);
+  else if (!parts) /* parts are outermost */
+    aff_divmod(g, &e, s->n_outers * s->n_block, &h, &e);
   aff_divmod(g, &e, s->n_block, &e, &b);
   for (int i = s->n_outer - 1; i >= 0; i--)
     aff_divmod(g, &e, s->core->ext[s->outer[i]], &e, &r.at[s->outer[i]]);
   r.chan0 = aff_mul(b, s->block);
-  if (s->sums)
-    sum_positions(&r);
+  if (parts)
+    each_tap(&r, true);
+  else if (s->sums)
+    sum_positions(&r, &h);
   else
     do_results(&r, &h);
   loop_close(g, &l, LOOP_PLAIN);
