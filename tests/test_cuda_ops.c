@@ -83,6 +83,13 @@ static const struct {
     {"conv2d", "Input=2x32x8x8 Filter=32x16x3x3 groups=2 paddings=[1]", NULL, DT_FLOAT32, 0},
     {"conv2d", "Input=2x9x10x16 Filter=24x16x3x3 paddings=[2,2] dilations=[2,2] data_format='NHWC'",
      NULL, DT_FLOAT64, 0},
+    {"conv2d", "Input=2x3x20x21 Filter=24x3x7x7 paddings=[3,3] strides=[2,2]", "tf32", DT_FLOAT32,
+     2e-3},
+    {"conv2d", "Input=2x3x20x21 Filter=24x3x7x7 paddings=[3,3] strides=[2,2]", "bf16", DT_FLOAT32,
+     2e-2},
+    {"conv2d", "Input=2x3x10x11 Filter=16x3x3x3 paddings=[1,1]", NULL, DT_FLOAT32, 0},
+    {"conv2d", "Input=2x3x10x11 Filter=16x3x3x3 paddings=[1,1]", NULL, DT_FLOAT64, 0},
+    {"conv2d", "Input=2x6x12x12 Filter=16x6x5x5", NULL, DT_FLOAT32, 0},
     {"depthwise_conv2d", "Input=2x40x9x10 Filter=40x1x3x3 paddings=[1,1] groups=40", NULL,
      DT_FLOAT32, 0},
     /* maps: vectors, broadcasts, transposes */
@@ -96,6 +103,10 @@ static const struct {
     {"reduce_sum", "X=1000x37 dim=[0]", NULL, DT_FLOAT32, 0},
     {"reduce_max", "X=5x70x60 dim=[0,2]", NULL, DT_FLOAT64, 0},
     {"reduce_mean", "X=300x257 reduce_all=true", NULL, DT_FLOAT32, 0},
+    {"reduce_sum", "X=4x33x9x9 dim=[0,2,3]", NULL, DT_FLOAT32, 0},
+    {"reduce_max", "X=37x196 dim=[1]", NULL, DT_FLOAT32, 0},
+    {"reduce_sum", "X=20x77 dim=[1]", NULL, DT_FLOAT64, 0},
+    {"arg_max", "X=40x701 axis=1", NULL, DT_FLOAT32, 0},
     {"softmax", "X=33x500", NULL, DT_FLOAT32, 0},
     {"softmax", "X=400x50 axis=0", NULL, DT_FLOAT32, 0},
     {"layer_norm", "X=20x768 Scale=768 Bias=768", NULL, DT_FLOAT32, 0},
@@ -120,8 +131,12 @@ static void test_large(void **state) {
       if (!opcase_chosen(def) ||
           strcmp(large[i].math ? large[i].math : "", maths[m] ? maths[m] : ""))
         continue;
-      bool ok = opcase_text(&c, def, large[i].text, 17 + i, large[i].real);
-      device_case(&c, ok, large[i].tolerance, exec);
+      for (int t = 0; t < (strstr(large[i].text, "Filter=") ? 2 : 1); t++) {
+        layout_always = t;
+        bool ok = opcase_text(&c, def, large[i].text, 17 + i, large[i].real);
+        device_case(&c, ok, large[i].tolerance, exec);
+      }
+      layout_always = false;
     }
     device_pair_free(exec);
   }

@@ -16,7 +16,7 @@ static const CudaTiling tilings[] = {
 #include "tiles.def"
 #undef TILE
 };
-enum { N_TILINGS = sizeof tilings / sizeof *tilings, PROCESSORS = 132 };
+enum { N_TILINGS = sizeof tilings / sizeof *tilings, PROCESSORS = 132, NEAR = 8 };
 
 static int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -197,6 +197,24 @@ static void order_sums(const Node *c, CudaAxes *k) {
       }
 }
 
+/* Elements of the operand between neighbours along a loop; 0: unknown. */
+static int64_t distance(const Node *c, int x, int l) {
+  int64_t sum = 0, stride = 1;
+  for (int d = c->in[x]->rank - 1; d >= 0; stride *= c->in[x]->dims[d--]) {
+    if (factor(&c->map[x][d], l) && c->map[x][d].div != 1) return 0;
+    sum += factor(&c->map[x][d], l) * stride;
+  }
+  return llabs(sum);
+}
+
+/* Windows of neighbouring positions overlap in memory: threads copy a block of a few elements along K of a few rows that has no
+ * gaps, rather than long runs of few rows. */
+static int near_run(const CudaGemm *p, int s, int64_t k, int64_t row) {
+  bool banks = cuda_side_pitch(p, s) % 16 == 4; /* eight rows of 4 are in different ones */
+  if (banks && ((k == 1 && row > 0 && row <= 4) || (row == 1 && k > 0 && k <= NEAR))) return 4;
+  return s == 0 && k == 1 && row > 0 && row <= NEAR ? 8 : CUDA_STEP;
+}
+
 static void plan_side(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
   const Node *c = p->core;
   CudaSide *side = &p->side[s];
@@ -212,6 +230,9 @@ static void plan_side(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
   if (direct && (along_own || along_sum) && c->ext[along_own ? own : sum] % each == 0)
     side->vec = each;
   side->async = direct && t->sm >= 80;
+  side->run = CUDA_STEP;
+  if (side->k_major && side->vec == 1 && each == 4)
+    side->run = near_run(p, s, distance(c, side->x, sum), distance(c, side->x, own));
 }
 
 /* ---- tiles ---- */
@@ -232,12 +253,27 @@ static int64_t splits_of(int64_t blocks, int64_t steps, int64_t bytes) {
   return n < 2 ? 1 : n;
 }
 
+/* Where windows of the first side overlap, runs in memory are padded to a multiple of 8, if that is few more products. */
+static void plan_tail(CudaGemm *p) {
+  const CudaSide *side = &p->side[0];
+  const CudaAxes *k = &p->k;
+  int own = side->axes.axis[side->axes.n - 1].last;
+  int64_t row = distance(p->core, side->x, own);
+  p->tail = 1;
+  p->inner = p->padded = k->axis[k->n - 1].ext;
+  if (distance(p->core, side->x, k->axis[k->n - 1].last) != 1 || row == 0 || row > NEAR) return;
+  while (p->tail < k->n && distance(p->core, side->x, k->axis[k->n - 1 - p->tail].last) == p->inner)
+    p->inner *= k->axis[k->n - 1 - p->tail++].ext;
+  int64_t to = div_up(p->inner, 8) * 8;
+  p->padded = to * 8 <= p->inner * 10 ? to : p->inner;
+}
+
 /* The fastest by the products of the busiest processor; by shape alone. */
 static void choose_tile(CudaGemm *p, DType t, int64_t bytes, const CudaTarget *target) {
   DType type = t == DT_FLOAT64 ? t : DT_FLOAT32;
   double best = 0;
   const CudaTiling *shape = NULL;
-  p->steps = div_up(p->k.total, CUDA_STEP);
+  p->steps = div_up(p->k.total / p->inner * p->padded, CUDA_STEP);
   for (int i = 0; i < N_TILINGS; i++) {
     const CudaTiling *r = &tilings[i];
     if (r->type != type || r->math != CUDA_F32) continue;
@@ -289,6 +325,10 @@ int cuda_side_rows(const CudaGemm *p, int side) {
   return p->side[side].k_major ? p->side[side].tile : CUDA_STEP;
 }
 
+int cuda_near_rows(const CudaGemm *p, int side) {
+  return cuda_side_pitch(p, side) % 16 == 8 ? 1 : 2; /* banks 0, 8, 16, 24 in some order */
+}
+
 int64_t cuda_gemm_shared(const CudaGemm *p) {
   int64_t in = p->stage_size * p->tile->stages, out = p->out_pitch * p->tile->bm / p->tile->parts;
   return (in > out ? in : out) * dtype_info[p->tile->type].size;
@@ -325,13 +365,14 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
     p->side[1] = m;
   }
   order_sums(c, &p->k);
+  plan_tail(p);
   /* classes leave their sums whole */
   choose_tile(p, c->dtype, whole ? node_numel(c) * dtype_info[c->dtype].size : INT64_MAX, t);
   for (int s = 0; s < 2; s++) plan_side(g, p, s, t);
   choose_threads(p);
   const CudaAxes *n = &p->side[1].axes;
-  const Axis *inner = &p->k.axis[p->k.n - 1], *col = &n->axis[n->n - 1];
-  p->even = inner->ext % CUDA_STEP == 0;
+  const Axis *col = &n->axis[n->n - 1];
+  p->even = p->padded % CUDA_STEP == 0;
   p->vec = col->last == last && col->ext % 4 == 0 ? 4 : 1;
   p->pack = p->vec > 1 && reads_neighbours(g, last);
   p->out_pitch =

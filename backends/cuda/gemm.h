@@ -27,6 +27,7 @@ typedef struct CudaSide {
   bool k_major;   /* rows of summed elements; otherwise the summed index is the row */
   int vec;        /* neighbouring elements read at once: of 16 bytes, or 1 */
   bool async;     /* cp.async */
+  int run; /* along K, of neighbouring threads, before the next row's: CUDA_STEP; 8, 4: near_run */
 } CudaSide;
 
 typedef struct CudaGemm {
@@ -36,11 +37,13 @@ typedef struct CudaGemm {
   const CudaTiling *tile;
   CudaSide side[2]; /* M, N */
   CudaAxes batch, k;
-  bool even;           /* steps never cross the end of the inner summed axis */
-  int64_t steps;       /* of the whole sum */
-  int64_t splits, per; /* parts of the sum, steps of each */
-  int vec;             /* neighbouring results stored at once */
-  bool pack;           /* what follows the product reads neighbours for them */
+  int tail; /* the last summed axes that are one run in memory, or the last one alone, */
+  int64_t inner, padded; /* their extent, and that which is summed so that chunks end with them */
+  bool even;             /* steps never cross the end of `padded` */
+  int64_t steps;         /* of the whole sum */
+  int64_t splits, per;   /* parts of the sum, steps of each */
+  int vec;               /* neighbouring results stored at once */
+  bool pack;             /* what follows the product reads neighbours for them */
   int threads;
   int64_t stage_size,
       out_pitch; /* elements of shared memory: of a stage; between rows of results */
@@ -53,6 +56,9 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class);
 /* Elements between rows of a side's tile in shared memory, and rows. */
 int cuda_side_pitch(const CudaGemm *p, int side);
 int cuda_side_rows(const CudaGemm *p, int side);
+/* Runs of 8 go to four rows so far apart in shared memory that they are in different banks: with 2, row i of eight is row
+ * i % 4 * 2 + i / 4 of the tile; with 1, row i. */
+int cuda_near_rows(const CudaGemm *p, int side);
 int64_t cuda_gemm_shared(const CudaGemm *p); /* bytes */
 
 #endif

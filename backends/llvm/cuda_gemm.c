@@ -42,21 +42,22 @@ static void place_sums(Gemm *m, const Aff *t, const Aff *kk, int vec, Index *ix,
   Gen *g = m->g;
   const CudaGemm *p = m->p;
   const CudaAxes *k = &p->k;
-  if (!p->even) {
+  CudaAxes inner = {.n = p->tail, .total = p->inner}, outer = *k;
+  for (int i = 0; i < p->tail; i++) inner.axis[i] = k->axis[k->n - p->tail + i];
+  outer.n -= p->tail;
+  Aff q, r;
+  if (p->even) {
+    aff_divmod(g, t, p->padded / CUDA_STEP, &q, &r);
+    r = aff_mul(r, CUDA_STEP);
+    r = aff_add(g, &r, kk);
+  } else {
     Aff at = aff_mul(*t, CUDA_STEP);
     at = aff_add(g, &at, kk);
-    at = keep(g, &at, k->total, vec, ok);
-    place_loops(g, k, at, ix);
-    return;
+    at = keep(g, &at, k->total / p->inner * p->padded, vec, ok);
+    aff_divmod(g, &at, p->padded, &q, &r);
   }
-  const Axis *inner = &k->axis[k->n - 1];
-  Aff q, r;
-  aff_divmod(g, t, inner->ext / CUDA_STEP, &q, &r);
-  r = aff_mul(r, CUDA_STEP);
-  ix->d[inner->first] = aff_add(g, &r, kk);
-  for (int l = inner->first + 1; l <= inner->last; l++) ix->d[l].n = -1;
-  CudaAxes outer = *k;
-  outer.n--;
+  r = keep(g, &r, p->inner, vec, ok);
+  place_loops(g, &inner, r, ix);
   place_loops(g, &outer, q, ix);
 }
 
@@ -85,8 +86,8 @@ static void copy_async(Gen *g, int bytes, Val to, Val from, Val ok) {
   gen_call(g, name, NULL, 3, (Val[]){to, from, size});
 }
 
-/* Eight threads store 128 bytes at once. Where that is two rows along K, they are as many rows apart as puts them into different
- * halves of the banks. */
+/* Threads store 128 bytes at once: eight of 16, or a warp. Where that is two rows along K, they are as many rows apart as puts
+ * them into different halves of the banks. */
 static Aff spread_rows(Gemm *m, int s, Aff row) {
   int words = cuda_side_pitch(m->p, s) * dtype_info[m->p->tile->type].size / 4, apart = 1;
   Aff group, in, q, r;
@@ -100,15 +101,17 @@ static Aff spread_rows(Gemm *m, int s, Aff row) {
   return aff_add(m->g, &group, &r);
 }
 
-/* Chunk j of the thread: its row and column in the side's tile; tiles are read row by row. */
+/* Chunk j of the thread: its row and column in the side's tile; tiles are read row by row, those of shorter runs in parts. */
 static void chunk_place(Gemm *m, int s, int j, Aff *row, Aff *col) {
   const CudaSide *side = &m->p->side[s];
-  int width = (side->k_major ? CUDA_STEP : side->tile) / side->vec, rows = m->p->threads / width;
-  Aff q, r, step = aff_k((int64_t)j * rows);
-  aff_divmod(m->g, &m->tid, width, &q, &r);
-  if (side->k_major && side->vec == 4 && rows % 8 == 0) q = spread_rows(m, s, q);
-  *row = aff_add(m->g, &q, &step);
+  int width = (side->k_major ? side->run : side->tile) / side->vec;
+  int rows = m->p->threads / width, height = side->k_major ? side->tile : CUDA_STEP;
+  Aff r, step = aff_k((int64_t)j * rows % height);
+  aff_divmod(m->g, &m->tid, width, row, &r);
+  *row = aff_add(m->g, row, &step);
+  if (side->k_major && side->run == CUDA_STEP && side->vec != 2) *row = spread_rows(m, s, *row);
   *col = aff_mul(r, side->vec);
+  col->k += (int64_t)j * rows / height * width;
 }
 
 static int chunks(const Gemm *m, int s) {
@@ -118,7 +121,18 @@ static int chunks(const Gemm *m, int s) {
 /* The element (row, col) of a side's tile in the stage. */
 static Val tile_at(Gemm *m, int s, Val stage, const Aff *row, const Aff *col) {
   Gen *g = m->g;
-  Aff at = aff_mul(*row, cuda_side_pitch(m->p, s)),
+  Aff r = *row;
+  if (m->p->side[s].run == 8) {
+    Aff eight, in, q;
+    aff_divmod(g, row, 8, &eight, &in);
+    aff_divmod(g, &in, 4, &q, &in);
+    in = aff_mul(in, cuda_near_rows(m->p, s));
+    q = aff_mul(q, cuda_near_rows(m->p, s) == 1 ? 4 : 1);
+    r = aff_mul(eight, 8);
+    r = aff_add(g, &r, &in);
+    r = aff_add(g, &r, &q);
+  }
+  Aff at = aff_mul(r, cuda_side_pitch(m->p, s)),
       base = aff_k(s ? (int64_t)cuda_side_rows(m->p, 0) * cuda_side_pitch(m->p, 0) : 0);
   at = aff_add(g, &at, col);
   at = aff_add(g, &at, &base);

@@ -243,5 +243,13 @@ void gemm_spill(Gemm *m, int part) {
 }
 
 Aff gemm_spilled(Gemm *m, int part, const Aff *at) {
-  return is_mma(m) ? *at : fma_spilled(m, part, at);
+  Gen *g = m->g;
+  Aff row = is_mma(m) ? *at : fma_spilled(m, part, at), eight, in, q;
+  if (m->p->side[0].run != 8 || cuda_near_rows(m->p, 0) == 1) return row;
+  aff_divmod(g, &row, 8, &eight, &in);
+  aff_divmod(g, &in, 2, &in, &q);
+  eight = aff_mul(eight, 8);
+  q = aff_mul(q, 4);
+  row = aff_add(g, &eight, &in);
+  return aff_add(g, &row, &q);
 }

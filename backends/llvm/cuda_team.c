@@ -178,19 +178,72 @@ static int shared_axes(const Team *m, const Nest *t) {
   return a < 0 ? 0 : a;
 }
 
+/* Rows start anywhere in a sector of memory. If they do, the vectors of the last axis are counted from the start of the first
+ * one's sector, so that the requests of warps end with sectors: how many vectors have one (0: all rows start with a sector),
+ * and in *behind the elements from there to the row, up to multiples of a sector. */
+static int sector_vectors(const Team *m, Aff *behind) {
+  enum { SECTOR = 32, SHORT = 32 };
+  Work *w = m->w;
+  Gen *g = w->g;
+  const Nest *t = w->t;
+  const Axis *last = t->n_sum ? &t->sum[t->n_sum - 1] : NULL;
+  CudaAccesses all = {0};
+  *behind = aff_k(0);
+  if (m->s->columns || m->s->lanes == 1 || !last || last->ext < SHORT) return 0;
+  cuda_accesses(g, t, &all);
+  for (int i = 0; i < all.n; i++) {
+    const CudaAccess *x = &all.v[i];
+    int per = SECTOR / x->bytes;
+    bool moves = false;
+    if (!x->known || x->step[last->last] != 1 || per <= m->s->vec) continue;
+    for (int a = 0; a < t->n_out + t->n_sum - 1; a++) {
+      const Axis *axis = a < t->n_out ? &t->out[a] : &t->sum[a - t->n_out];
+      Aff part =
+          aff_mul(a < t->n_out ? w->out[a] : w->sum[a - t->n_out], x->step[axis->last] % per);
+      *behind = aff_add(g, behind, &part);
+      moves |= x->step[axis->last] % per != 0;
+    }
+    return moves ? per / m->s->vec : 0;
+  }
+  return 0;
+}
+
+/* The last axis at vector `at` of its padded extent, and whether that is one of it. */
+static Val place_vector(Team *m, int sector, const Aff *behind, const Aff *at) {
+  Work *w = m->w;
+  Gen *g = w->g;
+  const Axis *last = &w->t->sum[w->t->n_sum - 1];
+  int64_t n = last->ext / m->s->vec;
+  Aff q, skip, rest;
+  aff_divmod(g, behind, (int64_t)sector * m->s->vec, &q, &skip);
+  aff_divmod(g, &skip, m->s->vec, &skip, &rest);
+  skip = aff_mul(skip, -1);
+  Aff here = aff_add(g, at, &skip);
+  Val v = aff_value(g, &here);
+  gen_at(g, gen_depth(g, v));
+  Val inside = LLVMBuildICmp(g->b, LLVMIntULT, v, gen_i64(g, n), "");
+  v = gen_min(g, gen_max(g, v, gen_i64(g, 0)), gen_i64(g, n - 1));
+  w->sum[w->t->n_sum - 1] = aff_var(gen_var(g, v, 0, n - 1), m->s->vec);
+  return inside;
+}
+
 static void sweep(Team *m) {
   Work *w = m->w;
   Gen *g = w->g;
   const Nest *t = w->t;
   int from = shared_axes(m, t), last = t->n_sum - 1, var;
-  Loop open[KL_LOOPS];
-  Val one = gen_i64(g, 1), zero = gen_i64(g, 0);
+  Loop open[KL_LOOPS], inside;
+  Val one = gen_i64(g, 1), zero = gen_i64(g, 0), ok = NULL;
+  for (int a = 0; a < last; a++) w->sum[a] = aff_k(0);
+  Aff behind;
+  int sector = sector_vectors(m, &behind);
   for (int a = 0; a < from; a++) {
     open[a] = loop_open(g, zero, gen_i64(g, t->sum[a].ext), one, 0, t->sum[a].ext - 1, &var);
     w->sum[a] = aff_var(var, 1);
   }
-  int64_t points = 1, v = m->s->vec;
-  for (int a = from; a < t->n_sum; a++) points *= t->sum[a].ext / (a == last ? v : 1);
+  int64_t points = 1, v = m->s->vec, row = t->n_sum ? t->sum[last].ext / v : 1;
+  if (sector) row = (row + 2 * sector - 2) / sector * sector;
+  for (int a = from; a < t->n_sum; a++) points *= a == last ? row : t->sum[a].ext;
   Val hi = gen_i64(g, points);
   if (g->active) {
     gen_at(g, 1);
@@ -199,12 +252,21 @@ static void sweep(Team *m) {
   Loop loop = loop_open(g, m->lane_v, hi, gen_i64(g, m->s->lanes), 0, points - 1, &var);
   Aff at = aff_var(var, 1), first = aff_k(0);
   for (int a = last; a > from; a--)
-    aff_divmod(g, &at, t->sum[a].ext / (a == last ? v : 1), &at, &w->sum[a]);
+    aff_divmod(g, &at, a == last ? row : t->sum[a].ext, &at, &w->sum[a]);
   if (t->n_sum) w->sum[from] = at;
-  if (t->n_sum) first = w->sum[last] = aff_mul(w->sum[last], v);
+  if (sector) {
+    at = w->sum[last];
+    sector_vectors(m, &behind);
+    ok = place_vector(m, sector, &behind, &at);
+    inside = cuda_if(g, ok);
+  } else if (t->n_sum) {
+    w->sum[last] = aff_mul(w->sum[last], v);
+  }
+  if (t->n_sum) first = w->sum[last];
   g->pack = (int)v;
   do_points(w, v > 1 ? &w->sum[last] : NULL, &first, (int)v);
   g->pack = 0;
+  if (sector) loop_close(g, &inside, LOOP_PLAIN);
   loop_close(g, &loop, LOOP_PLAIN);
   for (int a = from - 1; a >= 0; a--) loop_close(g, &open[a], LOOP_PLAIN);
 }
