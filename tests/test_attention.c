@@ -34,6 +34,8 @@ static const Form forms[] = {
      HEADS "  s3 = elementwise_add(X=s2, Y=mask) {axis=-1}\n  p = softmax(X=s3) {axis=-1}\n" JOIN},
     {"pairs masked, with whole rows", true, QKV "  var mask @ [#T, #S] feed\n",
      HEADS "  s3 = elementwise_add(X=s2, Y=mask) {axis=-1}\n  p = softmax(X=s3) {axis=-1}\n" JOIN},
+    {"first keys masked", true, QKV "  var late @ [#S] feed\n",
+     HEADS "  s3 = elementwise_add(X=s2, Y=late) {axis=-1}\n  p = softmax(X=s3) {axis=-1}\n" JOIN},
     {"chosen by a condition", true,
      QKV "  var keep bool [3, 1, #T, #S] feed\n  var low @ [1] feed\n",
      HEADS "  s3 = where(Condition=keep, X=s2, Y=low)\n"
@@ -108,6 +110,7 @@ static double element(const char *name, const Tensor *t, int64_t i, uint64_t *se
   int64_t row = i / t->dims[t->rank - 1];
   double x = test_random(seed, -1, 1);
   if (!strcmp(name, "low")) return -1e4;
+  if (!strcmp(name, "late")) return i * 3 < 2 * t->dims[0] ? -INFINITY : x;
   if (!strcmp(name, "keep")) return x > -0.4;
   if (strcmp(name, "mask")) return x;
   return row % 5 == 4 || x < -0.3 ? -INFINITY : x;
@@ -241,13 +244,24 @@ static void test_sizes(void **state) {
   check(&forms[1], "float16", 20, 30, false);
 }
 
+/* Blocks of keys: several, with a rest. */
+static void test_long(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
+    check(&forms[i], "float32", 140, i % 2 ? 1536 : 1100, i == 1);
+    check(&forms[i], "float64", 9, 1025, i == 2);
+  }
+  check_gradient(&forms[2], "float32", 20, 1100);
+  check_gradient(&forms[3], "float64", 16, 1280);
+}
+
 /* A machine without microkernels, with and without BLAS. */
 static void test_no_microkernels(void **state) {
   (void)state;
   micro_isa = "none";
   check(&forms[1], "float32", 40, 129, false);
   check(&forms[1], "float32", 40, 129, true);
-  check(&forms[7], "float64", 9, 64, true);
+  check(&forms[8], "float64", 9, 64, true);
   micro_isa = NULL;
 }
 
@@ -285,7 +299,9 @@ static void test_kernels(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_forms), cmocka_unit_test(test_sizes),
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_forms),
+                                     cmocka_unit_test(test_sizes),
+                                     cmocka_unit_test(test_long),
                                      cmocka_unit_test(test_no_microkernels),
                                      cmocka_unit_test(test_gradients),
                                      cmocka_unit_test(test_kernels)};

@@ -5,7 +5,7 @@
  * mask, softmax, whatever is there); weights times v by microkernels; the result goes where it belongs. A tile has all keys of its
  * rows, so that softmax is that of whole rows. Where weights are e^(x - max) times or over a number for the row (its
  * sum), that is applied to the row of the result instead (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018).
- * Tiles and tasks follow from the shapes alone. */
+ * Tiles and tasks follow from the shapes alone. Many keys: attention_online.c. */
 #include "attention.h"
 
 /* The generated part; weights are split where they are softmax's. */
@@ -56,14 +56,12 @@ AttentionPlan *attention_plan(Arena *arena, const Kernel *k, bool no_blas) {
   attention_tiles(&p->t, a, a->key.ext * p->size, k->flops);
   p->copy_q = !mat_of(a->row.ext, a->row.q, a->depth.ext, a->depth.q, &p->q);
   if (p->copy_q) p->q = (Mat){false, a->depth.ext};
+  attention_blocks_plan(arena, p, k, no_blas);
+  if (p->blocks) return p;
   plan_scratch(p);
   MicroShape s = attention_scores_shape(a, &p->t, p->q);
   p->product[0] = attention_product(arena, a->scores, no_blas, p->scratch, &s);
-  s.n[0] = a->width.ext;
-  s.n[1] = 0;
-  s.k = a->key.ext;
-  s.a = (Mat){false, a->key.ext};
-  s.b = s.c = (Mat){false, a->width.ext};
+  s = attention_sums_shape(a, &p->t);
   p->product[1] = attention_product(arena, a->out, no_blas, p->scratch, &s);
   return p;
 }
@@ -168,7 +166,15 @@ static void attention_tasks(const void *self, void *const *bufs, int64_t begin, 
 
 /* ---- for cpu.c ---- */
 
+Kernel *attention_generated(const AttentionPlan *p) {
+  return p->blocks ? attention_blocks_rows(p) : p->rows;
+}
+
 void attention_want(AttentionPlan *p, CodeBatch *b) {
+  if (p->blocks) {
+    attention_blocks_want(p, b);
+    return;
+  }
   for (int i = 0; i < 2; i++) plan_micro(p->product[i], b);
   loop_code(b, p->rows, LOOP_ROWS, &p->fn);
 }
@@ -178,5 +184,9 @@ void attention_code(const AttentionPlan *p, KernelCode *code) {
   code->phase[0].fn = attention_tasks;
   code->phase[0].self = p;
   code->phase[0].n_tasks = p->t.outer * p->t.parts;
+  if (p->blocks) {
+    attention_blocks_code(p, code);
+    return;
+  }
   code->scratch_bytes = most(p->product[0]->work.scratch, p->product[1]->work.scratch);
 }

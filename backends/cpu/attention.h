@@ -1,4 +1,5 @@
-/* Attention in tiles of rows: attention.c, its gradient: attention_grad.c, what they share: attention_tile.c. */
+/* Attention in tiles of rows: attention.c, its gradient: attention_grad.c, long rows: attention_online.c, what they share:
+ * attention_tile.c. */
 #ifndef KILN_ATTENTION_H
 #define KILN_ATTENTION_H
 #include "../../ir/attention.h"
@@ -39,7 +40,10 @@ static inline void *attention_before(void *p, int64_t first, int64_t size) {
   return (void *)((uintptr_t)p - (uintptr_t)(first * size));
 }
 
+MicroShape attention_sums_shape(const Attention *a, const AttentionTiles *t); /* over keys */
+
 /* ---- attention.c ---- */
+typedef struct AttentionBlocks AttentionBlocks;
 typedef struct AttentionPlan {
   Attention a;
   AttentionTiles t;
@@ -54,10 +58,20 @@ typedef struct AttentionPlan {
   bool copy_q;  /* to the scratch first */
   int64_t at_bufs, at_q, at_k, at_v, at_scores, at_out, at_factor, scratch; /* bytes */
   Plan *product[2];                                                         /* q k^T, weights v */
+  AttentionBlocks *blocks; /* NULL, or how long rows are done in blocks of keys */
 } AttentionPlan;
 AttentionPlan *attention_plan(Arena *a, const Kernel *k, bool no_blas);
+Kernel *
+attention_generated(const AttentionPlan *p); /* for LOOP_ROWS; of long rows, that of a block */
 void attention_want(AttentionPlan *p, CodeBatch *b);
 void attention_code(const AttentionPlan *p, KernelCode *code);
+
+/* ---- attention_online.c ---- */
+/* Sets p->blocks, and other tiles, if the rows are long and the weights softmax's. */
+void attention_blocks_plan(Arena *a, AttentionPlan *p, const Kernel *k, bool no_blas);
+void attention_blocks_want(AttentionPlan *p, CodeBatch *b);
+Kernel *attention_blocks_rows(const AttentionPlan *p);
+void attention_blocks_code(const AttentionPlan *p, KernelCode *code);
 
 /* ---- attention_grad.c ---- */
 typedef struct AttentionGrad AttentionGrad;

@@ -67,6 +67,15 @@ MicroShape attention_scores_shape(const Attention *a, const AttentionTiles *t, M
   return s;
 }
 
+MicroShape attention_sums_shape(const Attention *a, const AttentionTiles *t) {
+  MicroShape s = attention_scores_shape(a, t, (Mat){false, t->keys});
+  s.n[0] = a->width.ext;
+  s.n[1] = 0;
+  s.k = t->keys;
+  s.b = s.c = (Mat){false, a->width.ext};
+  return s;
+}
+
 Plan *attention_product(Arena *a, const Node *n, bool no_blas, int64_t at, MicroShape *s) {
   Plan *q = arena_new_of(a, Plan);
   q->kind = PLAN_GEMM;
@@ -126,7 +135,7 @@ void attention_copy(int size, void *to, int64_t width, const void *from, int64_t
 
 /* A row of the result, times its factor. */
 #define STORE(NAME, T)                                                                             \
-  static void NAME(T *restrict to, int64_t step, const T *restrict from, int64_t n, T f) {         \
+  static void NAME(T *to, int64_t step, const T *from, int64_t n, T f) {                           \
     typedef T Vec __attribute__((vector_size(16)));                                                \
     enum { LANES = 16 / sizeof(T) };                                                               \
     int64_t i = 0;                                                                                 \

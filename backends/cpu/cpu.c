@@ -226,7 +226,7 @@ static bool cpu_emit(const Graph *g, int n, Kernel *const *k, const CompileOptio
   for (int i = 0; i < n; i++) {
     part[m] = LOOP_ROWS;
     if (k[i]->kind == K_ATTENTION)
-      sub[m++] = attention_plan(a, k[i], true)->rows;
+      sub[m++] = attention_generated(attention_plan(a, k[i], true));
     else if (k[i]->kind == K_ATTENTION_GRAD)
       sub[m++] = attention_grad_rows(attention_grad_plan(a, k[i], true));
     else if (part_of(k[i], plan_of(a, k[i], o), &part[m])) {
