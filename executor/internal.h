@@ -117,7 +117,7 @@ bool find_not_finite(const CompileRequest *r, const EvalEnv *env, const char *se
 /* Another one for every value that the variable gets, by scope_give, scope_set or scope_edit; 0: it has none.
  * origin, may be NULL: of the value, see value_origin. */
 uint64_t scope_version(Scope *s, const char *name, uint64_t *origin);
-/* Stands for a value in a file (see vfs_map) in all processes: its place there and some of its bytes; 0 if the file is. */
+/* Stands for a value in a file (see vfs_map) in all processes: its place there, its first and last bytes; 0 if the file is. */
 uint64_t value_origin(uint64_t file, uint64_t place, const Tensor *t);
 void scope_reserve(Scope *s, const char *name);
 /* Takes its data, of place_take, which is in that layout (see Node.ia of STATE; NULL: as it is). */

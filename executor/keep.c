@@ -7,7 +7,8 @@
  * or was changed since, is not looked for.
  *
  * Mapping reads the entry's head. Each kernel's part is verified when the kernel needs it for the first time, which brings it
- * into the processor's caches; a part that is damaged is made again in its place. Less than LEAST bytes are not worth a file. */
+ * into the processor's caches; a part that is damaged is made again in its place. When a run has verified all, later processes
+ * need not. Less than LEAST bytes are not worth a file. */
 #include "internal.h"
 #include "../passes/rewrite.h"
 #include <stdatomic.h>
@@ -171,7 +172,7 @@ static bool constants_hold(Executable *x, Arena *a, Pool *pool) {
 static bool map_kept(Executable *x, Scope *scope, Arena *a, const Str *key, Pool *pool) {
   const Graph *g = x->graph;
   if (!cache_map(key->s, key->n, &x->mapped)) return false;
-  x->unverified = true;
+  x->unverified = !x->mapped.verified;
   if (x->mapped.n != kept_size(x) || !constants_hold(x, a, pool)) {
     x->unverified = false;
     cache_unmap(&x->mapped);
@@ -186,6 +187,7 @@ static bool map_kept(Executable *x, Scope *scope, Arena *a, const Str *key, Pool
 }
 
 void kept_take(Executable *x, Scope *scope, Pool *pool) {
+  kept_drop(x); /* what a failed run left */
   Arena *a = arena_scratch();
   Str key;
   str_init(&key, a);
@@ -211,15 +213,18 @@ static void store(Executable *x, Scope *scope, Pool *pool) {
 }
 
 void kept_made(Executable *x, Scope *scope, Pool *pool) {
+  const bool verified = x->unverified && !x->to_store, made = x->to_store;
+  x->unverified = x->to_store = false;
   MemGuard guard;
-  x->unverified = false;
-  if (!x->to_store) return;
-  x->to_store = false;
+  if (!verified && !made) return;
   if (MEM_GUARD(guard)) { /* the run has succeeded all the same */
     err_clear();
     return;
   }
-  store(x, scope, pool);
+  if (verified)
+    cache_note_verified(&x->mapped);
+  else
+    store(x, scope, pool);
   mem_unguard(&guard);
 }
 

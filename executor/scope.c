@@ -524,9 +524,7 @@ uint64_t value_origin(uint64_t file, uint64_t place, const Tensor *t) {
   const uint8_t *p = t->data;
   size_t n = tensor_bytes(t), k = n < SAMPLE ? n : SAMPLE;
   uint64_t h = hash_bytes(file, &place, sizeof place);
-  const size_t at[] = {0, n / 3, n / 2, n - k};
-  for (size_t i = 0; i < sizeof at / sizeof *at; i++)
-    h = hash_bytes(h, p + at[i], at[i] + k <= n ? k : n - at[i]);
+  h = hash_bytes(hash_bytes(h, p, k), p + n - k, k);
   return file && h ? h : 0;
 }
 

@@ -252,10 +252,13 @@ typedef struct CacheValue {
   uint8_t *value; /* at the start of a page */
   size_t n;
   const uint64_t *sum; /* of each block: hash_block */
+  bool verified;       /* all blocks were, and the file has not changed since */
+  uint64_t id[5];      /* of the file: device, inode, size, time of change */
 } CacheValue;
 /* False: there is none, or its head is damaged. Sets no error. */
 bool cache_map(const void *key, size_t n_key, CacheValue *v);
 void cache_unmap(CacheValue *v);
+void cache_note_verified(const CacheValue *v);              /* all its blocks hold */
 bool cache_block_holds(const CacheValue *v, int64_t block); /* any thread */
 /* May so many bytes be put there? Each process has the room once. */
 bool cache_takes_large(size_t n);

@@ -5,10 +5,12 @@
  * entry is written under a temporary name and renamed: readers see all of it or none, several processes at once are
  * fine. What is cut off, changed or not ours is no entry. Nothing here fails a caller: without the disk nothing is found.
  * Of a folder that others may write to, nothing is taken, since entries are run as code.
- * Large values are mapped, not read: such an entry has a checksum for each block, which whoever uses the block verifies.
+ * Large values are mapped, not read: such an entry has a checksum for each block, which whoever uses the block verifies. When
+ * all were, a note of it spares that until the file is changed or the system is started anew.
  * $KILN_CACHE_SIZE bounds the bytes of all entries, and three quarters of it those of large ones; large ones go first, and
  * among equals those not used for the longest time. The time of use is the file's time of change, renewed on a hit when it
- * is older than FRESH seconds, for large entries always; one that was used within BUSY seconds makes no room for others. */
+ * is older than FRESH seconds; of large ones the time of access, renewed on each hit. One that was used within BUSY seconds
+ * makes no room for others. */
 #include "ir.h"
 #include <dirent.h>
 #include <errno.h>
@@ -208,6 +210,51 @@ static bool is_large(const uint8_t *p, size_t n, const void *key, size_t n_key, 
   return true;
 }
 
+/* Since the system started; afterwards, what was not yet written to the disk may be gone. */
+static bool add_boot(Str *s) {
+  char id[64];
+  int fd = vfs_table.open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC, 0);
+  ssize_t n = fd < 0 ? -1 : vfs_table.read(fd, id, sizeof id);
+  if (fd >= 0) vfs_table.close(fd);
+  if (n > 0) str_addn(s, id, (size_t)n);
+  return n > 0;
+}
+
+/* Of the note that a file was verified; its length is 0 if there can be none. */
+static Str note_key(Arena *a, const CacheValue *v) {
+  Str s;
+  str_init(&s, a);
+  str_add(&s, "verified ");
+  str_addn(&s, (const char *)v->id, sizeof v->id);
+  if (!add_boot(&s)) s.n = 0;
+  return s;
+}
+
+static bool is_noted(const CacheValue *v) {
+  Arena *a = arena_scratch();
+  Str key = note_key(a, v);
+  const uint8_t *value;
+  size_t n;
+  bool found = key.n && cache_get(a, key.s, key.n, &value, &n);
+  arena_free(a);
+  return found;
+}
+
+void cache_note_verified(const CacheValue *v) {
+  Arena *a = arena_scratch();
+  Str key = note_key(a, v);
+  if (key.n) cache_put(key.s, key.n, "", 0);
+  arena_free(a);
+}
+
+static void note_file(CacheValue *v, const struct stat *st) {
+  v->id[0] = st->st_dev;
+  v->id[1] = st->st_ino;
+  v->id[2] = (uint64_t)st->st_size;
+  v->id[3] = (uint64_t)st->st_mtim.tv_sec;
+  v->id[4] = (uint64_t)st->st_mtim.tv_nsec;
+}
+
 bool cache_map(const void *key, size_t n_key, CacheValue *v) {
   char path[PATH], dir[PATH];
   struct stat st;
@@ -220,13 +267,15 @@ bool cache_map(const void *key, size_t n_key, CacheValue *v) {
   if (!fstat(fd, &st) && S_ISREG(st.st_mode) && st.st_size > 0) {
     v->n_map = (size_t)st.st_size;
     v->map = vfs_table.map(v->n_map, fd);
-    futimens(fd, NULL);
+    note_file(v, &st);
+    futimens(fd, (struct timespec[]){{.tv_nsec = UTIME_NOW}, {.tv_nsec = UTIME_OMIT}});
   }
   vfs_table.close(fd);
   if (v->map && is_large(v->map, v->n_map, key, n_key, v)) {
 #ifdef MADV_POPULATE_READ
     madvise(v->map, v->n_map, MADV_POPULATE_READ); /* a refusal costs speed only */
 #endif
+    v->verified = is_noted(v);
     return true;
   }
   cache_unmap(v);
@@ -277,9 +326,9 @@ static Entry *list(Arena *a, const char *dir, int *n, int64_t *bytes, bool clear
     if (clear || (rest && seconds_ago(&st) > FRESH))
       unlinkat(dirfd(d), e->d_name, 0);
     else if (!rest) {
-      Entry x = {.large = large,
-                 .bytes = st.st_size,
-                 .used = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec};
+      Entry x = {.large = large, .bytes = st.st_size};
+      const struct timespec *used = large ? &st.st_atim : &st.st_mtim;
+      x.used = (int64_t)used->tv_sec * 1000000000 + used->tv_nsec;
       strcpy(x.name, e->d_name);
       vec_add(a, &v, x);
       *bytes += x.bytes;

@@ -255,7 +255,9 @@ void fill_random(Tensor *t, uint64_t seed) {
     uint32_t out[4];
     philox((uint32_t[4]){(uint32_t)(i / 4), (uint32_t)((i / 4) >> 32), 0, 0},
            (uint32_t[2]){(uint32_t)seed, (uint32_t)(seed >> 32)}, out);
-    for (int64_t j = i; j < i + 4 && j < n; j++)
+    for (int64_t j = i; t->dtype == DT_FLOAT32 && j < i + 4 && j < n; j++)
+      ((float *)t->data)[j] = (float)(out[j - i] * 0x1p-31 - 1);
+    for (int64_t j = i; t->dtype != DT_FLOAT32 && j < i + 4 && j < n; j++)
       tensor_set(t, j, dtype_is_float(t->dtype) ? out[j - i] * 0x1p-31 - 1 : out[j - i] >> 31);
   }
 }
