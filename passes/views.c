@@ -34,15 +34,25 @@ bool view_total(const Node *v) {
   return true;
 }
 
+/* Does some dimension of the operand tell where loop l stands? */
+static bool tells(const Node *v, int l) {
+  for (int d = 0; d < v->in[0]->rank; d++) {
+    const AffDim *m = &v->map[0][d];
+    int other = m->l0 == l ? m->l1 : m->l0;
+    if ((m->l0 == l || m->l1 == l) && (other < 0 || v->dims[other] <= 1)) return true;
+  }
+  return false;
+}
+
 bool view_repeats(const Node *v) {
   unsigned used = 0, ones = 0;
   for (int d = 0; d < v->in[0]->rank; d++) {
     const AffDim *m = &v->map[0][d];
     bool two = m->l0 >= 0 && m->l1 >= 0 && v->dims[m->l0] > 1 && v->dims[m->l1] > 1;
-    if (two) { /* windows: without overlap if one step is as long as the other loop */
+    if (two) { /* windows: without overlap if one step is as long as the other loop, or one loop is known */
       int64_t a = m->c0 < 0 ? -m->c0 : m->c0, b = m->c1 < 0 ? -m->c1 : m->c1;
       bool apart = a >= b ? a >= b * v->dims[m->l1] : b >= a * v->dims[m->l0];
-      if (!apart) return true;
+      if (!apart && !tells(v, m->l0) && !tells(v, m->l1)) return true;
     }
     if (m->l0 >= 0) used |= 1u << m->l0;
     if (m->l1 >= 0) used |= 1u << m->l1;

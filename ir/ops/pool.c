@@ -201,13 +201,14 @@ static Node *pool_forward(Expand *x, const Pool *p) {
   return g_reduce(x->g, P_RMAX, pool_view(x->g, p), kernel_axes(p), false);
 }
 
-/* The position in the window, row-major: int32, of size 1 but along the kernel axes. */
-static Node *window_position(Graph *g, const Pool *p, const Node *view) {
+/* The position in the window, row-major: int32, of size 1 but along the kernel axes, which come `before` places sooner. */
+static Node *window_position(Graph *g, const Pool *p, const Node *view, int before) {
   int64_t dims[KL_RANK], scale = 1;
   Node *pos = NULL;
-  for (int d = 0; d < view->rank; d++) dims[d] = kernel_axes(p) >> d & 1 ? view->dims[d] : 1;
+  for (int d = 0; d < view->rank; d++)
+    dims[d] = kernel_axes(p) >> before >> d & 1 ? view->dims[d] : 1;
   for (int i = p->win.n_sp - 1; i >= 0; i--) {
-    Node *at = g_iota(g, DT_INT32, view->rank, dims, p->kernel_axis[i]);
+    Node *at = g_iota(g, DT_INT32, view->rank, dims, p->kernel_axis[i] - before);
     at = g_map2c(g, P_MUL, at, (double)scale);
     pos = pos ? g_map2(g, P_ADD, pos, at) : at;
     scale *= p->win.k[i];
@@ -215,13 +216,14 @@ static Node *window_position(Graph *g, const Pool *p, const Node *view) {
   return pos;
 }
 
-/* The incoming gradient [N, C, out..] in the view: at the first maximum of each window, else 0. */
+/* The incoming gradient in the view, which has the channels where gy has them: at the first maximum of each window, else 0. */
 static Node *max_in_view(Graph *g, const Pool *p, Node *view, Node *gy) {
   if (!view || !gy) return NULL;
   int64_t keep[KL_RANK];
-  for (int d = 0; d < view->rank; d++) keep[d] = kernel_axes(p) >> d & 1 ? 1 : view->dims[d];
-  Node *first = g_argmax(g, view, kernel_axes(p), true, DT_INT32);
-  Node *hit = g_map2(g, P_EQ, first, window_position(g, p, view));
+  uint32_t axes = kernel_axes(p) >> p->last;
+  for (int d = 0; d < view->rank; d++) keep[d] = axes >> d & 1 ? 1 : view->dims[d];
+  Node *first = g_argmax(g, view, axes, true, DT_INT32);
+  Node *hit = g_map2(g, P_EQ, first, window_position(g, p, view, p->last));
   return g_select(g, hit, g_reshape(g, gy, view->rank, keep), g_const(g, gy->dtype, 0));
 }
 
@@ -230,12 +232,14 @@ static bool pool_backward(Expand *x, const Pool *p, Node *gy) {
   if (!gy) return false;
   Node *gx = NULL;
   if (!p->known) return x_out(x, "X@GRAD", ops_blank_like(g, x_in(x, "X")));
-  if (p->last) gy = ops_channels_first(g, gy);
   if (!p->max) {
     Node *y = pool_average(g, p);
+    if (p->last) gy = ops_channels_first(g, gy);
     if (!y || !derive(g, 1, &y, &gy, 1, (Node *[]){p->in}, &gx)) return false;
   } else {
-    Node *view = pool_view(g, p), *gv = max_in_view(g, p, view, gy);
+    Node *view = pool_view(g, p);
+    if (p->last) view = ops_channels_last(g, view);
+    Node *gv = max_in_view(g, p, view, gy);
     if (!gv) return false;
     if (!derive(g, 1, &view, &gv, 1, (Node *[]){p->in}, &gx)) return false;
   }
