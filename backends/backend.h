@@ -59,6 +59,8 @@ typedef struct DeviceRun {
   uint64_t seed, step;
   int n_in, n_out;
   const DeviceCopy *in, *out; /* feeds, read before run() returns; fetches, there when it returns */
+  bool
+      later; /* return when the device has its orders: finish() waits for the fetches and the check */
   /* Called for each kernel that ran if not NULL; kernels are then timed one by one. */
   void (*timed)(void *user, int kernel, double seconds);
   void *user;
@@ -66,6 +68,7 @@ typedef struct DeviceRun {
   int launches, graphs, copies, calls;
 } DeviceRun;
 
+enum { DEVICE_LATE = 2 };
 /* False or NULL: an error is set. Allocations keep the device open. */
 typedef struct DeviceCalls {
   void (*close)(Device *d);
@@ -76,6 +79,9 @@ typedef struct DeviceCalls {
   /* All kernels and copies of the graph. check: the first failed CHECK; no state has changed then. Returns before the
    * device is done if nothing is fetched or checked. */
   bool (*run)(Module *m, DeviceRun *r, CheckRecord *check);
+  /* Of the oldest run that was started with `later`; r->out as it was then. Up to DEVICE_LATE runs of a module may be under
+   * way. Once a check has failed, the runs after it change no state either. */
+  bool (*finish)(Module *m, DeviceRun *r, CheckRecord *check);
 } DeviceCalls;
 
 typedef struct CompileOptions {

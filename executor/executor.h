@@ -66,6 +66,16 @@ typedef struct Feed {
 bool exec_run(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *feeds, int n_fetch,
               const char *const *fetch, Tensor *out);
 
+/* The same in two steps, so that the host prepares a run while a device computes the one before: exec_start returns when the
+ * device has its orders, and out[], which stays the executor's until then, has its data once exec_finish has returned. It
+ * finishes the oldest runs until at most `left` are under way (of two at most; exec_start and exec_run make room). If one
+ * fails, it and those after it have changed nothing and are forgotten: their out[i].data is what the caller gave, or NULL.
+ * On the host, and with check_nan or profile, exec_start does it all. */
+bool exec_start(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *feeds,
+                int n_fetch, const char *const *fetch, Tensor *out);
+bool exec_finish(Executor *e, int left);
+int exec_under_way(const Executor *e);
+
 /* compile.c: what exec_run does on a new shape, for the tools. */
 typedef struct Executable Executable;
 typedef struct CompileRequest {

@@ -49,6 +49,17 @@ struct Executable {
   Executable *next;
 };
 
+/* late.c: a run that a device works on. */
+typedef struct Late {
+  Arena *arena;
+  Executable *x;
+  int n_out, n_fetch;
+  DeviceCopy *out; /* what comes back */
+  Tensor *to;      /* the caller's */
+  bool *own;       /* per fetch: the data was taken for this run */
+  uint64_t step;
+} Late;
+
 typedef struct Profile Profile;
 struct Executor {
   ExecOptions opt;
@@ -67,12 +78,25 @@ struct Executor {
   size_t scratch_bytes;
   uint64_t step;
   Profile *profile;
+  Late late[DEVICE_LATE]; /* under way, the oldest first */
+  int n_late;
 };
 
 /* run.c: a section of a program. `list`: the executables made for it, most recently used first. out[i].data stays NULL
  * where (*same)[i] says what the result is; *same may be NULL. */
 bool run_section(Executor *e, const CompileRequest *r, Executable **list, uint64_t seed,
                  Tensor *out, const Same **same);
+
+/* The error of a check that failed. */
+bool report_check(const Executable *x, const CheckRecord *check, uint64_t step);
+
+/* late.c */
+/* Notes a run that has been started. Its results go to `to`, whose data it owns where `own` says so. */
+void late_add(Executor *e, Executable *x, int n_out, const DeviceCopy *out, int n_fetch, Tensor *to,
+              const bool *own, uint64_t step);
+/* Memory for a note, before the run is started. */
+void late_reserve(Executor *e, int n_out, int n_fetch);
+void late_forget(Executor *e); /* all of them; waits for the device; sets no error */
 
 /* control.c, control_plan.c */
 bool control_plans(const Executor *e, const Program *p); /* has it run in parts before? */

@@ -48,6 +48,8 @@ static void write_trace(Executor *e) {
 
 void exec_free(Executor *e) {
   if (!e) return;
+  late_forget(e);
+  for (int i = 0; i < DEVICE_LATE; i++) arena_free(e->late[i].arena);
   if (e->profile && e->opt.trace) write_trace(e);
   profile_free(e->profile);
   for (Executable *x = e->cache, *next; x; x = next) {
@@ -211,15 +213,17 @@ static Executable *find_executable(Executor *e, const CompileRequest *r) {
   for (Executable **link = &e->cache; *link; link = &(*link)->next) {
     Executable *x = *link;
     if (strcmp(x->key, key)) continue;
+    bool fits = state_fits(x, r->scope);
+    if (!fits && !exec_finish(e, 0)) return NULL;
     *link = x->next;
-    if (!state_fits(x, r->scope)) {
+    if (!fits) {
       executable_free(x);
       break;
     }
     x->next = e->cache;
     return e->cache = x;
   }
-  Executable *x = compile(r);
+  Executable *x = exec_finish(e, 0) ? compile(r) : NULL; /* others may have to go */
   if (!x) return NULL;
   x->key = "";
   x->next = e->cache;
@@ -308,6 +312,8 @@ typedef struct Run {
   Tensor *out; /* fetched */
   bool *own;   /* of each: its data is new */
   bool kept;   /* constant kernels need not run */
+  bool later;  /* results are looked at by exec_finish */
+  Tensor *to;  /* the caller's */
   CheckRecord check;
   uint64_t seed, step;
 } Run;
@@ -476,16 +482,16 @@ static void run_kernel(Run *u, int i) {
   }
 }
 
-static bool check_error(const Run *u) {
-  const Node *n = u->x->graph->nodes.v[u->check.node];
+bool report_check(const Executable *x, const CheckRecord *check, uint64_t step) {
+  const Node *n = x->graph->nodes.v[check->node];
   const int64_t *c = n->ia;
-  int64_t row = u->check.index;
+  int64_t row = check->index;
   err_set((ErrCode)c[4], "value %lld at element %lld is outside %lld..%lld",
-          (long long)u->check.value, (long long)row, (long long)c[0], (long long)c[1] - 1);
+          (long long)check->value, (long long)row, (long long)c[0], (long long)c[1] - 1);
   err_note("the checked tensor is %s", shape_text(n->dtype, n->rank, n->dims));
   err_help("correct the data, or the number of classes or rows in the program");
   if (n->op) err_where("%s", op_text(n->op));
-  err_where("step %llu", (unsigned long long)u->step);
+  err_where("step %llu", (unsigned long long)step);
   return false;
 }
 
@@ -524,18 +530,21 @@ static bool run_on_device(Run *u) {
       out[r.n_out++] =
           (DeviceCopy){g->fetches.v[i].node->buf, u->out[i].data, tensor_bytes(&u->out[i])};
   if (u->e->profile) r.timed = add_time, r.user = u;
+  r.later = u->later;
+  if (u->later) late_reserve(u->e, r.n_out, g->fetches.n);
   bool ok = u->device->calls->run(u->x->module, &r, &u->check);
   u->x->plan.launches = r.launches;
   u->x->plan.graphs = r.graphs;
   u->x->plan.copies = r.copies;
   u->x->plan.calls = r.calls;
+  if (ok && u->later) late_add(u->e, u->x, r.n_out, out, g->fetches.n, u->to, u->own, u->step);
   return ok;
 }
 
 static bool run_kernels(Run *u) {
   u->kept = is_kept(u);
   if (!(u->device ? run_on_device(u) : run_on_host(u))) return false;
-  if (u->check.failed) return check_error(u);
+  if (u->check.failed) return report_check(u->x, &u->check, u->step);
   u->x->seen[u->x->graph->buffers.n] = 1;
   return true;
 }
@@ -644,7 +653,8 @@ static bool run_compiled(Run *u, Tensor *out) {
   Executor *e = u->e;
   e->last = NULL;
   Executable *x = u->x = u->list ? find_section(u->req, u->list) : find_executable(e, u->req);
-  if (!x) return false;
+  bool other = e->n_late && (u->list || e->late[0].x != x);
+  if (!x || (other && !exec_finish(e, 0))) return false;
   e->last = x;
   u->same = x->same;
   ensure_memory(u->device, &e->memory, &e->memory_bytes, (size_t)x->graph->arena_bytes + 64);
@@ -657,6 +667,8 @@ static bool run_compiled(Run *u, Tensor *out) {
   take_memory(u, x->graph, out);
   bind_buffers(u);
   void **saved = e->opt.check_nan ? save_state(u) : NULL;
+  u->later &= u->device && !saved && !e->profile;
+  for (int i = 0; i < u->n_state; i++) u->later &= !u->fresh[i].data;
   if (!run_kernels(u) || (saved && !check_finite(u, saved)) || !finish(u, out)) return false;
   if (x->kept) kept_made(x, u->scope, e->pool);
   return true;
@@ -738,8 +750,8 @@ static bool run_whole(Run *u, Tensor *out) {
   return ok;
 }
 
-bool exec_run(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *feeds, int n_fetch,
-              const char *const *fetch, Tensor *out) {
+static bool start(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *feeds,
+                  int n_fetch, const char *const *fetch, Tensor *out, bool later) {
   CompileRequest req = {.prog = p,
                         .scope = s,
                         .n_feeds = n_feeds,
@@ -755,10 +767,28 @@ bool exec_run(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *
   PassOptions words = {0};
   if (e->opt.debug && pass_options_parse(&words, e->opt.debug)) req.passes = &words;
   uint64_t seed = e->opt.seed ? e->opt.seed : (uint64_t)p->seed;
-  Run u = {.e = e, .device = req.device, .scope = s, .req = &req, .seed = seed, .step = e->step};
+  Run u = {.e = e,
+           .device = req.device,
+           .scope = s,
+           .req = &req,
+           .seed = seed,
+           .step = e->step,
+           .later = later,
+           .to = out};
   bool ok = !err_any() && run_whole(&u, out);
   if (ok && has_updates(p)) e->step++;
   if (!ok) give_back(&u);
   if (!ok && p->file) err_where("%s", p->file);
   return ok;
+}
+
+bool exec_run(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *feeds, int n_fetch,
+              const char *const *fetch, Tensor *out) {
+  return exec_finish(e, 0) && start(e, s, p, n_feeds, feeds, n_fetch, fetch, out, false);
+}
+
+bool exec_start(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *feeds,
+                int n_fetch, const char *const *fetch, Tensor *out) {
+  return exec_finish(e, DEVICE_LATE - 1) &&
+         start(e, s, p, n_feeds, feeds, n_fetch, fetch, out, true);
 }

@@ -27,6 +27,23 @@ if [ -e "$build/tests/cudasim/libcuda.so.1" ]; then
   expect_text "simulator: C functions run on the host" 0 out '^launches +0 of graphs, [0-9]+ of kernels' "$kiln" --plugin "$build/examples/custom_relu.so" \
     bench custom.kl --startup net_startup.kl --reps 8 --device cuda
   expect_text "simulator: profile" 0 out '_momentum' "${bench[@]}" --device cuda --profile
+  # Steps are handed over before the ones before them are looked at: the same epochs, checkpoints and errors as on a CPU.
+  perl -e '
+    my $n = 96; my (@x, @y);
+    for my $i (0 .. $n - 1) { push @y, $i % 4; push @x, map { int($_ / 4) == $i % 4 ? 1 : ($i * 7 + $_ * 3) % 5 / 10 } 0 .. 15 }
+    sub idx { my ($f, $type, $pack, $dims, @v) = @_; open my $o, ">", $f; binmode $o;
+      print $o pack("C4 N*", 0, 0, $type, scalar @$dims, @$dims), pack("$pack*", @v) }
+    idx("x.idx", 0x0d, "f>", [$n, 16], @x); idx("y.idx", 0x08, "C", [$n, 1], @y);
+    $y[70] = 9; idx("bad.idx", 0x08, "C", [$n, 1], @y);'
+  train=("$kiln" train --startup net_startup.kl --main net_main.kl --test "$data/net_test.kl" --batch 20 --fetch loss,acc --feed x=x.idx --test-feed x=x.idx --test-feed y=y.idx --epochs 3)
+  expect "train on a CPU" 0 "${train[@]}" --feed y=y.idx --save cpu --save-every 4
+  sed 's/ [0-9,]* img.s//' out >cpu.txt
+  expect "train on the simulator" 0 "${train[@]}" --feed y=y.idx --save gpu --save-every 4 --device cuda
+  sed 's/ [0-9,]* img.s//' out >gpu.txt
+  same "train: the same epochs" cpu.txt gpu.txt
+  expect_text "train: the step of a failed check" 1 err 'E-DAT-002.*value 9 at element 10' "${train[@]}" --feed y=bad.idx --device cuda
+  expect_text "train: on a CPU" 1 err 'step 3' "${train[@]}" --feed y=bad.idx
+  expect_text "train: and on the simulator" 1 err 'step 3' "${train[@]}" --feed y=bad.idx --device cuda
   export LD_LIBRARY_PATH=$LD_LIBRARY_PATH:$LD_LIBRARY_PATH/libraries
   expect_text "libraries: info" 0 out '^cuBLASLt: libcublasLt.so.13, version 130100' "$kiln" info
   expect_text "libraries: verify" 0 out 'all checks passed' env KILN_DEBUG=libraries "$kiln" verify net_main.kl --startup net_startup.kl --device cuda

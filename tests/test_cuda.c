@@ -66,6 +66,116 @@ static void test_without_fetches(void **state) {
   net_free(&n);
 }
 
+/* ---- runs that are started and looked at later ---- */
+
+static bool start_step(kl_exec *exe, const Net *n, Tensor *out) {
+  Tensor x = {.dtype = DT_FLOAT32, .rank = 2, .dims = {n->batch, 48}, .data = n->x};
+  Tensor y = {.dtype = DT_INT64, .rank = 2, .dims = {n->batch, 1}, .data = n->y};
+  Feed feeds[] = {{"x", &x}, {"y", &y}};
+  return exec_start(exe->run, exe->scope, kl_main(n->net), 2, feeds, 1, (const char *[]){"loss"},
+                    out);
+}
+
+enum { LATE_STEPS = 14 };
+
+/* Feeds of a step; all differ, and the host changes them as soon as a step is started. */
+static void set_feeds(const Net *n, int step) {
+  for (int i = 0; i < n->batch * 48; i++) n->x[i] = (float)((i * 37 + step * 11) % 101 - 50) / 50;
+  for (int i = 0; i < n->batch; i++) n->y[i] = (i * 3 + step) % 10;
+}
+
+static int try_late(const void *arg) {
+  const Net *n = arg;
+  float losses[LATE_STEPS];
+  Tensor out[2];
+  kl_exec *cpu = net_start(n, "cpu", kl_exec_defaults),
+          *gpu = net_start(n, "cuda", kl_exec_defaults);
+  int together = 0;
+  for (int k = 0; k < LATE_STEPS; k++) {
+    set_feeds(n, k);
+    if (!net_step(cpu, n, &losses[k])) return 2;
+  }
+  for (int k = 0; k <= LATE_STEPS; k++) {
+    if (k < LATE_STEPS) {
+      set_feeds(n, k);
+      out[k % 2] = (Tensor){0};
+      if (!start_step(gpu, n, &out[k % 2])) return 3;
+      set_feeds(n, 99);
+      together += exec_under_way(gpu->run) == 2;
+    }
+    if (!exec_finish(gpu->run, k < LATE_STEPS)) return 4;
+    if (k == 0) continue;
+    double loss = *(float *)out[(k - 1) % 2].data, want = (double)losses[k - 1];
+    mem_free(out[(k - 1) % 2].data);
+    if (!(fabs(loss - want) <= 1e-5 * want)) {
+      printf("loss %d is %g instead of %g\n", k - 1, loss, want);
+      return 5;
+    }
+  }
+  if (together < LATE_STEPS - 3) return 6;
+  expect_same_state(cpu, gpu, 1e-4);
+  kl_exec_free(cpu);
+  kl_exec_free(gpu);
+  return 0;
+}
+
+/* In several orders of streams. */
+static void test_late(void **state) {
+  (void)state;
+  Net n = net_new(net_mlp, false, 4, 0);
+  for (int seed = 1; seed <= 12; seed++) {
+    char setting[64];
+    snprintf(setting, sizeof setting, "CUDASIM_SEED=%d", seed);
+    const char *settings[] = {setting, NULL};
+    if (in_process(settings, try_late, &n)) fail_msg("%s", setting);
+  }
+  net_free(&n);
+}
+
+/* A check that fails is found one step late; then the step after it has changed nothing either. */
+static void test_late_check(void **state) {
+  (void)state;
+  Net n = net_new(net_mlp, false, 4, 0);
+  kl_exec *cpu = net_start(&n, "cpu", kl_exec_defaults),
+          *gpu = net_start(&n, "cuda", kl_exec_defaults);
+  Tensor out[3] = {0};
+  float loss, late;
+  for (int k = 0; k < 5; k++) {
+    set_feeds(&n, k);
+    net_check(net_step(cpu, &n, &loss) && net_step(gpu, &n, &loss));
+  }
+  for (int k = 0; k < 2; k++) {
+    set_feeds(&n, 5 + k);
+    if (k == 0) net_check(net_step(cpu, &n, &loss));
+    if (k == 1) n.y[2] = 77;
+    net_check(start_step(gpu, &n, &out[k]));
+  }
+  set_feeds(&n, 7);
+  net_check(start_step(gpu, &n, &out[2])); /* which looks at the first */
+  assert_true(fabs((double)*(float *)out[0].data - (double)loss) <= 1e-5 * (double)loss);
+  assert_int_equal(exec_under_way(gpu->run), 2);
+  assert_false(exec_finish(gpu->run, 0));
+  expect_error(E_DAT_002, "value 77 at element 2 is outside 0..9");
+  assert_int_equal(exec_under_way(gpu->run), 0);
+  assert_null(out[1].data);
+  assert_null(out[2].data);
+  mem_free(out[0].data);
+  assert_true(exec_step(gpu->run) == exec_step(cpu->run));
+  expect_same_state(cpu, gpu, 1e-4);
+  for (int k = 7; k < 10; k++) { /* and it goes on; the last one is left at work */
+    set_feeds(&n, k);
+    Tensor to = {.dtype = DT_FLOAT32, .data = &late};
+    net_check(net_step(cpu, &n, &loss) && start_step(gpu, &n, &to));
+    if (k == 9) break;
+    net_check(exec_finish(gpu->run, 0));
+    assert_true(fabs((double)late - (double)loss) <= 1e-5 * (double)loss);
+  }
+  expect_same_state(cpu, gpu, 1e-4);
+  kl_exec_free(gpu);
+  kl_exec_free(cpu);
+  net_free(&n);
+}
+
 /* ---- checks ---- */
 
 static void test_failed_check(void **state) {
@@ -241,10 +351,15 @@ static Net small, *net; /* net: what attempt() trains */
 /* 0: all went well; 1: one coded error, and the CPU works on; more: wrong. */
 static int attempt(ErrCode *code, const char **text) {
   static char kept[4096];
-  float loss;
+  float loss, late[3];
+  Tensor to[3];
   kl_exec *exe = net_start(net, "cuda", kl_exec_defaults);
   bool ok = exe != NULL;
   for (int k = 0; ok && k < 5; k++) ok = net_step(exe, net, &loss);
+  for (int k = 0; ok && k < 3; k++) {
+    to[k] = (Tensor){.dtype = DT_FLOAT32, .data = &late[k]};
+    ok = start_step(exe, net, &to[k]) && exec_finish(exe->run, 1);
+  }
   ok = ok && kl_get(exe, "fc_0.w_0");
   *code = err_any() ? err_get()->code : E_NONE;
   snprintf(kept, sizeof kept, "%s", kl_error());
@@ -323,10 +438,10 @@ enum { EVERY = 1 };
 #endif
 
 /* Some failures change nothing: of what is only asked for a message, taken from the cache, or given up. */
-static void fail_each(const char *result) {
+static void fail_each(const char *result, int every) {
   int n = count_calls(), failed = 0, tried = 0;
   assert_true(n > 50);
-  for (int i = 1; i <= n; i += EVERY, tried++) {
+  for (int i = 1; i <= n; i += every * EVERY, tried++) {
     char setting[64];
     snprintf(setting, sizeof setting, "CUDASIM_FAIL=%d%s", i, result);
     const char *settings[] = {setting, NULL};
@@ -340,19 +455,19 @@ static void fail_each(const char *result) {
 
 static void test_each_call_fails(void **state) {
   (void)state;
-  fail_each("");
+  fail_each("", 1);
 }
 
 static void test_device_lost(void **state) {
   (void)state;
-  fail_each(":700");
+  fail_each(":700", 2);
 }
 
 static void test_each_call_around_a_function_fails(void **state) {
   (void)state;
   Net n = net_new(with_calls, false, 2, 0);
   net = &n;
-  fail_each("");
+  fail_each("", 2);
   net = &small;
   net_free(&n);
 }
@@ -425,6 +540,8 @@ int main(int argc, char *argv[]) {
       cmocka_unit_test(test_each_call_around_a_function_fails),
       cmocka_unit_test(test_losses),
       cmocka_unit_test(test_without_fetches),
+      cmocka_unit_test(test_late),
+      cmocka_unit_test(test_late_check),
       cmocka_unit_test(test_failed_check),
       cmocka_unit_test(test_check_nan),
       cmocka_unit_test(test_custom_operator),

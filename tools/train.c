@@ -9,6 +9,12 @@
 #include <string.h>
 #include <sys/stat.h>
 
+enum { STARTED = 2 };
+typedef struct Started {
+  Tensor out[LIST_MAX];
+  int64_t rows;
+} Started; /* a step whose results may not be there yet */
+
 typedef struct Train {
   const char *startup, *params, *main, *test, *fetch, *save, *resume, *log;
   List feeds, test_feeds;
@@ -25,6 +31,8 @@ typedef struct Train {
   int n_fetch, n_test;
   const char **names, *test_names[LIST_MAX];
   int64_t epoch, row, step, epochs_planned;
+  Started started[STARTED]; /* step s in place s % STARTED */
+  int64_t taken;            /* steps whose results are in the sums */
   double sums[LIST_MAX], seconds;
   int64_t rows_done, order_epoch;
   int64_t *order;
@@ -75,13 +83,12 @@ static bool add_metrics(const char *const *names, int n, Tensor *out, int64_t ro
   return ok;
 }
 
-static bool run_batch(Train *t, const Program *p, Dataset *d, const int64_t *order, int64_t begin,
-                      int64_t end, int n, const char *const *names, double *sums, double *last) {
+static bool test_batch(Train *t, int64_t begin, int64_t end, double *sums) {
   Feed feeds[LIST_MAX];
   Tensor out[LIST_MAX] = {0};
-  dataset_batch(d, order, begin, end, feeds);
-  return exec_run(t->run, t->scope, p, d->n, feeds, n, names, out) &&
-         add_metrics(names, n, out, end - begin, sums, last);
+  dataset_batch(&t->tests, NULL, begin, end, feeds);
+  return exec_run(t->run, t->scope, t->t, t->tests.n, feeds, t->n_test, t->test_names, out) &&
+         add_metrics(t->test_names, t->n_test, out, end - begin, sums, NULL);
 }
 
 static bool evaluate(Train *t, double *means) {
@@ -89,8 +96,7 @@ static bool evaluate(Train *t, double *means) {
   memset(means, 0, sizeof *means * (size_t)t->n_test);
   for (int64_t at = 0; at < t->tests.rows; at += batch) {
     int64_t end = at + batch < t->tests.rows ? at + batch : t->tests.rows;
-    if (!run_batch(t, t->t, &t->tests, NULL, at, end, t->n_test, t->test_names, means, NULL))
-      return false;
+    if (!test_batch(t, at, end, means)) return false;
   }
   for (int i = 0; i < t->n_test; i++) means[i] /= (double)(t->tests.rows ? t->tests.rows : 1);
   return true;
@@ -157,18 +163,40 @@ static void show_progress(Train *t, const double *last, double seconds, int64_t 
   progress_show(&t->progress, t->row, t->data.rows, text);
 }
 
+/* What the oldest step that was started says, once the device is done with it. */
+static bool take_step(Train *t, double t0) {
+  Started *s = &t->started[t->taken % STARTED];
+  double last[LIST_MAX] = {0};
+  if (!exec_finish(t->run, (int)(t->step - t->taken) - 1)) return false;
+  t->taken++;
+  bool ok = add_metrics(t->names, t->n_fetch, s->out, s->rows, t->sums, last);
+  t->rows_done += s->rows;
+  for (int i = 0; ok && i < t->n_fetch; i++)
+    events_scalar(t->events, arena_fmt(t->arena, "train/%s", t->names[i]), t->taken, last[i]);
+  if (ok) show_progress(t, last, wall_seconds() - t0, t->rows_done);
+  return ok;
+}
+
+/* On a GPU a step's results are taken when the next one has been handed over. */
+static bool take_steps(Train *t, int left, double t0) {
+  while (t->step - t->taken > left)
+    if (!take_step(t, t0)) return false;
+  return true;
+}
+
 static bool train_step(Train *t, double t0) {
   int64_t end = t->row + t->batch < t->data.rows ? t->row + t->batch : t->data.rows;
-  double last[LIST_MAX] = {0};
-  if (!run_batch(t, t->p, &t->data, t->order, t->row, end, t->n_fetch, t->names, t->sums, last))
+  Started *s = &t->started[t->step % STARTED];
+  Feed feeds[LIST_MAX];
+  dataset_batch(&t->data, t->order, t->row, end, feeds);
+  *s = (Started){.rows = end - t->row};
+  if (!exec_start(t->run, t->scope, t->p, t->data.n, feeds, t->n_fetch, t->names, s->out))
     return false;
-  t->rows_done += end - t->row;
   t->row = end;
   t->step++;
-  for (int i = 0; i < t->n_fetch; i++)
-    events_scalar(t->events, arena_fmt(t->arena, "train/%s", t->names[i]), t->step, last[i]);
-  show_progress(t, last, wall_seconds() - t0, t->rows_done);
-  return !t->save || !t->save_every || t->step % t->save_every || save_checkpoint(t);
+  bool save = t->save && t->save_every && t->step % t->save_every == 0;
+  return take_steps(t, save || !exec_under_way(t->run) ? 0 : STARTED - 1, t0) &&
+         (!save || save_checkpoint(t));
 }
 
 static bool finish_epoch(Train *t, double seconds, int64_t rows_timed) {
@@ -199,6 +227,7 @@ static bool run_epochs(Train *t) {
     return err_set(E_DAT_001, "%lld rows make no batch of %lld", (long long)t->data.rows,
                    (long long)t->batch);
   int64_t per_epoch = (stop + t->batch - 1) / t->batch;
+  t->taken = t->step;
   t->epochs_planned = t->steps ? (t->steps + per_epoch - 1) / per_epoch : t->epochs;
   while (t->epoch < t->epochs_planned && (!t->steps || t->step < t->steps)) {
     make_order(t);
@@ -206,6 +235,7 @@ static bool run_epochs(Train *t) {
     int64_t from = t->row;
     while (t->row < stop && (!t->steps || t->step < t->steps))
       if (!train_step(t, t0)) return false;
+    if (!take_steps(t, 0, t0)) return false;
     if (!finish_epoch(t, wall_seconds() - t0, t->rows_done - (from < t->rows_done ? from : 0)))
       return false;
   }

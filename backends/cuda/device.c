@@ -203,8 +203,13 @@ static bool get(Device *x, void *to, const void *from, size_t n) {
 
 static void close_base(Device *x) { device_drop(of(x)); }
 
-static const DeviceCalls device_calls = {
-    .close = close_base, .take = take, .give = give, .put = put, .get = get, .run = device_run};
+static const DeviceCalls device_calls = {.close = close_base,
+                                         .take = take,
+                                         .give = give,
+                                         .put = put,
+                                         .get = get,
+                                         .run = device_run,
+                                         .finish = device_finish};
 
 /* ---- for `kiln info` ---- */
 

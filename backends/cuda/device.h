@@ -40,13 +40,15 @@ void device_drop(CudaDevice *d); /* one less; the last one closes it. Not inside
 /* Memory of one run in flight: while the device works on one, the next run's feeds go into the other. */
 typedef struct CudaSlot {
   uint8_t *host;      /* pinned: the CudaRun, then the feeds */
+  uint8_t *back;      /* pinned: the CudaRun and what is fetched */
   CUdeviceptr device; /* the same on the device */
   CUevent copied, done;
+  CUevent read;      /* the next run has read this one's CudaRun; if `lent` */
   CUgraphExec graph; /* NULL: none for `key` */
   void **key;        /* addresses that the graph, or the last run, was made of; kept is the last */
-  bool used;
+  bool used, late;   /* late: nobody has asked for the results yet */
 } CudaSlot;
-enum { CUDA_SLOTS = 2, CUDA_ALIGN = 256 };
+enum { CUDA_SLOTS = DEVICE_LATE, CUDA_ALIGN = 256 };
 /* Of what is packed in a slot or in what comes back. */
 static inline size_t cuda_aligned(size_t n) {
   return (n + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
@@ -77,7 +79,6 @@ struct Module {
   size_t slot_bytes;
   CudaSlot slot[CUDA_SLOTS];
   int turn;
-  uint8_t *back; /* pinned: the CudaRun and what is fetched */
   size_t back_bytes;
   CUevent *mark; /* n + 1, for times; NULL until they are wanted */
 };
@@ -92,6 +93,7 @@ bool launch_entry(const CudaLaunch *l, CUfunction f, const CUdeviceptr *at, int6
                   CUdeviceptr run, CUstream s);
 void run_free(Module *m); /* slots, graphs, events; inside */
 bool device_run(Module *m, DeviceRun *r, CheckRecord *check);
+bool device_finish(Module *m, DeviceRun *r, CheckRecord *check);
 Module *module_new(const Graph *g, int n, Kernel *const *k, const CompileOptions *o);
 void module_close(Module *m);
 

@@ -3,7 +3,10 @@
  * Feeds and the CudaRun are packed in pinned memory and copied at once, on a stream of their own; there are two slots of
  * them, so that a run's copy does not wait for the run before. Launches follow in the graph's order on the compute stream.
  * When a slot meets the same addresses again, its launches and copies are captured as a CUDA graph, and from then on a step
- * is one cuGraphLaunch; not with C functions between the launches. Kernels that write state, and the copies to state, do nothing once a check has failed. */
+ * is one cuGraphLaunch; not with C functions between the launches. Kernels that write state, and the copies to state, do
+ * nothing once a check has failed.
+ * A run may be left at work: the next one is handed over before its results are looked at, and starts with its failed check,
+ * so that nothing changes after a failure. */
 #include "foreign.h"
 #include <string.h>
 
@@ -28,8 +31,8 @@ void run_free(Module *m) {
     if (s->device) CU_DROP(cuMemFree, s->device);
     if (s->copied) CU_DROP(cuEventDestroy, s->copied);
     if (s->done) CU_DROP(cuEventDestroy, s->done);
+    if (s->back) CU_DROP(cuMemFreeHost, s->back);
   }
-  if (m->back) CU_DROP(cuMemFreeHost, m->back);
   for (int i = 0; i < m->n; i++)
     if (m->called[i]) CU_DROP(cuMemFreeHost, m->called[i]);
   for (int i = 0; m->mark && i <= m->n; i++)
@@ -41,7 +44,7 @@ static bool open_slot(Module *m, CudaSlot *s) {
   CudaDevice *d = m->d;
   if (!s->key) s->key = arena_array(m->arena, void *, m->g->buffers.n + 2);
   if (!s->host && !device_pinned(d, m->slot_bytes, (void **)&s->host)) return false;
-  if (!m->back && !device_pinned(d, m->back_bytes, (void **)&m->back)) return false;
+  if (!s->back && !device_pinned(d, m->back_bytes, (void **)&s->back)) return false;
   if (!s->device && !device_alloc(d, m->slot_bytes, &s->device)) return false;
   if (!s->copied && !CU(cuEventCreate, &s->copied, CU_EVENT_DISABLE_TIMING)) return false;
   if (!s->done && !CU(cuEventCreate, &s->done, CU_EVENT_DISABLE_TIMING)) return false;
@@ -130,7 +133,7 @@ static bool copy_state(const Work *w, const ExitCopy *c) {
 
 static bool copy_back(const Work *w) {
   const DeviceRun *r = w->r;
-  uint8_t *to = w->m->back;
+  uint8_t *to = w->s->back;
   if (w->m->checks) {
     w->r->copies++;
     if (!CU(cuMemcpyDtoHAsync, to, w->s->device, sizeof(CudaRun), w->to)) return false;
@@ -218,9 +221,9 @@ static bool tell_times(const Module *m, const DeviceRun *r) {
   return true;
 }
 
-static void take_back(const Module *m, const DeviceRun *r, CheckRecord *check) {
-  const CudaRun *run = (const CudaRun *)(const void *)m->back;
-  const uint8_t *from = m->back + CUDA_ALIGN;
+static void take_back(const Module *m, const CudaSlot *s, const DeviceRun *r, CheckRecord *check) {
+  const CudaRun *run = (const CudaRun *)(const void *)s->back;
+  const uint8_t *from = s->back + CUDA_ALIGN;
   if (m->checks && run->failed)
     *check =
         (CheckRecord){.failed = 1, .node = run->node, .index = run->index, .value = run->value};
@@ -228,21 +231,42 @@ static void take_back(const Module *m, const DeviceRun *r, CheckRecord *check) {
     memcpy(r->out[i].host, from, r->out[i].bytes);
 }
 
+/* If nobody knows yet whether the run before has failed a check: then this one has failed it too. That run's slot is not
+ * written again before somebody knows. */
+static bool inherit(const Module *m, const CudaSlot *s, const CudaSlot *before) {
+  const size_t from = offsetof(CudaRun, failed), to = offsetof(CudaRun, lock);
+  return !before->late || !m->checks ||
+         CU(cuMemcpyDtoDAsync, s->device + from, before->device + from, to - from, m->d->compute);
+}
+
 static bool run_inside(Module *m, DeviceRun *r, CheckRecord *check) {
-  CudaSlot *s = &m->slot[m->turn];
+  CudaSlot *s = &m->slot[m->turn], *before = &m->slot[(m->turn + CUDA_SLOTS - 1) % CUDA_SLOTS];
   Work w = {m, s, r, m->d->compute};
   m->turn = (m->turn + 1) % CUDA_SLOTS;
-  if (!open_slot(m, s) || (r->timed && !make_marks(m)) || !stage(m, s, r)) return false;
+  if (!open_slot(m, s) || (r->timed && !make_marks(m)) || !stage(m, s, r) || !inherit(m, s, before))
+    return false;
   bool again = same_again(m, s, r);
   s->used = true;
   if (!submit(&w, again) || !CU(cuEventRecord, s->done, m->d->compute)) return false;
-  if (!m->checks && !r->n_out && !r->timed) return true;
+  s->late = r->later;
+  if (r->later || (!m->checks && !r->n_out && !r->timed)) return true;
   if (!CU(cuEventSynchronize, s->done)) return false;
-  take_back(m, r, check);
+  take_back(m, s, r, check);
   return !r->timed || tell_times(m, r);
 }
 
-bool device_run(Module *m, DeviceRun *r, CheckRecord *check) {
+static bool finish_inside(Module *m, DeviceRun *r, CheckRecord *check) {
+  CudaSlot *s = NULL;
+  for (int i = 0; i < CUDA_SLOTS && !(s && s->late); i++) s = &m->slot[(m->turn + i) % CUDA_SLOTS];
+  s->late = false;
+  if (!CU(cuEventSynchronize, s->done)) return false;
+  take_back(m, s, r, check);
+  return true;
+}
+
+typedef bool Inside(Module *m, DeviceRun *r, CheckRecord *check);
+
+static bool on_device(Module *m, DeviceRun *r, CheckRecord *check, Inside *fn) {
   CudaDevice *d = m->d;
   if (!device_enter(d)) return false;
   MemGuard guard;
@@ -250,7 +274,7 @@ bool device_run(Module *m, DeviceRun *r, CheckRecord *check) {
     device_leave(d);
     mem_rethrow();
   }
-  bool ok = run_inside(m, r, check);
+  bool ok = fn(m, r, check);
   if (!ok) { /* nothing of this run may be at work when its memory goes */
     CU_DROP(cuStreamSynchronize, d->copies);
     CU_DROP(cuStreamSynchronize, d->compute);
@@ -259,4 +283,12 @@ bool device_run(Module *m, DeviceRun *r, CheckRecord *check) {
   mem_unguard(&guard);
   device_leave(d);
   return ok;
+}
+
+bool device_run(Module *m, DeviceRun *r, CheckRecord *check) {
+  return on_device(m, r, check, run_inside);
+}
+
+bool device_finish(Module *m, DeviceRun *r, CheckRecord *check) {
+  return on_device(m, r, check, finish_inside);
 }
