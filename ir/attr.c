@@ -189,7 +189,7 @@ static bool number_fits(const Op *op, const AttrDef *d, const char *attr, double
   for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++) {
     if (strcmp(ranges[i].attr, attr)) continue;
     /* a row that divides by epsilon alone has a positive default */
-    bool open = !strcmp(attr, "epsilon") && d->dflt.f > 0;
+    bool open = !strcmp(attr, "epsilon") && d->dflt.f > 0 && !d->extra;
     if (v >= ranges[i].lo && v <= ranges[i].hi && !(open && v == 0)) return true;
     err_set(E_OPR_003, "attribute %s of `%s` is %g", quoted(attr), op->type, v);
     err_help("%s is %s%s.", attr, ranges[i].rule, open ? ", nor zero" : "");

@@ -138,8 +138,9 @@ bool tensor_make(Tensor *t, Arena *a, DType d, int rank, const int64_t *dims) {
   if (rank < 0 || rank > KL_VAR_RANK)
     return err_set(E_SHP_002, "a tensor has rank %d; at most %d is allowed", rank, KL_VAR_RANK);
   if (!dims_numel(d, rank, dims, &n)) return false;
-  *t = (Tensor){.dtype = d, .rank = rank};
-  if (rank) memcpy(t->dims, dims, (size_t)rank * sizeof *dims);
+  Tensor made = {.dtype = d, .rank = rank}; /* dims may be t's */
+  if (rank) memcpy(made.dims, dims, (size_t)rank * sizeof *dims);
+  *t = made;
   t->data = arena_alloc(a, (size_t)n * (size_t)dtype_info[d].size);
   return true;
 }

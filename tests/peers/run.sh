@@ -13,7 +13,7 @@ if ! "$python" -c 'import paddle' 2>/dev/null; then
   python=.venv/paddle/bin/python
 fi
 rc=0
-for test in ops distribution train kinds back files models infer deep ocr; do
+for test in ops distribution train kinds back files models infer exports deep ocr; do
   "$python" "tests/peers/$test.py" "$build" || rc=1
 done
 exit $rc
