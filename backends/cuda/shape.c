@@ -5,8 +5,8 @@
  * the batch. An operand is read linearly, but for the dimensions in which a window moves: there it is read at
  *   position * stride + tap * dilation - pad               forward (the position is a result's), filter (the tap is)
  *   (position + pad - tap * dilation) / stride             data
- * Of forward and filter, which are one formula, the one with the smaller window is meant. A product over two axes that do not
- * join is the filter's gradient of a 1 x 1 convolution.
+ * Of forward and filter, which are one formula, the one with the smaller window is meant, or else the other. A product over
+ * two axes that do not join is the filter's gradient of a 1 x 1 convolution.
  * Behind the sums only the bias is taken: a relu must keep NaN and a gelu be exact, which the libraries' need not. */
 #include "foreign.h"
 #include <stdlib.h>
@@ -301,15 +301,12 @@ static void add_space(ForeignConv *v) {
   }
 }
 
-bool foreign_conv(const Kernel *k, ForeignConv *v) {
-  Loops o;
+static bool conv_as(const Loops *o, ForeignPass pass, ForeignConv *v) {
   ConvAxes a;
   memset(v, 0, sizeof *v);
-  if (!find_loops(k, true, &o)) return false;
-  if (o.at[0] || o.at[1] || (!o.n_window && !add_pixels(&o))) return false;
-  v->type = k->core->dtype;
-  v->pass = pass_of(&o);
-  if (!conv_axes(&o, v->pass, &a)) return false;
+  v->type = o->c->dtype;
+  v->pass = pass;
+  if (!conv_axes(o, pass, &a)) return false;
   v->x = a.x, v->w = a.w, v->y = a.y;
   v->groups = a.group.ext;
   ForeignTensor *x = &v->image, *y = &v->result, *w = &v->filter;
@@ -323,11 +320,19 @@ bool foreign_conv(const Kernel *k, ForeignConv *v) {
   w->ext[1] = a.inputs.ext;
   w->step[1] = a.inputs.step[a.w];
   /* windows were found from the last dimension on */
-  for (int i = 0; i < o.n_window; i++)
-    if (!set_window(v, i, &o, &o.window[o.n_window - 1 - i])) return false;
-  v->n_space = o.n_window;
+  for (int i = 0; i < o->n_window; i++)
+    if (!set_window(v, i, o, &o->window[o->n_window - 1 - i])) return false;
+  v->n_space = o->n_window;
   add_space(v);
   return true;
+}
+
+bool foreign_conv(const Kernel *k, ForeignConv *v) {
+  Loops o;
+  if (!find_loops(k, true, &o)) return false;
+  if (o.at[0] || o.at[1] || (!o.n_window && !add_pixels(&o))) return false;
+  ForeignPass pass = pass_of(&o), other = pass == PASS_FORWARD ? PASS_FILTER : PASS_FORWARD;
+  return conv_as(&o, pass, v) || (pass != PASS_DATA && conv_as(&o, other, v));
 }
 
 /* ---- what follows ---- */
