@@ -121,8 +121,9 @@ static bool run_all(Graph *g, Dump *d, bool *stopped) {
     start = passes_clock();
     verify(g, p->name);
     checks += passes_clock() - start;
-    bool again = p->run == pass_attention && g->kernels.n != kernels;
-    if ((p->run == pass_fuse || p->run == pass_recompute || again) && !schedule(g, o)) return false;
+    bool fresh = p->run == pass_fuse || (p->run == pass_recompute && g->memory_budget) ||
+                 (p->run == pass_attention && g->kernels.n != kernels);
+    if (fresh && !schedule(g, o)) return false;
     if (!print_and_dump(d, g, i + 1, p->name)) return false;
     if (o->stop_after && !strcmp(o->stop_after, p->name)) {
       *stopped = true;

@@ -116,6 +116,11 @@ static Prim split(const char *s, int *n, const char *args[MAX_ARGS]) {
   return p;
 }
 
+static bool has_head(const char *s, Prim p) {
+  size_t n = strlen(prim_info[p].name);
+  return !strncmp(s + 1, prim_info[p].name, n) && (s[n + 1] == ' ' || s[n + 1] == ')');
+}
+
 static bool commutes(Prim p) { return p == P_ADD || p == P_MUL || p == P_MAX || p == P_MIN; }
 
 /* Depth is that of the table's patterns. */
@@ -128,7 +133,9 @@ static bool match(const char *pat, Node *n, Node *var[26]) {
     return *v == n;
   }
   if (*pat != '(') return const_is(n, strtod(pat, NULL));
-  if (split(pat, &n_args, args) != n->prim || n_args != n->n_in) return false;
+  if (!has_head(pat, n->prim)) return false;
+  split(pat, &n_args, args);
+  if (n_args != n->n_in) return false;
   for (int swap = 0; swap <= commutes(n->prim); swap++) {
     Node *bound[26];
     bool ok = true;
