@@ -36,8 +36,12 @@ typedef struct FilterPlan {
   Blocks share;           /* of the positions, or with strips of the blocks of rows */
   Blocks lines;           /* n > 0: strips; how the rows of an image are cut */
   int64_t strip_w, pixel; /* columns of a strip, elements of one */
+  bool a_plain;           /* A is read in place: one tap, position p at p*w.stride */
+  bool
+      keep; /* the first tile of a panel of B packs it; else its columns are one panel, read in place */
   MicroSet set;
-  int fn[MOST_ROWS + 1][MOST_VECTORS + 1][2];
+  /* into the set; then of the first tiles, if they keep */
+  int fn[MOST_ROWS + 1][MOST_VECTORS + 1][2], first[MOST_ROWS + 1][MOST_VECTORS + 1][2];
 } FilterPlan;
 
 /* ---- packing ---- */
@@ -98,19 +102,6 @@ static int64_t block_end(const FilterPlan *f, int64_t p, int64_t p1) {
   int64_t y = p / f->w.n % f->h.n, tall = f->lines.more * (f->lines.size + 1);
   int64_t at = y < tall ? y / (f->lines.size + 1) : (y - tall) / f->lines.size + f->lines.more;
   return p + block_size(&f->lines, at) * f->w.n;
-}
-
-/* Panels of the columns from o0 on: panel after panel, of each all positions. */
-static void pack_b(const Plan *plan, const FilterPlan *f, const char *b, int64_t p0, int64_t p1,
-                   int64_t o0, int64_t n, char *to) {
-  int64_t size = plan->facts.size, lanes = f->tile.lanes;
-  Blocks v = vector_blocks(n, &f->tile);
-  for (int64_t i = 0; i < v.n; i++) {
-    int64_t at = block_start(&v, i) * lanes, width = block_size(&v, i) * lanes;
-    const char *from = b + (p0 * f->b_pos + o0 + at) * size;
-    for (int64_t p = p0; p < p1; p++, from += f->b_pos * size, to += width * size)
-      copy_short(to, from, least(width, n - at) * size);
-  }
 }
 
 /* ---- tasks ---- */
@@ -224,7 +215,10 @@ typedef struct Product {
   const FilterPlan *f;
   char *c; /* of the block's first row and column, at tap 0 */
   int64_t rows, columns, positions;
-  const char *a, *b;        /* packed, or a strip */
+  const char *a;            /* packed, a strip, or A itself */
+  const char *b;            /* of the first position and column */
+  char *packed;             /* B: panel after panel, of each all positions */
+  bool made;                /* is it packed? */
   int64_t lda, a_step, run; /* bytes between positions and between rows of A; positions of a row */
   Ahead ahead;
 } Product;
@@ -239,17 +233,25 @@ static void product(Product *k, bool add) {
   for (int64_t i = 0; i < v.n; i++) {
     int64_t at = block_start(&v, i) * lanes, width = block_size(&v, i) * lanes;
     x.columns = least(width, k->columns - at);
-    x.b = k->b + at * k->positions * size;
-    x.ldb = width * size;
-    x.b_step = k->run * x.ldb;
-    for (int64_t j = 0; j < r.n; j++) {
+    bool packed = f->keep && k->made;
+    x.b = k->b + at * size;
+    x.ldb = f->b_pos * size;
+    x.keep = k->packed + at * k->positions * size;
+    for (int64_t j = 0; j < r.n; j++, packed = f->keep) {
       int64_t row = block_start(&r, j);
+      if (packed) {
+        x.b = x.keep;
+        x.ldb = width * size;
+      }
+      x.b_step = k->run * x.ldb;
       x.a = k->a + row * size;
       x.c = k->c + (row * f->c_row + at) * size;
       fetch_ahead(&k->ahead, &x);
-      f->set.fn[f->fn[block_size(&r, j)][block_size(&v, i)][x.columns < width]](&x);
+      const int *fn = (j || packed ? f->fn : f->first)[block_size(&r, j)][block_size(&v, i)];
+      f->set.fn[fn[x.columns < width]](&x);
     }
   }
+  k->made = true;
 }
 
 /* A at a tap: packed now, or a part of the strip. */
@@ -259,6 +261,11 @@ static void read_tap(Product *k, const Task *t, int64_t p, int64_t th, int64_t t
   k->a = packed;
   k->lda = k->rows * size;
   k->run = k->positions;
+  if (f->a_plain) {
+    k->a = t->a + (p * f->w.stride + t->i0) * size;
+    k->lda = f->w.stride * size;
+    return;
+  }
   if (!f->lines.n) {
     pack_a(k->plan, f, t->a, th, tw, p, p + k->positions, t->i0, t->rows, packed);
     return;
@@ -276,17 +283,18 @@ static void filter_tasks(const void *self, void *const *bufs, int64_t begin, int
   const FilterPlan *f = plan->filter;
   int64_t size = plan->facts.size, tw = f->fold ? 1 : f->w.taps;
   int64_t widest = div_up(f->cols.size + (f->cols.more > 0), f->tile.lanes) * f->tile.lanes;
-  char *packed_b = ctx->scratch, *packed_a = packed_b + widest * f->chunk * size;
+  char *packed_b = ctx->scratch, *packed_a = packed_b + (f->keep ? widest * f->chunk * size : 0);
   for (int64_t t = begin; t < end; t++) {
     Task x = task_at(plan, bufs, t), after = t + 1 < end ? task_at(plan, bufs, t + 1) : x;
     char *to = f->shares > 1 ? (char *)bufs[plan->frame.ws] + x.share * plan->facts.numel * size
                              : (char *)bufs[plan->frame.out];
-    Product k = {.plan = plan, .f = f, .rows = x.rows, .columns = x.columns, .b = packed_b};
+    Product k = {.plan = plan, .f = f, .rows = x.rows, .columns = x.columns, .packed = packed_b};
     for (int64_t p = x.p0, q; p < x.p1; p = q) {
       q = block_end(f, p, x.p1);
       k.positions = q - p;
       k.ahead = q < x.p1 ? ahead_of(plan, f, &x, q) : ahead_of(plan, f, &after, after.p0);
-      pack_b(plan, f, x.b, p, q, x.o0, x.columns, packed_b);
+      k.b = x.b + (p * f->b_pos + x.o0) * size;
+      k.made = false;
       if (f->lines.n) copy_strip(plan, f, &x, p, k.positions / f->w.n, packed_a);
       for (int64_t tap = 0; tap < f->h.taps * tw; tap++) {
         read_tap(&k, &x, p, tap / tw, tap % tw, packed_a);
@@ -420,6 +428,20 @@ static bool choose_tile(const Facts *f, FilterPlan *p, const TileRow *only) {
   return least_cost > 0;
 }
 
+/* Is position p at p times the distance of neighbours along w, for all images? */
+static bool is_plain(const Facts *f, const FilterPlan *p) {
+  int64_t next = p->w.n * p->w.stride;
+  if (p->h.taps * p->w.taps > 1 || p->fold || p->w.step != 1 || p->w.at) return false;
+  if (p->h.n > 1 && (p->h.step != 1 || p->h.at || p->h.stride != next)) return false;
+  next *= p->h.n;
+  for (int i = p->images.n - 1; i >= 0; i--) {
+    const CLoop *l = &f->loop[p->images.id[i]];
+    if (l->s[p->a] != next) return false;
+    next *= l->ext;
+  }
+  return true;
+}
+
 static void want_tiles(Arena *a, FilterPlan *p, int64_t rows, int64_t columns) {
   if (!rows || !columns) return;
   Blocks r = row_blocks(rows, &p->tile), v = vector_blocks(columns, &p->tile);
@@ -430,6 +452,9 @@ static void want_tiles(Arena *a, FilterPlan *p, int64_t rows, int64_t columns) {
       s.nv = (int)block_size(&v, j);
       s.tail = (block_start(&v, j) + s.nv) * s.lanes > columns;
       p->fn[s.mr][s.nv][s.tail] = micro_want(a, &p->set, &s);
+      if (i) continue;
+      s.keep = p->keep;
+      p->first[s.mr][s.nv][s.tail] = micro_want(a, &p->set, &s);
     }
 }
 
@@ -441,6 +466,8 @@ bool filter_plan(Arena *arena, Plan *plan) {
   p.b_base = f->base[p.b];
   divide(f, &p);
   if (!choose_tile(f, &p, plan->only)) return false;
+  p.a_plain = is_plain(f, &p);
+  p.keep = p.cols.n > 1 || vector_blocks(p.columns, &p.tile).n > 1;
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 2; j++)
       want_tiles(arena, &p,
@@ -451,9 +478,11 @@ bool filter_plan(Arena *arena, Plan *plan) {
                  : p.cols.more ? p.cols.size + 1
                                : 0);
   Work *w = &plan->work;
-  int64_t columns = div_up(p.cols.size + (p.cols.more > 0), p.tile.lanes) * p.tile.lanes;
-  int64_t a = p.lines.n ? strip_rows(&p, p.chunk / p.w.n) * p.strip_w * p.pixel
-                        : (p.rows.size + 1) * p.chunk;
+  int64_t columns =
+      p.keep ? div_up(p.cols.size + (p.cols.more > 0), p.tile.lanes) * p.tile.lanes : 0;
+  int64_t a = p.lines.n   ? strip_rows(&p, p.chunk / p.w.n) * p.strip_w * p.pixel
+              : p.a_plain ? 0
+                          : (p.rows.size + 1) * p.chunk;
   w->scratch = (columns * p.chunk + a) * f->size;
   w->fn[0] = filter_tasks;
   w->n_tasks[0] = p.shares * p.cols.n * p.rows.n * p.groups.total;
