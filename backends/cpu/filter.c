@@ -375,11 +375,16 @@ static bool find(const Facts *f, int x, FilterPlan *p) {
 }
 
 static bool worth(const Plan *plan, const FilterPlan *p) {
-  enum { FLOPS = 4000000, LEAST_POSITIONS = 192, LEAST_COLUMNS = 16, LEAST_ROWS = 8 };
+  enum { FLOPS = 4000000, LEAST_COLUMNS = 16, LEAST_ROWS = 8 };
+  enum {
+    LEAST_POSITIONS = 192,
+    LEAST_AT_TAPS = 32
+  }; /* what a product, or a gather, is better for */
   if (plan->facts.dtype != DT_FLOAT32 || p->columns < LEAST_COLUMNS || p->channels < LEAST_ROWS)
     return false;
   if (plan->no_blas || plan->way == WAY_FILTER) return true;
-  return plan->facts.flops >= FLOPS && p->positions >= LEAST_POSITIONS;
+  bool taps = p->h.taps * p->w.taps > 1;
+  return plan->facts.flops >= FLOPS && p->positions >= (taps ? LEAST_AT_TAPS : LEAST_POSITIONS);
 }
 
 static void cut_strips(FilterPlan *p) {
