@@ -32,6 +32,9 @@ typedef struct KernelCode {
     const void *self;
     int64_t n_tasks;
   } phase[KERNEL_PHASES];
+  /* > 0: the tasks of the last phase are divided evenly, in order, among so many indices of the first dimension of all
+   * results, and read what depends on it at their own index only */
+  int64_t items;
   int64_t cost; /* rough nanoseconds on one thread: small kernels run on the calling thread */
   int64_t scratch_bytes; /* private scratch that each thread needs: RunCtx.scratch */
 } KernelCode;

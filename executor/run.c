@@ -305,7 +305,7 @@ typedef struct Run {
   Executable **list; /* of a section: those made for it */
   const Same *same;  /* of its results */
   void **at;         /* address per buffer id */
-  void **args;       /* of the kernel that runs */
+  void **args;       /* of the kernels that run */
   int n_state;       /* states written */
   Tensor *fresh;     /* of each: data of mem_alloc if the scope's own tensor does not do */
   int n_fetch;
@@ -425,8 +425,11 @@ static void bind_buffers(Run *u) {
   if (u->device) place_constants(u->x, u->at);
   bind_states(u);
   int most = 0;
-  for (int i = 0; i < g->kernels.n; i++)
-    if (u->x->n_bufs[i] > most) most = u->x->n_bufs[i];
+  for (int i = 0, sum = 0; i < g->kernels.n; i++) {
+    sum = g->kernels.v[i]->chained && !g->kernels.v[i]->chain ? sum : 0;
+    sum += u->x->n_bufs[i];
+    if (sum > most) most = sum;
+  }
   u->args = arena_array(u->e->tmp, void *, most + 1);
 }
 
@@ -466,20 +469,57 @@ static bool is_kept(Run *u) {
   return kept;
 }
 
-static void run_kernel(Run *u, int i) {
+/* Its buffers, and all its phases but the last `less`. */
+static void run_phases(Run *u, int i, void **args, int less) {
   Executable *x = u->x;
   const KernelCode *c = &x->code[i];
   const Kernel *k = x->graph->kernels.v[i];
   bool prepared = u->kept && k->ws && k->ws->kind == B_KEPT && kept_holds(x, k->ws, u->e->pool);
   for (int j = 0; j < x->n_bufs[i]; j++)
-    u->args[j] = prepared && j == k->prepares - 1 ? NULL : address(u, x->bufs[i][j]);
-  for (int j = prepared; j < c->n_phases; j++) {
-    Phase p = {c->phase[j].fn, c->phase[j].self, u->args, u};
+    args[j] = prepared && j == k->prepares - 1 ? NULL : address(u, x->bufs[i][j]);
+  for (int j = prepared; j < c->n_phases - less; j++) {
+    Phase p = {c->phase[j].fn, c->phase[j].self, args, u};
     if (c->cost < INLINE_COST_NS)
       pool_run_here(c->phase[j].n_tasks, phase_share, &p);
     else
       pool_run(u->e->pool, c->phase[j].n_tasks, phase_share, &p);
   }
+}
+
+/* How many kernels from the i-th on run together, item by item. Where each is timed for itself none do. */
+static int chain_length(const Run *u, int i) {
+  int64_t items = u->x->code[i].items;
+  int n = 1, most = u->x->graph->kernels.v[i]->chain;
+  if (u->e->profile || items < 2 * pool_threads(u->e->pool)) return 1;
+  while (n < most && u->x->code[i + n].items == items) n++;
+  return n;
+}
+
+typedef struct Chain {
+  Run *run;
+  int first, n;
+  int64_t items;
+} Chain;
+
+static void chain_share(void *user, int thread, int64_t begin, int64_t end) {
+  const Chain *c = user;
+  for (int64_t item = begin; item < end; item++) {
+    void **args = c->run->args;
+    for (int i = c->first; i < c->first + c->n; args += c->run->x->n_bufs[i++]) {
+      const KernelCode *k = &c->run->x->code[i];
+      int last = k->n_phases - 1;
+      int64_t tasks = k->phase[last].n_tasks / c->items;
+      Phase p = {k->phase[last].fn, k->phase[last].self, args, c->run};
+      phase_share(&p, thread, item * tasks, (item + 1) * tasks);
+    }
+  }
+}
+
+static void run_chain(Run *u, int i, int n) {
+  Chain c = {u, i, n, u->x->code[i].items};
+  void **args = u->args;
+  for (int j = i; j < i + n; args += u->x->n_bufs[j++]) run_phases(u, j, args, n > 1);
+  if (n > 1) pool_run(u->e->pool, c.items, chain_share, &c);
 }
 
 bool report_check(const Executable *x, const CheckRecord *check, uint64_t step) {
@@ -498,10 +538,11 @@ bool report_check(const Executable *x, const CheckRecord *check, uint64_t step) 
 static bool run_on_host(Run *u) {
   Executable *x = u->x;
   Executor *e = u->e;
-  for (int i = 0; i < x->graph->kernels.n; i++) {
+  for (int i = 0, n; i < x->graph->kernels.n; i += n) {
+    n = chain_length(u, i);
     if (u->kept && x->graph->kernels.v[i]->constant) continue;
     double t0 = e->profile ? now_seconds() : 0;
-    run_kernel(u, i);
+    run_chain(u, i, n);
     if (e->profile) profile_add(e->profile, x, i, t0, now_seconds());
     if (u->check.failed || err_any()) break; /* a custom operator may fail */
   }

@@ -207,6 +207,7 @@ static void add_kernel(Str *o, const Kernel *k) {
     str_add(o, " reduce ");
     add_dims(o, n_axes, axes);
   }
+  if (k->chain) str_fmt(o, " chain %d", k->chain);
   str_add(o, " {\n");
   for (int i = 0; i < k->inputs.n; i++) {
     str_fmt(o, "  in %%%d", k->inputs.v[i].node->id);

@@ -63,6 +63,10 @@ typedef struct Kernel {
   double conv_error;
   Tuning tuning;
   const struct CompileOptions *options; /* where it will run; NULL: not known */
+  /* By the pass chain: this kernel and the next chain-1 may run together, index by index of ext[0]; 0: it is not the first of
+   * such. Each reads what the others store at its own index only. */
+  int chain;
+  bool chained; /* one of such; then no output shares a buffer with an input */
   /* filled in by the backend's schedule() before memory is planned */
   int choice;           /* of the backend's algorithms for it; 0: by its rule */
   char by[24];          /* the algorithm, for people; "": there is only one */

@@ -67,14 +67,29 @@ static Buffer *buffer_of(Plan *p, Node *n) {
   return b->buf;
 }
 
-/* The last kernel that reads each node's storage, and n_kernels for what outlives them; by id of the base. */
+/* The last kernel that runs together with kernel i. */
+static int chain_end(const Graph *g, int i) {
+  while (i + 1 < g->kernels.n && g->kernels.v[i]->chained && g->kernels.v[i + 1]->chained &&
+         !g->kernels.v[i + 1]->chain)
+    i++;
+  return i;
+}
+
+static int chain_begin(const Graph *g, int i) {
+  while (g->kernels.v[i]->chained && !g->kernels.v[i]->chain) i--;
+  return i;
+}
+
+/* The last kernel that reads each node's storage, or runs together with it, and n_kernels for what outlives them; by id of the
+ * base. */
 static int *find_last_reads(const Plan *p) {
   const Graph *g = p->g;
   int *last = arena_array(p->a, int, g->nodes.n);
   for (int i = 0; i < g->nodes.n; i++) last[i] = -1;
   for (int i = 0; i < p->n_kernels; i++) {
     const Kernel *k = g->kernels.v[i];
-    for (int j = 0; j < k->inputs.n; j++) last[node_base(k->inputs.v[j].node)->id] = i;
+    for (int j = 0; j < k->inputs.n; j++)
+      last[node_base(k->inputs.v[j].node)->id] = chain_end(g, i);
   }
   for (int i = 0; i < g->fetches.n; i++) last[node_base(g->fetches.v[i].node)->id] = p->n_kernels;
   return last;
@@ -166,9 +181,10 @@ static void place_outputs(Plan *p, const int *last) {
   Graph *g = p->g;
   for (int i = 0; i < p->n_kernels; i++) {
     Kernel *k = g->kernels.v[i];
+    int end = chain_end(g, i);
     for (int j = 0; j < k->outputs.n; j++) {
       Node *o = k->outputs.v[j];
-      for (int m = 0; m < k->inputs.n && !o->buf; m++) {
+      for (int m = 0; m < k->inputs.n && !o->buf && !k->chained; m++) {
         Buffer *b = buffer_of(p, k->inputs.v[m].node);
         const Node *x = k->inputs.v[m].node;
         if (b->kind != B_ARENA || b->last != i || !same_elements(x, o) || !last_reader(p, k, b))
@@ -180,7 +196,7 @@ static void place_outputs(Plan *p, const int *last) {
       if (!o->buf) o->buf = new_buffer(p, B_ARENA, NULL, node_bytes(o));
       Buffer *b = o->buf;
       if (i < b->first) b->first = i;
-      if (i > b->last) b->last = i;
+      if (end > b->last) b->last = end;
       if (last[o->id] > b->last) b->last = last[o->id];
     }
     for (int m = 0; m < k->inputs.n; m++) { /* bound at run time: for reports */
@@ -189,7 +205,8 @@ static void place_outputs(Plan *p, const int *last) {
     }
     if (k->workspace > 0 && !k->ws) {
       k->ws = new_buffer(p, B_ARENA, NULL, k->workspace);
-      k->ws->first = k->ws->last = i;
+      k->ws->first = chain_begin(g, i); /* all are prepared before the first runs */
+      k->ws->last = end;
     }
   }
 }

@@ -236,16 +236,20 @@ static void list_schedule(Order *o, const int *base, bool back, int *to) {
   }
 }
 
-static void apply(Order *o, const int *order) {
-  Graph *g = o->g;
-  Kernel **old = arena_dup(o->a, g->kernels.v, sizeof *old * (size_t)o->n);
-  for (int i = 0; i < o->n; i++) {
-    Kernel *k = old[order[i]];
+void number_kernels(Graph *g) {
+  for (int i = 0; i < g->kernels.n; i++) {
+    Kernel *k = g->kernels.v[i];
     const char *words = strchr(k->name, '_');
     if (k->id != i) k->name = arena_fmt(g->arena, "k%02d%s", i, words ? words : "");
     k->id = i;
-    g->kernels.v[i] = k;
   }
+}
+
+static void apply(Order *o, const int *order) {
+  Graph *g = o->g;
+  Kernel **old = arena_dup(o->a, g->kernels.v, sizeof *old * (size_t)o->n);
+  for (int i = 0; i < o->n; i++) g->kernels.v[i] = old[order[i]];
+  number_kernels(g);
 }
 
 enum { GIVEN, FORTH, BACK, FORTH_BACK, BACK_FORTH, N_ORDERS };

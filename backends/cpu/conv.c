@@ -157,7 +157,7 @@ static bool make_parts(const Facts *f, const Found *r, ConvPlan *p) {
 }
 
 /* Without windows, rows that follow one another in A and the result are one row, and so are images. */
-static void join_rows(const Facts *f, ConvPlan *p) {
+static void join_rows(const Facts *f, ConvPlan *p, bool images) {
   Part *q = &p->part[0];
   if (p->n_parts > 1 || p->copy || q->h.taps > 1 || q->w.taps > 1) return;
   int64_t a_step = p->a_w * q->w.in_step;
@@ -166,7 +166,7 @@ static void join_rows(const Facts *f, ConvPlan *p) {
     q->w.n *= q->h.n;
     q->h = (PartAxis){.out_step = 1, .n = 1, .in_step = 1, .taps = 1, .k_step = 1};
   }
-  while (p->images.n) {
+  while (images && p->images.n) {
     const CLoop *l = &f->loop[p->images.id[p->images.n - 1]];
     if (l->s[p->a] != a_step * q->w.n || l->s[2] != p->c_w * q->w.n) return;
     q->w.n *= l->ext;
@@ -430,7 +430,7 @@ static bool try_operand(Arena *arena, Plan *plan, int x) {
   p->columns = r.columns.total;
   strides_of(f, &r, p);
   if (!make_parts(f, &r, p)) return false;
-  join_rows(f, p);
+  join_rows(f, p, !plan->chained);
   if (!worth(plan, p)) return false;
   for (int i = 0; i < p->n_parts; i++) lay_out(p, &p->part[i]);
   if (p->part[0].pixel * p->part[0].w.in_step >= INT32_MAX / 64 ||
@@ -455,6 +455,15 @@ static bool wastes(const Plan *plan, const ConvPlan *p) {
   bool product = p->n_parts == 1 && q->k == p->channels && !p->copy;
   return product && !plan->frame.constant[p->b] && q->w.n * q->h.n * p->images.total < FEW_ROWS &&
          q->k * p->columns >= (p->pack ? LARGE : LARGE_IN_PLACE);
+}
+
+/* The tasks go over the images; the outermost loop of the result is the first of them. */
+int64_t conv_items(const Plan *plan) {
+  const ConvPlan *p = plan->conv;
+  const Facts *f = &plan->facts;
+  if (!p->images.n || p->groups.total > 1 || (plan->frame.epilogue && !plan->work.fused)) return 0;
+  const CLoop *l = &f->loop[p->images.id[0]];
+  return l->s[2] * l->ext == f->numel ? l->ext : 0;
 }
 
 /* The phase that packs `rows` rows of each of n parts. */

@@ -147,7 +147,7 @@ typedef struct Part {
   AttentionGrad *gradient;  /* K_ATTENTION_GRAD */
   LoopPart part;
   KernelFn *fn, *second; /* NULL: nothing */
-  int64_t tasks;
+  int64_t tasks, items;
 } Part;
 
 static void want_code(CodeBatch *b, Kernel *k, Part *p) {
@@ -178,6 +178,13 @@ static void set_phases(const Kernel *k, const Part *p, KernelCode *code) {
   code->phase[1].n_tasks = loop_tasks(k, LOOP_PARTS);
 }
 
+static int64_t items_of(const Kernel *k, const Part *p) {
+  if (k->kind == K_LOOP) return loop_items(k, p->part);
+  if (k->kind != K_CONTRACT || p->second) return 0;
+  if (p->plan->kind == PLAN_CONV) return conv_items(p->plan);
+  return p->plan->kind == PLAN_LOOPS ? loop_items(k, p->part) : 0;
+}
+
 static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const CompileOptions *o,
                            KernelCode *code) {
   (void)g;
@@ -200,10 +207,12 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
     arena_free(a);
     return NULL;
   }
+  for (int i = 0; i < n; i++) part[i].items = k[i]->chained ? items_of(k[i], &part[i]) : 0;
   arena_keep(a); /* no memory is asked for from here on */
   for (int i = 0; i < n; i++) {
     Plan *plan = part[i].plan;
     set_phases(k[i], &part[i], &code[i]);
+    code[i].items = part[i].items;
     code[i].cost = cost_of(k[i], plan ? plan->kind : PLAN_LOOPS);
     if (k[i]->kind == K_CALL) code[i].cost = 0; /* on the calling thread */
   }

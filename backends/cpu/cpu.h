@@ -107,6 +107,7 @@ typedef struct Plan {
   const struct TileRow *tile; /* of the microkernels; NULL: there are none */
   bool no_blas;
   double conv_error; /* see Kernel */
+  bool chained;      /* see Kernel: no task has positions of two images */
   Facts facts;
   Frame frame;
   Work work;
@@ -216,6 +217,7 @@ void add_shares(Plan *p, int n);
 /* ---- conv.c (winograd.c), filter.c, gemm.c, im2col.c, col2im.c: five ways ---- */
 bool filter_plan(Arena *a, Plan *p);
 bool conv_plan(Arena *a, Plan *p);
+int64_t conv_items(const Plan *p); /* KernelCode.items */
 bool gemm_plan(Arena *a, Plan *p);
 bool gemm_shares_plan(Arena *a, Plan *p);   /* only if K is divided */
 bool im2col_plan(Arena *a, Plan *p, int x); /* x: the operand that is gathered */

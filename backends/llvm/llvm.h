@@ -38,6 +38,8 @@ typedef struct LoopJob {
 
 /* The number of tasks of the function; fixed by the shapes. */
 int64_t loop_tasks(const Kernel *k, LoopPart part);
+/* Are they divided evenly, in order, among the indices of ext[0]? ext[0]; 0: they are not. */
+int64_t loop_items(const Kernel *k, LoopPart part);
 /* Is LOOP_CONTRACT's code of this kernel more than plain loops: as fast as the machine can do it? */
 bool loop_is_stencil(const Kernel *k);
 /* Bytes of workspace that LOOP_CONTRACT fills; 0: there is no second step. */

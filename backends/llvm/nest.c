@@ -162,6 +162,25 @@ static bool column_mode(const Nest *t) {
 
 static int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
+/* Blocks and tasks end where an index of dimension 0 does, if that costs them no more than half of their size. */
+static void align_tasks(Nest *t) {
+  const Axis *first = &t->out[0];
+  if (!t->n_out || first->first != 0 || t->by_row || t->ext[0] < 2 || t->rows == 0) return;
+  int64_t per = t->rows / t->ext[0], n = t->rows_per_task;
+  if (t->n_out == 1 && t->inner) {
+    per = first->ext / t->ext[0];
+    if (t->n_block < 2 || per < t->block / 2) return;
+    for (n = t->block; n > t->block / 2 && per % n; n--) {}
+    if (per % n) return;
+    t->block = n;
+    t->n_block = t->rows = blocks(first->ext, n);
+    return;
+  }
+  if (per < n) return;
+  while (n > (t->rows_per_task + 1) / 2 && per % n) n--;
+  if (per % n == 0) t->rows_per_task = n;
+}
+
 void nest_plan(Gen *g, int i, Nest *t) {
   bool row_by_row = g->part == LOOP_ROWS;
   *t = (Nest){.by_row = g->part == LOOP_EPILOGUE && !g->gpu};
@@ -180,7 +199,33 @@ void nest_plan(Gen *g, int i, Nest *t) {
   for (int a = 0; a < t->n_out - t->inner; a++) t->rows *= t->out[a].ext;
   int64_t work = t->block * (t->n_sums ? t->n_sums : 1);
   t->rows_per_task = work >= CHUNK || row_by_row ? 1 : CHUNK / (work ? work : 1);
+  if (!g->gpu && !row_by_row) align_tasks(t);
   t->tasks = t->by_row ? (t->n_out ? t->out[0].ext : 1) : blocks(t->rows, t->rows_per_task);
+}
+
+int64_t loop_items(const Kernel *k, LoopPart part) {
+  Arena *a = arena_scratch();
+  Gen *g = arena_new_of(a, Gen);
+  g->a = a;
+  g->k = (Kernel *)k;
+  g->part = part;
+  int64_t items = k->ext[0], tasks = 0, per = 0;
+  Stencil *stencil = stencil_plan(a, k, part);
+  if (stencil) {
+    tasks = stencil_tasks(stencil);
+    per = stencil_item_tasks(stencil);
+  } else if (nest_n(k, part) == 1) {
+    Nest t;
+    nest_plan(g, 0, &t);
+    bool leads = t.n_out && t.out[0].first == 0 && !(t.red & 1), one = t.n_out == 1 && t.inner;
+    int64_t points = one ? t.block : t.rows_per_task,
+            all = one ? t.n_out ? t.out[0].ext : 0 : t.rows;
+    tasks = t.tasks;
+    if (leads && items > 1 && all % items == 0 && all / items % points == 0)
+      per = all / items / points;
+  }
+  arena_free(a);
+  return per > 0 && per * items == tasks ? items : 0;
 }
 
 int64_t loop_tasks(const Kernel *k, LoopPart part) {

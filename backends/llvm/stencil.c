@@ -238,6 +238,12 @@ bool loop_is_stencil(const Kernel *k) {
   return yes;
 }
 
+int64_t stencil_item_tasks(const Stencil *s) {
+  bool leads = s->n_outer && s->outer[0] == 0;
+  int64_t per = leads ? s->blocks / s->core->ext[0] : 0;
+  return per && per % s->blocks_per_task == 0 ? per / s->blocks_per_task : 0;
+}
+
 int64_t stencil_tasks(const Stencil *s, LoopPart part) {
   return part == LOOP_PARTS ? s->n_outers * s->n_block : div_ceil(s->blocks, s->blocks_per_task);
 }
