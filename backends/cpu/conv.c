@@ -156,8 +156,10 @@ static bool make_parts(const Facts *f, const Found *r, ConvPlan *p) {
   return true;
 }
 
-/* Without windows, rows that follow one another in A and the result are one row, and so are images. */
-static void join_rows(const Facts *f, ConvPlan *p, bool images) {
+/* Without windows, rows that follow one another in A and the result are one row, and so are small images: large ones of a batch
+ * stay apart, so that their tasks can run together with those of other kernels (Kernel.chain). */
+static void join_rows(const Facts *f, ConvPlan *p) {
+  enum { ALONE = 128 };
   Part *q = &p->part[0];
   if (p->n_parts > 1 || p->copy || q->h.taps > 1 || q->w.taps > 1) return;
   int64_t a_step = p->a_w * q->w.in_step;
@@ -166,7 +168,7 @@ static void join_rows(const Facts *f, ConvPlan *p, bool images) {
     q->w.n *= q->h.n;
     q->h = (PartAxis){.out_step = 1, .n = 1, .in_step = 1, .taps = 1, .k_step = 1};
   }
-  while (images && p->images.n) {
+  while (p->images.n && (p->images.n > 1 || q->w.n < ALONE)) {
     const CLoop *l = &f->loop[p->images.id[p->images.n - 1]];
     if (l->s[p->a] != a_step * q->w.n || l->s[2] != p->c_w * q->w.n) return;
     q->w.n *= l->ext;
@@ -430,7 +432,7 @@ static bool try_operand(Arena *arena, Plan *plan, int x) {
   p->columns = r.columns.total;
   strides_of(f, &r, p);
   if (!make_parts(f, &r, p)) return false;
-  join_rows(f, p, !plan->chained);
+  join_rows(f, p);
   if (!worth(plan, p)) return false;
   for (int i = 0; i < p->n_parts; i++) lay_out(p, &p->part[i]);
   if (p->part[0].pixel * p->part[0].w.in_step >= INT32_MAX / 64 ||

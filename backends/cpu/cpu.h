@@ -107,7 +107,6 @@ typedef struct Plan {
   const struct TileRow *tile; /* of the microkernels; NULL: there are none */
   bool no_blas;
   double conv_error; /* see Kernel */
-  bool chained;      /* see Kernel: no task has positions of two images */
   Facts facts;
   Frame frame;
   Work work;

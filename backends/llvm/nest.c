@@ -212,7 +212,7 @@ int64_t loop_items(const Kernel *k, LoopPart part) {
   int64_t items = k->ext[0], tasks = 0, per = 0;
   Stencil *stencil = stencil_plan(a, k, part);
   if (stencil) {
-    tasks = stencil_tasks(stencil);
+    tasks = stencil_tasks(stencil, part);
     per = stencil_item_tasks(stencil);
   } else if (nest_n(k, part) == 1) {
     Nest t;

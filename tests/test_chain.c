@@ -1,0 +1,153 @@
+/* Chains of kernels (passes/chain.c): which kernels are in one, and that results are the same bits with and without. */
+#include "util.h"
+#include "../executor/internal.h"
+#include "../frontend/internal.h"
+#include "../passes/passes.h"
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+enum { IMAGES = 8, CHANNELS = 16, SIZE = 48, LABELS = 5, STEPS = 3 };
+
+typedef struct Net {
+  kl_net *net;
+  kl_var *loss;
+} Net;
+
+static kl_var *normal(kl_var *x) { return kl_relu(kl_batch_norm(x)); }
+
+/* A convolution, a depthwise one and one of 1 x 1, each with batch norm, and a sum of two branches. */
+static Net net_new(void) {
+  Net n = {.net = kl_net_new()};
+  kl_var *x = kl_data(n.net, "x", KL_FLOAT32, -1, 3, SIZE, SIZE);
+  kl_var *y = kl_data(n.net, "y", KL_INT64, -1, 1);
+  kl_var *h = normal(kl_conv2d(x, CHANNELS, 3, .pad = 1, .no_bias = true));
+  kl_var *d = normal(kl_conv2d(h, CHANNELS, 3, .pad = 1, .groups = CHANNELS, .no_bias = true));
+  h = kl_add(h, normal(kl_conv2d(d, CHANNELS, 1, .no_bias = true)));
+  h = kl_fc(kl_pool2d(h, .type = "avg", .global = true), LABELS);
+  n.loss = kl_mean(kl_softmax_with_cross_entropy(h, y));
+  kl_minimize(n.loss, kl_momentum(0.1, 0.9));
+  assert_false(kl_failed());
+  return n;
+}
+
+typedef struct Outcome {
+  float loss[STEPS], filter[CHANNELS * 27], mean[CHANNELS];
+  int chains, sums,
+      products; /* in chains: kernels that reduce, contractions behind the first kernel */
+} Outcome;
+
+static void count(const Graph *g, Outcome *out) {
+  out->chains = out->sums = out->products = 0;
+  for (int i = 0; i < g->kernels.n; i++) {
+    const Kernel *k = g->kernels.v[i];
+    assert_int_equal(k->id, i);
+    out->chains += k->chain > 0;
+    out->sums += k->chained && !k->chain && k->reduce;
+    out->products += k->chained && !k->chain && k->kind == K_CONTRACT;
+    for (int j = 0; j < k->outputs.n && k->chained; j++)
+      for (int m = 0; m < k->inputs.n; m++)
+        assert_ptr_not_equal(k->outputs.v[j]->buf, k->inputs.v[m].node->buf);
+  }
+}
+
+static Outcome train(kl_exec_options o, const char *debug) {
+  static float x[IMAGES * 3 * SIZE * SIZE];
+  int64_t labels[IMAGES];
+  Net n = net_new();
+  kl_exec *exe = kl_exec_new(o);
+  Outcome out;
+  exec_options(exe->run)->debug = debug;
+  for (int i = 0; i < IMAGES * 3 * SIZE * SIZE; i++) x[i] = sinf((float)(i * 7 % 1009));
+  for (int i = 0; i < IMAGES; i++) labels[i] = i % LABELS;
+  kl_tensor tx = kl_array(KL_FLOAT32, x, IMAGES, 3, SIZE, SIZE),
+            ty = kl_array(KL_INT64, labels, IMAGES, 1);
+  kl_run(exe, kl_startup(n.net), NULL, NULL);
+  for (int i = 0; i < STEPS; i++) {
+    kl_tensor loss = {0};
+    kl_run(exe, kl_main(n.net), kl_feeds({"x", &tx}, {"y", &ty}),
+           kl_fetches({kl_name(n.loss), &loss}));
+    if (kl_failed()) fail_msg("%s", kl_error());
+    out.loss[i] = *(float *)loss.data;
+    kl_tensor_free(&loss);
+  }
+  if (!o.interpret) count(executable_graph(exe->run->last), &out);
+  memcpy(out.filter, kl_get(exe, "conv2d_0.w_0")->data, sizeof out.filter);
+  memcpy(out.mean, kl_get(exe, "batch_norm_1.w_1")->data, sizeof out.mean);
+  kl_exec_free(exe);
+  kl_net_free(n.net);
+  return out;
+}
+
+static bool same(const Outcome *a, const Outcome *b) {
+  return !memcmp(a, b, offsetof(Outcome, chains));
+}
+
+static void any_thread_count(void **state) {
+  (void)state;
+  Outcome alone = train((kl_exec_options){.threads = 1}, "disable=chain");
+  assert_int_equal(alone.chains, 0);
+  for (int threads = 1; threads <= 8;
+       threads++) { /* of 8 images: more than 4 threads run no chains */
+    Outcome o = train((kl_exec_options){.threads = threads}, NULL);
+    assert_true(o.chains >= 4);
+    assert_true(o.sums >= 3 && o.products >= 3);
+    if (!same(&o, &alone)) fail_msg("%d threads: other results than without chains", threads);
+  }
+}
+
+static void like_the_interpreter(void **state) {
+  (void)state;
+  Outcome o = train((kl_exec_options){.threads = 2}, NULL),
+          i = train((kl_exec_options){.interpret = true}, NULL);
+  for (int k = 0; k < STEPS; k++) assert_true(fabsf(o.loss[k] - i.loss[k]) < 1e-4f);
+  for (int k = 0; k < CHANNELS * 27; k++) assert_true(fabsf(o.filter[k] - i.filter[k]) < 1e-4f);
+  for (int k = 0; k < CHANNELS; k++) assert_true(fabsf(o.mean[k] - i.mean[k]) < 1e-4f);
+}
+
+/* Under a memory budget values do not live longer than they must: no chains, the same bits. */
+static void not_under_a_budget(void **state) {
+  (void)state;
+  Outcome a = train((kl_exec_options){.threads = 2}, NULL),
+          b = train((kl_exec_options){.threads = 2, .memory_budget = (int64_t)1 << 30}, NULL);
+  assert_int_equal(b.chains, 0);
+  assert_true(same(&a, &b));
+}
+
+/* exp(x) is stored, and summed along its rows turned round in one way or another. */
+static int chains_of(const char *turned) {
+  char text[512];
+  snprintf(text, sizeof text,
+           "graph\n%%0 float32 [64, 8192] = feed \"x\"\n"
+           "%%1 float32 [64, 8192] = exp %%0\n"
+           "%%2 float32 [64, 8192] = view %%1 %s pad 0\n"
+           "%%3 float32 [64, 1] = rsum %%2 {axes=[1]}\n"
+           "fetch \"a\" %%1\nfetch \"b\" %%3\n",
+           turned);
+  Graph *g = graph_parse(text, strlen(text), "test");
+  assert_non_null(g);
+  assert_true(passes_run(g, NULL, NULL));
+  assert_int_equal(g->kernels.n, 2);
+  int n = g->kernels.v[0]->chain;
+  assert_true(memplan_check(g, NULL));
+  graph_free(g);
+  return n;
+}
+
+/* What is read at another index of the first dimension keeps kernels apart. */
+static void other_items(void **state) {
+  (void)state;
+  assert_int_equal(chains_of("[i0, -1*i1+8191]"), 2);
+  assert_int_equal(chains_of("[-1*i0+63, i1]"), 0);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(any_thread_count),
+                                     cmocka_unit_test(like_the_interpreter),
+                                     cmocka_unit_test(not_under_a_budget),
+                                     cmocka_unit_test(other_items)};
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
