@@ -409,6 +409,18 @@ static void test_views(void **state) {
                      g_reshape(g, g_permute(g, x, (int[]){0, 1, 3, 2}), 2, I64(3, 1980))));
     VIEW_CASE(g_map2(g, P_ADD, x, g_cast(g, g_iota(g, DT_INT32, 4, dims, 2), dt)));
     VIEW_CASE(g_map2(g, P_ADD, x, g_cast(g, g_iota(g, DT_INT64, 4, dims, 0), dt)));
+    int64_t large[4] = {3, 40, 36, 70}; /* transposed in tiles */
+    memcpy(dims, large, sizeof dims);
+    VIEW_CASE(g_permute(g, x, (int[]){0, 3, 1, 2}));
+    VIEW_CASE(g_permute(g, x, (int[]){1, 3, 0, 2}));
+    VIEW_CASE(g_permute(g, g_reshape(g, x, 2, I64(36 * 70, 120)), (int[]){1, 0}));
+    VIEW_CASE(g_permute(g, g_reshape(g, x, 2, I64(100, 3024)), (int[]){1, 0}));
+    Node *back = NULL;
+    VIEW_CASE((back = g_slice(g, x, I64(2, 0, 0, 69), I64(-1, 1, 1, -1), large),
+               g_map2(g, P_ADD, x,
+                      g_permute(g, g_permute(g, back, (int[]){3, 2, 1, 0}), (int[]){3, 2, 1, 0}))));
+    VIEW_CASE((back = g_slice(g, x, I64(2, 0, 0, 69), I64(-1, 1, 1, -1), large),
+               g_permute(g, back, (int[]){2, 3, 1, 0})));
 #undef VIEW_CASE
   }
 }

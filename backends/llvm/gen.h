@@ -13,6 +13,7 @@ enum {
   GEN_CUTS = 8, /* most places where the innermost loop is cut */
   COLUMNS = 64, /* columns summed side by side when the last axis is not reduced */
   UNROLL = 16,  /* sums of at most so many points have no loops */
+  ACROSS = 32,  /* columns of a block of a transposition */
   CHUNK = 16384 /* points of one task, about */
 };
 
@@ -205,7 +206,9 @@ typedef struct Nest {
   bool by_row;  /* one task is one index of out[0] */
   bool unroll;  /* sums are so short that all their points are done at once, without accumulators */
   int64_t block, n_block; /* of the inner loop */
-  int64_t n_sums;         /* points of one result */
+  int across; /* transposition: this axis is done `tile` indices at a time per block of the inner loop */
+  int64_t tile;   /* divides the axis; 0: no transposition */
+  int64_t n_sums; /* points of one result */
   int64_t rows, rows_per_task, tasks;
   VEC(Root) roots;
 } Nest;

@@ -521,13 +521,16 @@ static void do_rows(Work *w, Val from, Val to) {
   const Nest *t = w->t;
   int var;
   Loop l = loop_open(g, from, to, gen_i64(g, 1), 0, t->rows - 1, &var);
-  Aff e = t->rows == 1 ? aff_k(0) : aff_var(var, 1), block = aff_k(0);
+  Aff e = t->rows == 1 ? aff_k(0) : aff_var(var, 1), block = aff_k(0), in = aff_k(0);
+  if (t->tile) aff_divmod(g, &e, t->tile, &e, &in);
   if (t->n_block > 1) aff_divmod(g, &e, t->n_block, &e, &block);
-  for (int a = t->n_out - t->inner - 1; a >= 0; a--)
-    if (a)
-      aff_divmod(g, &e, t->out[a].ext, &e, &w->out[a]);
-    else
-      w->out[0] = e;
+  for (int a = t->n_out - t->inner - 1; a >= 0; a--) {
+    bool tiled = t->tile && a == t->across;
+    Aff at = e;
+    if (a) aff_divmod(g, &e, t->out[a].ext / (tiled ? t->tile : 1), &e, &at);
+    if (tiled) at = aff_mul(at, t->tile), at = aff_add(g, &at, &in);
+    w->out[a] = at;
+  }
   g->col_base = aff_mul(block, t->block);
   w->lo = w->hi = NULL;
   if (t->n_block > 1) {

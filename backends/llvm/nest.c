@@ -1,12 +1,15 @@
 /* From a kernel to the shape of its loop nest: which dimensions are traversed as one loop, which loop is innermost, how
  * the rest is cut into tasks. In: a kernel (and the operand, of a concatenation); out: a Nest. Everything follows
  * from shapes, so the number of tasks does not depend on the machine.
- *   map      rows = result loops but the last, times blocks of the last; inner loop = a block of the last
+ *   map      rows = result loops but the last, times blocks of the last; inner loop = a block of the last; a large transposition
+ *            goes by tiles of a few rows and columns
  *   row      the last axis (of a contraction: the loop that steps through memory one by one) is summed: rows = all
  *            results; sums inside
  *   unrolled sums of a few points are done at one point of the results, as maps are
  *   columns  it is not: rows as for maps, sums inside, and a block of the last result axis innermost, summed side by side */
 #include "gen.h"
+
+enum { LARGE = 256 << 10 /* bytes */ };
 
 /* Facts about a node, filled in at its first use: levels and costs follow its operands inside the kernel. */
 NodeInfo *gen_info(Gen *g, Node *n) {
@@ -160,6 +163,38 @@ static bool column_mode(const Nest *t) {
   return t->contract ? jumps(t->contract, out) <= jumps(t->contract, sum) : out > sum;
 }
 
+static bool has_loop(const Axis *a, const AffDim *m, const int64_t *ext) {
+  return (m->l0 >= a->first && m->l0 <= a->last && ext[m->l0] > 1) ||
+         (m->l1 >= a->first && m->l1 <= a->last && ext[m->l1] > 1);
+}
+
+/* The axis along which a view of something large steps through memory, while it jumps along the inner loop; -1: none. */
+static int axis_across(const Nest *t, const Node *v) {
+  const Node *x = v->prim == P_VIEW ? v->in[0] : NULL;
+  if (!x || !same_dims(v, t->rank, t->ext)) return -1;
+  if (node_numel(x) * dtype_info[x->dtype].size < LARGE) return -1;
+  int last = x->rank - 1;
+  bool jumps = false;
+  while (last > 0 && x->dims[last] == 1) last--;
+  for (int d = 0; d < last; d++) jumps |= has_loop(&t->out[t->n_out - 1], &v->map[0][d], t->ext);
+  const AffDim *m = &v->map[0][last];
+  for (int a = 0; jumps && a < t->n_out - 1; a++)
+    if (m->l1 < 0 && m->l0 == t->out[a].last && (m->c0 == 1 || m->c0 == -1) && m->div == 1)
+      return a;
+  return -1;
+}
+
+/* A transposition goes by small tiles, so that a line of memory that was read is used before it is lost. */
+static void plan_tiles(const Gen *g, Nest *t) {
+  t->across = -1;
+  if (t->red || !t->inner || t->by_row || g->k->kind != K_LOOP) return;
+  for (int i = 0; i < g->k->nodes.n && t->across < 0; i++)
+    t->across = axis_across(t, g->k->nodes.v[i]);
+  for (int64_t n = ACROSS / 2; n >= 4 && t->across >= 0 && !t->tile; n /= 2)
+    if (t->out[t->across].ext % n == 0) t->tile = n;
+  if (t->tile && t->block > ACROSS) t->block = ACROSS;
+}
+
 static int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 /* Blocks and tasks end where an index of dimension 0 does, if that costs them no more than half of their size. */
@@ -194,6 +229,7 @@ void nest_plan(Gen *g, int i, Nest *t) {
   t->block = t->inner ? last->ext : 1;
   if (t->columns && t->block > 2 * COLUMNS) t->block = COLUMNS;
   if (!t->columns && t->block > CHUNK && !t->by_row) t->block = CHUNK;
+  plan_tiles(g, t);
   t->n_block = t->inner ? blocks(last->ext, t->block ? t->block : 1) : 1;
   t->rows = t->n_block;
   for (int a = 0; a < t->n_out - t->inner; a++) t->rows *= t->out[a].ext;
