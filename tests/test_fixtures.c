@@ -2,9 +2,10 @@
  *   main.pdmodel            the program; startup.pdmodel and first.pdiparams, if there, give its first values
  *   feed-V.npy fetch-V.npy  for each run (the first dimension) what variable V is fed, and what it was in PaddlePaddle
  *   last.pdiparams          all persistable variables after the last run
- * Each is run compiled and interpreted, and its program survives both file forms. In names of files % stands for /. */
+ * Each is run compiled, interpreted and on the simulator of a GPU (tests/cudasim), and its program survives both file forms. In names of files % stands for /. */
 #include "../executor/executor.h"
 #include "../frontend/kiln.h"
+#include "simulator.h"
 #include "util.h"
 #include <dirent.h>
 #include <math.h>
@@ -122,8 +123,9 @@ static void compare_last(const Fixture *f, kl_exec *exe) {
   arena_free(a);
 }
 
-static void replay(const Fixture *f, bool interpret) {
-  kl_exec *exe = kl_exec_new((kl_exec_options){.threads = 2, .interpret = interpret});
+static void replay(const Fixture *f, kl_exec_options o) {
+  o.threads = 2;
+  kl_exec *exe = kl_exec_new(o);
   start(f, exe);
   for (int64_t run = 0; run < f->feed[0].all.dims[0]; run++) {
     kl_tensor in[MAX], out[MAX] = {0};
@@ -169,8 +171,9 @@ static void replay_fixture(void **state) {
   Fixture f;
   open_fixture(&f, *state);
   round_trips(&f);
-  replay(&f, false);
-  replay(&f, true);
+  replay(&f, (kl_exec_options){0});
+  replay(&f, (kl_exec_options){.interpret = true});
+  replay(&f, (kl_exec_options){.device = "cuda"});
   close_fixture(&f);
   assert_false(kl_failed());
 }
@@ -178,7 +181,9 @@ static void replay_fixture(void **state) {
 #define FIXTURE(name)                                                                              \
   { #name, replay_fixture, NULL, NULL, #name }
 
-int main(void) {
+int main(int argc, char *argv[]) {
+  (void)argc;
+  if (!simulator(argv)) return 1;
   const struct CMUnitTest tests[] = {FIXTURE(mlp),
                                      FIXTURE(convnet),
                                      FIXTURE(attention),
