@@ -25,8 +25,8 @@ static const struct {
 } elsewhere[] = {
     {OF_GRAD, "gradients, run with their operators"},
     {OF_IO, "feed and fetch, in every program"},
-    {OF_HOST, "control flow, which the executor runs: test_fixtures, on the device too"},
-    {OF_LOD, "sequences, which examples cannot feed: test_fixtures, on the device too"},
+    {OF_HOST, "control flow, which the executor runs: most in test_fixtures, on the device too"},
+    {OF_LOD, "sequences, which examples cannot feed: most in test_fixtures, on the device too"},
     {OF_CUSTOM, "custom operators, C functions: test_cuda"},
 };
 enum { N_ELSEWHERE = sizeof elsewhere / sizeof *elsewhere };

@@ -297,12 +297,12 @@ static void choose_tile(CudaGemm *p, DType t, int64_t bytes, const CudaTarget *t
   p->splits = div_up(p->steps, p->per);
 }
 
-/* Elements that are read one by one into registers take those of their addresses as well: the row of the same size with more
- * threads, if there is one. */
+/* Elements that are read one by one take registers for their addresses: the row of the same size with more threads, if there is
+ * one. */
 static void choose_threads(CudaGemm *p) {
   const CudaTiling *r = p->tile, *more = r + 1;
   bool single = false;
-  for (int s = 0; s < 2; s++) single |= !p->side[s].async && p->side[s].vec == 1;
+  for (int s = 0; s < 2; s++) single |= p->side[s].vec == 1;
   if (single && more < tilings + N_TILINGS && more->math == r->math && more->type == r->type &&
       more->bm == r->bm && more->bn == r->bn)
     p->tile = more;
