@@ -34,7 +34,7 @@ TESTS    := $(TEST_SRC:tests/%.c=$(B)/tests/%)
 BENCHES  := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
 SIM_SRC  := $(wildcard tests/cudasim/*.c)
 SIM      := $(B)/tests/cudasim/libcuda.so.1
-SIM_LIBS := $(B)/tests/cudasim/libraries/libcublasLt.so.13 $(B)/tests/cudasim/libraries/libcudnn.so.9
+SIM_LIBS := $(B)/tests/cudasim/libcublasLt.so.13 $(B)/tests/cudasim/libcudnn.so.9
 PLUGINS  := $(filter frontend/examples/custom_%,$(EX_SRC))
 EXAMPLES := $(patsubst frontend/examples/%.c,$(B)/examples/%,$(filter-out $(PLUGINS),$(EX_SRC))) \
             $(PLUGINS:frontend/examples/%.c=$(B)/examples/%.so)
@@ -159,8 +159,8 @@ $(B)/tests/cudasim/alu.o: OPT := -O3 -march=native
 $(B)/tests/cudasim/alu.o: CFLAGS += $(if $(SAN),-fno-sanitize=all)
 $(SIM): $(SIM_SRC:%.c=$(B)/%.o)
 	$(CC) $(CFLAGS) -shared -Wl,-soname,libcuda.so.1 -o $@ $^ -lm -lpthread
-$(B)/tests/cudasim/libraries/libcublasLt.so.13: $(B)/tests/cudasim/libraries/cublaslt.o
-$(B)/tests/cudasim/libraries/libcudnn.so.9: $(B)/tests/cudasim/libraries/cudnn.o
+$(B)/tests/cudasim/libcublasLt.so.13: $(B)/tests/cudasim/libraries/cublaslt.o
+$(B)/tests/cudasim/libcudnn.so.9: $(B)/tests/cudasim/libraries/cudnn.o
 $(SIM_LIBS): $(B)/tests/cudasim/libraries/number.o $(SIM)
 	$(CC) $(CFLAGS) -shared -Wl,-soname,$(@F) -o $@ $(filter %.o,$^) $(SIM) -lopenblas -lm
 $(B)/bench/%: $(B)/tests/bench/%.o $(B)/tests/bench/peers/onednn.o $(B)/tools/peak.o $(B)/libkiln.a

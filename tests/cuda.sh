@@ -17,7 +17,7 @@ if ! ldconfig -p | grep -q 'libcuda\.so\.1'; then
 fi
 
 if [ -e "$build/tests/cudasim/libcuda.so.1" ]; then
-  export LD_LIBRARY_PATH=$build/tests/cudasim CUDASIM_LEAKS=1
+  export LD_LIBRARY_PATH=$build/tests/cudasim CUDASIM_LEAKS=1 CUDASIM_CUBLAS=0 CUDASIM_CUDNN=0
   expect_text "simulator: info" 0 out '^cuda:0: cudasim' "$kiln" info
   expect_text "simulator: verify" 0 out 'all checks passed' "$kiln" verify net_main.kl --startup net_startup.kl --device cuda
   expect_text "simulator: a run is one graph" 0 out '^launches +1 of graphs, 0 of kernels' "${bench[@]}" --reps 8 --device cuda
@@ -44,7 +44,8 @@ if [ -e "$build/tests/cudasim/libcuda.so.1" ]; then
   expect_text "train: the step of a failed check" 1 err 'E-DAT-002.*value 9 at element 10' "${train[@]}" --feed y=bad.idx --device cuda
   expect_text "train: on a CPU" 1 err 'step 3' "${train[@]}" --feed y=bad.idx
   expect_text "train: and on the simulator" 1 err 'step 3' "${train[@]}" --feed y=bad.idx --device cuda
-  export LD_LIBRARY_PATH=$LD_LIBRARY_PATH:$LD_LIBRARY_PATH/libraries
+  expect_text "libraries: too old" 0 out '^cuDNN: version 0, 8000 is needed' "$kiln" info
+  unset CUDASIM_CUBLAS CUDASIM_CUDNN
   expect_text "libraries: info" 0 out '^cuBLASLt: libcublasLt.so.13, version 130100' "$kiln" info
   expect_text "libraries: verify" 0 out 'all checks passed' env KILN_DEBUG=libraries "$kiln" verify net_main.kl --startup net_startup.kl --device cuda
   expect_text "libraries: profile" 0 out 'k.*_mul_.*  cuBLASLt' env KILN_DEBUG=libraries "${bench[@]}" --device cuda --profile

@@ -7,24 +7,23 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* more: a folder in that of the simulator, or NULL */
-static bool start(char *argv[], const char *more) {
-  char own[2048], path[3 * sizeof own];
-  ssize_t n = readlink("/proc/self/exe", own, sizeof own - 1);
-  char *slash = n > 0 ? (own[n] = 0, strrchr(own, '/')) : NULL;
+/* Libraries of version 0 are too old; real ones are hidden behind them. */
+static bool start(char *argv[], bool libraries) {
+  char path[2048];
+  ssize_t n = readlink("/proc/self/exe", path, sizeof path - 16);
+  char *slash = n > 0 ? (path[n] = 0, strrchr(path, '/')) : NULL;
   if (!slash) return false;
-  *slash = 0;
-  n = snprintf(path, sizeof path, "%s/cudasim", own);
-  if (more) snprintf(path + n, sizeof path - (size_t)n, ":%s/cudasim/%s", own, more);
+  strcpy(slash, "/cudasim");
   const char *now = getenv("LD_LIBRARY_PATH");
   if (now && !strcmp(now, path)) return true;
   setenv("LD_LIBRARY_PATH", path, 1);
+  if (!libraries) setenv("CUDASIM_CUBLAS", "0", 1), setenv("CUDASIM_CUDNN", "0", 1);
   execv("/proc/self/exe", argv);
   return false;
 }
 
-bool simulator(char *argv[]) { return start(argv, NULL); }
-bool simulator_libraries(char *argv[]) { return start(argv, "libraries"); }
+bool simulator(char *argv[]) { return start(argv, false); }
+bool simulator_libraries(char *argv[]) { return start(argv, true); }
 
 int in_process(const char *const *settings, int (*fn)(const void *), const void *arg) {
   fflush(NULL);

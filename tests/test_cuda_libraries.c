@@ -247,7 +247,6 @@ static void test_absent(void **state) {
       {{"CUDASIM_CUBLAS=100000", NULL}, {"libraries", false, loss, 4}},
       {{"CUDASIM_CUDNN=7605", NULL}, {"libraries", false, loss, 1}},
       {{"CUDASIM_CUBLAS=100000", "CUDASIM_CUDNN=7605", NULL}, {"libraries", false, loss, -1}},
-      {{"CUDASIM_DRIVER=12020", NULL}, {"libraries", false, loss, 4}}, /* no cuBLASLt for it */
       {{"CUDASIM_SM=75", NULL}, {"libraries", false, loss, 4}},
       {{"CUDASIM_SEED=2", NULL}, {NULL, true, loss, -1}},
   };
