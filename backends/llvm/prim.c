@@ -311,7 +311,9 @@ Val reduce_step(Gen *g, Prim p, DType t, Val acc, Val x, bool reassoc) {
   Val two[2] = {acc, x}, r;
   if (p == P_RMAX) {
     if (!dtype_is_float(t) || g->gpu || !reassoc) return val_select_max(g, t, acc, x, true);
-    return gen_call(g, "llvm.maximum", val_type(g, t), 2, two);
+    r = gen_call(g, "llvm.maximum", val_type(g, t), 2, two);
+    LLVMSetFastMathFlags(r, LLVMFastMathNoSignedZeros); /* either zero may be the larger */
+    return r;
   }
   r = p == P_RSUM ? map_add(g, t, two) : map_mul(g, t, two);
   if (reassoc && dtype_is_float(t) && LLVMIsAInstruction(r))
