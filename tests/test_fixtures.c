@@ -199,6 +199,7 @@ int main(int argc, char *argv[]) {
                                      FIXTURE(alignment),
                                      FIXTURE(pieces),
                                      FIXTURE(sequences),
+                                     FIXTURE(recurrences),
                                      FIXTURE(rows),
                                      FIXTURE(merged),
                                      FIXTURE(given)};

@@ -151,6 +151,26 @@ def sequences():
     return paddle.mean(paddle.square(out)), paddle.optimizer.SGD(0.1), None
 
 
+def recurrences():
+    """Recurrent layers of PaddlePaddle 1.x over sequences by LoD, both ways, with and without first states; and one step."""
+    block = static.default_main_program().global_block()
+    x = static.data("x", [-1, 3], "float32", lod_level=1)
+    nn, weight = static.nn, lambda *shape: static.create_parameter(list(shape), "float32")
+    def append(kind, ins, out, beside, **attrs):
+        outs = {name: block.create_var(dtype="float32") for name in [*out, *beside]}
+        block.append_op(type=kind, inputs=ins, outputs=outs, attrs=attrs)
+        return [outs[name] for name in out]
+    start = paddle.tanh(nn.sequence_first_step(nn.fc(x, 5)))
+    h, c = append("lstm", {"Input": nn.fc(x, 20, bias_attr=False), "H0": start, "C0": start * 2.0, "Weight": weight(5, 20), "Bias": weight(1, 35)},
+                  ["Hidden", "Cell"], ["BatchGate", "BatchCellPreAct"], use_peepholes=True, is_reverse=True)
+    inner = ["BatchGate", "BatchResetHiddenPrev", "BatchHidden"]
+    u, = append("gru", {"Input": nn.fc(h, 15), "H0": start, "Weight": weight(5, 15), "Bias": weight(1, 15)}, ["Hidden"], inner, origin_mode=True)
+    v, = append("gru", {"Input": nn.fc(h, 12), "Weight": weight(4, 12)}, ["Hidden"], inner, is_reverse=True, activation="relu")
+    w, = append("gru_unit", {"Input": nn.fc(start, 15), "HiddenPrev": start, "Weight": weight(5, 15)}, ["Hidden"], ["Gate", "ResetHiddenPrev"], origin_mode=False)
+    out = nn.fc(paddle.concat([nn.sequence_last_step(u), nn.sequence_pool(v, "sum"), w], axis=1), 2)
+    return paddle.mean(paddle.square(out)), paddle.optimizer.SGD(0.1), [v, c]
+
+
 def rows():
     """An embedding whose gradient is rows: padding and lazy Adam."""
     h = static.nn.embedding(data(3, dtype="int64"), [9, 4], is_sparse=True, padding_idx=1)
@@ -185,7 +205,7 @@ def main():
     paddle.enable_static()
     out = sys.argv[1] if len(sys.argv) > 1 else "tests/fixtures"
     chosen = sys.argv[2:]
-    for net in (mlp, convnet, attention, regression_adamw, language, involution, alignment, pieces, sequences, rows, merged, given):
+    for net in (mlp, convnet, attention, regression_adamw, language, involution, alignment, pieces, sequences, recurrences, rows, merged, given):
         if chosen and net.__name__ not in chosen:
             continue
         paddle.seed(7)
@@ -196,8 +216,8 @@ def main():
             optimizer.minimize(loss)
             exe = static.Executor(paddle.CPUPlace())
             exe.run(startup)
-            if net is sequences:
-                write_sequences(f"{out}/sequences", main, exe, fetch)
+            if net in (sequences, recurrences):
+                write_sequences(f"{out}/{net.__name__}", main, exe, fetch)
                 continue
             drop_unused(main)
             write(f"{out}/{net.__name__}", main, exe, random(main, np.random.RandomState(5)), fetch, startup if net is mlp else None)
@@ -221,7 +241,7 @@ def write_sequences(folder, main, exe, fetch):
     first, runs = values(main), []
     for i in range(RUNS):
         t = paddle.base.create_lod_tensor(x[i], [list(np.diff(lods[i]))], paddle.CPUPlace())
-        runs.append(exe.run(main, feed={"x": t}, fetch_list=fetch))
+        runs.append([np.array(v) for v in exe.run(main, feed={"x": t}, fetch_list=fetch, return_numpy=False)])
     np.save(f"{folder}/feed-x.npy", x)
     np.save(f"{folder}/feed-x@LOD.npy", np.array(lods, "int64"))
     for i, v in enumerate(fetch):
