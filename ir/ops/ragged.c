@@ -1,5 +1,5 @@
-/* lstm, gru and gru_unit (one step) of PaddlePaddle 1.x: one recurrent layer over the sequences of an input whose rows hold the input's share
- * of the gates, [T, gates * D]; their offsets (LoD) are known where the program is compiled.
+/* lstm and gru of PaddlePaddle 1.x: a recurrent layer over the sequences of an input whose rows hold the input's share of
+ * the gates, [T, gates * D]; the offsets (LoD) are known where the program is compiled. And one step: gru_unit, lstm_unit.
  *
  * Rows are gathered in batches: the first rows of all sequences, then the second rows, ..., the longest sequence
  * foremost, so that the sequences that still go on at a step are the first rows of the previous state; nothing is padded
@@ -20,8 +20,9 @@ typedef struct Batches {
 } Batches;
 
 typedef struct Layer {
-  Node *x, *w, *w_cand, *bias,
-      *peep; /* x [T, gates*D] in batches; w_cand: gru; peep [1, 3D] or NULL */
+  Node *x;           /* [T, gates*D] in batches, with the bias */
+  Node *w, *w_cand;  /* w_cand: gru */
+  Node *bias, *peep; /* [1, gates*D], [1, 3D] or NULL */
   int64_t d;
   int gate, cell, cand; /* activations */
   bool origin;
@@ -63,7 +64,7 @@ static bool sort_sequences(Graph *g, const Lod *l, Batches *b) {
     err_help("At most %d are possible.", MAX_STEPS);
     return false;
   }
-  /* of[k + 1]: sequences longer than k, then the place of the next one of that length */
+  /* of[k]: sequences of length k; then the place of the next one of them */
   int64_t *of = arena_array(g->arena, int64_t, b->steps + 2);
   for (int64_t i = 0; i < l->n; i++) of[length(l, i)]++;
   for (int64_t k = b->steps, sum = 0; k >= 0; k--) {
