@@ -1,5 +1,5 @@
 /* Boxes of object detection: anchors laid over a feature map (numbers that follow from shapes and attributes, computed here),
- * boxes relative to them, overlaps, and the heads of YOLO. A box is x1, y1, x2, y2. */
+ * boxes relative to them, and overlaps. A box is x1, y1, x2, y2. */
 #include "ops.h"
 
 #include <math.h>
@@ -308,102 +308,6 @@ bool x_iou_similarity(Expand *x) {
   Node *none = all ? g_map2(g, P_LE, all, g_const(g, all->dtype, 0)) : NULL;
   Node *r = g_select(g, none, ops_times(g, inter, 0), ops_div(g, inter, all));
   return r && x_out(x, "Out", g_reshape(g, r, 2, (int64_t[]){n, m}));
-}
-
-/* ---- yolo_box ---- */
-
-typedef struct Yolo {
-  int64_t n, anchors, classes, h, w, down;
-  const int64_t *sizes; /* w, h of each anchor */
-  bool iou;
-  Node *x, *image; /* [N, anchors, 5 + classes, H, W]; [N, 2] */
-} Yolo;
-
-static bool yolo_read(Expand *x, Yolo *y) {
-  int n;
-  y->x = x_in(x, "X"), y->image = x_in(x, "ImgSize");
-  y->sizes = op_intlist(x->op, "anchors", &n);
-  y->anchors = n / 2, y->classes = op_int(x->op, "class_num"),
-  y->down = op_int(x->op, "downsample_ratio");
-  y->iou = op_bool(x->op, "iou_aware");
-  if (!ops_rank(y->x, "X", 4, 4) || !ops_rank(y->image, "ImgSize", 2, 2)) return false;
-  if (n < 2 || n % 2 || n > MAX_PRIORS || y->classes < 1 || y->classes > INT32_MAX || y->down < 1 ||
-      y->down > INT32_MAX)
-    return err_set(E_OPR_003, "%d anchors' sizes, class_num %lld, downsample_ratio %lld", n,
-                   (long long)y->classes, (long long)y->down);
-  y->n = y->x->dims[0], y->h = y->x->dims[2], y->w = y->x->dims[3];
-  return ops_same("channels of X and anchors times (classes + 5)", y->x->dims[1],
-                  y->anchors * (y->classes + 5 + y->iou)) &&
-         ops_same("images of X and ImgSize", y->n, y->image->dims[0]) &&
-         ops_same("2 and the columns of ImgSize", 2, y->image->dims[1]);
-}
-
-/* Entry i of every anchor: [N, anchors, count, H, W]. */
-static Node *yolo_part(Graph *g, const Yolo *y, int64_t i, int64_t count) {
-  return ops_cut(g, y->x, 2, i, 1, count);
-}
-
-/* Centre (k = 0 x, 1 y) and size of the boxes in points of the image, [N, anchors, 1, H, W]. */
-static void yolo_axis(Expand *x, const Yolo *y, int k, Node *image, Node **mid, Node **size) {
-  Graph *g = x->g;
-  double scale = op_float(x->op, "scale_x_y"), cells = (double)(k ? y->h : y->w);
-  int64_t dims[] = {1, 1, 1, y->h, y->w};
-  double *v = arena_array(g->arena, double, y->anchors);
-  for (int64_t a = 0; a < y->anchors; a++)
-    v[a] = (double)y->sizes[2 * a + k] / ((double)y->down * cells);
-  Node *anchor = g_cast(g, g_data(g, DT_FLOAT64, 1, &y->anchors, v, "anchors"), y->x->dtype);
-  Node *at = g_iota(g, y->x->dtype, 5, dims, k ? 3 : 4);
-  Node *p =
-      ops_plus(g, ops_times(g, ops_sigmoid(g, yolo_part(g, y, k, 1)), scale), -0.5 * (scale - 1));
-  *mid = ops_times(g, ops_mul(g, ops_add(g, at, p), image), 1 / cells);
-  *size =
-      ops_mul(g,
-              ops_mul(g, g_map1(g, P_EXP, yolo_part(g, y, 2 + k, 1)), ops_along(g, anchor, 5, 1)),
-              image);
-}
-
-bool x_yolo_box(Expand *x) {
-  Graph *g = x->g;
-  Yolo y;
-  if (!yolo_read(x, &y)) return false;
-  DType t = y.x->dtype;
-  int64_t cells[] = {y.anchors, y.h, y.w}, boxes = ops_prod(cells, 0, 3);
-  if (boxes < 0 || y.n < 0)
-    return x_out(x, "Boxes", ops_blank(g, t, 3, (int64_t[]){y.n, boxes, 4})) &&
-           x_out(x, "Scores", ops_blank(g, t, 3, (int64_t[]){y.n, boxes, y.classes}));
-  Node *ious = NULL;
-  if (y.iou) {
-    ious = g_reshape(g, ops_cut(g, y.x, 1, 0, 1, y.anchors), 5,
-                     (int64_t[]){y.n, y.anchors, 1, y.h, y.w});
-    y.x = ops_cut(g, y.x, 1, y.anchors, 1, y.anchors * (y.classes + 5));
-  }
-  y.x = g_reshape(g, y.x, 5, (int64_t[]){y.n, y.anchors, y.classes + 5, y.h, y.w});
-  Node *conf = ops_sigmoid(g, yolo_part(g, &y, 4, 1)), *v[4];
-  if (y.iou) {
-    double f = op_float(x->op, "iou_aware_factor");
-    conf = ops_mul(g, g_map2c(g, P_POW, conf, 1 - f), g_map2c(g, P_POW, ops_sigmoid(g, ious), f));
-  }
-  Node *live = conf ? g_map2(g, P_LE, g_const(g, t, op_float(x->op, "conf_thresh")), conf) : NULL;
-  for (int k = 0; k < 2; k++) {
-    Node *mid, *size, *image = g_cast(g, ops_cut(g, y.image, 1, 1 - k, 1, 1), t);
-    image = g_reshape(g, image, 5, (int64_t[]){y.n, 1, 1, 1, 1});
-    yolo_axis(x, &y, k, image, &mid, &size);
-    v[k] = ops_sub(g, mid, ops_times(g, size, 0.5));
-    v[2 + k] = ops_add(g, mid, ops_times(g, size, 0.5));
-    if (!op_bool(x->op, "clip_bbox")) continue;
-    v[k] = g_map2c(g, P_MAX, v[k], 0);
-    v[2 + k] = g_map2(g, P_MIN, v[2 + k], ops_plus(g, image, -1));
-  }
-  Node *box = err_any() ? NULL : g_concat(g, 4, v, 2);
-  Node *score = ops_mul(g, conf, ops_sigmoid(g, yolo_part(g, &y, 5, y.classes)));
-  Node *out[2] = {g_select(g, live, box, g_const(g, t, 0)),
-                  g_select(g, live, score, g_const(g, t, 0))};
-  for (int i = 0; i < 2; i++) {
-    if (!out[i]) return false;
-    out[i] = g_permute(g, out[i], (int[]){0, 1, 3, 4, 2});
-    out[i] = g_reshape(g, out[i], 3, (int64_t[]){y.n, boxes, i ? y.classes : 4});
-  }
-  return x_out(x, "Boxes", out[0]) && x_out(x, "Scores", out[1]);
 }
 
 /* Shapes only: the executor does it (executor/control_boxes.c). */

@@ -98,6 +98,10 @@ CASES = {  # beside the examples of ops.def
     "dropout": "X=9 dropout_prob=0.0 dropout_implementation='upscale_in_train'; nograd X=4x5 dropout_prob=0.3 is_test=true; nograd X=4x5 dropout_prob=0.3 is_test=true dropout_implementation='upscale_in_train'",
     "cumsum": "X=20x30; X=20x30 axis=0; X=4x5x6 axis=-2 reverse=true", "argsort": "X=20x30; X=20x30 axis=0 descending=true", "group_norm": "X=4x8x5x5 Scale=8 Bias=8 groups=4",
     "instance_norm": "X=4x8x5x5 Scale=8 Bias=8", "logsumexp": "X=20x30 axis=[1]; X=4x5x6 axis=[0,2]", "p_norm": "X=20x30 porder=3.0 axis=1; X=20 porder=inf; X=20 porder=-inf",
+    "yolov3_loss": "X=2x255x13x13 GTBox=2x20x4:float32:0.02..0.98 GTLabel=2x20:int32:0..79 anchors=[10,13,16,30,33,23,30,61,62,45,59,119,116,90,156,198,373,326] anchor_mask=[6,7,8] class_num=80; "
+                   "X=3x21x8x8:float32:-3..3 GTBox=3x30x4:float32:-0.1..0.4 GTLabel=3x30:int32:0..1 GTScore=3x30:float32:0..1 anchors=[10,13,16,30,33,23,30,61,62,45,59,119] anchor_mask=[0,2,5] class_num=2 ignore_thresh=0.4 downsample_ratio=16 scale_x_y=1.05; "
+                   "X=2x24x4x4:float64 GTBox=2x5x4:float64:0.1..0.9 GTLabel=2x5:int32:0..2 anchors=[10,13,16,30,33,23] anchor_mask=[0,1,2] class_num=3 use_label_smooth=false; "
+                   "X=2x24x4x4 GTBox=2x5x4:float32:0..0 GTLabel=2x5:int32:0..2 anchors=[10,13,16,30,33,23] anchor_mask=[0,1,2] class_num=3",
 }
 RANDOM = {  # what is fetched is compared by its distribution
     "uniform_random": "shape=[200,300]L; shape=[60000]L min=2.0 max=3.0 seed=3 dtype=6; shape=[300,200]L min=-0.1 max=0.1 seed=7; ShapeTensor=2:int64:250..250 min=0.0",
@@ -107,6 +111,7 @@ RANDOM = {  # what is fetched is compared by its distribution
     "X=200x300:float32:1..1 dropout_prob=0.1 fix_seed=true seed=7; X=200x300:float32:1..1 dropout_prob=1.0; X=200x300:float32:1..1 dropout_prob=1.0 dropout_implementation='upscale_in_train'",
 }
 OPTIMIZERS = {"sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad", "adadelta", "adamax", "decayed_adagrad", "ftrl", "lamb", "lars_momentum"}
+UNMOVED = {"GTBox", "GTScore"}  # slots whose gradients PaddlePaddle declares and leaves unset
 
 
 KNOWN = [  # (operator, what its cases have in common, why the results differ)
@@ -226,7 +231,7 @@ def build(case, seed):
             for i, (dims, t, lo, hi) in enumerate(specs):
                 name = f"{slot}_{i}"
                 v = b.create_var(name=name, shape=dims, dtype=t.name)
-                v.stop_gradient = t.kind != "f"
+                v.stop_gradient = t.kind != "f" or slot in UNMOVED
                 if lo == hi and t.kind != "b" and not slot in overwritten:
                     b.append_op(type="fill_constant", outputs={"Out": [name]},
                                 attrs={"shape": dims, "dtype": v.dtype, "value": lo, "str_value": repr(lo if t.kind == "f" else int(lo))})
@@ -235,7 +240,7 @@ def build(case, seed):
                     if slot == "Label" and case.simplex is not None:
                         x = x / x.sum(case.simplex, keepdims=True)
                     feeds[name] = np.asarray(x).astype(t)
-                if t.kind == "f":
+                if not v.stop_gradient:
                     floats.append(name)
                 names.append(name)
             inputs[slot] = names
