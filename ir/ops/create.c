@@ -171,23 +171,63 @@ bool x_range(Expand *x) {
   return x_out(x, "Out", sequence(x->g, v[0], v[2], n > 0 ? (int64_t)n : 0));
 }
 
+/* Num numbers from Start to Stop, in type t. */
+static Node *evenly(Expand *x, DType t) {
+  Graph *g = x->g;
+  int64_t n;
+  if (ops_list(x, NULL, "Num", NULL, &n, 1) != 1) return NULL;
+  if (n == OPS_UNKNOWN) return ops_blank(g, t, 1, (int64_t[]){-1});
+  if (n < 1) return err_set(E_OPR_003, "Num is %lld", (long long)n), NULL;
+  Node *a = g_reshape(g, x_in(x, "Start"), 0, NULL), *b = g_reshape(g, x_in(x, "Stop"), 0, NULL);
+  if (!a || !b) return NULL;
+  a = g_cast(g, a, t);
+  Node *step = g_map2c(g, P_DIV, g_map2(g, P_SUB, g_cast(g, b, t), a), n > 1 ? (double)(n - 1) : 1);
+  return sequence(g, a, step, n);
+}
+
 bool x_linspace(Expand *x);
 bool x_linspace(Expand *x) {
-  Graph *g = x->g;
   DType t;
-  int64_t n;
-  if (!dtype_of(x, "dtype", &t) || ops_list(x, NULL, "Num", NULL, &n, 1) != 1) return false;
-  if (n == OPS_UNKNOWN) return x_out(x, "Out", ops_blank(g, t, 1, (int64_t[]){-1}));
-  if (n < 1) return err_set(E_OPR_003, "Num is %lld", (long long)n);
-  DType by = dtype_is_float(t) ? t : DT_FLOAT64;
-  Node *a = g_reshape(g, x_in(x, "Start"), 0, NULL), *b = g_reshape(g, x_in(x, "Stop"), 0, NULL);
-  if (!a || !b) return false;
-  a = g_cast(g, a, by);
-  Node *step =
-      g_map2c(g, P_DIV, g_map2(g, P_SUB, g_cast(g, b, by), a), n > 1 ? (double)(n - 1) : 1);
-  Node *s = sequence(g, a, step, n);
-  return x_out(x, "Out", s ? g_cast(g, s, t) : NULL);
+  if (!dtype_of(x, "dtype", &t)) return false;
+  Node *s = evenly(x, dtype_is_float(t) ? t : DT_FLOAT64);
+  return x_out(x, "Out", s ? g_cast(x->g, s, t) : NULL);
 }
+
+bool x_logspace(Expand *x);
+bool x_logspace(Expand *x) {
+  DType t;
+  if (!dtype_of(x, "dtype", &t)) return false;
+  Node *base = g_reshape(x->g, x_in(x, "Base"), 0, NULL);
+  Node *s = base ? evenly(x, dtype_is_float(t) ? t : DT_FLOAT64) : NULL;
+  s = s ? g_map2(x->g, P_POW, g_cast(x->g, base, s->dtype), s) : NULL;
+  return x_out(x, "Out", s ? g_cast(x->g, s, t) : NULL);
+}
+
+/* The places (i, j) with j - i at most (low) or at least offset, row by row: [2, n]. */
+static bool triangle(Expand *x, const char *rows_attr, const char *columns_attr, bool low) {
+  DType t;
+  int64_t rows = op_int(x->op, rows_attr), columns = op_int(x->op, columns_attr),
+          offset = op_int(x->op, "offset"), n = 0;
+  if (!dtype_of(x, "dtype", &t)) return false;
+  if (rows < 0 || columns < 0)
+    return err_set(E_OPR_003, "%lld rows and %lld columns", (long long)rows, (long long)columns);
+  if (rows > 0 && columns > INT32_MAX / rows)
+    return err_set(E_MEM_002, "%lld x %lld elements are too many", (long long)rows,
+                   (long long)columns);
+  int64_t *i = arena_array(x->g->arena, int64_t, 2 * rows * columns), *j = i + rows * columns;
+  for (int64_t at = 0; at < rows * columns; at++) {
+    int64_t above = at % columns - at / columns;
+    if (low ? above <= offset : above >= offset) i[n] = at / columns, j[n++] = at % columns;
+  }
+  memmove(i + n, j, sizeof *j * (size_t)n);
+  Node *v = g_data(x->g, DT_INT64, 2, (int64_t[]){2, n}, i, "indices");
+  return x_out(x, "out", v ? g_cast(x->g, v, t) : NULL);
+}
+
+bool x_tril_indices(Expand *x);
+bool x_tril_indices(Expand *x) { return triangle(x, "rows", "cols", true); }
+bool x_triu_indices(Expand *x);
+bool x_triu_indices(Expand *x) { return triangle(x, "row", "col", false); }
 
 bool x_shape(Expand *x);
 bool x_shape(Expand *x) {

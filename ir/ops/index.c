@@ -194,6 +194,50 @@ bool x_scatter_nd_add_grad(Expand *x) {
          (!x_wants(x, "Updates@GRAD") || x_out(x, "Updates@GRAD", nd_gather(x->g, gy, &d)));
 }
 
+/* ---- one index for each of the first dimensions ---- */
+
+/* Indices that broadcast to `dims`, counted from the end if negative, as linear ones: [rows]. */
+static Node *joined_index(Expand *x, const Node *in, int rank, const int64_t *dims, int64_t rows) {
+  Graph *g = x->g;
+  Node *sum = g_full_int(g, DT_INT64, 0, 1, &rows);
+  for (int i = 0; i < x_n_in(x, "indices") && sum; i++) {
+    int64_t n = in->dims[i];
+    Node *idx = g_cast(g, x_in_at(x, "indices", i), DT_INT64);
+    idx = g_check(g, idx, -n, n, false, 0, E_DAT_002);
+    idx = g_select(g, g_map2c(g, P_LT, idx, 0), ops_plus(g, idx, (double)n), idx);
+    idx = idx ? g_reshape(g, g_expand(g, idx, rank, dims), 1, &rows) : NULL;
+    sum = ops_add(g, ops_mul(g, sum, g_full_int(g, DT_INT64, n, 1, &rows)), idx);
+  }
+  return sum;
+}
+
+bool x_index_put(Expand *x) {
+  Graph *g = x->g;
+  Node *in = x_in(x, "x"), *v = x_in(x, "value"), *shape = NULL;
+  int k = x_n_in(x, "indices");
+  bool known = in && v && ops_known(in) && ops_known(v);
+  if (!v || !ops_rank(in, "x", k, KL_RANK)) return false;
+  for (int i = 0; i < k; i++) {
+    Node *idx = x_in_at(x, "indices", i);
+    if (!ops_index(idx, "indices")) return false;
+    known = known && ops_known(idx);
+    if (known) shape = shape ? ops_add(g, shape, g_cast(g, idx, shape->dtype)) : idx;
+    if (known && !shape) return false; /* they do not broadcast */
+  }
+  if (!known || !shape) return x_out(x, "out", ops_blank_like(g, in));
+  int64_t dims[2 * KL_RANK], rows = node_numel(shape), all = ops_prod(in->dims, 0, k),
+                             rest = ops_prod(in->dims, k, in->rank);
+  int rank = shape->rank + in->rank - k;
+  if (rank > KL_RANK) return err_set(E_SHP_002, "value would have %d dimensions", rank);
+  memcpy(dims, shape->dims, sizeof *dims * (size_t)shape->rank);
+  memcpy(dims + shape->rank, in->dims + k, sizeof *dims * (size_t)(in->rank - k));
+  v = as_rows(g, g_expand(g, v, rank, dims), rows, rest);
+  Node *idx = joined_index(x, in, shape->rank, shape->dims, rows);
+  idx = idx ? g_expand(g, ops_along(g, idx, 2, 0), 2, (int64_t[]){rows, rest}) : NULL;
+  Node *out = g_scatter(g, as_rows(g, in, all, rest), idx, v, 0, !op_bool(x->op, "accumulate"));
+  return out && x_out(x, "out", g_reshape(g, out, in->rank, in->dims));
+}
+
 /* ---- scatter ---- */
 
 /* The checked row index broadcast to the shape of the updates. */

@@ -91,11 +91,12 @@ static Node *shuffled(Graph *g, Node *in, int64_t r, bool back) {
                    (int64_t[]){d[0], d[1] * r * r, d[2] / r, d[3] / r});
 }
 
-static bool pixel_shuffle(Expand *x, const char *from, const char *to, bool back) {
+static bool pixel_shuffle(Expand *x, const char *factor, const char *from, const char *to,
+                          bool back) {
   Graph *g = x->g;
   Node *in = x_in(x, from);
   bool last;
-  int64_t r = op_int(x->op, "upscale_factor");
+  int64_t r = op_int(x->op, factor);
   if (!ops_rank(in, from, 4, 4) || !ops_layout(x, "data_format", &last)) return false;
   if (last) in = ops_channels_first(g, in);
   if (!in) return false;
@@ -104,8 +105,9 @@ static bool pixel_shuffle(Expand *x, const char *from, const char *to, bool back
   if (ok && !back) ok = d[1] < 0 || d[1] % (r * r) == 0;
   if (ok && back) ok = (d[2] < 0 || d[2] % r == 0) && (d[3] < 0 || d[3] % r == 0);
   if (!ok) {
-    err_set(E_OPR_003, "upscale_factor is %lld for %s", (long long)r, dims_text(4, d));
-    err_help("The channels must be a multiple of its square.");
+    err_set(E_OPR_003, "%s is %lld for %s", factor, (long long)r, dims_text(4, d));
+    err_help(back ? "Height and width must be multiples of it."
+                  : "The channels must be a multiple of its square.");
     return false;
   }
   Node *out;
@@ -121,5 +123,11 @@ static bool pixel_shuffle(Expand *x, const char *from, const char *to, bool back
   return x_out(x, to, last ? ops_channels_last(g, out) : out);
 }
 
-bool x_pixel_shuffle(Expand *x) { return pixel_shuffle(x, "X", "Out", false); }
-bool x_pixel_shuffle_grad(Expand *x) { return pixel_shuffle(x, "Out@GRAD", "X@GRAD", true); }
+bool x_pixel_shuffle(Expand *x) { return pixel_shuffle(x, "upscale_factor", "X", "Out", false); }
+bool x_pixel_shuffle_grad(Expand *x) {
+  return pixel_shuffle(x, "upscale_factor", "Out@GRAD", "X@GRAD", true);
+}
+bool x_pixel_unshuffle(Expand *x) { return pixel_shuffle(x, "downscale_factor", "X", "Out", true); }
+bool x_pixel_unshuffle_grad(Expand *x) {
+  return pixel_shuffle(x, "downscale_factor", "Out@GRAD", "X@GRAD", false);
+}

@@ -97,6 +97,9 @@ CASES = {  # beside the examples of ops.def
     "assign": "X=2x3:int64:0..9; X=2x3:bool:0..1; X=4x5:float64", "assign_value": "shape=[2,3] dtype=3 int64_values=[1,2,3,4,5,6]L; shape=[0] dtype=5",
     "dropout": "X=9 dropout_prob=0.0 dropout_implementation='upscale_in_train'; nograd X=4x5 dropout_prob=0.3 is_test=true; nograd X=4x5 dropout_prob=0.3 is_test=true dropout_implementation='upscale_in_train'",
     "cumsum": "X=20x30; X=20x30 axis=0; X=4x5x6 axis=-2 reverse=true", "argsort": "X=20x30; X=20x30 axis=0 descending=true", "group_norm": "X=4x8x5x5 Scale=8 Bias=8 groups=4",
+    "bincount": "X=20:int64:0..5; X=20:int32:0..5 Weights=20 minlength=4", "histogram": "X=20x30 bins=7L; X=50:int32:-9..9 bins=5L min=-3 max=4",
+    "cummax": "x=4x60:int64:0..9; x=4x60 axis=0; x=5:float32:-1..-1", "cummin": "x=4x60:int64:0..9; x=4x60 axis=0; x=5:float32:-1..-1", "mode": "nograd X=20x12:int64:0..3; X=4x3x5 axis=1",
+    "index_put": "nograd x=6x5:int64:0..9 indices=4:int64:-6..5 value=1:int64:0..9 accumulate=true; x=6x5x2 indices=3:int64:-6..5,3:int64:-5..4 value=3x2 accumulate=true",
     "instance_norm": "X=4x8x5x5 Scale=8 Bias=8", "logsumexp": "X=20x30 axis=[1]; X=4x5x6 axis=[0,2]", "p_norm": "X=20x30 porder=3.0 axis=1; X=20 porder=inf; X=20 porder=-inf",
     "yolov3_loss": "X=2x255x13x13 GTBox=2x20x4:float32:0.02..0.98 GTLabel=2x20:int32:0..79 anchors=[10,13,16,30,33,23,30,61,62,45,59,119,116,90,156,198,373,326] anchor_mask=[6,7,8] class_num=80; "
                    "X=3x21x8x8:float32:-3..3 GTBox=3x30x4:float32:-0.1..0.4 GTLabel=3x30:int32:0..1 GTScore=3x30:float32:0..1 anchors=[10,13,16,30,33,23,30,61,62,45,59,119] anchor_mask=[0,2,5] class_num=2 ignore_thresh=0.4 downsample_ratio=16 scale_x_y=1.05; "
@@ -110,7 +113,7 @@ RANDOM = {  # what is fetched is compared by its distribution
     "uniform_random_batch_size_like": "Input=200x4 shape=[-1,300]", "dropout": "X=200x300:float32:1..1; X=200x300:float32:1..1 dropout_prob=0.3 dropout_implementation='upscale_in_train'; "
     "X=200x300:float32:1..1 dropout_prob=0.1 fix_seed=true seed=7; X=200x300:float32:1..1 dropout_prob=1.0; X=200x300:float32:1..1 dropout_prob=1.0 dropout_implementation='upscale_in_train'",
 }
-OPTIMIZERS = {"sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad", "adadelta", "adamax", "decayed_adagrad", "ftrl", "lamb", "lars_momentum"}
+OPTIMIZERS = {"average_accumulates", "dpsgd", "sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad", "adadelta", "adamax", "decayed_adagrad", "ftrl", "lamb", "lars_momentum"}
 UNMOVED = {"GTBox", "GTScore"}  # slots whose gradients PaddlePaddle declares and leaves unset
 
 
@@ -144,7 +147,7 @@ def written_to(op, output):
     """The input slot whose variable an output slot overwrites, as PaddlePaddle's layers and optimisers have it."""
     if "batch_norm" in op:
         return {"MeanOut": "Mean", "VarianceOut": "Variance"}.get(output)
-    return output.replace("AccumOut", "Accumulator").removesuffix("Out") if op in OPTIMIZERS else None
+    return re.sub("^out_", "in_", output.replace("AccumOut", "Accumulator")).removesuffix("Out") if op in OPTIMIZERS else None
 
 
 
@@ -266,6 +269,8 @@ def build(case, seed):
                 if name not in ("XShape", "ReserveSpace", "InnerCache"):
                     outs.append((s, x))
         b.append_op(type=op["name"], inputs=inputs, outputs=outputs, attrs=case.attrs)
+        for x in outputs.get("Indices", []):  # PaddlePaddle leaves some as declared
+            b.var(x).desc.set_dtype(core.VarDesc.VarType.INT64)
         fetch = [x for _, x in outs]
         if op["gradient"] and not case.nograd:
             total = []
