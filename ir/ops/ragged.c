@@ -35,9 +35,10 @@ typedef struct Step {
 
 static const char *const act_words[] = {"identity", "sigmoid", "tanh", "relu"};
 
+/* The sigmoid's argument is cut off where PaddlePaddle cuts it: a gate is at most 1 - 2.3e-6. */
 static Node *activate(Graph *g, int kind, Node *v) {
   switch (kind) {
-  case 1: return ops_sigmoid(g, v);
+  case 1: return ops_sigmoid(g, g_map2c(g, P_MIN, g_map2c(g, P_MAX, v, -40), 13));
   case 2: return g_map1(g, P_TANH, v);
   case 3: return g_map2c(g, P_MAX, v, 0);
   default: return v;
