@@ -63,3 +63,25 @@ bool x_dropout_grad(Expand *x) {
   if (d.test) return x_out(x, "X@GRAD", d.upscale ? gy : g_map2c(g, P_MUL, gy, 1 - d.p));
   return x_out(x, "X@GRAD", dropped(g, &d, gy, g_cast(g, x_in(x, "Mask"), DT_BOOL)));
 }
+
+/* Noise is what X is multiplied by. */
+bool x_rrelu(Expand *x);
+bool x_rrelu(Expand *x) {
+  Graph *g = x->g;
+  Node *n = x_in(x, "X");
+  double lo = op_float(x->op, "lower"), hi = op_float(x->op, "upper");
+  if (!ops_float(n, "X")) return false;
+  if (!(lo >= 0 && lo <= hi && hi <= 1)) {
+    err_set(E_OPR_003, "lower is %g, upper is %g", lo, hi);
+    err_help("0 <= lower <= upper <= 1 is needed.");
+    return false;
+  }
+  Node *a = g_const(g, n->dtype, (lo + hi) / 2), *zero = g_const(g, n->dtype, 0);
+  if (!op_bool(x->op, "is_test"))
+    a = ops_plus(g,
+                 ops_times(g, g_random(g, n->dtype, n->rank, n->dims, 0, x_stream(x, 0), false),
+                           hi - lo),
+                 lo);
+  Node *noise = g_select(g, g_map2(g, P_LT, n, zero), a, g_const(g, n->dtype, 1));
+  return x_out(x, "Out", ops_mul(g, n, noise)) && x_out(x, "Noise", noise);
+}

@@ -207,3 +207,92 @@ bool x_accuracy(Expand *x) {
   return x_out(x, "Accuracy", share) && x_out(x, "Correct", right) &&
          x_out(x, "Total", g_full_int(g, DT_INT32, n, 0, NULL));
 }
+
+/* ---- hierarchical_sigmoid (F. Morin and Y. Bengio, 2005) ---- */
+
+/* The way to each label, at most n decisions: which row of W decides (negative: none) and how, both
+ * [N, n]. Without a tree of the program's it is the complete one: with c = label + classes, decision
+ * j is made at node c >> (j + 1), counted from 1, by bit j of c. */
+static bool tree_way(Expand *x, Node *label, int64_t classes, Node **at, Node **bit) {
+  Graph *g = x->g;
+  *at = x_in(x, "PathTable"), *bit = x_in(x, "PathCode");
+  if (*at && *bit) return ops_rank(*at, "PathTable", 2, 2) && ops_rank(*bit, "PathCode", 2, 2);
+  if (*at || *bit) return err_set(E_OPR_003, "PathTable and PathCode are given together");
+  int64_t n = 0, power[64];
+  for (; (classes - 1) >> n; n++) power[n] = (int64_t)1 << n;
+  Node *p = g_data(g, DT_INT64, 2, (int64_t[]){1, n}, power, "powers");
+  Node *c = g_cast(g, g_check(g, label, 0, classes, false, 0, E_DAT_002), DT_INT64);
+  Node *q = ops_div(g, g_map2c(g, P_ADD, c, (double)classes), p);
+  *bit = g_map2c(g, P_MOD, q, 2);
+  *at = g_map2c(g, P_SUB, g_map2c(g, P_DIV, q, 2), 1);
+  return *bit && *at;
+}
+
+/* The loss of each row; *pre is log(1 + e^z) of every decision. The values z are cut at +-40, but for
+ * the gradient, which PaddlePaddle takes of the uncut ones. */
+static Node *tree_loss(Expand *x, Node *in, Node *w, Node *bias, bool cut, Node **pre) {
+  Graph *g = x->g;
+  int64_t rows = in->dims[0], d = in->dims[1];
+  Node *label = g_reshape(g, x_in(x, "Label"), 2, (int64_t[]){rows, 1}), *at, *bit;
+  if (!label || !tree_way(x, label, op_int(x->op, "num_classes"), &at, &bit)) return NULL;
+  int64_t n = at->dims[1], all = rows * n;
+  Node *zero = g_const(g, in->dtype, 0), *on = g_map2(g, P_LE, g_const(g, at->dtype, 0), at);
+  Node *i = g_reshape(g, g_map2c(g, P_MAX, at, 0), 1, &all);
+  i = g_check(g, i, 0, w->dims[0], false, 0, E_DAT_002);
+  Node *ws = g_reshape(g, ops_take(g, w, i, 0), 3, (int64_t[]){rows, n, d});
+  Node *product = ops_mul(g, ws, g_reshape(g, in, 3, (int64_t[]){rows, 1, d}));
+  Node *z = product ? g_reduce(g, P_RSUM, product, 4, false) : NULL;
+  if (bias && z) {
+    int64_t most = node_numel(bias);
+    if (!ops_same("elements of Bias and rows of W", most, w->dims[0])) return NULL;
+    z = ops_add(g, z, g_reshape(g, ops_take(g, g_reshape(g, bias, 1, &most), i, 0), 2, z->dims));
+  }
+  if (cut && z) z = g_map2c(g, P_MIN, g_map2c(g, P_MAX, z, -40), 40);
+  z = z ? g_select(g, on, z, zero) : NULL;
+  Node *above = g_map2(g, P_MAX, z, zero);             /* log(1 + e^z) without overflow */
+  Node *minus = ops_sub(g, z, ops_times(g, above, 2)); /* -|z| */
+  *pre = ops_add(g, above, g_map1(g, P_LOG, ops_plus(g, g_map1(g, P_EXP, minus), 1)));
+  Node *out = ops_sub(g, *pre, g_select(g, g_map2c(g, P_EQ, bit, 0), zero, z));
+  return out ? g_reduce(g, P_RSUM, out, 2, true) : NULL;
+}
+
+bool x_hierarchical_sigmoid(Expand *x);
+bool x_hierarchical_sigmoid(Expand *x) {
+  Graph *g = x->g;
+  Node *in = x_in(x, "X"), *w = x_in(x, "W"), *label = x_in(x, "Label"), *pre;
+  int64_t classes = op_int(x->op, "num_classes");
+  if (!ops_rank(in, "X", 2, 2) || !ops_rank(w, "W", 2, 2) || !ops_index(label, "Label"))
+    return false;
+  if (classes < 2) return err_set(E_OPR_003, "num_classes is %lld", (long long)classes);
+  if (!ops_same("columns of X and W", in->dims[1], w->dims[1]) || !x_out(x, "W_Out", w))
+    return false;
+  if (!ops_known(in) || !ops_known(w) || !ops_known(label))
+    return x_out(x, "Out", ops_blank(g, in->dtype, 2, (int64_t[]){in->dims[0], 1})) &&
+           x_out(x, "PreOut", ops_blank(g, in->dtype, 2, (int64_t[]){in->dims[0], -1}));
+  Node *out = tree_loss(x, in, w, x_in(x, "Bias"), true, &pre);
+  return out && x_out(x, "PreOut", pre) && x_out(x, "Out", out);
+}
+
+bool x_hierarchical_sigmoid_grad(Expand *x);
+bool x_hierarchical_sigmoid_grad(Expand *x) {
+  static const char *const slots[] = {"X", "W", "Bias"}, *const grads[] = {"X@GRAD", "W@GRAD",
+                                                                           "Bias@GRAD"};
+  Node *v[3], *got[3], *pre, *gy = x_in(x, "Out@GRAD");
+  bool known = true;
+  for (int i = 0; i < 3; i++) {
+    v[i] = x_in(x, slots[i]);
+    v[i] = v[i] ? g_alias(x->g, v[i]) : NULL;
+    known = known && (!v[i] || ops_known(v[i]));
+  }
+  if (!v[0] || !v[1] || !gy) return false;
+  int n = v[2] ? 3 : 2;
+  if (known && ops_known(x_in(x, "Label"))) {
+    Node *out = tree_loss(x, v[0], v[1], v[2], false, &pre);
+    if (!out || !derive(x->g, 1, &out, &gy, n, v, got)) return false;
+  } else {
+    for (int i = 0; i < n; i++) got[i] = ops_blank_like(x->g, v[i]);
+  }
+  for (int i = 0; i < n; i++)
+    if (x_wants(x, grads[i]) && !x_out(x, grads[i], got[i])) return false;
+  return true;
+}

@@ -173,3 +173,35 @@ bool x_matrix_power(Expand *x) {
        *j = g_iota(g, DT_INT64, a->rank, a->dims, a->rank - 1);
   return x_out(x, "Out", g_cast(g, g_map2(g, P_EQ, i, j), a->dtype));
 }
+
+/* The sum of b^i gy b^(n-1-i) over i = 0..n-1, by doubling: s(2k) = b^k s(k) + s(k) b^k. */
+static Node *power_sum(Graph *g, Node *b, Node *gy, int64_t n) {
+  Node *s = gy, *p = b; /* of k = 1 */
+  int bit = 0;
+  while (n >> (bit + 1)) bit++;
+  while (bit-- > 0 && s) {
+    s = ops_add(g, g_matmul(g, p, s, false, false), g_matmul(g, s, p, false, false));
+    p = g_matmul(g, p, p, false, false);
+    if (!(n >> bit & 1)) continue;
+    s = ops_add(g, g_matmul(g, b, s, false, false), g_matmul(g, gy, p, false, false));
+    p = g_matmul(g, p, b, false, false);
+  }
+  return s;
+}
+
+bool x_matrix_power_grad(Expand *x);
+bool x_matrix_power_grad(Expand *x) {
+  Graph *g = x->g;
+  Node *a = x_in(x, "X"), *gy = x_in(x, "Out@GRAD");
+  int64_t n = op_int(x->op, "n");
+  int perm[KL_RANK];
+  if (!gy || !ops_rank(a, "X", 2, KL_VAR_RANK)) return false;
+  if (!ops_known(a) || n == 0)
+    return x_out(x, "X@GRAD", ops_known(a) ? ops_zeros(g, a) : ops_blank_like(g, a));
+  for (int d = 0; d < a->rank; d++) perm[d] = d;
+  perm[a->rank - 1] = a->rank - 2, perm[a->rank - 2] = a->rank - 1;
+  if (n < 0) a = g_call(g, &inverse_call, false, 1, &a, a->dtype, a->rank, a->dims);
+  Node *b = a ? g_permute(g, a, perm) : NULL, *s = power_sum(g, b, gy, n < 0 ? -n : n);
+  if (n < 0) s = ops_times(g, g_matmul(g, g_matmul(g, b, s, false, false), b, false, false), -1);
+  return x_out(x, "X@GRAD", s);
+}

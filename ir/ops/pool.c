@@ -284,20 +284,29 @@ static Node *input_index(Graph *g, const Pool *p, int i, Node *at) {
   return g_map2(g, P_ADD, start, at);
 }
 
-bool x_max_pool2d_with_index(Expand *x) {
+static bool pool_with_index(Expand *x, int n_sp) {
   Pool p;
   Graph *g = x->g;
-  if (!pool_read(x, 2, true, NULL, &p)) return false;
-  Node *y = pool_forward(x, &p);
+  if (!pool_read(x, n_sp, true, NULL, &p)) return false;
+  Node *y = pool_forward(x, &p), *flat = NULL;
   if (!x_out(x, "Out", y)) return false;
   if (!p.known) return x_out(x, "Mask", g_full_int(g, DT_INT32, 0, y->rank, y->dims));
   Node *at = g_argmax(g, pool_view(g, &p), kernel_axes(&p), false, DT_INT32);
-  Node *row = input_index(g, &p, 0, g_map2c(g, P_DIV, at, (double)p.win.k[1]));
-  Node *col = input_index(g, &p, 1, g_map2c(g, P_MOD, at, (double)p.win.k[1]));
-  return x_out(x, "Mask", g_map2(g, P_ADD, g_map2c(g, P_MUL, row, (double)p.in->dims[3]), col));
+  for (int i = 0; i < n_sp; i++) {
+    int64_t inner = ops_prod(p.win.k, i + 1, n_sp);
+    Node *k = g_map2c(g, P_MOD, g_map2c(g, P_DIV, at, (double)inner), (double)p.win.k[i]);
+    Node *here = input_index(g, &p, i, k);
+    flat = flat ? ops_add(g, ops_times(g, flat, (double)p.in->dims[2 + i]), here) : here;
+  }
+  return x_out(x, "Mask", flat);
 }
 
-bool x_max_pool2d_with_index_grad(Expand *x) {
+static bool pool_with_index_grad(Expand *x, int n_sp) {
   Pool p;
-  return pool_read(x, 2, true, NULL, &p) && pool_backward(x, &p, x_in(x, "Out@GRAD"));
+  return pool_read(x, n_sp, true, NULL, &p) && pool_backward(x, &p, x_in(x, "Out@GRAD"));
 }
+
+bool x_max_pool2d_with_index(Expand *x) { return pool_with_index(x, 2); }
+bool x_max_pool2d_with_index_grad(Expand *x) { return pool_with_index_grad(x, 2); }
+bool x_max_pool3d_with_index(Expand *x) { return pool_with_index(x, 3); }
+bool x_max_pool3d_with_index_grad(Expand *x) { return pool_with_index_grad(x, 3); }
