@@ -320,3 +320,35 @@ bool x_nms(Expand *x) {
   return x_out(x, "Out", ops_blank(g, boxes->dtype, 2, (int64_t[]){-1, 6})) &&
          x_out(x, "Index", index) && x_out(x, "NmsRoisNum", count) && x_out(x, "RoisNum", count);
 }
+
+/* Shapes only, as above (executor/control_fpn.c). */
+bool x_collect_fpn_proposals(Expand *x) {
+  Node *boxes = x_in_at(x, "MultiLevelRois", 0), *number = NULL;
+  int64_t images = 1;
+  if (x_n_in(x, "MultiLevelScores") != x_n_in(x, "MultiLevelRois"))
+    return err_set(E_OPR_003, "%d MultiLevelRois, %d MultiLevelScores", x_n_in(x, "MultiLevelRois"),
+                   x_n_in(x, "MultiLevelScores"));
+  if (!ops_rank(boxes, "MultiLevelRois", 2, 2)) return false;
+  if (x_n_in(x, "MultiLevelRoIsNum") > 0) number = x_in_at(x, "MultiLevelRoIsNum", 0);
+  if (number && !ops_rank(number, "MultiLevelRoIsNum", 1, 1)) return false;
+  if (number) images = number->dims[0];
+  return x_out(x, "FpnRois", ops_blank(x->g, boxes->dtype, 2, (int64_t[]){-1, 4})) &&
+         x_out(x, "RoisNum", ops_blank(x->g, DT_INT32, 1, &images));
+}
+
+bool x_distribute_fpn_proposals(Expand *x) {
+  Node *boxes = x_in(x, "FpnRois"), *number = x_n_in(x, "RoisNum") > 0 ? x_in(x, "RoisNum") : NULL;
+  int64_t lo = op_int(x->op, "min_level"), hi = op_int(x->op, "max_level"), images = 1;
+  int n = x_n_out(x, "MultiFpnRois"), counts = x_n_out(x, "MultiLevelRoIsNum");
+  if (!ops_rank(boxes, "FpnRois", 2, 2) || (number && !ops_rank(number, "RoisNum", 1, 1)))
+    return false;
+  if (n != hi - lo + 1 || (counts != 0 && counts != n) || op_int(x->op, "refer_scale") < 1)
+    return err_set(E_OPR_003, "levels %lld to %lld, %d outputs, refer_scale %lld", (long long)lo,
+                   (long long)hi, n, (long long)op_int(x->op, "refer_scale"));
+  if (number) images = number->dims[0];
+  for (int i = 0; i < n; i++)
+    if (!x_out_at(x, "MultiFpnRois", i, ops_blank(x->g, boxes->dtype, 2, (int64_t[]){-1, 4})) ||
+        (counts && !x_out_at(x, "MultiLevelRoIsNum", i, ops_blank(x->g, DT_INT32, 1, &images))))
+      return false;
+  return x_out(x, "RestoreIndex", ops_blank(x->g, DT_INT32, 2, (int64_t[]){boxes->dims[0], 1}));
+}

@@ -105,6 +105,25 @@ def yolo():
     return [paddle.scale(hard[0], 2.0), hard[2], paddle.sum(soft[0], axis=0), soft[2]]
 
 
+def regions():
+    """Boxes dealt out over a pyramid, looked at in each level, and the best of all levels."""
+    boxes, number = static.data("boxes", [-1, 4], "float32"), static.data("number", [-1], "int32")
+    levels, restore, numbers = paddle.vision.ops.distribute_fpn_proposals(boxes, 2, 5, 4, 224, rois_num=number)
+    sizes = [v[:, 3:] for v in levels]
+    ins = {"MultiLevelRois": levels, "MultiLevelScores": sizes, "MultiLevelRoIsNum": numbers}
+    best = appended("collect_fpn_proposals", ins, {"FpnRois": "float32", "RoisNum": "int32"}, post_nms_topN=12)
+    back = paddle.gather(paddle.concat(levels, axis=0), paddle.flatten(restore))
+    return [paddle.transpose(back, [1, 0]), restore, paddle.concat(numbers), paddle.transpose(best[0], [1, 0]), best[1]]
+
+
+def boxes_feed(*numbers):
+    def feed(rng):
+        n = sum(numbers)
+        corner, size = rng.rand(n, 2) * 300, np.exp2(rng.rand(n, 2) * 6 + 4)
+        return {"boxes": np.concatenate([corner, corner + size], 1).astype("float32"), "number": np.array(numbers, "int32")}
+    return feed
+
+
 def yolo_feed(n, *size):
     return lambda rng: {"x": rng.randn(n, 3, *size).astype("float32"), "size": np.tile(np.array(size, "int32"), (n, 1))}
 
@@ -127,6 +146,7 @@ NETS = {
     "crnn": (crnn, [image(2, 3, 32, 100), image(1, 3, 32, 64)]),
     "pyramid": (pyramid, [image(1, 3, 64, 96), image(2, 3, 40, 32)]),
     "yolo heads, nms": (yolo, [yolo_feed(2, 64, 96), yolo_feed(1, 128, 64)]),
+    "regions of a pyramid": (regions, [boxes_feed(9, 20), boxes_feed(7)]),
     "rednet26": (rednet, [image(2, 3, 64, 64), image(1, 3, 96, 64)]),
 }
 
