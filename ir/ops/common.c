@@ -343,6 +343,6 @@ bool ops_out_unknown(Expand *x, const char *slot, DType t, int rank) {
 }
 
 Node *ops_sigmoid(Graph *g, Node *v) {
-  Node *e = v ? g_map1(g, P_EXP, g_map2c(g, P_MUL, v, -1)) : NULL;
+  Node *e = v ? g_map1(g, P_EXP, g_map2c(g, P_MUL, g_map2c(g, P_MAX, v, -80), -1)) : NULL;
   return e ? g_map2(g, P_DIV, g_const(g, v->dtype, 1), g_map2c(g, P_ADD, e, 1)) : NULL;
 }

@@ -80,6 +80,7 @@ static inline Node *ops_mul(Graph *g, Node *a, Node *b) { return g_map2(g, P_MUL
 static inline Node *ops_div(Graph *g, Node *a, Node *b) { return g_map2(g, P_DIV, a, b); }
 static inline Node *ops_plus(Graph *g, Node *a, double c) { return g_map2c(g, P_ADD, a, c); }
 static inline Node *ops_times(Graph *g, Node *a, double c) { return g_map2c(g, P_MUL, a, c); }
-Node *ops_sigmoid(Graph *g, Node *v); /* 1 / (1 + e^-v) */
+/* 1 / (1 + e^-v), v at least -80: its derivative is never 0 * inf. */
+Node *ops_sigmoid(Graph *g, Node *v);
 
 #endif
