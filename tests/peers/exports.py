@@ -225,15 +225,9 @@ def exported(build, name, net, folder):
     layer.eval()
     paddle.jit.save(layer, f"{folder}/m", input_spec=list(net.specs))
     paddle.enable_static()
-    worst = 0.0
     with static.scope_guard(static.Scope()):
         exe = static.Executor(paddle.CPUPlace())
-        program, _, fetch = static.load_inference_model(f"{folder}/m", exe)
-        for i, make in enumerate(runs):
-            feed = make(np.random.RandomState(i))
-            want = exe.run(program, feed=feed, fetch_list=fetch)
-            got = run(build, f"{folder}/m.pdmodel", folder, feed, [f.name for f in fetch])
-            worst = max([worst] + [error(got[f.name], w, 1e-30) for f, w in zip(fetch, want)])
+        worst = worst_of_runs(build, folder, exe, runs)
     return f"results {worst:8.1e}", worst <= 1e-4
 
 

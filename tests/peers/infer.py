@@ -158,11 +158,22 @@ def statistics(main, exe, make):
             exe.run(main, feed=make(np.random.RandomState(100 + i)))
 
 
+def worst_of_runs(build, folder, exe, runs):
+    """The model saved in the folder, on the feeds that `runs` make: the worst error of Kiln's results."""
+    worst = 0.0
+    program, _, fetch = static.load_inference_model(f"{folder}/m", exe)
+    for i, make in enumerate(runs):
+        feed = make(np.random.RandomState(i))
+        want = exe.run(program, feed=feed, fetch_list=fetch)
+        got = run(build, f"{folder}/m.pdmodel", folder, feed, [f.name for f in fetch])
+        worst = max([worst] + [error(got[f.name], w, 1e-30) for f, w in zip(fetch, want)])
+    return worst
+
+
 def compare_net(build, _, net, folder):
     net, runs = net
     paddle.seed(3)
     main, startup = static.Program(), static.Program()
-    worst = 0.0
     with static.program_guard(main, startup), paddle.utils.unique_name.guard(), static.scope_guard(static.Scope()):
         outs = net()
         exe = static.Executor(paddle.CPUPlace())
@@ -171,12 +182,7 @@ def compare_net(build, _, net, folder):
         size = sum(int(np.prod(p.shape)) for p in main.all_parameters())
         ins = [v for v in main.list_vars() if v.desc.need_check_feed()]
         static.save_inference_model(f"{folder}/m", ins, outs, exe, program=main.clone(for_test=True))
-        program, _, fetch = static.load_inference_model(f"{folder}/m", exe)
-        for i, make in enumerate(runs):
-            feed = make(np.random.RandomState(i))
-            want = exe.run(program, feed=feed, fetch_list=fetch)
-            got = run(build, f"{folder}/m.pdmodel", folder, feed, [f.name for f in fetch])
-            worst = max([worst] + [error(got[f.name], w, 1e-30) for f, w in zip(fetch, want)])
+        worst = worst_of_runs(build, folder, exe, runs)
     return f"{size:10} parameters  results {worst:8.1e}", worst <= 1e-4
 
 
