@@ -34,7 +34,7 @@ def bound(o, net, batch, threads, train):
 
 def compare(o, net, batch, threads, mode, peers, rounds, seconds, least, earlier=None):
     """A row: ours with this many threads, the best of the peers with as many or, in `earlier`, fewer."""
-    ours = ["kiln", "kiln-winograd"] if mode == "infer" and net in WINOGRAD else ["kiln"]
+    ours = ["kiln", "kiln-winograd"] if net in WINOGRAD else ["kiln"]
     found = measure(o.build, net, batch, threads, mode, ours + (o.peers or peers), o.rounds or rounds, seconds, least)
     plan = bound(o, net, batch, threads, mode == "train")
     row = {"net": net, "batch": batch, "threads": threads, "results_ms": found, "bound_ms": plan["bound_ms"],

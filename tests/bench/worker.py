@@ -5,8 +5,8 @@ Reads commands from stdin and answers each with a line of JSON:
   output FILE           the result of a run as .npy (infer), or the losses of five steps from the start (train)
   rss                   {"kb": peak resident set}
 
-Peers: kiln (libkiln.so), kiln-winograd (the same with conv_error = 1e-5), torch (eager), torch-nhwc (channels last), compile (torch.compile, weights frozen for infer),
-onnxruntime, openvino, ncnn. Times are of a call from Python, for every peer alike.
+Peers: kiln (libkiln.so), kiln-winograd (the same with conv_error = 1e-5), torch (eager), torch-nhwc (channels last),
+compile (torch.compile, weights frozen for infer), onnxruntime, openvino, ncnn. Times are of a call from Python, for every peer alike.
 """
 import ctypes, json, os, resource, sys, time
 
