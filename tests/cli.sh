@@ -139,6 +139,17 @@ for arch in sm_75 sm_80 sm_90; do
 done
 expect_error "ptx without a target" E-ARG-001 'cuda:sm_NN' "$kiln" compile main.pdmodel --emit ptx
 expect_error "unknown target" E-ARG-001 'quantum' "$kiln" compile main.pdmodel --target quantum
+expect_error "unknown processor" E-GEN-002 'quantum' "$kiln" compile main.pdmodel --target cpu:quantum --emit asm
+# The microkernels and loops for every processor that is known, of whatever kind this machine is: asm and an object.
+while IFS='"' read -r arch name rest; do
+  isa=$(tr -dc A-Z0-9 <<<"$rest")
+  case $isa in AVX512) code='vfmadd231ps.*zmm' ;; AVX2) code='vfmadd231ps.*ymm' ;; NEON) code='fmla' ;; *) code='addps' ;; esac
+  processors=$((${processors:-0} + 1))
+  expect_text "compile: asm for $name" 0 out "$code" "$kiln" compile lenet_test.pdmodel --target "cpu:$name" --emit asm
+done < <(grep -E '^(X86|ARM)\(' "$data/../../backends/llvm/cpus.def" | sed 's/^ARM(\(.*\))/ARM(\1, NEON)/')
+[ "${processors:-0}" -gt 20 ] || bad "processors of cpus.def" "only ${processors:-0}"
+expect "compile: object for AArch64" 0 "$kiln" compile lenet_test.pdmodel --target cpu:cortex-a76 --emit object -o arm.o
+[ "$(od -An -tu2 -j18 -N2 arm.o | tr -d ' ')" = 183 ] && pass "an object of AArch64" || bad "an object of AArch64" "other machine"
 expect_text "print-after" 0 err 'cse' "$kiln" compile main.pdmodel "${shapes[@]}" --print-after=cse
 expect_text "time-passes" 0 err '^fuse ' "$kiln" compile main.pdmodel "${shapes[@]}" --time-passes
 expect "stop-after" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --stop-after=dce

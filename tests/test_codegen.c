@@ -717,20 +717,28 @@ static void test_ptx(void **state) {
     }
 }
 
+static bool emit(Kernel *k, const CompileOptions *o, const char *what, Str *out) {
+  CodeBatch *b = code_batch(out->a);
+  KernelFn *fn;
+  loop_code(b, k, LOOP_MAIN, &fn);
+  return code_emit(b, o, what, out);
+}
+
 /* Unknown targets and texts are errors, not crashes. */
 static void test_emit_errors(void **state) {
   (void)state;
   static const struct {
     const char *target, *what;
-  } bad[] = {{"cuda:sm_30", "ptx"}, {"cuda:80", "ptx"},       {"tpu", "llvm"},
-             {NULL, "ptx"},         {"cuda:sm_80", "object"}, {"cuda:", "ptx"}};
+  } bad[] = {{"cuda:sm_30", "ptx"},  {"cuda:80", "ptx"},       {"tpu", "llvm"},
+             {NULL, "ptx"},          {"cuda:sm_80", "object"}, {"cuda:", "ptx"},
+             {"cpu:quantum", "asm"}, {"cpu:", "asm"},          {"cpu:Haswell", "llvm"}};
   Case *c = case_new();
   Kernel *k = ptx_kernel(c, 1);
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     CompileOptions o = {.target = bad[i].target};
     Str out;
     str_init(&out, c->a);
-    assert_false(loops_emit(1, &k, NULL, &o, bad[i].what, &out));
+    assert_false(emit(k, &o, bad[i].what, &out));
     assert_int_equal(err_get()->code, E_GEN_002);
     err_clear();
   }
@@ -739,7 +747,7 @@ static void test_emit_errors(void **state) {
     CompileOptions o = {.target = i < 3 ? NULL : "cpu:x86-64"};
     Str out;
     str_init(&out, c->a);
-    if (!loops_emit(1, &k, NULL, &o, texts[i % 3], &out)) fail_error(texts[i % 3]);
+    if (!emit(k, &o, texts[i % 3], &out)) fail_error(texts[i % 3]);
     assert_true(out.n > 100);
   }
   case_free(c);
@@ -789,7 +797,7 @@ static void test_vectors(void **state) {
     CompileOptions o = {.target = "cpu:skylake-avx512"};
     Str out;
     str_init(&out, c->a);
-    if (!loops_emit(1, &k, NULL, &o, "llvm", &out)) fail_error("llvm");
+    if (!emit(k, &o, "llvm", &out)) fail_error("llvm");
     if (!strstr(out.s, "<16 x float>")) fail_msg("kernel %d has no vectors:\n%s", i, out.s);
     if (strstr(out.s, "gather")) fail_msg("kernel %d gathers:\n%s", i, out.s);
     if (strstr(out.s, "memcheck")) fail_msg("kernel %d checks its buffers:\n%s", i, out.s);
@@ -843,7 +851,7 @@ static void test_refused_memory(void **state) {
         Str out;
         str_init(&out, a);
         if (what) {
-          assert_true(loops_emit(1, &k, NULL, NULL, "object", &out));
+          assert_true(emit(k, NULL, "object", &out));
         } else {
           CodeBatch *b = code_batch(a);
           loop_code(b, k, LOOP_MAIN, &fn);

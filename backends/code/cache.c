@@ -156,13 +156,29 @@ static void free_jobs(int n, CodegenJob *jobs) {
   for (int i = 0; i < n; i++) mem_free(jobs[i].object);
 }
 
+static CodegenJob job_of(const Want *w) {
+  return (CodegenJob){.kind = w->kind, .what = w->what, .name = w->name};
+}
+
+bool code_emit(const CodeBatch *b, const CompileOptions *o, const char *what, Str *out) {
+  CodegenJob *jobs = arena_array(b->a, CodegenJob, b->wants.n + 1);
+  Map *micro = map_new(b->a); /* their names say all that they depend on */
+  int n = 0;
+  for (int i = 0; i < b->wants.n; i++) {
+    const Want *w = &b->wants.v[i];
+    if (w->kind == CODE_MICRO) {
+      if (map_get(micro, w->name)) continue;
+      map_put(micro, w->name, jobs);
+    }
+    jobs[n++] = job_of(w);
+  }
+  return codegen_emit(n, jobs, o, what, out);
+}
+
 /* Those at the n places. */
 static bool generate(Fresh *f, int n, const int *place) {
   CodegenJob *jobs = arena_array(f->a, CodegenJob, n + 1);
-  for (int i = 0; i < n; i++) {
-    const Want *w = f->want[place[i]];
-    jobs[i] = (CodegenJob){.kind = w->kind, .what = w->what, .name = w->name};
-  }
+  for (int i = 0; i < n; i++) jobs[i] = job_of(f->want[place[i]]);
   if (!codegen_compile(n, jobs, f->o)) return false;
   MemGuard guard;
   if (MEM_GUARD(guard)) {

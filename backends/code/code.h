@@ -22,6 +22,9 @@ void code_want(CodeBatch *b, CodeKind kind, const char *name, const void *what, 
                const Str *key, void *fn);
 /* All or nothing. Any thread. E-GEN-001, E-GEN-003. */
 bool code_make(CodeBatch *b, const CompileOptions *o);
+/* What code_make would generate, as text ("llvm", "asm") or object bytes ("object") for o->target; nothing else is done with
+ * the batch. Functions have the names of the requests. E-GEN-001, E-GEN-002, E-GEN-003. */
+bool code_emit(const CodeBatch *b, const CompileOptions *o, const char *what, Str *out);
 void code_free(CodeBatch *b); /* NULL is allowed */
 /* ---- images ---- */
 
@@ -62,5 +65,7 @@ void machine_key(Str *out);
 /* codegen.c: calls of the module. Where it refuses memory it does not return. */
 struct CodegenJob;
 bool codegen_compile(int n, struct CodegenJob *jobs, const CompileOptions *o);
+bool codegen_emit(int n, const struct CodegenJob *jobs, const CompileOptions *o, const char *what,
+                  Str *out);
 const char *codegen_build(void); /* the generator's version */
 #endif

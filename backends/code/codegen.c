@@ -114,13 +114,13 @@ static void take(CodegenText *t, Str *out) {
   mem_free(t->bytes);
 }
 
-bool loops_emit(int n, Kernel *const *k, const LoopPart *part, const CompileOptions *o,
-                const char *what, Str *out) {
+bool codegen_emit(int n, const CodegenJob *jobs, const CompileOptions *o, const char *what,
+                  Str *out) {
   const Codegen *c = codegen();
   CodegenText t = {0};
   Diag why;
   CodegenHost h = host();
-  if (!c || !done(c->emit(&h, n, k, part, o, what, &t, &why), &why)) return false;
+  if (!c || !done(c->emit(&h, n, jobs, o, what, &t, &why), &why)) return false;
   take(&t, out);
   return true;
 }

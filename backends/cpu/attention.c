@@ -166,10 +166,6 @@ static void attention_tasks(const void *self, void *const *bufs, int64_t begin, 
 
 /* ---- for cpu.c ---- */
 
-Kernel *attention_generated(const AttentionPlan *p) {
-  return p->blocks ? attention_blocks_rows(p) : p->rows;
-}
-
 void attention_want(AttentionPlan *p, CodeBatch *b) {
   if (p->blocks) {
     attention_blocks_want(p, b);

@@ -61,8 +61,6 @@ typedef struct AttentionPlan {
   AttentionBlocks *blocks; /* NULL, or how long rows are done in blocks of keys */
 } AttentionPlan;
 AttentionPlan *attention_plan(Arena *a, const Kernel *k, bool no_blas);
-Kernel *
-attention_generated(const AttentionPlan *p); /* for LOOP_ROWS; of long rows, that of a block */
 void attention_want(AttentionPlan *p, CodeBatch *b);
 void attention_code(const AttentionPlan *p, KernelCode *code);
 
@@ -70,13 +68,11 @@ void attention_code(const AttentionPlan *p, KernelCode *code);
 /* Sets p->blocks, and other tiles, if the rows are long and the weights softmax's. */
 void attention_blocks_plan(Arena *a, AttentionPlan *p, const Kernel *k, bool no_blas);
 void attention_blocks_want(AttentionPlan *p, CodeBatch *b);
-Kernel *attention_blocks_rows(const AttentionPlan *p);
 void attention_blocks_code(const AttentionPlan *p, KernelCode *code);
 
 /* ---- attention_grad.c ---- */
 typedef struct AttentionGrad AttentionGrad;
 AttentionGrad *attention_grad_plan(Arena *a, const Kernel *k, bool no_blas);
-Kernel *attention_grad_rows(const AttentionGrad *p);
 void attention_grad_want(AttentionGrad *p, CodeBatch *b);
 void attention_grad_code(const AttentionGrad *p, KernelCode *code);
 

@@ -244,8 +244,6 @@ static void grad_tasks(const void *self, void *const *bufs, int64_t begin, int64
 
 /* ---- for cpu.c ---- */
 
-Kernel *attention_grad_rows(const AttentionGrad *p) { return p->rows; }
-
 void attention_grad_want(AttentionGrad *p, CodeBatch *b) {
   for (int i = 0; i < N_TILES; i++) plan_micro(p->tile[i].product, b);
   for (int i = 0; i < p->n_sums; i++) plan_micro(p->sum[i].product, b);

@@ -395,8 +395,6 @@ void attention_blocks_want(AttentionPlan *p, CodeBatch *b) {
   }
 }
 
-Kernel *attention_blocks_rows(const AttentionPlan *p) { return p->blocks->part[0].rows; }
-
 void attention_blocks_code(const AttentionPlan *p, KernelCode *code) {
   code->phase[0].fn = blocks_tasks;
   for (int i = 0; i < p->blocks->n_parts; i++)

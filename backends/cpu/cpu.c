@@ -185,6 +185,15 @@ static int64_t items_of(const Kernel *k, const Part *p) {
   return p->plan->kind == PLAN_LOOPS ? loop_items(k, p->part) : 0;
 }
 
+static void plan_all(Arena *a, int n, Kernel *const *k, const CompileOptions *o, Part *part) {
+  bool no_blas = o && o->no_blas;
+  for (int i = 0; i < n; i++) {
+    part[i].plan = plan_of(a, k[i], o);
+    if (k[i]->kind == K_ATTENTION) part[i].attention = attention_plan(a, k[i], no_blas);
+    if (k[i]->kind == K_ATTENTION_GRAD) part[i].gradient = attention_grad_plan(a, k[i], no_blas);
+  }
+}
+
 static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const CompileOptions *o,
                            KernelCode *code) {
   (void)g;
@@ -195,11 +204,8 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
   m->arena = a;
   m->code = code_batch(a);
   blas_setup();
+  plan_all(a, n, k, o, part);
   for (int i = 0; ok && i < n; i++) {
-    part[i].plan = plan_of(a, k[i], o);
-    bool no_blas = o && o->no_blas;
-    if (k[i]->kind == K_ATTENTION) part[i].attention = attention_plan(a, k[i], no_blas);
-    if (k[i]->kind == K_ATTENTION_GRAD) part[i].gradient = attention_grad_plan(a, k[i], no_blas);
     ok = library_code(a, k[i], &code[i]);
     want_code(m->code, k[i], &part[i]);
   }
@@ -229,22 +235,19 @@ static bool cpu_emit(const Graph *g, int n, Kernel *const *k, const CompileOptio
                      const char *what, Str *out) {
   (void)g;
   Arena *a = arena_scratch();
-  Kernel **sub = arena_array(a, Kernel *, 2 * n + 1);
-  LoopPart *part = arena_array(a, LoopPart, 2 * n + 1);
-  int m = 0;
-  for (int i = 0; i < n; i++) {
-    part[m] = LOOP_ROWS;
-    if (k[i]->kind == K_ATTENTION)
-      sub[m++] = attention_generated(attention_plan(a, k[i], true));
-    else if (k[i]->kind == K_ATTENTION_GRAD)
-      sub[m++] = attention_grad_rows(attention_grad_plan(a, k[i], true));
-    else if (part_of(k[i], plan_of(a, k[i], o), &part[m])) {
-      sub[m++] = k[i];
-      if (part[m - 1] == LOOP_CONTRACT && loop_workspace(k[i]))
-        part[m] = LOOP_PARTS, sub[m++] = k[i];
-    }
+  CodeBatch *b = code_batch(a);
+  Part *part = arena_array(a, Part, n + 1);
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    tiles_for(NULL);
+    mem_rethrow();
   }
-  bool ok = loops_emit(m, sub, part, o, what, out);
+  tiles_for(o ? o->target : NULL);
+  plan_all(a, n, k, o, part);
+  for (int i = 0; i < n; i++) want_code(b, k[i], &part[i]);
+  tiles_for(NULL);
+  mem_unguard(&guard);
+  bool ok = code_emit(b, o, what, out);
   arena_free(a);
   return ok;
 }

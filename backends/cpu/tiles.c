@@ -8,7 +8,21 @@ const TileRow tile_table[] = {
 
 const char *micro_isa;
 
+static _Thread_local const char *other; /* a name in cpus.def; NULL: this machine */
+
+void tiles_for(const char *target) {
+  other = target && !strncmp(target, "cpu:", 4) ? target + 4 : NULL;
+}
+
+static Isa isa_of(const char *cpu) {
+#define CPU(name, triple, isa)                                                                     \
+  if (!strcmp(cpu, name)) return ISA_##isa;
+#include "../llvm/cpus.def"
+  return ISA_NONE;
+}
+
 Isa tile_isa(void) {
+  if (other) return isa_of(other);
 #define ISA(id, here)                                                                              \
   if ((here) && (!micro_isa || !strcmp(micro_isa, #id))) return ISA_##id;
 #include "tiles.def"

@@ -7,6 +7,7 @@ enum { MOST_ROWS = 28, MOST_VECTORS = 8 };
 
 typedef enum Isa {
 #define ISA(id, here) ISA_##id,
+#define OTHER_ISA(id) ISA_##id,
 #include "tiles.def"
   ISA_NONE
 } Isa;
@@ -30,7 +31,9 @@ static inline int64_t block_start(const Blocks *b, int64_t i) {
   return i * b->size + (i < b->more ? i : b->more);
 }
 
-Isa tile_isa(void);                  /* the one to use here; ISA_NONE: no microkernels */
+/* What this thread's plans are for: the machine, or the one that tiles_for was last told. ISA_NONE: no microkernels. */
+Isa tile_isa(void);
+void tiles_for(const char *target);  /* as in CompileOptions; NULL: this machine */
 int64_t tile_unit(const TileRow *t); /* columns of a "vector": lanes, or 1 in the form DOT */
 Blocks equal_blocks(int64_t total, int64_t largest);
 Blocks vector_blocks(int64_t n, const TileRow *t); /* n columns in panels, counted in vectors */

@@ -151,20 +151,20 @@ static CodegenStatus compile(const CodegenHost *h, int n, CodegenJob *jobs, cons
 
 /* ---- texts ---- */
 
-/* What to make a text of; k NULL: the description. */
+/* What to make a text of: jobs, kernels for CUDA, or the description. */
 typedef struct Emit {
   int n;
-  Kernel *const *k;
-  const LoopPart *part;
+  const CodegenJob *jobs;
   const CompileOptions *o;
+  Kernel *const *k;
   const CudaTarget *cuda; /* or NULL */
   const char *what;
 } Emit;
 
 static bool make_text(const Emit *e, Str *s) {
-  if (!e->k) return target_describe(s), true;
   if (e->cuda) return cuda_module_text(e->n, e->k, e->cuda, e->what, s);
-  return target_emit(e->n, e->k, e->part, e->o, e->what, s);
+  if (e->jobs) return target_emit(e->n, e->jobs, e->o, e->what, s);
+  return target_describe(s), true;
 }
 
 static CodegenStatus text(const CodegenHost *h, const Emit *e, CodegenText *out, Diag *why) {
@@ -184,10 +184,10 @@ static CodegenStatus text(const CodegenHost *h, const Emit *e, CodegenText *out,
   return ok ? CODEGEN_OK : failed(why);
 }
 
-static CodegenStatus emit_text(const CodegenHost *h, int n, Kernel *const *k, const LoopPart *part,
+static CodegenStatus emit_text(const CodegenHost *h, int n, const CodegenJob *jobs,
                                const CompileOptions *o, const char *what, CodegenText *out,
                                Diag *why) {
-  return text(h, &(Emit){.n = n, .k = k, .part = part, .o = o, .what = what}, out, why);
+  return text(h, &(Emit){.n = n, .jobs = jobs, .o = o, .what = what}, out, why);
 }
 
 static CodegenStatus cuda(const CodegenHost *h, int n, Kernel *const *k, const CudaTarget *t,

@@ -16,7 +16,7 @@ typedef struct CodegenHost {
 typedef struct CodegenJob {
   CodeKind kind;
   const void *what;
-  const char *name; /* of a dump */
+  const char *name; /* of a dump; in a text, the symbol */
   uint8_t *object;  /* out: an ELF file with the function CODEGEN_SYMBOL; of the host's memory */
   size_t n;
 } CodegenJob;
@@ -33,7 +33,7 @@ typedef struct Codegen {
   /* All jobs or none. Jobs of one call run in parallel. */
   CodegenStatus (*compile)(const CodegenHost *h, int n, CodegenJob *jobs, const CompileOptions *o,
                            Diag *why);
-  CodegenStatus (*emit)(const CodegenHost *h, int n, Kernel *const *k, const LoopPart *part,
+  CodegenStatus (*emit)(const CodegenHost *h, int n, const CodegenJob *jobs,
                         const CompileOptions *o, const char *what, CodegenText *out, Diag *why);
   CodegenStatus (*cuda)(const CodegenHost *h, int n, Kernel *const *k, const CudaTarget *t,
                         const char *what, CodegenText *out, Diag *why);

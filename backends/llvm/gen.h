@@ -264,8 +264,9 @@ bool batch_optimise(Batch *b);
 bool batch_text(Batch *b, Str *out);              /* LLVM IR */
 bool batch_emit(Batch *b, bool object, Str *out); /* assembly or object bytes */
 void batch_free(Batch *b);
-/* A whole batch as text or object: see loops_emit. */
-bool target_emit(int n, Kernel *const *k, const LoopPart *part, const CompileOptions *o,
-                 const char *what, Str *out);
+/* The functions of all jobs in one text or object, by the jobs' names: see code_emit. */
+struct CodegenJob;
+bool target_emit(int n, const struct CodegenJob *jobs, const CompileOptions *o, const char *what,
+                 Str *out);
 void target_describe(Str *out);
 #endif

@@ -48,9 +48,6 @@ int64_t loop_workspace(const Kernel *k);
 void loop_code(CodeBatch *b, Kernel *k, LoopPart part, KernelFn **fn);
 /* All that the generated code of a kernel depends on, its name left out; key's arena is used. */
 void loop_key(Kernel *k, LoopPart part, Str *key);
-/* The same as text ("llvm", "asm", "ptx") or object bytes ("object") for o->target. E-GEN-001, E-GEN-002, E-GEN-003. */
-bool loops_emit(int n, Kernel *const *k, const LoopPart *part, const CompileOptions *o,
-                const char *what, Str *out);
 /* Lines "key: value": the host's CPU name and the vector features that code is generated for, LLVM's version. */
 void loops_describe(Str *out);
 /* An epilogue without work. */

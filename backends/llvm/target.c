@@ -1,9 +1,13 @@
-/* From kernels to optimised modules and their texts. In: a target's name ("cpu", "cpu:NAME", "cuda:sm_NN") and kernels;
+/* From kernels to optimised modules and their texts. In: a target's name ("cpu", "cpu:NAME", "cuda:sm_NN"; the names are
+ * those of cpus.def) and kernels;
  * out: LLVM IR, assembly, PTX or object bytes. Trouble inside LLVM becomes E-GEN-001. */
 #include "../cuda/cuda.h"
+#include "codegen.h"
 #include "gen.h"
+#include "micro.h"
 #include <llvm-c/Analysis.h>
 #include <llvm-c/IRReader.h>
+#include <llvm-c/Linker.h>
 #include <llvm-c/Target.h>
 #include <llvm-c/TargetMachine.h>
 #include <llvm-c/Transforms/PassBuilder.h>
@@ -25,7 +29,7 @@ struct Batch {
   char trouble[300]; /* LLVM's first complaint */
 };
 
-static pthread_once_t once = PTHREAD_ONCE_INIT;
+static pthread_once_t once = PTHREAD_ONCE_INIT, arm_once = PTHREAD_ONCE_INIT;
 
 static void init(void) {
   LLVMInitializeNativeTarget();
@@ -103,10 +107,39 @@ static LLVMTargetMachineRef cuda_machine(const char *name) {
   return machine("nvptx64-nvidia-cuda", known[i].cpu, known[i].ptx);
 }
 
-static LLVMTargetMachineRef cpu_machine(const char *name) {
+static void init_arm(void) {
+  LLVMInitializeAArch64TargetInfo();
+  LLVMInitializeAArch64Target();
+  LLVMInitializeAArch64TargetMC();
+  LLVMInitializeAArch64AsmPrinter();
+}
+
+/* LLVM ends the process where it does not know a name: only those of the table are let through. */
+static LLVMTargetMachineRef named_machine(const char *name) {
+  static const struct {
+    const char *name, *triple;
+  } known[] = {
+#define CPU(name, triple, isa) {name, triple},
+#include "cpus.def"
+  };
+  enum { N = sizeof known / sizeof *known };
+  char names[512] = "";
+  for (int i = 0; i < N; i++) {
+    if (!strcmp(known[i].name, name)) {
+      if (!strncmp(known[i].triple, "aarch64", 7)) pthread_once(&arm_once, init_arm);
+      return machine(known[i].triple, name, "");
+    }
+    snprintf(names + strlen(names), sizeof names - strlen(names), " %s", known[i].name);
+  }
+  err_set(E_GEN_002, "unknown processor %s", quoted(name));
+  err_help("\"cpu\" is this machine; there are%s.", names);
+  return NULL;
+}
+
+static LLVMTargetMachineRef cpu_machine(void) {
   char *triple = LLVMGetDefaultTargetTriple(), *cpu = LLVMGetHostCPUName(),
        *features = LLVMGetHostCPUFeatures();
-  LLVMTargetMachineRef tm = machine(triple, name ? name : cpu, name ? "" : features);
+  LLVMTargetMachineRef tm = machine(triple, cpu, features);
   LLVMDisposeMessage(triple);
   LLVMDisposeMessage(cpu);
   LLVMDisposeMessage(features);
@@ -119,8 +152,10 @@ Target *target_open(const char *name) {
   Target t = {.gpu = name && !strncmp(name, "cuda:", 5)};
   if (t.gpu)
     t.tm = cuda_machine(name);
-  else if (!name || !strcmp(name, "cpu") || !strncmp(name, "cpu:", 4))
-    t.tm = cpu_machine(name && name[3] ? name + 4 : NULL);
+  else if (!name || !strcmp(name, "cpu"))
+    t.tm = cpu_machine();
+  else if (!strncmp(name, "cpu:", 4))
+    t.tm = named_machine(name + 4);
   else {
     err_set(E_GEN_002, "unknown target %s", quoted(name));
     err_help("Targets are \"cpu\", \"cpu:NAME\" and \"cuda:sm_NN\".");
@@ -185,15 +220,19 @@ bool batch_verify(Batch *b) {
   return !bad && fine(b, "generating");
 }
 
+static void set_target(const Target *t, LLVMModuleRef m) {
+  LLVMTargetDataRef layout = LLVMCreateTargetDataLayout(t->tm);
+  char *triple = LLVMGetTargetMachineTriple(t->tm);
+  LLVMSetModuleDataLayout(m, layout);
+  LLVMSetTarget(m, triple);
+  LLVMDisposeTargetData(layout);
+  LLVMDisposeMessage(triple);
+}
+
 bool batch_parse(Batch *b, const char *text) {
   b->m = parse(b->c, text);
   if (!b->m) return false;
-  LLVMTargetDataRef layout = LLVMCreateTargetDataLayout(b->t->tm);
-  char *triple = LLVMGetTargetMachineTriple(b->t->tm);
-  LLVMSetModuleDataLayout(b->m, layout);
-  LLVMSetTarget(b->m, triple);
-  LLVMDisposeTargetData(layout);
-  LLVMDisposeMessage(triple);
+  set_target(b->t, b->m);
   return fine(b, "parsing");
 }
 
@@ -294,10 +333,39 @@ void batch_free(Batch *b) {
 
 /* ---- texts ---- */
 
-static bool emit_batch(Target *t, Arena *a, int n, Kernel *const *k, const LoopPart *part,
-                       const char *what, Str *out) {
+/* A microkernel beside what the module has; they are written as they should be, so that nothing optimises them. */
+static bool add_micro(Batch *b, Arena *a, const CodegenJob *j) {
+  Str s;
+  str_init(&s, a);
+  micro_text(j->what, j->name, &s);
+  LLVMModuleRef m = parse(b->c, s.s);
+  if (!m) return false;
+  set_target(b->t, m);
+  if (LLVMLinkModules2(b->m, m) && fine(b, "linking"))
+    return err_set(E_GEN_001, "LLVM cannot link %s", quoted(j->name));
+  return fine(b, "linking");
+}
+
+static bool fill(Batch *b, Arena *a, int n, const CodegenJob *jobs) {
+  Kernel **k = arena_array(a, Kernel *, n + 1);
+  LoopPart *part = arena_array(a, LoopPart, n + 1);
   const char **symbol = arena_array(a, const char *, n + 1);
-  for (int i = 0; i < n; i++) symbol[i] = k[i]->name;
+  int loops = 0;
+  for (int i = 0; i < n; i++)
+    if (jobs[i].kind == CODE_LOOP) {
+      const LoopJob *l = jobs[i].what;
+      k[loops] = l->kernel;
+      part[loops] = l->part;
+      symbol[loops++] = jobs[i].name;
+    }
+  bool ok = batch_kernels(b, a, loops, k, part, symbol) && batch_optimise(b);
+  for (int i = 0; ok && i < n; i++)
+    if (jobs[i].kind == CODE_MICRO) ok = add_micro(b, a, &jobs[i]);
+  return ok;
+}
+
+static bool emit_batch(Target *t, Arena *a, int n, const CodegenJob *jobs, const char *what,
+                       Str *out) {
   Batch *b = batch_new(t, a);
   MemGuard guard;
   if (MEM_GUARD(guard)) {
@@ -305,15 +373,15 @@ static bool emit_batch(Target *t, Arena *a, int n, Kernel *const *k, const LoopP
     mem_rethrow();
   }
   bool ok =
-      batch_kernels(b, a, n, k, part, symbol) && batch_optimise(b) &&
+      fill(b, a, n, jobs) &&
       (!strcmp(what, "llvm") ? batch_text(b, out) : batch_emit(b, !strcmp(what, "object"), out));
   mem_unguard(&guard);
   batch_free(b);
   return ok;
 }
 
-bool target_emit(int n, Kernel *const *k, const LoopPart *part, const CompileOptions *o,
-                 const char *what, Str *out) {
+bool target_emit(int n, const CodegenJob *jobs, const CompileOptions *o, const char *what,
+                 Str *out) {
   Target *const t = target_open(o ? o->target : NULL);
   if (!t) return false;
   bool known =
@@ -330,7 +398,7 @@ bool target_emit(int n, Kernel *const *k, const LoopPart *part, const CompileOpt
     mem_rethrow();
   }
   Arena *a = arena_scratch();
-  bool ok = emit_batch(t, a, n, k, part, what, out);
+  bool ok = emit_batch(t, a, n, jobs, what, out);
   arena_free(a);
   mem_unguard(&guard);
   target_close(t);
