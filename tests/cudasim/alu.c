@@ -69,6 +69,49 @@ static inline s32 dot4(u32 a, u32 b, s32 c, bool sa, bool sb) {
   return (s32)sum;
 }
 
+static inline s32 dot2(u32 a, u32 b, s32 c, bool sa, bool sb) {
+  u32 sum = (u32)c;
+  for (u32 i = 0; i < 2; i++) {
+    s32 x = (s32)(a >> 16 * i & 0xffff), y = (s32)(b >> 8 * i & 255);
+    if (sa) x = (s16)x;
+    if (sb) y = (int8_t)y;
+    sum += (u32)(x * y);
+  }
+  return (s32)sum;
+}
+
+static inline u32 min_pair(u32 a, u32 b, bool sign) {
+  u32 flip = sign ? 0x80008000u : 0, x = a ^ flip, y = b ^ flip;
+  u32 low = (x & 0xffff) < (y & 0xffff) ? x & 0xffff : y & 0xffff;
+  return ((x >> 16 < y >> 16 ? x : y) & 0xffff0000u) ^ low ^ flip;
+}
+
+/* |a - b| of each part of so many bits. */
+static inline u32 parts_apart(u32 a, u32 b, u32 bits, bool sign) {
+  u32 r = 0, m = bits == 8 ? 0xff : 0xffff;
+  for (u32 i = 0; i < 32; i += bits) {
+    s32 x = (s32)(a >> i & m), y = (s32)(b >> i & m);
+    if (sign) x = bits == 8 ? (int8_t)x : (s16)x, y = bits == 8 ? (int8_t)y : (s16)y;
+    r |= (u32)(x < y ? y - x : x - y) << i;
+  }
+  return r;
+}
+
+static inline u32 parts_sum(u32 a, u32 bits) {
+  u32 r = 0;
+  for (u32 i = 0; i < 32; i += bits) r += a >> i & (bits == 8 ? 0xff : 0xffff);
+  return r;
+}
+
+/* The n-th set bit from `base` on, upwards or, for n < 0, downwards; n = 0: base itself. */
+static inline u32 nth_set(u32 x, u32 base, s32 n) {
+  s32 step = n < 0 ? -1 : 1, left = n < 0 ? -n : n;
+  if (!n) return base < 32 && x >> base & 1 ? base : ~0u;
+  for (s64 at = base; at >= 0 && at < 32; at += step)
+    if (x >> at & 1 && !--left) return (u32)at;
+  return ~0u;
+}
+
 static inline f32 min_f32(f32 a, f32 b) {
   union {
     f32 f;
@@ -151,6 +194,7 @@ static inline u32 pair(u16 low, u16 high) { return (u32)high << 16 | low; }
       A a = va[l];                                                                                 \
       B b = vb[l];                                                                                 \
       C c = vc[l];                                                                                 \
+      (void)c;                                                                                     \
       d[l] = (D)(value);                                                                           \
     }                                                                                              \
   }

@@ -107,12 +107,31 @@ static void decode_setp(Parser *p, const Form *f) {
   i->imm = p->operand[3].flip ? FULL : 0;
 }
 
+/* The lanes where it holds; of pairs, where it holds for both halves: `high`. */
+static uint32_t set_mask(const Warp *w, const Insn *i, bool high) {
+  const void *a = w->r + i->a, *b = w->r + i->b;
+  uint16_t half[2][LANES];
+  if (i->n == 2) {
+    for (int l = 0; l < LANES; l++) {
+      half[0][l] = (uint16_t)(((const uint32_t *)a)[l] >> 16 * high);
+      half[1][l] = (uint16_t)(((const uint32_t *)b)[l] >> 16 * high);
+    }
+    a = half[0], b = half[1];
+  }
+  uint32_t m = i->test(a, b), c = i->c >= 0 ? PRED(w, i->c) ^ (uint32_t)i->imm : 0;
+  return i->sub == 0 ? m : i->sub == 1 ? m & c : i->sub == 2 ? m | c : m ^ c;
+}
+
 static void exec_set(Warp *w, const Insn *i, uint32_t mask) {
-  uint32_t m = i->test(w->r + i->a, w->r + i->b),
-           c = i->c >= 0 ? PRED(w, i->c) ^ (uint32_t)i->imm : 0;
-  if (i->sub) m = i->sub == 1 ? m & c : i->sub == 2 ? m | c : m ^ c;
+  static const uint32_t ones[2][3] = {{0xffff, 0x3c00, 0x3f80}, {FULL, 0x3f800000u, 0}};
+  int bits = i->n == 2 ? 2 : i->size, type = i->kind == KIND_FLOAT    ? 1
+                                             : i->kind == KIND_BFLOAT ? 2
+                                                                      : 0;
+  uint32_t one = ones[bits == 4][type], low = set_mask(w, i, false),
+           high = i->n == 2 ? set_mask(w, i, true) : 0;
   FOR_LANES(l, mask)
-  register_set(w, i->d, 4, (int)l, m >> l & 1 ? i->kind == KIND_FLOAT ? 0x3f800000u : FULL : 0);
+  register_set(w, i->d, i->size, (int)l,
+               (low >> l & 1 ? one : 0) | (high >> l & 1 ? one << 16 : 0));
 }
 
 static void decode_set(Parser *p, const Form *f) {
@@ -122,11 +141,18 @@ static void decode_set(Parser *p, const Form *f) {
   test_words_of(p, &cmp, &combine);
   const Type *d = need_type(p), *t = need_type(p);
   need(p, combine ? 4 : 3);
-  if (d->size != 4) parse_fail(p, "set with a result of %d bits", d->size * 8);
-  find_test(p, t, cmp);
+  if (d->size != 4 && d->size != 2) parse_fail(p, "set with a result of %d bits", d->size * 8);
+  if (t->lanes == 2 && d->size != 4) parse_fail(p, "set of pairs needs a result of 32 bits");
+  i->n = (uint8_t)t->lanes;
+  find_test(p,
+            t->lanes == 1           ? t
+            : t->kind == KIND_FLOAT ? type_find("f16", 3)
+                                    : type_find("bf16", 4),
+            cmp);
   i->exec = f->exec;
   i->kind = (uint8_t)d->kind;
-  i->d = operand_at(p, 0, 4, false);
+  i->size = (uint8_t)d->size;
+  i->d = operand_at(p, 0, d->size, false);
   i->a = one_at(p, &p->operand[1], t, size_of(t), false);
   i->b = one_at(p, &p->operand[2], t, size_of(t), false);
   i->sub = (uint8_t)combine;

@@ -91,6 +91,21 @@ void declare_registers(Parser *p) {
   parse_expect(p, ";");
 }
 
+/* A function, a variable, or generic(variable), with + n behind it. */
+static uint64_t initial_address(Parser *p) {
+  bool generic = parse_accept(p, "generic");
+  if (generic) parse_expect(p, "(");
+  Token t = parse_kind(p, T_WORD, "an address");
+  const Symbol *s = symbol_find(p, t.s, t.n);
+  bool variable =
+      s && s->kind == SYM_VARIABLE && (s->space == SPACE_GLOBAL || s->space == SPACE_CONST);
+  if (!variable && !(s && s->kind == SYM_FUNCTION))
+    parse_fail(p, "`%.*s` has no address that is known before the start", (int)t.n, t.s);
+  if (generic) parse_expect(p, ")");
+  uint64_t at = variable ? s->at : function_address(s->function);
+  return parse_accept(p, "+") ? at + parse_int(p) : at;
+}
+
 /* {1, 2, 0f3F800000, {..}}: bytes of the elements, in order. */
 static uint64_t initial_values(Parser *p, const Type *type, char *to, uint64_t at, uint64_t bytes) {
   int depth = 0;
@@ -98,8 +113,10 @@ static uint64_t initial_values(Parser *p, const Type *type, char *to, uint64_t a
     while (parse_accept(p, "{")) depth++;
     bool minus = parse_accept(p, "-");
     Token t = p->lex.t;
-    if (t.kind != T_INT && t.kind != T_FLOAT) parse_fail(p, "only numbers can be initial values");
-    lex_next(&p->lex);
+    if (t.kind == T_WORD) t.value = initial_address(p), t.kind = T_INT;
+    if (t.kind != T_INT && t.kind != T_FLOAT)
+      parse_fail(p, "only numbers and addresses can be initial values");
+    if (p->lex.t.s == t.s) lex_next(&p->lex);
     uint64_t v = minus ? -t.value : t.value;
     union {
       uint64_t u;
@@ -191,16 +208,13 @@ Symbol *declare_variable(Parser *p, Space space) {
 }
 
 static void local_place(Parser *p, Symbol *s) {
-  Module *m = p->m;
-  s->at = m->local_bytes = up(m->local_bytes, (uint64_t)s->align);
-  m->local_bytes += s->bytes;
-  if (!p->f->local_bytes) p->f->local_at = s->at;
-  p->f->local_bytes = m->local_bytes - p->f->local_at;
+  s->at = up(p->f->local_bytes, (uint64_t)(s->align > 16 ? s->align : 16));
+  p->f->local_bytes = s->at + s->bytes;
 }
 
 void frame_place(Parser *p, Symbol *s) {
-  s->at = p->m->frame_bytes = up(p->m->frame_bytes, 16);
-  p->m->frame_bytes += s->bytes;
+  s->at = up(p->f->frame_bytes, 16);
+  p->f->frame_bytes = s->at + s->bytes;
 }
 
 void declare_variables(Parser *p, Space space) {

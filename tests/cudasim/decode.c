@@ -114,18 +114,18 @@ static int32_t grow_registers(Function *f, int width) {
   return at;
 }
 
-int32_t constant_at(Parser *p, int width, uint64_t value, bool dynamic) {
+int32_t constant_at(Parser *p, int width, uint64_t value, Origin from) {
   Function *f = p->f;
   if (width && width < 8) value &= (UINT64_C(1) << width * 8) - 1;
   for (int i = f->n_constant; i-- > 0;) {
     const Constant *c = &f->constant[i];
-    if (c->width == width && c->value == value && c->dynamic == dynamic) return c->at;
+    if (c->width == width && c->value == value && c->from == from) return c->at;
   }
   if (f->n_constant == f->cap_constant)
     f->constant = host_grow(f->constant, (size_t)(f->cap_constant += f->cap_constant + 32) *
                                              sizeof *f->constant);
   int32_t at = grow_registers(f, width);
-  f->constant[f->n_constant++] = (Constant){width, dynamic, value, at};
+  f->constant[f->n_constant++] = (Constant){width, from, value, at};
   return at;
 }
 
@@ -152,6 +152,13 @@ static uint64_t constant_bits(Parser *p, const Operand *o, const Type *t, int wi
   return width == 4 ? y.u : x.u;
 }
 
+static Origin origin_of(const Symbol *s) {
+  if (!s) return FROM_ZERO;
+  if (s->space == SPACE_SHARED && !s->bytes) return FROM_DYNAMIC;
+  if (s->space == SPACE_LOCAL) return FROM_LOCAL;
+  return s->space == SPACE_PARAM && !(s->function && s->function->entry) ? FROM_FRAME : FROM_ZERO;
+}
+
 int32_t one_at(Parser *p, const Operand *o, const Type *t, int width, bool wider) {
   if (o->kind == O_REGISTER && !o->symbol) {
     if (o->special_width != width && !(wider && o->special_width > width))
@@ -168,10 +175,11 @@ int32_t one_at(Parser *p, const Operand *o, const Type *t, int width, bool wider
     return (int32_t)o->symbol->at;
   }
   if (o->kind == O_CONSTANT) {
-    bool dynamic = o->symbol && o->symbol->space == SPACE_SHARED && !o->symbol->bytes;
     uint64_t bits = constant_bits(p, o, t, width);
-    return constant_at(p, width, width ? bits : bits ? FULL : 0, dynamic);
+    return constant_at(p, width, width ? bits : bits ? FULL : 0, origin_of(o->symbol));
   }
+  if (o->kind == O_LABEL && o->symbol->kind == SYM_FUNCTION && width == 8)
+    return constant_at(p, 8, function_address(o->symbol->function), FROM_ZERO);
   parse_fail(p, "an operand of this kind does not fit here");
 }
 
@@ -205,7 +213,12 @@ void decode_address(Parser *p, int k, Space space) {
   i->sub = s->space == SPACE_PARAM && !(s->function && s->function->entry); /* of a call */
   if (space == SPACE_GENERIC && s->space != SPACE_GLOBAL && s->space != SPACE_CONST)
     parse_fail(p, "%s has no generic address", s->name);
-  if (s->space == SPACE_SHARED && !s->bytes) {
+  Origin from = origin_of(s);
+  if (from == FROM_LOCAL || from == FROM_FRAME) {
+    i->a = constant_at(p, 8, (uint64_t)i->imm, from);
+    i->imm = 0;
+  }
+  if (from == FROM_DYNAMIC) {
     if (p->n_dynamic == p->cap_dynamic)
       p->dynamic = host_grow(p->dynamic,
                              (size_t)(p->cap_dynamic += p->cap_dynamic + 16) * sizeof *p->dynamic);
@@ -242,8 +255,9 @@ static bool decode_alu(Parser *p) {
   return false;
 }
 
-static const Form *const tables[] = {forms_basic,   forms_memory, forms_atomic, forms_copy,
-                                     forms_convert, forms_warp,   forms_mma,    forms_flow};
+static const Form *const tables[] = {forms_basic, forms_memory,  forms_atomic,
+                                     forms_copy,  forms_convert, forms_warp,
+                                     forms_mma,   forms_wmma,    forms_flow};
 
 void decode(Parser *p) {
   split(p);

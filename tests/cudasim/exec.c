@@ -67,7 +67,7 @@ static bool settle(Warp *w) {
     if (--w->n_call == 0) return false;
     const Frame *caller = &w->call[w->n_call - 1];
     w->r -= caller->f->own;
-    call_bind(w, call->call, call->all & w->live, true);
+    call_bind(w, call->call, call->all & w->live, caller, call, true);
     w->f = caller->f;
     w->call[w->n_call - 1].active &= w->live;
   }
@@ -120,25 +120,61 @@ static void branch_table(Warp *w, const Insn *i, uint32_t mask) {
   diverge(w, i, pc, lanes, n);
 }
 
-static void constants(Warp *w, const Function *f) {
-  for (int k = 0; k < f->n_constant; k++) {
-    const Constant *c = &f->constant[k];
+static void constants(Warp *w, const Frame *t) {
+  const uint64_t start[] = {0, 0, t->local_at, t->frame_at};
+  for (int k = 0; k < t->f->n_constant; k++) {
+    const Constant *c = &t->f->constant[k];
     if (c->width == 0)
       PRED(w, c->at) = (uint32_t)c->value;
     else
-      for (int l = 0; l < LANES; l++) register_set(w, c->at, c->width, l, c->value);
+      for (int l = 0; l < LANES; l++)
+        register_set(w, c->at, c->width, l, c->value + start[c->from]);
   }
 }
 
+/* Lanes may name different functions: those of one function go, the others come here again. */
+static const Function *callee_of(Warp *w, const Insn *i, uint32_t *mask) {
+  if (i->callee) return i->callee;
+  const uint64_t *a = REG64(w, i->a);
+  uint32_t first = (uint32_t)__builtin_ctz(*mask), same = 0;
+  FOR_LANES(l, *mask) same |= (uint32_t)(a[l] == a[first]) << l;
+  const Function *f = function_at(w->f->module, a[first]);
+  if (!f || f->entry || f->n_ret != i->sub || f->n_ret + f->n_param != i->n_v)
+    fault(w, same, 718, "call of 0x%llx: no function of this kind is there",
+          (unsigned long long)a[first]);
+  uint32_t pc = w->stack[w->depth - 1].pc, rest = *mask & ~same;
+  if (rest) {
+    w->stack[w->depth - 1].pc++;
+    push(w, pc, pc + 1, rest);
+    push(w, pc, pc + 1, same);
+  }
+  *mask = same;
+  return f;
+}
+
 static void call(Warp *w, const Insn *i, uint32_t mask) {
-  if (w->n_call == MAX_CALLS) fault(w, mask, 719, "too many nested calls");
-  call_bind(w, i, mask, false);
+  const Function *f = callee_of(w, i, &mask), *kernel = w->g->l->f;
+  if (!f->defined) call_missing(w, i, mask);
+  const Frame *t = &w->call[w->n_call - 1];
+  Frame to = {.f = f,
+              .local_at = t->local_at + t->f->local_bytes,
+              .frame_at = t->frame_at + t->f->frame_bytes,
+              .call = i,
+              .active = mask,
+              .all = mask};
+  if (w->n_call == MAX_CALLS || to.local_at + f->local_bytes > kernel->local_most)
+    fault(w, mask, 719, "stack overflow: %d nested calls, %llu bytes of local memory", w->n_call,
+          (unsigned long long)(to.local_at + f->local_bytes));
+  call_bind(w, i, mask, t, &to, false);
   w->stack[w->depth - 1].pc++;
+  to.depth = w->depth;
   w->r += w->f->own;
-  w->f = i->callee;
-  constants(w, w->f);
+  w->f = f;
+  constants(w, &to);
   special_fill(w->g, w);
-  w->call[w->n_call++] = (Frame){w->f, i, w->depth, mask, mask};
+  FOR_LANES(l, mask)
+  memset(w->local_set + l * kernel->local_most + to.local_at, 0, f->local_bytes);
+  w->call[w->n_call++] = to;
   push(w, 0, UINT32_MAX, mask);
 }
 
@@ -296,7 +332,6 @@ static void run_warp(Warp *w) {
 /* Registers of all warps, with the constants of the kernel; once per launch and worker. */
 void group_prepare(Group *g, Launch *l) {
   const Function *f = l->f;
-  const Module *m = f->module;
   g->l = l;
   g->n_warps = l->n_warps;
   if (g->cap_warps < g->n_warps) {
@@ -311,9 +346,9 @@ void group_prepare(Group *g, Launch *l) {
   memset(g->registers, 0, need);
   size_t threads = (size_t)g->n_warps * LANES;
   free(g->local), free(g->local_set), free(g->frame);
-  g->local = host_alloc(threads * m->local_bytes);
-  g->local_set = host_alloc(threads * m->local_bytes);
-  g->frame = host_alloc(threads * m->frame_bytes);
+  g->local = host_alloc(threads * f->local_most);
+  g->local_set = host_alloc(threads * f->local_most);
+  g->frame = host_alloc(threads * f->frame_most);
   g->shared_bytes = f->shared_bytes + l->dynamic_shared;
   for (g->granule_shift = 0; 1 << g->granule_shift < f->granule;) g->granule_shift++;
   if (g->shared_cap < g->shared_bytes) {
@@ -330,10 +365,10 @@ void group_prepare(Group *g, Launch *l) {
     w->index = k;
     w->all = left >= LANES ? FULL : (1u << left) - 1;
     w->r = g->registers + file * (size_t)k;
-    w->local = g->local + (size_t)k * LANES * m->local_bytes;
-    w->local_set = g->local_set + (size_t)k * LANES * m->local_bytes;
-    w->frame = g->frame + (size_t)k * LANES * m->frame_bytes;
-    constants(w, f);
+    w->local = g->local + (size_t)k * LANES * f->local_most;
+    w->local_set = g->local_set + (size_t)k * LANES * f->local_most;
+    w->frame = g->frame + (size_t)k * LANES * f->frame_most;
+    constants(w, &(Frame){.f = f});
   }
 }
 
@@ -350,11 +385,11 @@ static void warp_start(Group *g, Warp *w) {
   w->state = WARP_READY;
   w->depth = 0;
   w->n_call = 1;
-  w->call[0] = (Frame){f, NULL, 0, w->all, w->all};
+  w->call[0] = (Frame){.f = f, .active = w->all, .all = w->all};
   w->carry = 0;
   w->n_pending = 0;
   memset(w->group, 0, sizeof w->group);
-  if (f->module->local_bytes) memset(w->local_set, 0, LANES * f->module->local_bytes);
+  if (f->local_bytes) memset(w->local_set, 0, LANES * f->local_most);
   push(w, 0, UINT32_MAX, w->all);
   special_fill(g, w);
 }

@@ -163,20 +163,26 @@ static void decode_return(Parser *p, const Form *f) {
   p->insn->flow = f->sub ? FLOW_EXIT : FLOW_RETURN;
 }
 
-/* call (result), function, (arguments): symbols of .param variables. */
+static void note_callee(Parser *p, Function *callee) {
+  Function *f = p->f;
+  f->callee = host_grow(f->callee, (size_t)(f->n_callee + 1) * sizeof *f->callee);
+  f->callee[f->n_callee++] = callee;
+}
+
+/* call (result), function or register, (arguments){, prototype}: symbols of .param variables. */
 static void decode_call(Parser *p, const Form *f) {
   Insn *i = p->insn;
   (void)f;
   int k = 0;
   const Operand *ret = p->operand[0].kind == O_VECTOR ? &p->operand[k++] : NULL;
-  if (k >= p->n_operand || p->operand[k].kind != O_LABEL ||
-      p->operand[k].symbol->kind != SYM_FUNCTION)
+  const Operand *to = k < p->n_operand ? &p->operand[k++] : NULL;
+  bool named = to && to->kind == O_LABEL && to->symbol->kind == SYM_FUNCTION;
+  if (!named && !(to && to->kind == O_REGISTER && to->symbol))
     parse_fail(p, "only declared functions can be called");
-  Function *callee = p->operand[k++].symbol->function;
   const Operand *args = k < p->n_operand && p->operand[k].kind == O_VECTOR ? &p->operand[k] : NULL;
   int n_ret = ret ? ret->n : 0, n_args = args ? args->n : 0;
-  if (n_ret != callee->n_ret || n_args != callee->n_param)
-    parse_fail(p, "%s has other parameters", callee->name);
+  if (named && (n_ret != to->symbol->function->n_ret || n_args != to->symbol->function->n_param))
+    parse_fail(p, "%s has other parameters", to->symbol->name);
   int32_t *v = arena_alloc(p->m->arena, (size_t)(n_ret + n_args) * sizeof *v + 1);
   for (int j = 0; j < n_ret + n_args; j++) {
     const Operand *o = j < n_ret ? &ret->v[j] : &args->v[j - n_ret];
@@ -185,30 +191,69 @@ static void decode_call(Parser *p, const Form *f) {
     v[j] = (int32_t)o->symbol->at;
   }
   i->flow = FLOW_CALL;
-  i->callee = callee;
+  i->sub = (uint8_t)n_ret;
   i->v = v;
   i->n_v = n_ret + n_args;
-  Function *caller = p->f;
-  caller->callee =
-      host_grow(caller->callee, (size_t)(caller->n_callee + 1) * sizeof *caller->callee);
-  caller->callee[caller->n_callee++] = callee;
+  i->callee = named ? to->symbol->function : NULL;
+  if (named)
+    note_callee(p, to->symbol->function);
+  else
+    i->a = one_at(p, to, NULL, 8, false), p->f->open = true;
 }
 
-void call_bind(Warp *w, const Insn *i, uint32_t mask, bool back) {
-  const Function *c = i->callee;
-  uint64_t frame = c->module->frame_bytes;
+void call_bind(Warp *w, const Insn *i, uint32_t mask, const Frame *caller, const Frame *callee,
+               bool back) {
+  const Function *c = callee->f;
+  uint64_t frame = w->g->l->f->frame_most;
   FOR_LANES(l, mask) {
-    char *at = w->frame + l * frame;
+    char *from = w->frame + l * frame + caller->frame_at,
+         *to = w->frame + l * frame + callee->frame_at;
     for (int k = 0; k < i->n_v; k++) {
       bool result = k < c->n_ret;
       if (result != back) continue;
       const Symbol *s = result ? c->ret[k] : c->param[k - c->n_ret];
       if (back)
-        memcpy(at + i->v[k], at + s->at, s->bytes);
+        memcpy(from + i->v[k], to + s->at, s->bytes);
       else
-        memcpy(at + s->at, at + i->v[k], s->bytes);
+        memcpy(to + s->at, from + i->v[k], s->bytes);
     }
   }
+}
+
+/* ---- functions by address ---- */
+
+uint64_t function_address(const Function *f) { return CODE_BASE + 16 * ((uint64_t)f->index + 1); }
+
+const Function *function_at(const Module *m, uint64_t at) {
+  uint64_t k = (at - CODE_BASE) / 16;
+  bool is = at > CODE_BASE && at % 16 == 0 && k <= (uint64_t)m->n;
+  return is && m->function[k - 1]->defined ? m->function[k - 1] : NULL;
+}
+
+/* ---- functions that CUDA defines ---- */
+
+#define ASSERT "__assertfail" /* (message, file, line, function, bytes of a character) */
+
+bool call_known(const char *name) { return !strcmp(name, ASSERT); }
+
+static void text_at(uint64_t at, char *to, size_t n) {
+  size_t k = 0;
+  for (; k + 1 < n && memory_find(at + k) && *memory_at(at + k); k++) to[k] = *memory_at(at + k);
+  to[k] = 0;
+}
+
+void call_missing(Warp *w, const Insn *i, uint32_t mask) {
+  const char *frame = w->frame + (uint64_t)__builtin_ctz(mask) * w->g->l->f->frame_most +
+                      w->call[w->n_call - 1].frame_at;
+  uint64_t message, file;
+  uint32_t line;
+  char text[120], name[120];
+  memcpy(&message, frame + i->v[0], 8);
+  memcpy(&file, frame + i->v[1], 8);
+  memcpy(&line, frame + i->v[2], 4);
+  text_at(message, text, sizeof text);
+  text_at(file, name, sizeof name);
+  fault(w, mask, 710, "assertion `%s` failed, %s:%u", text, name, line);
 }
 
 /* bar.sync id{, threads}; bar.arrive id, threads; bar.red.op d, id{, threads}, {!}predicate */

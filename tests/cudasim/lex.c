@@ -70,7 +70,9 @@ void lex_next(Lexer *l) {
     l->s++;
   } else {
     t->kind = T_WORD;
-    while (word_char(l->s) || (l->s[0] == ':' && l->s[1] == ':' && word_char(l->s + 2)))
+    bool directive = *l->s == '.'; /* .reg.b16 is two words */
+    while (!(directive && *l->s == '.' && l->s > t->s) &&
+           (word_char(l->s) || (l->s[0] == ':' && l->s[1] == ':' && word_char(l->s + 2))))
       l->s += *l->s == ':' ? 2 : 1;
   }
   t->n = (size_t)(l->s - t->s);

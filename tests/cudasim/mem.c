@@ -89,14 +89,12 @@ static char *global_lane(Warp *w, int lane, uint64_t at, uint32_t bytes, bool wr
 }
 
 static char *local_lane(Warp *w, int lane, uint64_t at, uint32_t bytes, bool write) {
-  const Module *m = w->f->module;
-  bool inside = false;
-  for (int k = 0; k < w->n_call && !inside; k++) {
-    const Function *f = w->call[k].f;
-    inside = at >= f->local_at && at + bytes <= f->local_at + f->local_bytes;
-  }
-  if (!inside) out_of_space(w, lane, "local", at - w->f->local_at, bytes, w->f->local_bytes);
-  uint8_t *set = w->local_set + (uint64_t)lane * m->local_bytes + at;
+  const Frame *top = &w->call[w->n_call - 1], *t = top;
+  uint64_t most = w->g->l->f->local_most;
+  while (t > w->call && at < t->local_at) t--; /* a caller's variable, handed over */
+  if (at + bytes > t->local_at + t->f->local_bytes || at + bytes < at)
+    out_of_space(w, lane, "local", at - top->local_at, bytes, top->f->local_bytes);
+  uint8_t *set = w->local_set + (uint64_t)lane * most + at;
   for (uint32_t k = 0; k < bytes; k++) {
     if (write)
       set[k] = 1;
@@ -104,13 +102,13 @@ static char *local_lane(Warp *w, int lane, uint64_t at, uint32_t bytes, bool wri
       fault(w, 1u << lane, 719, "uninitialised read of local memory at byte %llu",
             (unsigned long long)(at + k));
   }
-  return w->local + (uint64_t)lane * m->local_bytes + at;
+  return w->local + (uint64_t)lane * most + at;
 }
 
 static char *param_lane(Warp *w, const Insn *i, int lane, uint64_t at, uint32_t bytes, bool write) {
   const Function *f = w->f;
   bool call = i->sub || !f->entry;
-  uint64_t size = call ? f->module->frame_bytes : f->param_bytes;
+  uint64_t size = call ? w->g->l->f->frame_most : f->param_bytes;
   if (at + bytes > size || at + bytes < at) out_of_space(w, lane, "parameter", at, bytes, size);
   if (call) return w->frame + (uint64_t)lane * size + at;
   if (write) fault(w, 1u << lane, 700, "write to a parameter of the kernel");

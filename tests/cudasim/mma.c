@@ -8,38 +8,84 @@
 typedef struct Tile {
   const char *pattern;
   int m, n, k;
-  TypeKind kind; /* of A and B */
-  int size;      /* bytes of their elements */
+  TypeKind a, b; /* of A and B */
+  int bits;      /* of their elements */
   TypeKind sum;  /* of C and D */
   int sum_size;
 } Tile;
 
 #define MMA(shape, types) "mma sync aligned " shape " row col " types
 static const Tile shapes[] = {
-    {MMA("m16n8k4", "f32 tf32 tf32 f32"), 16, 8, 4, KIND_TF32, 4, KIND_FLOAT, 4},
-    {MMA("m16n8k8", "f32 tf32 tf32 f32"), 16, 8, 8, KIND_TF32, 4, KIND_FLOAT, 4},
-    {MMA("m16n8k8", "f32 f16 f16 f32"), 16, 8, 8, KIND_FLOAT, 2, KIND_FLOAT, 4},
-    {MMA("m16n8k16", "f32 f16 f16 f32"), 16, 8, 16, KIND_FLOAT, 2, KIND_FLOAT, 4},
-    {MMA("m16n8k8", "f16 f16 f16 f16"), 16, 8, 8, KIND_FLOAT, 2, KIND_FLOAT, 2},
-    {MMA("m16n8k16", "f16 f16 f16 f16"), 16, 8, 16, KIND_FLOAT, 2, KIND_FLOAT, 2},
-    {MMA("m16n8k8", "f32 bf16 bf16 f32"), 16, 8, 8, KIND_BFLOAT, 2, KIND_FLOAT, 4},
-    {MMA("m16n8k16", "f32 bf16 bf16 f32"), 16, 8, 16, KIND_BFLOAT, 2, KIND_FLOAT, 4},
-    {MMA("m16n8k16", "satfinite? s32 s8 s8 s32"), 16, 8, 16, KIND_SIGNED, 1, KIND_SIGNED, 4},
-    {MMA("m16n8k32", "satfinite? s32 s8 s8 s32"), 16, 8, 32, KIND_SIGNED, 1, KIND_SIGNED, 4},
-    {MMA("m16n8k16", "satfinite? s32 u8 u8 s32"), 16, 8, 16, KIND_UNSIGNED, 1, KIND_SIGNED, 4},
-    {MMA("m16n8k32", "satfinite? s32 u8 u8 s32"), 16, 8, 32, KIND_UNSIGNED, 1, KIND_SIGNED, 4},
-    {MMA("m8n8k16", "satfinite? s32 s8 s8 s32"), 8, 8, 16, KIND_SIGNED, 1, KIND_SIGNED, 4},
-    {MMA("m8n8k4", "f64 f64 f64 f64"), 8, 8, 4, KIND_FLOAT, 8, KIND_FLOAT, 8},
+    {MMA("m16n8k4", "f32 tf32 tf32 f32"), 16, 8, 4, KIND_TF32, KIND_TF32, 32, KIND_FLOAT, 4},
+    {MMA("m16n8k8", "f32 tf32 tf32 f32"), 16, 8, 8, KIND_TF32, KIND_TF32, 32, KIND_FLOAT, 4},
+    {MMA("m16n8k8", "f32 f16 f16 f32"), 16, 8, 8, KIND_FLOAT, KIND_FLOAT, 16, KIND_FLOAT, 4},
+    {MMA("m16n8k8", "f16 f16 f16 f16"), 16, 8, 8, KIND_FLOAT, KIND_FLOAT, 16, KIND_FLOAT, 2},
+    {MMA("m16n8k8", "f32 bf16 bf16 f32"), 16, 8, 8, KIND_BFLOAT, KIND_BFLOAT, 16, KIND_FLOAT, 4},
+    {MMA("m16n8k16", "f32 f16 f16 f32"), 16, 8, 16, KIND_FLOAT, KIND_FLOAT, 16, KIND_FLOAT, 4},
+    {MMA("m16n8k16", "f16 f16 f16 f16"), 16, 8, 16, KIND_FLOAT, KIND_FLOAT, 16, KIND_FLOAT, 2},
+    {MMA("m16n8k16", "f32 bf16 bf16 f32"), 16, 8, 16, KIND_BFLOAT, KIND_BFLOAT, 16, KIND_FLOAT, 4},
+    {MMA("m8n8k16", "satfinite? s32 s8 s8 s32"), 8, 8, 16, KIND_SIGNED, KIND_SIGNED, 8, KIND_SIGNED,
+     4},
+    {MMA("m8n8k16", "satfinite? s32 s8 u8 s32"), 8, 8, 16, KIND_SIGNED, KIND_UNSIGNED, 8,
+     KIND_SIGNED, 4},
+    {MMA("m8n8k16", "satfinite? s32 u8 s8 s32"), 8, 8, 16, KIND_UNSIGNED, KIND_SIGNED, 8,
+     KIND_SIGNED, 4},
+    {MMA("m8n8k16", "satfinite? s32 u8 u8 s32"), 8, 8, 16, KIND_UNSIGNED, KIND_UNSIGNED, 8,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k16", "satfinite? s32 s8 s8 s32"), 16, 8, 16, KIND_SIGNED, KIND_SIGNED, 8,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k16", "satfinite? s32 s8 u8 s32"), 16, 8, 16, KIND_SIGNED, KIND_UNSIGNED, 8,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k16", "satfinite? s32 u8 s8 s32"), 16, 8, 16, KIND_UNSIGNED, KIND_SIGNED, 8,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k16", "satfinite? s32 u8 u8 s32"), 16, 8, 16, KIND_UNSIGNED, KIND_UNSIGNED, 8,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k32", "satfinite? s32 s8 s8 s32"), 16, 8, 32, KIND_SIGNED, KIND_SIGNED, 8,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k32", "satfinite? s32 s8 u8 s32"), 16, 8, 32, KIND_SIGNED, KIND_UNSIGNED, 8,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k32", "satfinite? s32 u8 s8 s32"), 16, 8, 32, KIND_UNSIGNED, KIND_SIGNED, 8,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k32", "satfinite? s32 u8 u8 s32"), 16, 8, 32, KIND_UNSIGNED, KIND_UNSIGNED, 8,
+     KIND_SIGNED, 4},
+    {MMA("m8n8k32", "satfinite? s32 s4 s4 s32"), 8, 8, 32, KIND_SIGNED, KIND_SIGNED, 4, KIND_SIGNED,
+     4},
+    {MMA("m8n8k32", "satfinite? s32 s4 u4 s32"), 8, 8, 32, KIND_SIGNED, KIND_UNSIGNED, 4,
+     KIND_SIGNED, 4},
+    {MMA("m8n8k32", "satfinite? s32 u4 s4 s32"), 8, 8, 32, KIND_UNSIGNED, KIND_SIGNED, 4,
+     KIND_SIGNED, 4},
+    {MMA("m8n8k32", "satfinite? s32 u4 u4 s32"), 8, 8, 32, KIND_UNSIGNED, KIND_UNSIGNED, 4,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k32", "satfinite? s32 s4 s4 s32"), 16, 8, 32, KIND_SIGNED, KIND_SIGNED, 4,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k32", "satfinite? s32 s4 u4 s32"), 16, 8, 32, KIND_SIGNED, KIND_UNSIGNED, 4,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k32", "satfinite? s32 u4 s4 s32"), 16, 8, 32, KIND_UNSIGNED, KIND_SIGNED, 4,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k32", "satfinite? s32 u4 u4 s32"), 16, 8, 32, KIND_UNSIGNED, KIND_UNSIGNED, 4,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k64", "satfinite? s32 s4 s4 s32"), 16, 8, 64, KIND_SIGNED, KIND_SIGNED, 4,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k64", "satfinite? s32 s4 u4 s32"), 16, 8, 64, KIND_SIGNED, KIND_UNSIGNED, 4,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k64", "satfinite? s32 u4 s4 s32"), 16, 8, 64, KIND_UNSIGNED, KIND_SIGNED, 4,
+     KIND_SIGNED, 4},
+    {MMA("m16n8k64", "satfinite? s32 u4 u4 s32"), 16, 8, 64, KIND_UNSIGNED, KIND_UNSIGNED, 4,
+     KIND_SIGNED, 4},
+    {MMA("m8n8k4", "f64 f64 f64 f64"), 8, 8, 4, KIND_FLOAT, KIND_FLOAT, 64, KIND_FLOAT, 8},
+    {MMA("m16n8k4", "f64 f64 f64 f64"), 16, 8, 4, KIND_FLOAT, KIND_FLOAT, 64, KIND_FLOAT, 8},
+    {MMA("m16n8k8", "f64 f64 f64 f64"), 16, 8, 8, KIND_FLOAT, KIND_FLOAT, 64, KIND_FLOAT, 8},
+    {MMA("m16n8k16", "f64 f64 f64 f64"), 16, 8, 16, KIND_FLOAT, KIND_FLOAT, 64, KIND_FLOAT, 8},
 };
 
-static double value_of(TypeKind kind, int size, uint64_t bits) {
+double mma_value(TypeKind kind, int size, uint64_t bits) {
   if (kind == KIND_SIGNED) return size == 1 ? (int8_t)bits : (int32_t)bits;
   if (kind == KIND_UNSIGNED) return size == 1 ? (uint8_t)bits : (uint32_t)bits;
   if (kind == KIND_TF32) bits &= ~(uint64_t)0x1fff; /* the lower bits are not read */
   return float_of_bits(kind, size, bits);
 }
 
-static uint64_t bits_of(TypeKind kind, int size, double v) {
+uint64_t mma_bits(TypeKind kind, int size, double v) {
   union {
     double d;
     uint64_t u;
@@ -56,21 +102,28 @@ static uint64_t bits_of(TypeKind kind, int size, double v) {
   return y.u;
 }
 
-static int per_register(const Tile *s) { return s->size < 4 ? 4 / s->size : 1; }
+static double tile_value(const Tile *s, TypeKind kind, uint64_t bits) {
+  int part = (int)(bits & 15);
+  if (s->bits == 4) return kind == KIND_SIGNED && part > 7 ? part - 16 : part;
+  return mma_value(kind, s->bits / 8, bits);
+}
+
+static int per_register(const Tile *s) { return s->bits < 32 ? 32 / s->bits : 1; }
 static int registers_of_a(const Tile *s) { return s->m / 8 * s->k / (4 * per_register(s)); }
 static int registers_of_b(const Tile *s) { return s->k / (4 * per_register(s)); }
 static int registers_of_c(const Tile *s) { return s->m / 8 * (s->sum_size == 2 ? 1 : 2); }
 
 /* A[row][k] or B[column][k] from the registers of all lanes: rows in eights, h of them. */
-static void gather(const Warp *w, const Tile *s, const int32_t *v, int h, double to[16][32]) {
-  int e = per_register(s), width = s->size == 8 ? 8 : 4, chunks = s->k / (4 * e);
+static void gather(const Warp *w, const Tile *s, TypeKind kind, const int32_t *v, int h,
+                   double to[16][64]) {
+  int e = per_register(s), width = s->bits == 64 ? 8 : 4, chunks = s->k / (4 * e);
   for (int l = 0; l < LANES; l++)
     for (int c = 0; c < chunks; c++)
       for (int r = 0; r < h; r++) {
         uint64_t bits = register_get(w, v[c * h + r], width, l);
         for (int j = 0; j < e; j++)
           to[l / 4 + 8 * r][4 * e * c + l % 4 * e + j] =
-              value_of(s->kind, s->size, s->size == 8 ? bits : bits >> 8 * s->size * j);
+              tile_value(s, kind, s->bits == 64 ? bits : bits >> s->bits * j);
       }
 }
 
@@ -82,11 +135,11 @@ static uint64_t *lane_register(Warp *w, int32_t at, int width, int lane, uint64_
 static void exec_mma(Warp *w, const Insn *i, uint32_t mask) {
   const Tile *s = &shapes[i->sub];
   if (mask != FULL) fault(w, ~mask, 719, "mma.sync without all lanes of the warp");
-  double a[16][32], b[16][32];
+  double a[16][64], b[16][64];
   const int32_t *vd = i->v, *va = vd + registers_of_c(s), *vb = va + registers_of_a(s),
                 *vc = vb + registers_of_b(s);
-  gather(w, s, va, s->m / 8, a);
-  gather(w, s, vb, 1, b);
+  gather(w, s, s->a, va, s->m / 8, a);
+  gather(w, s, s->b, vb, 1, b);
   int width = s->sum_size == 8 ? 8 : 4, half = s->sum_size == 2;
   uint64_t result[LANES][8] = {{0}};
   for (int l = 0; l < LANES; l++)
@@ -94,9 +147,9 @@ static void exec_mma(Warp *w, const Insn *i, uint32_t mask) {
       int row = l / 4 + x / 2 * 8, column = l % 4 * 2 + x % 2, r = half ? x / 2 : x,
           shift = half ? x % 2 * 16 : 0;
       uint64_t c;
-      double sum = value_of(s->sum, s->sum_size, *lane_register(w, vc[r], width, l, &c) >> shift);
+      double sum = mma_value(s->sum, s->sum_size, *lane_register(w, vc[r], width, l, &c) >> shift);
       for (int k = 0; k < s->k; k++) sum += a[row][k] * b[column][k];
-      uint64_t bits = bits_of(s->sum, s->sum_size, sum);
+      uint64_t bits = mma_bits(s->sum, s->sum_size, sum);
       result[l][r] |= half ? (bits & 0xffff) << shift : bits;
     }
   for (int l = 0; l < LANES; l++)
@@ -118,7 +171,7 @@ static void decode_mma(Parser *p, const Form *f) {
   i->v = v;
   for (int o = 0; o < 4; o++) {
     const Operand *x = &p->operand[o];
-    int width = (o == 0 || o == 3 ? s->sum_size : s->size) == 8 ? 8 : 4,
+    int width = (o == 0 || o == 3 ? s->sum_size * 8 : s->bits) == 64 ? 8 : 4,
         count = x->kind == O_VECTOR ? x->n : 1;
     if (count != n[o]) parse_fail(p, "operand %d has %d registers, not %d", o + 1, count, n[o]);
     for (int j = 0; j < count; j++)

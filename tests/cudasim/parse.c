@@ -174,6 +174,12 @@ static void label(Parser *p, Token name) {
   if (!s || s->kind != SYM_LABEL || s->defined) s = symbol_add(p, SYM_LABEL, name.s, name.n);
   s->defined = true;
   s->at = (uint64_t)p->f->n;
+  if (parse_accept(p, ".callprototype")) {
+    s->kind = SYM_PROTOTYPE;
+    while (p->lex.t.kind != T_END && !parse_is(p, ";")) lex_next(&p->lex);
+    parse_expect(p, ";");
+    return;
+  }
   if (!parse_accept(p, ".branchtargets")) return;
   s->kind = SYM_TABLE;
   Symbol *target[4096];
@@ -267,7 +273,7 @@ static void function_finish(Parser *p) {
   f->shared_bytes = dynamic;
   for (int i = 0; i < p->n_dynamic; i++) f->code[p->dynamic[i]].imm += (int64_t)dynamic;
   for (int i = 0; i < f->n_constant; i++)
-    if (f->constant[i].dynamic) f->constant[i].value += dynamic;
+    if (f->constant[i].from == FROM_DYNAMIC) f->constant[i].value += dynamic;
   p->n_fix = p->n_dynamic = 0;
   decode_join(f);
 }
@@ -337,12 +343,15 @@ static void function(Parser *p, bool entry) {
       declared->kind ==
           SYM_FUNCTION) { /* calls of the declaration point there: it becomes this function */
     if (declared->function->defined) parse_fail(p, "function %s is defined twice", f->name);
+    f->index = declared->function->index;
     *declared->function = *f;
     f = p->f = declared->function;
   } else {
     m->function = host_grow(m->function, (size_t)(m->n + 1) * sizeof *m->function);
+    f->index = m->n;
     m->function[m->n++] = f;
   }
+  if (!declared) symbol_add(p, SYM_FUNCTION, name.s, name.n)->function = f; /* it may call itself */
   for (int i = 0; i < f->n_param; i++) f->param[i]->function = f;
   for (int i = 0; i < f->n_ret; i++) f->ret[i]->function = f;
   if (parse_accept(p, "{")) {
@@ -361,21 +370,47 @@ static void function(Parser *p, bool entry) {
   symbol_add(p, SYM_FUNCTION, name.s, name.n)->function = f;
 }
 
-/* Registers of a function with its callees; false: it calls itself. */
-static bool registers_of(Function *f) {
-  if (f->mark == 1) return false;
-  if (f->mark == 2) return true;
+#define MAX_STACK 65536u /* bytes of local memory for calls whose depth is not known */
+
+/* What a thread of function f needs with its callees: registers, local memory, parameters. */
+static void needs_of(Function *f) {
+  uint64_t registers = 0, local = 0, frame = 0;
   f->mark = 1;
-  int most = 0;
+  f->local_bytes = up(f->local_bytes, 16);
+  f->frame_bytes = up(f->frame_bytes, 16);
   for (int i = 0; i < f->n_callee; i++) {
     Function *c = f->callee[i];
-    if (!registers_of(c)) return false;
-    if (c->registers > most) most = c->registers;
+    if (!c->mark) needs_of(c);
+    if (c->mark == 1 || c->open) {
+      f->open = true;
+      continue;
+    }
+    if ((uint64_t)c->registers > registers) registers = (uint64_t)c->registers;
+    if (c->local_most > local) local = c->local_most;
+    if (c->frame_most > frame) frame = c->frame_most;
     if (c->granule < f->granule) f->granule = c->granule;
   }
-  f->registers = f->own + most;
+  f->registers = f->own + (int)registers;
+  f->local_most = f->local_bytes + local;
+  f->frame_most = f->frame_bytes + frame;
   f->mark = 2;
-  return true;
+}
+
+/* Any function may be called, MAX_CALLS deep, as long as the stack has room. */
+static void open_needs(Module *m, Function *f) {
+  int own = 0;
+  uint64_t frame = 0, local = 0;
+  for (int i = 0; i < m->n; i++) {
+    const Function *c = m->function[i];
+    if (c->entry) continue;
+    if (c->own > own) own = c->own;
+    if (c->frame_bytes > frame) frame = c->frame_bytes;
+    if (c->local_bytes > local) local = c->local_bytes;
+    if (c->granule < f->granule) f->granule = c->granule;
+  }
+  f->registers = f->own + MAX_CALLS * own;
+  f->frame_most = f->frame_bytes + MAX_CALLS * frame;
+  f->local_most = f->local_bytes + (MAX_CALLS * local < MAX_STACK ? MAX_CALLS * local : MAX_STACK);
 }
 
 static void module_header(Parser *p) {
@@ -417,12 +452,15 @@ static void module_body(Parser *p) {
     }
   }
   for (int i = 0; i < p->m->n; i++)
-    if (!registers_of(p->m->function[i]))
-      parse_fail(p, "function %s calls itself", p->m->function[i]->name);
+    if (!p->m->function[i]->mark) needs_of(p->m->function[i]);
   for (int i = 0; i < p->m->n; i++)
-    for (int k = 0; k < p->m->function[i]->n_callee; k++)
-      if (!p->m->function[i]->callee[k]->defined)
-        parse_fail(p, "function %s is called and not defined", p->m->function[i]->callee[k]->name);
+    if (p->m->function[i]->open) open_needs(p->m, p->m->function[i]);
+  for (int i = 0; i < p->m->n; i++)
+    for (int k = 0; k < p->m->function[i]->n_callee; k++) {
+      const Function *c = p->m->function[i]->callee[k];
+      if (!c->defined && !call_known(c->name))
+        parse_fail(p, "function %s is called and not defined", c->name);
+    }
 }
 
 Module *module_load(const char *text, char *error, size_t n) {

@@ -29,6 +29,7 @@ void *host_grow(void *p, size_t n);
 #define SHARED_BASE UINT64_C(0x100000000000)
 #define LOCAL_BASE UINT64_C(0x200000000000)
 #define PARAM_BASE UINT64_C(0x400000000000)
+#define CODE_BASE UINT64_C(0x800000000000) /* addresses of functions */
 #define WINDOW UINT64_C(0x100000000)
 
 typedef struct Range {
@@ -164,6 +165,7 @@ struct Insn {
   uint32_t target, join; /* where a branch goes and where its sides meet again */
   const struct Function *callee;
   const uint32_t *table;
+  const void *form; /* for the form's own use, in the module's arena */
   uint32_t line;
 };
 
@@ -175,7 +177,8 @@ typedef enum SymbolKind {
   SYM_VARIABLE,
   SYM_LABEL,
   SYM_FUNCTION,
-  SYM_TABLE
+  SYM_TABLE,
+  SYM_PROTOTYPE
 } SymbolKind;
 typedef struct Function Function;
 struct Symbol {
@@ -194,9 +197,11 @@ struct Symbol {
   Symbol *alias; /* a label that an outer scope defines */
 };
 
+/* What a constant counts from: dynamic shared memory, the function's local variables, its .param variables. */
+typedef enum Origin { FROM_ZERO, FROM_DYNAMIC, FROM_LOCAL, FROM_FRAME } Origin;
 typedef struct Constant {
-  int width;    /* 2, 4, 8; 0: predicate */
-  bool dynamic; /* relative to the start of dynamic shared memory */
+  int width; /* 2, 4, 8; 0: predicate */
+  Origin from;
   uint64_t value;
   int32_t at;
 } Constant;
@@ -208,7 +213,9 @@ typedef struct Module Module;
 struct Function {
   const char *name;
   Module *module;
+  int index; /* in its module */
   bool entry, defined;
+  bool open; /* it calls itself, or functions by address: how deep is not known */
   Symbol **param, **ret;
   int n_param, n_ret;
   Insn *code;
@@ -219,11 +226,12 @@ struct Function {
   int n_constant, cap_constant;
   Special *special;
   int n_special, cap_special;
-  uint64_t param_bytes;           /* kernel parameters */
-  uint64_t local_at, local_bytes; /* of its own variables */
-  uint64_t shared_bytes;          /* without dynamic ones, which follow */
-  int dynamic_align;              /* 0: it names no dynamic shared memory */
-  int granule;                    /* smallest access to shared memory, 1, 2 or 4 bytes */
+  uint64_t param_bytes;              /* kernel parameters */
+  uint64_t local_bytes, frame_bytes; /* of its .local and .param variables, a multiple of 16 */
+  uint64_t local_most, frame_most;   /* with all callees */
+  uint64_t shared_bytes;             /* without dynamic ones, which follow */
+  int dynamic_align;                 /* 0: it names no dynamic shared memory */
+  int granule;                       /* smallest access to shared memory, 1, 2 or 4 bytes */
   uint32_t max_threads, reqd[3];
   Function **callee;
   int n_callee;
@@ -236,9 +244,8 @@ struct Module {
   int version, sm; /* 70 for 7.0; 80 for sm_80 */
   Function **function;
   int n;
-  uint64_t shared_bytes;             /* of variables that functions other than kernels use */
-  uint64_t local_bytes, frame_bytes; /* .local and .param variables of all functions, per thread */
-  Symbol **global;                   /* its variables in device memory */
+  uint64_t shared_bytes; /* of variables that functions other than kernels use */
+  Symbol **global;       /* its variables in device memory */
   int n_global, cap_global;
 };
 
@@ -338,7 +345,7 @@ void variable_place(Parser *p, Symbol *s); /* shared memory: in the function's l
 
 /* decode.c */
 void decode(Parser *p); /* appends p->word, p->operand to p->f */
-int32_t constant_at(Parser *p, int width, uint64_t value, bool dynamic);
+int32_t constant_at(Parser *p, int width, uint64_t value, Origin from);
 int32_t special_at(Parser *p, const char *name, size_t n, int *width); /* -1: no special register */
 Insn *insn_new(Parser *p);
 /* Operand k as a register offset (a register or a constant) of this many bytes (0: predicate). wider: a wider register will do. */
@@ -361,7 +368,7 @@ typedef struct Form {
 } Form;
 /* Tables, ended by a pattern NULL. */
 extern const Form forms_basic[], forms_memory[], forms_atomic[], forms_copy[], forms_warp[],
-    forms_mma[], forms_convert[], forms_flow[];
+    forms_mma[], forms_wmma[], forms_convert[], forms_flow[];
 /* alu.c: rows of ptx_ops.def. */
 typedef struct AluForm {
   const char *pattern;
@@ -382,6 +389,7 @@ typedef struct Level {
 } Level;
 typedef struct Frame { /* of a call; the first one is the kernel's */
   const Function *f;
+  uint64_t local_at, frame_at; /* of its variables in a thread's memory */
   const Insn *call;
   int depth;            /* of the stack when it was called */
   uint32_t active, all; /* lanes that have not returned; that were called */
@@ -394,7 +402,7 @@ typedef struct Pending { /* asynchronous copies of one instruction */
   char data[LANES * 16];
 } Pending;
 #define MAX_DEPTH 256
-#define MAX_CALLS 32
+#define MAX_CALLS 64
 typedef struct Group Group;
 struct Warp {
   Group *g;
@@ -410,9 +418,9 @@ struct Warp {
   int n_call;
   uint64_t since; /* instructions since the last change of the stack */
   uint32_t carry; /* lanes with the carry flag */
-  char *local;    /* LANES times local_bytes */
+  char *local;    /* LANES times local_most of the kernel */
   uint8_t *local_set;
-  char *frame;                          /* LANES times frame_bytes */
+  char *frame;                          /* LANES times frame_most */
   uint32_t clock[MAX_WARPS], clock_min; /* race.c */
   Pending *pending;
   int n_pending, cap_pending;
@@ -487,8 +495,14 @@ void group_prepare(Group *g, Launch *l);
 void group_free(Group *g);
 void launch_close(void);
 void special_fill(Group *g, Warp *w);
-void call_bind(Warp *w, const Insn *i, uint32_t mask,
-               bool back); /* flow.c: parameters of a call, or its results */
+/* flow.c: parameters of a call go to the callee's frame, or its results back. */
+void call_bind(Warp *w, const Insn *i, uint32_t mask, const Frame *caller, const Frame *callee,
+               bool back);
+_Noreturn void call_missing(Warp *w, const Insn *i,
+                            uint32_t mask); /* of a function that only CUDA defines */
+bool call_known(const char *name);          /* CUDA defines it */
+uint64_t function_address(const Function *f);
+const Function *function_at(const Module *m, uint64_t at); /* NULL: none */
 /* The launch ends with this CUresult; the text is what the one line on stderr says after kernel, block, thread and line. */
 _Noreturn void fault(Warp *w, uint32_t lanes, int result, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
@@ -535,6 +549,10 @@ typedef struct Checks {
 } Checks;
 extern Checks checks;
 extern bool counting; /* a report was asked for */
+
+/* mma.c: an element as a number, and a sum as an element */
+double mma_value(TypeKind kind, int size, uint64_t bits);
+uint64_t mma_bits(TypeKind kind, int size, double v);
 
 /* convert.c: a float of 2, 4 or 8 bytes in the low bits */
 double float_of_bits(TypeKind kind, int size, uint64_t bits);

@@ -15,22 +15,26 @@ static void check_members(Warp *w, uint32_t mask, uint32_t members, const char *
           __builtin_ctz(missing), members);
 }
 
-static uint32_t members_of(Warp *w, const Insn *i, uint32_t mask) {
-  uint32_t all = REG32(w, i->c)[__builtin_ctz(mask)];
-  FOR_LANES(l, mask) {
-    if (REG32(w, i->c)[l] != all)
-      fault(w, 1u << l, 719, "lanes of one instruction name different member masks");
+/* Lanes that name different members, as the tiles of a warp do, are one group after the other. */
+typedef void Together(Warp *w, const Insn *i, uint32_t mask);
+static void in_groups(Warp *w, const Insn *i, uint32_t mask, const char *what, Together *run) {
+  uint32_t named[LANES]; /* the result may go to the same register */
+  memcpy(named, REG32(w, i->c), sizeof named);
+  while (mask) {
+    uint32_t members = named[__builtin_ctz(mask)], same = 0;
+    FOR_LANES(l, mask) same |= (uint32_t)(named[l] == members) << l;
+    check_members(w, same, members, what);
+    run(w, i, same);
+    mask &= ~same;
   }
-  return all;
 }
 
 /* ---- shfl.sync.mode.b32 d|p, a, b, c, members ---- */
 enum { SHFL_UP, SHFL_DOWN, SHFL_BFLY, SHFL_IDX };
 
-static void exec_shfl(Warp *w, const Insn *i, uint32_t mask) {
+static void do_shfl(Warp *w, const Insn *i, uint32_t mask) {
   uint32_t d[LANES], valid = 0, a[LANES];
   const uint32_t *vb = REG32(w, i->b), *vc = REG32(w, i->v[0]);
-  check_members(w, mask, members_of(w, i, mask), "shuffle");
   memcpy(a, w->r + i->a, sizeof a);
   FOR_LANES(l, mask) {
     uint32_t b = vb[l] & 31, clamp = vc[l] & 31, segment = vc[l] >> 8 & 31;
@@ -48,6 +52,10 @@ static void exec_shfl(Warp *w, const Insn *i, uint32_t mask) {
   }
   registers_put(w, i->d, 4, mask, d);
   if (i->v[1] >= 0) PRED(w, i->v[1]) = (PRED(w, i->v[1]) & ~mask) | (valid & mask);
+}
+
+static void exec_shfl(Warp *w, const Insn *i, uint32_t mask) {
+  in_groups(w, i, mask, "shuffle", do_shfl);
 }
 
 static int32_t second(Parser *p) {
@@ -75,14 +83,17 @@ static void decode_shfl(Parser *p, const Form *f) {
 /* ---- vote, match, redux, activemask, elect ---- */
 enum { VOTE_ALL, VOTE_ANY, VOTE_UNI, VOTE_BALLOT };
 
-static void exec_vote(Warp *w, const Insn *i, uint32_t mask) {
-  check_members(w, mask, members_of(w, i, mask), "vote");
+static void do_vote(Warp *w, const Insn *i, uint32_t mask) {
   uint32_t yes = (PRED(w, i->a) ^ (uint32_t)i->imm) & mask;
   const bool result[] = {yes == mask, yes != 0, yes == mask || !yes};
   if (i->sub == VOTE_BALLOT)
     FOR_LANES(l, mask) REG32(w, i->d)[l] = yes;
   else
     PRED(w, i->d) = (PRED(w, i->d) & ~mask) | (result[i->sub] ? mask : 0);
+}
+
+static void exec_vote(Warp *w, const Insn *i, uint32_t mask) {
+  in_groups(w, i, mask, "vote", do_vote);
 }
 
 static void decode_vote(Parser *p, const Form *f) {
@@ -95,8 +106,7 @@ static void decode_vote(Parser *p, const Form *f) {
   i->c = operand_at(p, 2, 4, false);
 }
 
-static void exec_match(Warp *w, const Insn *i, uint32_t mask) {
-  check_members(w, mask, members_of(w, i, mask), "match");
+static void do_match(Warp *w, const Insn *i, uint32_t mask) {
   uint32_t d[LANES] = {0}, all = mask;
   FOR_LANES(l, mask) {
     uint64_t a = register_get(w, i->a, i->size, (int)l);
@@ -108,6 +118,10 @@ static void exec_match(Warp *w, const Insn *i, uint32_t mask) {
     for (int l = 0; l < LANES; l++) d[l] = all;
   registers_put(w, i->d, 4, mask, d);
   if (i->b >= 0) PRED(w, i->b) = (PRED(w, i->b) & ~mask) | all;
+}
+
+static void exec_match(Warp *w, const Insn *i, uint32_t mask) {
+  in_groups(w, i, mask, "match", do_match);
 }
 
 static void decode_match(Parser *p, const Form *f) {
@@ -123,8 +137,7 @@ static void decode_match(Parser *p, const Form *f) {
 
 enum { REDUX_ADD, REDUX_MIN, REDUX_MAX, REDUX_AND, REDUX_OR, REDUX_XOR };
 
-static void exec_redux(Warp *w, const Insn *i, uint32_t mask) {
-  check_members(w, mask, members_of(w, i, mask), "reduction");
+static void do_redux(Warp *w, const Insn *i, uint32_t mask) {
   const uint32_t *a = REG32(w, i->a);
   uint32_t r = a[__builtin_ctz(mask)];
   FOR_LANES(l, mask & (mask - 1)) {
@@ -134,6 +147,10 @@ static void exec_redux(Warp *w, const Insn *i, uint32_t mask) {
     r = value[i->sub];
   }
   FOR_LANES(l, mask) REG32(w, i->d)[l] = r;
+}
+
+static void exec_redux(Warp *w, const Insn *i, uint32_t mask) {
+  in_groups(w, i, mask, "reduction", do_redux);
 }
 
 static void decode_redux(Parser *p, const Form *f) {
@@ -159,11 +176,14 @@ static void decode_activemask(Parser *p, const Form *f) {
   p->insn->d = operand_at(p, 0, 4, false);
 }
 
-static void exec_elect(Warp *w, const Insn *i, uint32_t mask) {
-  check_members(w, mask, members_of(w, i, mask), "election");
+static void do_elect(Warp *w, const Insn *i, uint32_t mask) {
   uint32_t first = (uint32_t)__builtin_ctz(mask);
   if (i->d >= 0) FOR_LANES(l, mask) REG32(w, i->d)[l] = first;
   if (i->b >= 0) PRED(w, i->b) = (PRED(w, i->b) & ~mask) | 1u << first;
+}
+
+static void exec_elect(Warp *w, const Insn *i, uint32_t mask) {
+  in_groups(w, i, mask, "election", do_elect);
 }
 
 static void decode_elect(Parser *p, const Form *f) {
