@@ -103,6 +103,10 @@ static bool matrix_call(Expand *x, const CustomOp *call, const char *in, const c
   return x_out(x, out, y);
 }
 
+Node *ops_inverse(Graph *g, Node *a) {
+  return a ? g_call(g, &inverse_call, false, 1, &a, a->dtype, a->rank, a->dims) : NULL;
+}
+
 bool x_inverse(Expand *x);
 bool x_inverse(Expand *x) { return matrix_call(x, &inverse_call, "Input", "Output", 0); }
 bool x_determinant(Expand *x);
@@ -163,7 +167,7 @@ bool x_matrix_power(Expand *x) {
       !ops_same("rows and columns", a->dims[a->rank - 1], a->dims[a->rank - 2]))
     return err_any() ? false : err_set(E_OPR_003, "n is %lld", (long long)n);
   if (!ops_known(a)) return x_out(x, "Out", ops_blank(g, a->dtype, a->rank, a->dims));
-  if (n < 0) a = g_call(g, &inverse_call, false, 1, &a, a->dtype, a->rank, a->dims), n = -n;
+  if (n < 0) a = ops_inverse(g, a), n = -n;
   for (; n > 0 && a; n /= 2) { /* squares */
     if (n % 2) y = y ? g_matmul(g, y, a, false, false) : a;
     if (n > 1) a = g_matmul(g, a, a, false, false);
@@ -200,7 +204,7 @@ bool x_matrix_power_grad(Expand *x) {
     return x_out(x, "X@GRAD", ops_known(a) ? ops_zeros(g, a) : ops_blank_like(g, a));
   for (int d = 0; d < a->rank; d++) perm[d] = d;
   perm[a->rank - 1] = a->rank - 2, perm[a->rank - 2] = a->rank - 1;
-  if (n < 0) a = g_call(g, &inverse_call, false, 1, &a, a->dtype, a->rank, a->dims);
+  if (n < 0) a = ops_inverse(g, a);
   Node *b = a ? g_permute(g, a, perm) : NULL, *s = power_sum(g, b, gy, n < 0 ? -n : n);
   if (n < 0) s = ops_times(g, g_matmul(g, g_matmul(g, b, s, false, false), b, false, false), -1);
   return x_out(x, "X@GRAD", s);

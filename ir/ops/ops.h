@@ -80,6 +80,10 @@ static inline Node *ops_mul(Graph *g, Node *a, Node *b) { return g_map2(g, P_MUL
 static inline Node *ops_div(Graph *g, Node *a, Node *b) { return g_map2(g, P_DIV, a, b); }
 static inline Node *ops_plus(Graph *g, Node *a, double c) { return g_map2c(g, P_ADD, a, c); }
 static inline Node *ops_times(Graph *g, Node *a, double c) { return g_map2c(g, P_MUL, a, c); }
+/* matrix.c: the inverse of each matrix; E-RUN-004 in the run where one is singular. */
+Node *ops_inverse(Graph *g, Node *a);
+/* factor.c: the m x m matrices that swap rows as the vectors of pivots say. */
+Node *ops_pivots(Graph *g, Node *pivots, DType t, int64_t m);
 /* 1 / (1 + e^-v), v at least -80: its derivative is never 0 * inf. */
 Node *ops_sigmoid(Graph *g, Node *v);
 

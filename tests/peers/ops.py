@@ -13,6 +13,10 @@ from common import *
 
 TOLERANCE = 1e-4
 CASES = {  # beside the examples of ops.def
+    "eigh": "X=4x4; X=2x3x3 UPLO='U'; X=30x30", "eigvalsh": "X=4x4; X=2x3x3 UPLO='U'", "svd": "X=20x30; X=5x3:float64",
+    "qr": "X=20x30; X=9x9:float64; X=2x2x30x20", "lu": "X=20x30; X=9x9:float64; X=2x2x30x20", "slogdeterminant": "nograd Input=3x9x9:float64; nograd Input=20x20", "lu_unpack": "X=2x3x3 Pivots=2x3:int32:1..3",
+    "matrix_rank": "X=9x9 tol=2.5 use_default_tol=false; X=3x2x9x5; X=5x5 tol=0.3 use_default_tol=false hermitian=true; X=2x3x4x4 TolTensor=2x3:float32:0.1..1 use_default_tol=false",
+    "lstsq": "X=9x4 Y=9x3 driver='gelsd'; X=4x9:float64 Y=4x2:float64 driver='gelsy'; X=6x6 Y=6x2 driver='gelss'; X=2x9x4 Y=2x9x3 rcond=0.5 driver='gelsd'",
     "spectral_norm": "Weight=3x4 U=3:float32:0.1..1 V=4:float32:0.1..1 power_iters=1; Weight=4x2x3 U=2:float32:0.1..1 V=12:float32:0.1..1 power_iters=3 dim=1",
     "roi_align": "X=2x3x16x16 ROIs=6x4:float32:0..30 RoisNum=2:int32:3..3 pooled_height=3 pooled_width=3 spatial_scale=0.5 sampling_ratio=2",
     "conv2d": "Input=4x16x19x23 Filter=24x16x3x3 paddings=[1,1]; Input=2x16x14x14 Filter=32x16x1x1 strides=[2,2]; "
@@ -128,6 +132,11 @@ KNOWN = [  # (operator, what its cases have in common, why the results differ)
     ("hard_swish", r"threshold", "PaddlePaddle 2.6 ignores these attributes"),
     ("relu6", r"threshold", "PaddlePaddle 2.6 ignores the attribute"),
     ("swish", r"beta", "PaddlePaddle 2.6 ignores the attribute"),
+    ("eigh", r"X=4x4|X=30x30", "the signs of eigenvectors are a matter of rounding"),
+    ("eigvalsh", r"nograd X=4x4", "the signs of eigenvectors are a matter of rounding"),
+    ("eigh", r"X=2x3x3", "PaddlePaddle's gradient of several matrices is not that of each"),
+    ("eigvalsh", r"X=2x3x3", "PaddlePaddle's gradient of several matrices is not that of each"),
+    ("svd", r"X=20x30", "the signs of singular vectors are a matter of rounding"),
     ("conv2d_transpose", r"Bias", "PaddlePaddle's plain kernel ignores Bias"),
     ("pool2d", r"adaptive=true(?!.*avg)", "PaddlePaddle's maximum ignores adaptive; its layers emit max_pool2d_with_index"),
     ("fill_constant", r"9007199254740993", "PaddlePaddle rounds to float64"),
