@@ -213,8 +213,9 @@ static bool apply(const Loaded *l, const char *path, Scope *s, const Program *p,
     return false;
   }
   Tensor *t = arena_array(a, Tensor, n + 1);
-  if (!params_view(l->tensors, l->n_tensors, path, n, vars, t)) return false;
-  scope_set_all(s, a, n, vars, t, NULL);
+  ParamLevels levels = {.arena = a};
+  if (!params_view(l->tensors, l->n_tensors, path, n, vars, t, &levels)) return false;
+  scope_set_all(s, a, n, vars, t, &levels, NULL);
   return true;
 }
 

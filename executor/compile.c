@@ -72,9 +72,9 @@ bool feed_is_lod(const Feed *f) {
 static const Tensor *known_value(void *user, const char *name) {
   const CompileRequest *r = user;
   for (int i = 0; i < r->n_feeds; i++)
-    if (!strcmp(r->feeds[i].name, name) && ((r->known && r->known[i]) || feed_is_lod(&r->feeds[i])))
+    if (!strcmp(r->feeds[i].name, name) && (feed_is_lod(&r->feeds[i]) || (r->known && r->known[i])))
       return r->feeds[i].value;
-  return NULL;
+  return r->scope && scope_lods(r->scope) ? scope_sequences(r->scope, name) : NULL;
 }
 
 bool expand_request(const CompileRequest *r, Graph **g) {
@@ -244,6 +244,7 @@ Executable *compile(const CompileRequest *r) {
     executable_free(x);
     return NULL;
   }
+  x->lods = r->scope ? scope_lods(r->scope) : 0;
   arena_keep(g->arena);
   arena_keep(a);
   fill_plan(x);

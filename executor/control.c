@@ -85,7 +85,7 @@ Value *missing_grad(Control *c, Frame *f, const char *name) {
   Arena *a = arena_scratch();
   const char *var = arena_strn(a, name, (size_t)(at - name));
   if (block_find_var(f->b->b, var) && plan_find(f->b, var, &r)) of = ref_get(c, f, &r);
-  if (of && of->kind == V_TENSOR && dtype_is_float(of->t.dtype)) zero = value_zeros(c, &of->t);
+  if (of && of->kind == V_TENSOR && dtype_is_float(of->t.dtype)) zero = value_zeros_like(c, of);
   value_drop(c, of);
   arena_free(a);
   return zero;
@@ -103,7 +103,31 @@ static bool no_input(const Frame *f, const Step *s, const char *name) {
   return false;
 }
 
-static bool collect_inputs(Control *c, Frame *f, Step *s) {
+/* The offsets of the inputs' sequences, behind the inputs. How many feeds that makes. */
+static int collect_lods(Control *c, Step *s) {
+  Arena *a = c->plan->arena;
+  int n = s->n_in;
+  for (int i = 0; i < s->n_in; i++)
+    for (const Value *v = s->in_val[i]->lod; v; v = v->lod) n++;
+  if (n > s->cap_feeds) {
+    Feed *feeds = arena_array(a, Feed, 2 * n);
+    memcpy(feeds, s->feeds, sizeof *feeds * (size_t)s->n_in);
+    s->feed_lods = arena_array(a, Value *, 2 * n);
+    s->feeds = feeds;
+    s->cap_feeds = 2 * n;
+  }
+  n = s->n_in;
+  for (int i = 0; i < s->n_in; i++) {
+    const char *name = s->in[i];
+    for (Value *v = s->in_val[i]->lod; v; v = v->lod) {
+      s->feeds[n] = (Feed){name = plan_lod_name(c->plan, name), &v->t};
+      s->feed_lods[n++] = v;
+    }
+  }
+  return n;
+}
+
+static bool collect_inputs(Control *c, Frame *f, Step *s, int *n_feeds) {
   for (int i = 0; i < s->n_in; i++) {
     Value *v = s->in_val[i] = value_share(*ref_at(f, &s->in_ref[i]));
     if (!v) v = s->in_val[i] = missing_grad(c, f, s->in[i]);
@@ -111,7 +135,22 @@ static bool collect_inputs(Control *c, Frame *f, Step *s) {
     if (!v || v->kind != V_TENSOR) return no_input(f, s, s->in[i]);
     s->feeds[i] = (Feed){s->in[i], &v->t};
   }
+  *n_feeds = collect_lods(c, s);
   return true;
+}
+
+/* Sequences of a result: an input's, or new ones. */
+static Value *lod_value(Control *c, const Step *s, int n_feeds, const Lod *l) {
+  Value *first = NULL, **to = &first;
+  for (; l; l = l->up) {
+    for (int i = s->n_in; l->from && i < n_feeds; i++)
+      if (!strcmp(s->feeds[i].name, l->from)) return *to = value_share(s->feed_lods[i]), first;
+    int64_t n = l->n + 1;
+    *to = value_tensor(c, DT_INT64, 1, &n);
+    memcpy((*to)->t.data, l->offset, sizeof n * (size_t)n);
+    to = &(*to)->lod;
+  }
+  return first;
 }
 
 /* The input, or the earlier result, that a result is. */
@@ -122,11 +161,15 @@ static Value *same_value(const Step *s, const Same *same, int i) {
   return s->out_val[i];
 }
 
-static bool store_results(Control *c, Frame *f, Step *s, const Same *same) {
+static bool store_results(Control *c, Frame *f, Step *s, int n_feeds, const Same *same) {
   for (int i = 0; i < s->n_out; i++) s->out_val[i]->t = s->results[i];
   for (int i = 0; i < s->n_out; i++) {
-    Value *v = same ? same_value(s, same, i) : s->out_val[i];
-    if (!ref_set(c, f, &s->out_ref[i], value_share(v))) return false;
+    Value *v = value_share(same_value(s, same, i)), *lod = lod_value(c, s, n_feeds, same[i].lod);
+    if (v == s->out_val[i])
+      v->lod = lod;
+    else
+      v = value_with_lod(c, v, lod);
+    if (!ref_set(c, f, &s->out_ref[i], v)) return false;
   }
   return true;
 }
@@ -170,12 +213,14 @@ static bool cut_section(Control *c, Frame *f, const Wanted *w) {
 static bool run_one(Control *c, Frame *f, Step *s, bool *cut) {
   Wanted w = {0};
   const Same *same = NULL;
-  if (!collect_inputs(c, f, s)) return false;
+  int n_feeds;
+  if (!collect_inputs(c, f, s, &n_feeds)) return false;
   for (int i = 0; i < s->n_out; i++) s->out_val[i] = value_new(c, V_TENSOR);
   CompileRequest r = *c->req;
   r.section = s->section;
   r.feeds = s->feeds;
-  r.n_feeds = s->n_in;
+  r.n_feeds = n_feeds;
+  r.n_inputs = s->n_in;
   r.known = s->known;
   r.fetch = s->out;
   r.n_fetch = s->n_out;
@@ -183,7 +228,7 @@ static bool run_one(Control *c, Frame *f, Step *s, bool *cut) {
   note_state(c, f, s);
   memset(s->results, 0, sizeof *s->results * (size_t)s->n_out);
   if (run_section(c->e, &r, &s->made, f->seed, s->results, &same))
-    return store_results(c, f, s, same);
+    return store_results(c, f, s, n_feeds, same);
   return *cut = cut_section(c, f, &w);
 }
 
@@ -247,15 +292,31 @@ static bool run_steps(Control *c) {
 
 /* ---- the whole ---- */
 
+static const Tensor *fed_tensor(const Control *c, const char *name) {
+  for (int i = 0; i < c->req->n_feeds; i++)
+    if (!strcmp(c->req->feeds[i].name, name)) return c->req->feeds[i].value;
+  return NULL;
+}
+
+/* With its sequences, which are feeds beside it. */
+static Value *fed_value(Control *c, const char *name) {
+  Value *first = NULL, **to = &first;
+  for (const Tensor *t; (t = fed_tensor(c, name)); name = plan_lod_name(c->plan, name)) {
+    Value *v = *to = value_new(c, V_TENSOR);
+    v->t = *t;
+    v->borrowed = true;
+    to = &v->lod;
+  }
+  return first;
+}
+
 static void set_feeds(Control *c, Frame *f) {
   for (int i = 0; i < c->req->n_feeds; i++) {
     Ref r;
     if (!block_find_var(f->b->b, c->req->feeds[i].name) ||
         !plan_find(f->b, c->req->feeds[i].name, &r))
       continue;
-    Value *v = value_new(c, V_TENSOR);
-    v->t = *c->req->feeds[i].value;
-    v->borrowed = true;
+    Value *v = fed_value(c, c->req->feeds[i].name);
     if (r.slot < 0)
       value_drop(c, v);
     else
@@ -266,6 +327,11 @@ static void set_feeds(Control *c, Frame *f) {
 static bool fetch_one(Control *c, Frame *f, int i, Tensor *out) {
   Value *v = ref_get(c, f, &c->plan->fetch[i]);
   const char *name = c->req->fetch[i];
+  for (int d = 0; v && d < c->plan->fetch_depth[i]; d++) {
+    Value *lod = value_share(v->lod);
+    value_drop(c, v);
+    v = lod;
+  }
   if (!v || v->kind != V_TENSOR) {
     err_set(E_RUN_002, v ? "fetch %s is no tensor" : "fetch %s has no value", quoted(name));
     if (!v) err_help("the operators that write it did not run");

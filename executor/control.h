@@ -19,11 +19,13 @@ typedef struct Control Control;
 struct Value {
   ValueKind kind;
   int refs;
-  Tensor t;           /* V_TENSOR: data of mem_alloc, or of the caller if `borrowed` */
-  bool borrowed;      /* a feed */
-  int n, cap;         /* V_ARRAY, V_FRAMES */
-  Value **items;      /* V_ARRAY: NULL for an element that nobody has written */
-  Frame **frames;     /* V_FRAMES: what the runs of a sub-block have left for its gradient */
+  Tensor t;       /* V_TENSOR: data of mem_alloc, or of the caller if `borrowed` */
+  bool borrowed;  /* a feed */
+  int n, cap;     /* V_ARRAY, V_FRAMES */
+  Value **items;  /* V_ARRAY: NULL for an element that nobody has written */
+  Frame **frames; /* V_FRAMES: what the runs of a sub-block have left for its gradient */
+  Value *
+      lod; /* of a tensor: its sequences, offsets (int64) of rows, which may have sequences themselves */
   Value *prev, *next; /* all of a run */
 };
 
@@ -71,7 +73,9 @@ struct Step {
   Ref *in_ref, *out_ref;
   bool *known;               /* of each input: compiled for its value */
   Value **in_val, **out_val; /* while the section runs */
-  Feed *feeds;
+  int cap_feeds;
+  Feed *feeds;       /* inputs, then offsets of sequences */
+  Value **feed_lods; /* of each feed behind the inputs */
   Tensor *results;
   Ref **ins, **outs; /* of a host operator, as its slots */
   Executable *made;  /* most recently used first */
@@ -105,6 +109,8 @@ typedef struct Plan {
   int n_blocks;
   int n_fetch;
   Ref *fetch;
+  int *fetch_depth; /* of each: 0 the variable, 1 the offsets of its sequences, ... */
+  Map *lod_names;   /* x -> "x@LOD" */
   struct Plan *next;
 } Plan;
 
@@ -114,6 +120,7 @@ void plan_free(Plan *p);
 /* Cuts the section `at` of the block before an operator, whose section then has that input known. */
 bool plan_cut(Plan *p, PlanBlock *b, int at, const Wanted *w);
 bool plan_find(PlanBlock *b, const char *name, Ref *r);
+const char *plan_lod_name(Plan *p, const char *name); /* always the same "x@LOD" */
 
 /* ---- a run ---- */
 
@@ -154,6 +161,9 @@ Value *value_new(Control *c, ValueKind k);
 /* A tensor of that shape, not zeroed. */
 Value *value_tensor(Control *c, DType t, int rank, const int64_t *dims);
 Value *value_zeros(Control *c, const Tensor *like);
+Value *value_zeros_like(Control *c, const Value *like); /* with its sequences */
+/* The same tensor with other sequences (may be NULL). Takes both references. */
+Value *value_with_lod(Control *c, Value *v, Value *lod);
 Value *value_share(Value *v); /* one more reference; NULL is allowed */
 void value_drop(Control *c, Value *v);
 void value_add_frame(Value *v, Frame *f);

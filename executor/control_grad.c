@@ -26,7 +26,7 @@ static Value *zeros_of(Control *c, Frame *f, const Step *s, const GradLink *l) {
   const Ref *r = l->x >= 0 ? step_in(s, x_slot(s), l->x) : NULL;
   Value *of = r ? ref_get(c, f, r) : NULL, *zero = NULL;
   if (of && of->kind == V_ARRAY) zero = value_new(c, V_ARRAY);
-  if (of && of->kind == V_TENSOR) zero = value_zeros(c, &of->t);
+  if (of && of->kind == V_TENSOR) zero = value_zeros_like(c, of);
   value_drop(c, of);
   return zero;
 }

@@ -89,6 +89,12 @@ static PlanBlock *find(PlanBlock *b, const char *name, Ref *r) {
   return NULL;
 }
 
+const char *plan_lod_name(Plan *p, const char *name) {
+  const char *lod = map_get(p->lod_names, name);
+  if (!lod) map_put(p->lod_names, name, (void *)(uintptr_t)(lod = lod_name(p->arena, name, 0)));
+  return lod;
+}
+
 bool plan_find(PlanBlock *b, const char *name, Ref *r) { return find(b, name, r) != NULL; }
 
 /* ---- blocks ---- */
@@ -406,7 +412,8 @@ static bool bind_section(Plan *p, PlanBlock *b, Step *s) {
   s->out = arena_array(p->arena, const char *, map_n(n.written) + 1);
   s->out_ref = arena_array(p->arena, Ref, map_n(n.written) + 1);
   s->in_val = arena_array(p->arena, Value *, map_n(n.read) + 1);
-  s->feeds = arena_array(p->arena, Feed, map_n(n.read) + 1);
+  s->cap_feeds = map_n(n.read);
+  s->feeds = arena_array(p->arena, Feed, s->cap_feeds + 1);
   s->out_val = arena_array(p->arena, Value *, map_n(n.written) + 1);
   s->results = arena_array(p->arena, Tensor, map_n(n.written) + 1);
   s->n_in = s->n_out = 0;
@@ -473,12 +480,21 @@ static bool part_is_needed(const Op *op, const Map *needed, const bool *effects)
   return (sub && effects[sub->idx]) || op_is_needed(op, needed);
 }
 
+/* The variable that NAME@LOD, or NAME@LOD@LOD, is fetched from. */
+static const char *fetch_base(Plan *p, const char *name, int *depth) {
+  const Block *b = p->blocks[0]->b;
+  int d = 0;
+  for (const char *base; !block_var(b, name) && (base = lod_base(name, p->arena)); d++) name = base;
+  if (depth) *depth = d;
+  return name;
+}
+
 static void skip_unneeded(Plan *p, const CompileRequest *r) {
   PlanBlock *b = p->blocks[0];
   const bool *effects = find_effects(r->prog, p->arena);
   Map *needed = map_new(p->arena);
   bool *skip = arena_array(p->arena, bool, b->b->ops.n + 1);
-  for (int i = 0; i < r->n_fetch; i++) map_put(needed, r->fetch[i], p);
+  for (int i = 0; i < r->n_fetch; i++) map_put(needed, fetch_base(p, r->fetch[i], NULL), p);
   for (int i = b->b->ops.n - 1; i >= 0; i--) {
     const Op *op = b->b->ops.v[i];
     skip[i] = (op->def && (op->def->flags & OF_IO)) || !part_is_needed(op, needed, effects);
@@ -492,10 +508,12 @@ static bool find_fetches(Plan *p, const CompileRequest *r) {
   PlanBlock *b = p->blocks[0];
   p->n_fetch = r->n_fetch;
   p->fetch = arena_array(p->arena, Ref, r->n_fetch + 1);
+  p->fetch_depth = arena_array(p->arena, int, r->n_fetch + 1);
   for (int i = 0; i < r->n_fetch; i++) {
-    if (!block_var(b->b, r->fetch[i]))
+    const char *name = fetch_base(p, r->fetch[i], &p->fetch_depth[i]);
+    if (!block_var(b->b, name))
       return err_set(E_RUN_002, "fetch %s is not in the program", quoted(r->fetch[i]));
-    if (!find(b, r->fetch[i], &p->fetch[i])) return false;
+    if (!find(b, name, &p->fetch[i])) return false;
     if (p->fetch[i].slot >= 0) b->exported[p->fetch[i].slot] = true;
   }
   return true;
@@ -533,6 +551,7 @@ Plan *plan_make(const CompileRequest *r) {
   p->arena = a;
   p->n_blocks = r->prog->blocks.n;
   p->blocks = arena_array(a, PlanBlock *, p->n_blocks + 1);
+  p->lod_names = map_new(a);
   add_block(p, r->prog->blocks.v[0], NULL, NULL);
   skip_unneeded(p, r);
   bool ok = reach_blocks(p) && plan_steps(p) && find_fetches(p, r) && bind_steps(p);

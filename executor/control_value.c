@@ -34,6 +34,35 @@ Value *value_zeros(Control *c, const Tensor *like) {
   return v;
 }
 
+Value *value_zeros_like(Control *c, const Value *like) {
+  Value *v = value_zeros(c, &like->t);
+  v->lod = value_share(like->lod);
+  return v;
+}
+
+static bool same_sequences(const Value *a, const Value *b) {
+  for (; a && b && a != b; a = a->lod, b = b->lod)
+    if (a->t.dims[0] != b->t.dims[0] || memcmp(a->t.data, b->t.data, tensor_bytes(&a->t)))
+      return false;
+  return a == b;
+}
+
+Value *value_with_lod(Control *c, Value *v, Value *lod) {
+  if (!v || same_sequences(v->lod, lod)) {
+    value_drop(c, lod);
+    return v;
+  }
+  if (v->refs > 1) {
+    Value *mine = value_tensor(c, v->t.dtype, v->t.rank, v->t.dims);
+    memcpy(mine->t.data, v->t.data, tensor_bytes(&v->t));
+    value_drop(c, v);
+    v = mine;
+  }
+  value_drop(c, v->lod);
+  v->lod = lod;
+  return v;
+}
+
 Value *value_share(Value *v) {
   if (v) v->refs++;
   return v;
@@ -89,6 +118,7 @@ static void bury(Control *c, Value *dead) {
     dead = v->next;
     for (int i = 0; i < v->n && v->kind == V_ARRAY; i++) lose(c, v->items[i], &dead);
     for (int i = 0; i < v->n && v->kind == V_FRAMES; i++) lose_frame(c, v->frames[i], &dead);
+    lose(c, v->lod, &dead);
     free_value(v);
   }
 }
@@ -287,6 +317,7 @@ Value *value_sum(Control *c, const Value *a, const Value *b) {
     return NULL;
   }
   Value *v = value_tensor(c, p->dtype, p->rank, p->dims);
+  v->lod = value_share(a->lod ? a->lod : b->lod);
   int64_t n = tensor_numel(p);
   void *to = v->t.data;
   const void *x = p->data, *y = q->data;

@@ -84,7 +84,8 @@ typedef struct CompileRequest {
   Scope *scope;    /* shapes of state; may be NULL: declared shapes are used */
   int n_feeds;
   const Feed *feeds; /* data may be NULL here */
-  const bool *known; /* NULL, or of each feed: its value is compiled in */
+  int n_inputs; /* of a section: behind so many feeds come the offsets of their sequences, NAME@LOD */
+  const bool *known; /* NULL, or of each of those: its value is compiled in */
   int n_fetch;
   const char *const *fetch;
   const char *target;               /* NULL: this CPU */

@@ -12,10 +12,11 @@ typedef struct StateUse {
   int write;             /* position in Graph.writes, or -1 */
 } StateUse;
 
-/* Of a section's result: the input, or the earlier result, that it is. */
+/* Of a section's result: the input, or the earlier result, that it is, and its sequences. */
 typedef struct Same {
   int result; /* -1: none */
   const char *feed;
+  const Lod *lod;
 } Same;
 
 /* A compiled program for one set of feed shapes, state shapes and fetches. It belongs to one executor: what is kept from run to
@@ -43,7 +44,10 @@ struct Executable {
   uint64_t *
       seen; /* per buffer: version of the state that what is kept comes from; the last: is it there? */
   const char *key; /* see run.c */
+  int n_feeds;     /* of a section */
+  Map *lod_feeds;  /* names of those that are offsets of sequences */
   Tensor *feeds;   /* of a section: shapes, and the data that it was compiled for */
+  uint64_t lods;   /* of its scope, see scope_lods */
   Same *same;
   CompileOptions options;
   Executable *next;
@@ -83,7 +87,7 @@ struct Executor {
 };
 
 /* run.c: a section of a program. `list`: the executables made for it, most recently used first. out[i].data stays NULL
- * where (*same)[i] says what the result is; *same may be NULL. */
+ * where (*same)[i] says what the result is. *same is valid until the next run. */
 bool run_section(Executor *e, const CompileRequest *r, Executable **list, uint64_t seed,
                  Tensor *out, const Same **same);
 
@@ -155,9 +159,15 @@ void *scope_data(Scope *s, const char *name, Device *d, const int64_t *layout, b
 Tensor *scope_copy(Scope *s, const char *name, Arena *a);
 /* A file in the .pdiparams layout; its large tensors stay where it is mapped. */
 bool scope_map_params(Scope *s, const Program *p, const char *path);
-/* All of them or, if memory is refused, none. origin: of each, or NULL. */
+/* All of them or, if memory is refused, none, with their offsets of sequences as NAME@LOD. origin: of each, or NULL. */
 void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t,
-                   const uint64_t *origin);
+                   const ParamLevels *levels, const uint64_t *origin);
+/* Differs whenever the offsets of sequences of any variable do; 0: none has any. */
+uint64_t scope_lods(Scope *s);
+/* The variable, if it may be the offsets of sequences; else NULL. */
+const Tensor *scope_sequences(Scope *s, const char *name);
+/* Offsets of the sequences of a variable, the outermost level first, their data in the arena or the scope; how many. */
+int scope_levels(Scope *s, const char *name, Arena *a, const Tensor **levels);
 
 /* values.c: the file of one variable in a folder; NULL: its name leads out of it (E-PAR-001). */
 const char *param_file(Arena *a, const char *folder, const Var *v);

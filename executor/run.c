@@ -120,17 +120,14 @@ static bool check_feed(const Program *p, const Feed *f) {
   return false;
 }
 
-/* Offsets of the sequences of another feed: from 0 to its rows, not decreasing. */
+/* Offsets of the sequences of another feed, or of its sequences: from 0 to its rows, not decreasing. */
 static bool check_lod(int n, const Feed *feeds, const Feed *f) {
   size_t base = strlen(f->name) - strlen(LOD_SUFFIX);
-  const Tensor *t = f->value, *of = NULL;
+  const Feed *of = NULL;
   for (int i = 0; i < n; i++)
-    if (strlen(feeds[i].name) == base && !memcmp(feeds[i].name, f->name, base)) of = feeds[i].value;
-  const int64_t *v = t->data, count = tensor_numel(t);
-  bool ok = of && of->rank > 0 && t->dtype == DT_INT64 && t->rank == 1 && count > 0 && v[0] == 0 &&
-            v[count - 1] == of->dims[0];
-  for (int64_t i = 1; ok && i < count; i++) ok = v[i - 1] <= v[i];
-  if (ok) return true;
+    if (strlen(feeds[i].name) == base && !memcmp(feeds[i].name, f->name, base)) of = &feeds[i];
+  int64_t rows = of && of->value->rank > 0 ? of->value->dims[0] - feed_is_lod(of) : -1;
+  if (rows >= 0 && lod_fits(f->value, rows)) return true;
   err_set(E_DAT_001, "feed %s is not the offsets of sequences", quoted(f->name));
   err_help("Feed an int64 vector that starts with 0, does not decrease, and ends with the rows of "
            "the variable, fed too.");
@@ -170,6 +167,7 @@ static char *make_key(Arena *a, const Executor *e, const CompileRequest *r) {
 
 /* Has the state in the scope the types and shapes that the executable was compiled for? */
 static bool state_fits(const Executable *x, Scope *s) {
+  if (x->lods != scope_lods(s)) return false;
   for (int i = 0; i < x->graph->nodes.n; i++) {
     const Node *n = x->graph->nodes.v[i];
     if (n->prim != P_STATE) continue;
@@ -241,20 +239,34 @@ static bool same_shape(const Tensor *a, const Tensor *b) {
          !memcmp(a->dims, b->dims, sizeof *a->dims * (size_t)a->rank);
 }
 
+/* Is it compiled for the value of a feed? For offsets of sequences that nobody has looked at not even for the shape. */
+static bool is_compiled_in(const Executable *x, const CompileRequest *r, int i, bool lod) {
+  return lod ? x->graph->lods_read && map_get(x->graph->lods_read, r->feeds[i].name) : r->known[i];
+}
+
+/* Offsets of sequences follow the other feeds: the same inputs must have some. */
 static bool feeds_fit(const Executable *x, const CompileRequest *r) {
+  if (x->n_feeds != r->n_feeds) return false;
   for (int i = 0; i < r->n_feeds; i++) {
     const Tensor *t = r->feeds[i].value;
+    bool lod = i >= r->n_inputs, compiled = is_compiled_in(x, r, i, lod);
+    if (lod && !map_get(x->lod_feeds, r->feeds[i].name)) return false;
+    if (lod && !compiled) continue;
     if (!same_shape(t, &x->feeds[i])) return false;
-    if (r->known[i] && memcmp(t->data, x->feeds[i].data, tensor_bytes(t))) return false;
+    if (compiled && memcmp(t->data, x->feeds[i].data, tensor_bytes(t))) return false;
   }
   return true;
 }
 
 static void note_feeds(Executable *x, const CompileRequest *r) {
   x->feeds = arena_array(x->arena, Tensor, r->n_feeds + 1);
+  x->lod_feeds = map_new(x->arena);
+  x->n_feeds = r->n_feeds;
   for (int i = 0; i < r->n_feeds; i++) {
+    bool lod = i >= r->n_inputs;
     x->feeds[i] = *r->feeds[i].value;
-    if (r->known[i])
+    if (lod) map_put(x->lod_feeds, arena_str(x->arena, r->feeds[i].name), x);
+    if (is_compiled_in(x, r, i, lod))
       x->feeds[i].data = arena_dup(x->arena, x->feeds[i].data, tensor_bytes(&x->feeds[i]));
   }
 }
@@ -265,7 +277,7 @@ static void note_same(Executable *x) {
   x->same = arena_array(x->arena, Same, g->fetches.n + 1);
   for (int i = 0; i < g->fetches.n; i++) {
     const Node *n = g->fetches.v[i].node;
-    x->same[i] = (Same){-1, n->prim == P_FEED ? n->s : NULL};
+    x->same[i] = (Same){-1, n->prim == P_FEED ? n->s : NULL, g->fetch_lods[i]};
     for (int j = 0; j < i && x->same[i].result < 0; j++)
       if (g->fetches.v[j].node == n) x->same[i].result = j;
   }
@@ -664,6 +676,26 @@ static bool check_finite(Run *u, void **saved) {
 
 /* ---- the interpreter instead of generated code ---- */
 
+static const Lod *copy_lod(Arena *a, const Lod *from) {
+  const Lod *first = NULL, **to = &first;
+  for (; from; from = from->up) {
+    Lod *l = arena_new_of(a, Lod);
+    *l = *from;
+    l->offset = arena_dup(a, from->offset, sizeof *from->offset * (size_t)(from->n + 1));
+    l->from = from->from ? arena_str(a, from->from) : NULL;
+    *to = l;
+    to = &l->up;
+  }
+  return first;
+}
+
+/* All results are copied. */
+static const Same *own_results(const Graph *g, Arena *a) {
+  Same *s = arena_array(a, Same, g->fetches.n + 1);
+  for (int i = 0; i < g->fetches.n; i++) s[i] = (Same){-1, NULL, copy_lod(a, g->fetch_lods[i])};
+  return s;
+}
+
 static bool run_interpreted(Run *u, Tensor *out) {
   Graph *g;
   if (!expand_request(u->req, &g)) return false;
@@ -686,6 +718,7 @@ static bool run_interpreted(Run *u, Tensor *out) {
     memcpy(to, kept[i], tensor_bytes(&u->fresh[i]));
   }
   if (ok) hand_over(u, g, out);
+  if (ok && u->list) u->same = own_results(g, u->e->tmp);
   graph_free(g);
   return ok;
 }
@@ -752,21 +785,11 @@ bool run_section(Executor *e, const CompileRequest *r, Executable **list, uint64
   return ok;
 }
 
-static bool without_lod(int n, const Feed *feeds) {
-  for (int i = 0; i < n; i++)
-    if (feed_is_lod(&feeds[i])) {
-      err_set(E_OPR_004, "sequences (%s) in a program with control flow", quoted(feeds[i].name));
-      return false;
-    }
-  return true;
-}
-
 static bool run_parts(Run *u, Tensor *out) {
   MemGuard guard;
   if (MEM_GUARD(guard)) return false;
   const CompileRequest *r = u->req;
-  bool ok = check_feeds(r->prog, r->n_feeds, r->feeds) && without_lod(r->n_feeds, r->feeds) &&
-            control_run(u->e, r, u->seed, out);
+  bool ok = check_feeds(r->prog, r->n_feeds, r->feeds) && control_run(u->e, r, u->seed, out);
   mem_unguard(&guard);
   return ok;
 }

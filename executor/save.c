@@ -27,8 +27,9 @@ static bool write_one(Scope *s, const char *name, VfsOut *o, FileSum *sum) {
   Arena *a = arena_scratch();
   Str head;
   str_init(&head, a);
-  const Tensor *t = scope_copy(s, name, a);
-  bool ok = params_head(&head, sum->bytes, t) && add(o, head.s, head.n, sum) &&
+  const Tensor *t = scope_copy(s, name, a), *levels[PARAMS_LEVELS];
+  int n = scope_lods(s) ? scope_levels(s, name, a, levels) : 0;
+  bool ok = params_head(&head, sum->bytes, t, n, levels) && add(o, head.s, head.n, sum) &&
             add(o, t->data, tensor_bytes(t), sum);
   arena_free(a);
   return ok;

@@ -54,10 +54,17 @@ static void changed(Entry *e) {
   e->origin = 0;
 }
 
+/* Offsets of the sequences of a variable are a variable beside it. */
+static bool is_lod(const char *name) {
+  size_t n = strlen(name), k = strlen(LOD_SUFFIX);
+  return n > k && !strcmp(name + n - k, LOD_SUFFIX);
+}
+
 struct kl_scope {
   Arena *arena;
   Mapping *mappings;
-  Map *by_name; /* name -> Entry*; removed variables keep their (empty) Entry for reuse */
+  Map *by_name;  /* name -> Entry*; removed variables keep their (empty) Entry for reuse */
+  uint64_t lods; /* see scope_lods */
   pthread_mutex_t lock;
 };
 
@@ -409,7 +416,15 @@ void scope_give(Scope *s, const char *name, const Tensor *value, Device *d, cons
   e->shown.data = shown;
   set_layout(&e->own, value->rank, layout);
   changed(e);
+  if (is_lod(name)) s->lods = e->version;
   pthread_mutex_unlock(&s->lock);
+}
+
+uint64_t scope_lods(Scope *s) {
+  pthread_mutex_lock(&s->lock);
+  uint64_t v = s->lods;
+  pthread_mutex_unlock(&s->lock);
+  return v;
 }
 
 Tensor *scope_set(Scope *s, const char *name, DType d, int rank, const int64_t *dims,
@@ -438,7 +453,11 @@ Tensor *scope_set(Scope *s, const char *name, DType d, int rank, const int64_t *
 void scope_remove(Scope *s, const char *name) {
   pthread_mutex_lock(&s->lock);
   Entry *e = map_get(s->by_name, name);
-  if (e) clear(s, e);
+  if (e) {
+    clear(s, e);
+    changed(e);
+    if (is_lod(name)) s->lods = e->version;
+  }
   pthread_mutex_unlock(&s->lock);
 }
 
@@ -496,6 +515,27 @@ Tensor *scope_copy(Scope *s, const char *name, Arena *a) {
   return c.t;
 }
 
+const Tensor *scope_sequences(Scope *s, const char *name) {
+  const Tensor *t = is_lod(name) ? scope_get(s, name) : NULL;
+  return t && t->dtype == DT_INT64 && t->rank == 1 ? t : NULL;
+}
+
+int scope_levels(Scope *s, const char *name, Arena *a, const Tensor **levels) {
+  int n = 0;
+  for (; n < PARAMS_LEVELS; n++) {
+    const char *offsets = lod_name(a, name, n);
+    const Tensor *t = scope_sequences(s, offsets) ? scope_copy(s, offsets, a) : NULL;
+    if (!t) break;
+    levels[n] = t;
+  }
+  for (int i = 0; i < n / 2; i++) {
+    const Tensor *t = levels[i];
+    levels[i] = levels[n - 1 - i];
+    levels[n - 1 - i] = t;
+  }
+  return n;
+}
+
 static bool stays(const Mapping *m, const Tensor *t) {
   return m && tensor_bytes(t) >= PARAMS_LARGE;
 }
@@ -536,9 +576,53 @@ static void note_origin(Scope *s, const char *name, uint64_t origin) {
   pthread_mutex_unlock(&s->lock);
 }
 
+/* Names and values to be set: of variables, then of the offsets of their sequences. */
+typedef struct Values {
+  int n;
+  const char **name;
+  Tensor *t;
+  uint64_t *origin;
+} Values;
+
+static Values all_values(Arena *a, int n, Var *const *vars, const Tensor *t,
+                         const ParamLevels *levels, const uint64_t *origin) {
+  int more = levels ? levels->all.n : 0;
+  Values v = {n + more, arena_array(a, const char *, n + more + 1),
+              arena_array(a, Tensor, n + more + 1), arena_array(a, uint64_t, n + more + 1)};
+  for (int i = 0; i < n; i++) {
+    v.name[i] = vars[i]->name;
+    v.t[i] = t[i];
+    if (origin) v.origin[i] = origin[i];
+  }
+  for (int i = 0; i < more; i++) {
+    const ParamLevel *l = &levels->all.v[i];
+    v.name[n + i] = lod_name(a, vars[l->entry]->name, l->depth);
+    v.t[n + i] = l->offsets;
+  }
+  return v;
+}
+
+/* Offsets that variables have had before, a list that ends with NULL. */
+static const char **old_levels(Scope *s, Arena *a, int n, Var *const *vars) {
+  VEC(const char *) old = {0};
+  Tensor shape;
+  for (int i = 0; i < n && scope_lods(s); i++)
+    for (int d = 0; d < PARAMS_LEVELS; d++) {
+      const char *name = lod_name(a, vars[i]->name, d);
+      if (!scope_shape(s, name, &shape)) break;
+      vec_add(a, &old, name);
+    }
+  vec_add(a, &old, NULL);
+  return old.v;
+}
+
 /* All of them or, if memory is refused, none. m: NULL, or where they are mapped; it is the scope's if it has live ones then. */
-static void set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t, Mapping *m,
-                    const uint64_t *origin) {
+static void set_all(Scope *s, Arena *a, int n_vars, Var *const *vars, const Tensor *of, Mapping *m,
+                    const ParamLevels *levels, const uint64_t *origin) {
+  const Values v = all_values(a, n_vars, vars, of, levels, origin);
+  const int n = v.n;
+  const Tensor *const t = v.t;
+  const char **const old = old_levels(s, a, n_vars, vars);
   Tensor *const copy = arena_array(a, Tensor, n + 1);
   MemGuard guard;
   if (MEM_GUARD(guard)) {
@@ -546,21 +630,22 @@ static void set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t
       if (!stays(m, &t[i])) mem_free(copy[i].data);
     mem_rethrow();
   }
-  for (int i = 0; i < n; i++) scope_reserve(s, vars[i]->name);
+  for (int i = 0; i < n; i++) scope_reserve(s, v.name[i]);
   copy_all(n, t, m, copy);
   mem_unguard(&guard);
+  for (int i = 0; old[i]; i++) scope_remove(s, old[i]);
   for (int i = 0; i < n; i++)
     if (stays(m, &t[i])) m->live++;
   if (m && m->live) adopt(s, m);
   for (int i = 0; i < n; i++) {
-    scope_give(s, vars[i]->name, &copy[i], NULL, NULL);
-    note_origin(s, vars[i]->name, origin ? origin[i] : 0);
+    scope_give(s, v.name[i], &copy[i], NULL, NULL);
+    note_origin(s, v.name[i], v.origin[i]);
   }
 }
 
 void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t,
-                   const uint64_t *origin) {
-  set_all(s, a, n, vars, t, NULL, origin);
+                   const ParamLevels *levels, const uint64_t *origin) {
+  set_all(s, a, n, vars, t, NULL, levels, origin);
 }
 
 static bool take_mapped(Scope *s, const Program *p, const char *path, Arena *a, Mapping *m,
@@ -569,10 +654,11 @@ static bool take_mapped(Scope *s, const Program *p, const char *path, Arena *a, 
   int n = params_list(p, a, &vars);
   Tensor *t = arena_array(a, Tensor, n + 1);
   uint64_t *origin = arena_array(a, uint64_t, n + 1);
-  if (!params_view(m->data, m->n, path, n, vars, t)) return false;
+  ParamLevels levels = {.arena = a};
+  if (!params_view(m->data, m->n, path, n, vars, t, &levels)) return false;
   for (int i = 0; i < n; i++)
     origin[i] = value_origin(id, (uint64_t)((uint8_t *)t[i].data - m->data), &t[i]);
-  set_all(s, a, n, vars, t, m, origin);
+  set_all(s, a, n, vars, t, m, &levels, origin);
   return true;
 }
 

@@ -21,6 +21,7 @@ typedef struct Values {
   Tensor *t;        /* of each variable; data NULL: not there yet */
   uint64_t *origin; /* see value_origin */
   bool *there;
+  ParamLevels levels; /* entry: of the variable */
   View *views;
   int n_views;
 } Values;
@@ -121,7 +122,10 @@ static bool take_folder(Values *v, const char *folder) {
     if (!vfs_is_file(path)) return missing(v, i, folder);
     View *file = open_view(v, path);
     if (!file) return false;
-    if (!params_view_one(file->data, file->n, path, v->vars[i], v->a, &v->t[i])) return false;
+    int n = v->levels.all.n;
+    if (!params_view_one(file->data, file->n, path, v->vars[i], v->a, &v->t[i], &v->levels))
+      return false;
+    for (; n < v->levels.all.n; n++) v->levels.all.v[n].entry = i;
     v->origin[i] = value_origin(file->id, 0, &v->t[i]);
     v->there[i] = true;
   }
@@ -148,7 +152,7 @@ static bool take_combined(Values *v, Scope *s, const Program *stored, const char
   v->t = arena_array(v->a, Tensor, v->n + 1);
   v->origin = arena_array(v->a, uint64_t, v->n + 1);
   return mapped ? scope_map_params(s, stored, path)
-                : params_view(file->data, file->n, path, v->n, v->vars, v->t);
+                : params_view(file->data, file->n, path, v->n, v->vars, v->t, &v->levels);
 }
 
 static bool take_values(Values *v, Scope *s, const Program *stored, const char *path) {
@@ -171,7 +175,7 @@ static bool load(Values *v, Scope *s, const Program *stored, const char *path) {
     mem_rethrow();
   }
   bool ok = take_values(v, s, stored, path);
-  if (ok && v->n) scope_set_all(s, v->a, v->n, v->vars, v->t, v->origin);
+  if (ok && v->n) scope_set_all(s, v->a, v->n, v->vars, v->t, &v->levels, v->origin);
   mem_unguard(&guard);
   close_views(v);
   return ok;
@@ -180,7 +184,7 @@ static bool load(Values *v, Scope *s, const Program *stored, const char *path) {
 bool scope_load_values(Scope *s, const Program *stored, const Program *wanted, const char *path) {
   Arena *a = arena_scratch();
   Values *v = arena_new_of(a, Values);
-  v->a = a;
+  v->a = v->levels.arena = a;
   v->n = params_list(wanted, a, &v->vars);
   v->t = arena_array(a, Tensor, v->n + 1);
   v->origin = arena_array(a, uint64_t, v->n + 1);

@@ -1,4 +1,4 @@
-/* Arrays from files: .npy, .npz, IDX (the MNIST format), each also gzipped.
+/* Arrays from files: .npy, .npz, IDX (the MNIST format), each also gzipped; tensor files of PaddlePaddle (ir/params.c).
  *
  * In: a path; "FILE.npz:NAME" names a member of an archive, otherwise it must hold one. Out: a tensor in memory of its
  * own. The format is recognised by content. Formats: NumPy's NEP 1 (.npy), PKZIP with stored or deflated members (.npz), LeCun's
@@ -244,6 +244,42 @@ static bool read_npz(Arena *a, Bytes b, const char *member, const char *path, kl
   return false;
 }
 
+/* PaddlePaddle's tensor files begin with a version, 0; so does no IDX file. */
+static bool is_tensor_file(Bytes b) {
+  static const uint8_t version[4] = {0};
+  return b.n >= 16 && !memcmp(b.p, version, sizeof version);
+}
+
+static bool read_tensor(Arena *a, Bytes b, const char *path, Tensor *t, ParamLevels *levels) {
+  return params_decode(b.p, b.n, path, 1, NULL, a, t, levels);
+}
+
+static bool hand_out(const Tensor *t, kl_tensor *to) {
+  *to = *(const kl_tensor *)t;
+  to->data = mem_alloc(tensor_bytes(t) + 1);
+  memcpy(to->data, t->data, tensor_bytes(t));
+  return true;
+}
+
+int kl_read_lod(const char *path, kl_tensor *levels, int max) {
+  API_GUARD(-1);
+  if (err_any()) return -1;
+  Arena *a = arena_scratch();
+  ParamLevels all = {.arena = a};
+  Tensor t;
+  Bytes b;
+  uint8_t *data;
+  size_t n;
+  bool ok = vfs_read(a, path, &data, &n);
+  b = (Bytes){data, n};
+  if (ok && is_tensor_file(b)) ok = read_tensor(a, b, path, &t, &all);
+  int count = ok ? all.all.n : -1;
+  for (int i = 0; i < count && all.all.v[i].depth < max; i++)
+    hand_out(&all.all.v[i].offsets, &levels[all.all.v[i].depth]);
+  arena_free(a);
+  return count;
+}
+
 bool kl_read_array(const char *path, kl_tensor *to) {
   API_GUARD(false);
   if (err_any()) return false;
@@ -262,7 +298,10 @@ bool kl_read_array(const char *path, kl_tensor *to) {
     ok = read_npy(a, b, file, to);
   else if (b.n > 4 && !memcmp(b.p, "PK\3\4", 4))
     ok = read_npz(a, b, member ? member + 5 : NULL, file, to);
-  else if (b.n >= 4 && b.p[0] == 0 && b.p[1] == 0)
+  else if (is_tensor_file(b)) {
+    Tensor t;
+    ok = read_tensor(a, b, file, &t, NULL) && hand_out(&t, to);
+  } else if (b.n >= 4 && b.p[0] == 0 && b.p[1] == 0)
     ok = read_idx(b, file, to);
   else
     ok = bad(file, "the file is not an array that Kiln knows");

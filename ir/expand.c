@@ -79,6 +79,24 @@ const char *lod_base(const char *name, Arena *a) {
   return n > k && !strcmp(name + n - k, LOD_SUFFIX) ? arena_strn(a, name, n - k) : NULL;
 }
 
+const Lod lod_none = {0};
+
+const char *lod_name(Arena *a, const char *name, int depth) {
+  Str s;
+  str_init(&s, a);
+  str_add(&s, name);
+  for (int i = 0; i <= depth; i++) str_add(&s, LOD_SUFFIX);
+  return s.s;
+}
+
+bool lod_fits(const Tensor *t, int64_t rows) {
+  int64_t n = tensor_numel(t);
+  const int64_t *v = t->data;
+  bool ok = t->dtype == DT_INT64 && t->rank == 1 && n > 0 && v[0] == 0 && v[n - 1] == rows;
+  for (int64_t i = 1; ok && i < n; i++) ok = v[i - 1] <= v[i];
+  return ok;
+}
+
 /* Those of the first input with as many rows as the result. */
 static const Lod *inherited(Expand *x, const Node *n) {
   for (int s = 0; n->rank > 0 && s < x->op->ins.n; s++)
@@ -89,9 +107,18 @@ static const Lod *inherited(Expand *x, const Node *n) {
   return NULL;
 }
 
+const Lod *lod_read(Graph *g, const Lod *lod) {
+  if (lod && lod->from) {
+    if (!g->lods_read) g->lods_read = map_new(g->arena);
+    map_put(g->lods_read, lod->from, (void *)(uintptr_t)lod);
+  }
+  return lod;
+}
+
 const Lod *x_lod(Expand *x, const char *slot, int i) {
   Node *n = x_in_at(x, slot, i);
-  if (!n || x->g->shapes_only || n->lod) return n && !x->g->shapes_only ? n->lod : NULL;
+  if (!n || x->g->shapes_only || n->lod)
+    return n && !x->g->shapes_only ? lod_read(x->g, n->lod) : NULL;
   err_set(E_DAT_001, "%s %s has no sequences", slot, quoted(op_in(x->op, slot, i)));
   err_help("Feed their offsets, 0 first, as NAME" LOD_SUFFIX
            " beside the input NAME that they come from.");
@@ -106,7 +133,7 @@ static bool put_output(Expand *x, const char *slot, int i, Node *n, const Lod *l
   if (n && !lod) lod = inherited(x, n);
   if (n && lod && n->lod && n->lod != lod) n = g_alias(x->g, n);
   if (!n) return false;
-  if (lod) n->lod = lod;
+  if (lod) n->lod = lod == &lod_none ? NULL : lod;
   map_put(x->env, name, n);
   return true;
 }
@@ -388,21 +415,39 @@ typedef struct Sources {
   Map *fed, *written;
 } Sources;
 
-static const Lod *fed_lod(Graph *g, const ExpandRequest *r, const char *name) {
-  const Tensor *t = r->known ? r->known(r->user, arena_fmt(g->arena, "%s" LOD_SUFFIX, name)) : NULL;
-  if (!t) return NULL;
-  Lod *lod = arena_new_of(g->arena, Lod);
-  *lod = (Lod){tensor_numel(t) - 1, arena_dup(g->arena, t->data, tensor_bytes(t))};
-  return lod;
+/* All levels of a variable's sequences; false: error set. */
+static bool source_lod(Graph *g, const ExpandRequest *r, const char *name, int64_t rows,
+                       const Lod **to) {
+  for (int depth = 0; r->known && depth < PARAMS_LEVELS; depth++) {
+    const char *from = lod_name(g->arena, name, depth);
+    const Tensor *t = r->known(r->user, from);
+    if (!t) return true;
+    if (!lod_fits(t, rows)) {
+      err_set(E_DAT_001, "%s is not the offsets of sequences of %lld %s", quoted(from),
+              (long long)rows, depth ? "sequences" : "rows");
+      err_help("They start with 0, do not decrease, and end with that number.");
+      return false;
+    }
+    Lod *lod = arena_new_of(g->arena, Lod);
+    rows = tensor_numel(t) - 1;
+    *lod = (Lod){rows, arena_dup(g->arena, t->data, tensor_bytes(t)), NULL, from};
+    *to = lod;
+    to = &lod->up;
+  }
+  return true;
 }
 
 /* The offsets of a variable's sequences, fetched as NAME@LOD; NULL if it has none. */
 static Node *lod_node(Expand *x, const char *name) {
-  const char *base = lod_base(name, x->g->arena);
+  const char *base = lod_base(name, x->g->arena), *next;
+  int depth = 0;
+  for (; base && (next = lod_base(base, x->g->arena)); base = next) depth++;
   const Node *of = base ? map_get(x->env, base) : NULL;
-  if (!of || !of->lod) return NULL;
-  int64_t n = of->lod->n + 1;
-  return g_data(x->g, DT_INT64, 1, &n, of->lod->offset, name);
+  const Lod *lod = of ? of->lod : NULL;
+  while (lod && depth--) lod = lod->up;
+  if (!lod_read(x->g, lod)) return NULL;
+  int64_t n = lod->n + 1;
+  return g_data(x->g, DT_INT64, 1, &n, lod->offset, name);
 }
 
 static Node *source_node(Expand *x, const char *name) {
@@ -431,8 +476,7 @@ static Node *source_node(Expand *x, const char *name) {
     return NULL;
   }
   Node *n = fed ? g_feed(x->g, name, t, rank, dims) : g_state(x->g, name, t, rank, dims);
-  if (n && fed) n->lod = fed_lod(x->g, r, name);
-  return n;
+  return n && n->rank > 0 && !source_lod(x->g, r, name, n->dims[0], &n->lod) ? NULL : n;
 }
 
 static void each_output(const Op *op, void (*f)(void *user, const Op *op, const char *name),
@@ -462,6 +506,7 @@ static void note_state_write(void *user, const Op *op, const char *name) {
 }
 
 static bool fetch_nodes(Expand *x, int n, const char *const *fetches) {
+  x->g->fetch_lods = arena_array(x->g->arena, const Lod *, n + 1);
   for (int i = 0; i < n; i++) {
     Sources *s = x->user;
     Node *v = map_get(x->env, fetches[i]);
@@ -477,6 +522,7 @@ static bool fetch_nodes(Expand *x, int n, const char *const *fetches) {
     }
     NamedNode f = {arena_str(x->g->arena, fetches[i]), v, NULL};
     vec_add(x->g->arena, &x->g->fetches, f);
+    x->g->fetch_lods[i] = v->lod;
   }
   return true;
 }

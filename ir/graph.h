@@ -27,9 +27,16 @@ static inline bool aff_is_loop(const AffDim *a, int l) {
 typedef struct Lod {
   int64_t n; /* sequences; n + 1 offsets, from 0, not decreasing */
   const int64_t *offset;
+  const struct Lod *up; /* the sequences of these sequences; NULL: none */
+  const char *from;     /* the feed or state NAME@LOD that they are; NULL: computed */
 } Lod;
-#define LOD_SUFFIX "@LOD" /* of a feed: the offsets of the variable before it, int64 */
+extern const Lod lod_none; /* where NULL would mean: an input's */
+#define LOD_SUFFIX "@LOD"  /* of a feed: the offsets of the variable before it, int64 */
 const char *lod_base(const char *name, Arena *a); /* "x" of "x@LOD", else NULL */
+/* "x@LOD", of depth 1 the offsets of those sequences, "x@LOD@LOD", ... */
+const char *lod_name(Arena *a, const char *name, int depth);
+/* Are these the offsets of sequences of so many rows: an int64 vector from 0 to rows, not decreasing? */
+bool lod_fits(const Tensor *offsets, int64_t rows);
 
 struct Node {
   Prim prim;
@@ -87,10 +94,13 @@ struct Graph {
   bool shapes_only;    /* -1 dims are allowed: made for shape inference */
   Node *unknown;       /* whose value an expansion had to know and could not */
   Wanted wanted;
+  Map *
+      lods_read; /* names of the feeds and states NAME@LOD whose offsets the expansion has looked at; NULL: none */
   const Op *op;           /* of new nodes, see graph_set_op */
   VEC(Node *) nodes;      /* operands before users */
   VEC(NamedNode) writes;  /* persistable variables and their value at the exit, in program order */
   VEC(NamedNode) fetches; /* in the order asked for */
+  const Lod **fetch_lods; /* of each fetch, when it was expanded, its sequences or NULL */
   VEC(struct Kernel *) kernels; /* after fusion, in running order */
   VEC(struct Buffer *) buffers; /* after memory planning */
   VEC(ExitCopy)
@@ -228,7 +238,9 @@ Node *x_in_at(Expand *x, const char *slot, int i);
 bool x_wants(Expand *x, const char *slot); /* is the output slot connected? */
 /* The sequences of an input, known where it is expanded. NULL: E-DAT-001; in shape inference without an error. */
 const Lod *x_lod(Expand *x, const char *slot, int i);
-/* Sets an output with its sequences. Others get those of the first input that has as many rows. */
+/* Notes that the offsets are compiled in. NULL is allowed; gives it back. */
+const Lod *lod_read(Graph *g, const Lod *lod);
+/* Sets an output with its sequences (lod_none: without any). Others get those of the first input that has as many rows. */
 bool x_out_lod(Expand *x, const char *slot, Node *n, const Lod *lod);
 int x_n_out(Expand *x, const char *slot);
 /* No-op if the slot is not connected; false if n is NULL */
@@ -262,7 +274,8 @@ typedef struct ExpandRequest {
   int n_fetch;
   const char *const *fetches;
   DimsOf *dims_of;
-  /* NULL, or the value that a fed variable (or its sequences, NAME@LOD) has in every run of this graph; NULL: any */
+  /* NULL, or the value that a fed variable, or the sequences NAME@LOD of a variable, have in every run of this graph; NULL:
+   * any. Of sequences that the expansion does not look at (Graph.lods_read) only that they are there. */
   const Tensor *(*known)(void *user, const char *name);
   void *user;     /* of both */
   Wanted *wanted; /* out; may be NULL */

@@ -8,7 +8,8 @@
  *
  *   u32 version = 0 | u64 R | R x i64 row | i64 height | u32 tensor version = 0 | i32 n | n bytes TensorDesc | data [R, ...]
  *
- * and becomes the dense tensor [height, ...], zero in the other rows. LoD levels are checked (whole offsets, from 0, not decreasing) and skipped. When writing, a description may be padded, so
+ * and becomes the dense tensor [height, ...], zero in the other rows. LoD levels, the outermost first, are offsets from 0 that do not
+ * decrease, of the sequences of the next level, the last one of rows. When writing, a description may be padded, so
  * that the data of large tensors is aligned and can be used where the file is mapped. */
 #include "ir.h"
 #include "kiln.pb-c.h"
@@ -21,7 +22,16 @@ enum { DESC_MOST = 1024 }; /* bytes of a TensorDesc; 9 dims need at most 111 */
 typedef struct Reader {
   const uint8_t *base, *p, *end;
   const char *file, *name;
+  ParamLevels *levels; /* NULL: not wanted */
+  int entry;
 } Reader;
+
+/* The levels of the entry that is read: where their offsets stand. */
+typedef struct Levels {
+  int n;
+  const uint8_t *at[PARAMS_LEVELS];
+  uint64_t count[PARAMS_LEVELS], last[PARAMS_LEVELS];
+} Levels;
 
 /* ---- messages ---- */
 
@@ -69,7 +79,7 @@ static bool take(Reader *r, void *to, size_t n, const char *what) {
   return true;
 }
 
-static bool skip_level(Reader *r) {
+static bool take_level(Reader *r, Levels *l) {
   const uint8_t *start = r->p;
   uint64_t n = 0, last = 0;
   if (!take(r, &n, sizeof n, "the length of a LoD level")) return false;
@@ -79,16 +89,39 @@ static bool skip_level(Reader *r) {
     return at(r, start);
   }
   if ((uint64_t)(r->end - r->p) < n) return too_short(r, n, "a LoD level");
+  l->at[l->n] = r->p;
+  l->count[l->n] = n / 8;
   for (uint64_t i = 0; i < n / 8; i++, r->p += 8) {
     uint64_t offset;
     memcpy(&offset, r->p, sizeof offset);
-    if (offset >= last && (i || offset == 0)) {
+    if (offset >= last && (i || offset == 0) && offset <= INT64_MAX) {
       last = offset;
       continue;
     }
     err_set(E_PAR_001, "the LoD offsets of %s do not grow from 0 (%s after %s)", r->name,
             grouped(offset), grouped(last));
     return at(r, r->p);
+  }
+  l->last[l->n++] = last;
+  return true;
+}
+
+/* Offsets end within the sequences of the level below, or within the rows. */
+static bool keep_levels(Reader *r, const Levels *l, const Tensor *t) {
+  for (int i = 0; i < l->n; i++) {
+    bool rows = i + 1 == l->n;
+    uint64_t most = rows ? (uint64_t)(t->rank ? t->dims[0] : 0) : l->count[i + 1];
+    if (!rows && most) most--;
+    if (l->last[i] > most) {
+      err_set(E_PAR_001, "the LoD offsets of %s end at %s, behind its %s %s", r->name,
+              grouped(l->last[i]), grouped(most), rows ? "rows" : "sequences");
+      return at(r, l->at[i]);
+    }
+    if (!r->levels) continue;
+    ParamLevel level = {r->entry, l->n - 1 - i, {.dtype = DT_INT64, .rank = 1}};
+    level.offsets.dims[0] = (int64_t)l->count[i];
+    level.offsets.data = arena_dup(r->levels->arena, l->at[i], 8 * (size_t)l->count[i]);
+    vec_add(r->levels->arena, &r->levels->all, level);
   }
   return true;
 }
@@ -109,7 +142,7 @@ static bool take_tensor_head(Reader *r, int32_t *n_desc) {
          too_short(r, (uint64_t)*n_desc, "a description");
 }
 
-static bool take_head(Reader *r, int32_t *n_desc) {
+static bool take_head(Reader *r, int32_t *n_desc, Levels *l) {
   const uint8_t *start = r->p;
   uint32_t version = 0;
   uint64_t levels = 0;
@@ -120,8 +153,13 @@ static bool take_head(Reader *r, int32_t *n_desc) {
     r->p -= 8;
     return too_short(r, levels > UINT64_MAX / 8 ? UINT64_MAX : levels * 8, "LoD levels");
   }
+  if (levels > PARAMS_LEVELS) {
+    err_set(E_PAR_001, "%s has %s LoD levels; at most %d are possible", r->name, grouped(levels),
+            PARAMS_LEVELS);
+    return at(r, start);
+  }
   for (uint64_t i = 0; i < levels; i++)
-    if (!skip_level(r)) return false;
+    if (!take_level(r, l)) return false;
   return take_tensor_head(r, n_desc);
 }
 
@@ -187,9 +225,10 @@ static bool take_data(Reader *r, const Tensor *t, const uint8_t **data) {
 static bool take_entry(Reader *r, Arena *tmp, const Var *v, Tensor *t, const uint8_t **data) {
   const uint8_t *start = r->p;
   int32_t n_desc = 0;
-  if (!take_head(r, &n_desc) || !take_desc(r, tmp, n_desc, t)) return false;
+  Levels l = {0};
+  if (!take_head(r, &n_desc, &l) || !take_desc(r, tmp, n_desc, t)) return false;
   if (!params_fit(t, v)) return at(r, start);
-  return take_data(r, t, data);
+  return take_data(r, t, data) && keep_levels(r, &l, t);
 }
 
 /* Into the arena, or NULL: as it stands. Truth values become 0 or 1. */
@@ -219,6 +258,7 @@ __attribute__((noinline)) static bool take_all(Reader *r, Arena *tmp, int n, Var
       return false;
     }
     memset(&out[i], 0, sizeof out[i]);
+    r->entry = i;
     if (!take_entry(r, tmp, v, &out[i], &data[i])) return false;
   }
   if (r->p != r->end) {
@@ -232,14 +272,14 @@ __attribute__((noinline)) static bool take_all(Reader *r, Arena *tmp, int n, Var
 }
 
 bool params_decode(const uint8_t *bytes, size_t n_bytes, const char *file, int n, Var *const *vars,
-                   Arena *a, Tensor *out) {
+                   Arena *a, Tensor *out, ParamLevels *levels) {
   Arena *tmp = arena_new();
   MemGuard g;
   if (MEM_GUARD(g)) {
     arena_free(tmp);
     return false;
   }
-  Reader r = {bytes, bytes, bytes + n_bytes, file ? file : "parameters", ""};
+  Reader r = {bytes, bytes, bytes + n_bytes, file ? file : "parameters", "", levels, 0};
   bool ok = take_all(&r, tmp, n, vars, a, out);
   mem_unguard(&g);
   arena_free(tmp);
@@ -247,8 +287,8 @@ bool params_decode(const uint8_t *bytes, size_t n_bytes, const char *file, int n
 }
 
 bool params_view(uint8_t *bytes, size_t n_bytes, const char *file, int n, Var *const *vars,
-                 Tensor *out) {
-  return params_decode(bytes, n_bytes, file, n, vars, NULL, out);
+                 Tensor *out, ParamLevels *levels) {
+  return params_decode(bytes, n_bytes, file, n, vars, NULL, out, levels);
 }
 
 /* ---- one variable's own file ---- */
@@ -339,9 +379,9 @@ __attribute__((noinline)) static bool take_one(Reader *r, Arena *tmp, const Var 
 }
 
 bool params_view_one(uint8_t *bytes, size_t n_bytes, const char *file, const Var *v, Arena *a,
-                     Tensor *out) {
+                     Tensor *out, ParamLevels *levels) {
   Arena *tmp = arena_scratch();
-  Reader r = {bytes, bytes, bytes + n_bytes, file, ""};
+  Reader r = {bytes, bytes, bytes + n_bytes, file, "", levels, 0};
   bool ok = take_one(&r, tmp, v, a, out);
   arena_free(tmp);
   return ok;
@@ -386,7 +426,7 @@ static int32_t pad_desc(uint8_t *desc, int32_t n, size_t at) {
   return n + (int32_t)gap;
 }
 
-bool params_head(Str *out, size_t at, const Tensor *t) {
+bool params_head(Str *out, size_t at, const Tensor *t, int n_levels, const Tensor *const *level) {
   uint8_t desc[DESC_MOST];
   Pb__VarType__TensorDesc d = PB__VAR_TYPE__TENSOR_DESC__INIT;
   if (!t || t->dtype >= DT_N) return err_set(E_RUN_001, "a tensor to save has no value");
@@ -395,11 +435,17 @@ bool params_head(Str *out, size_t at, const Tensor *t) {
   d.dims = (int64_t *)t->dims;
   int32_t n_desc = (int32_t)protobuf_c_message_pack(&d.base, desc);
   const uint32_t version = 0;
-  const uint64_t levels = 0;
-  const size_t head = 2 * sizeof version + sizeof levels + sizeof n_desc;
+  const uint64_t levels = (uint64_t)n_levels;
+  size_t head = 2 * sizeof version + sizeof levels + sizeof n_desc;
+  for (int i = 0; i < n_levels; i++) head += sizeof(uint64_t) + tensor_bytes(level[i]);
   if (tensor_bytes(t) >= PARAMS_LARGE) n_desc = pad_desc(desc, n_desc, at + head);
   str_addn(out, (const char *)&version, sizeof version);
   str_addn(out, (const char *)&levels, sizeof levels);
+  for (int i = 0; i < n_levels; i++) {
+    const uint64_t bytes = tensor_bytes(level[i]);
+    str_addn(out, (const char *)&bytes, sizeof bytes);
+    str_addn(out, level[i]->data, bytes);
+  }
   str_addn(out, (const char *)&version, sizeof version);
   str_addn(out, (const char *)&n_desc, sizeof n_desc);
   str_addn(out, (const char *)desc, (size_t)n_desc);
@@ -409,7 +455,7 @@ bool params_head(Str *out, size_t at, const Tensor *t) {
 bool params_encode(Str *out, int n, const Tensor *const *t) {
   size_t start = out->n;
   for (int i = 0; i < n; i++) {
-    if (!params_head(out, out->n - start, t[i])) return false;
+    if (!params_head(out, out->n - start, t[i], 0, NULL)) return false;
     str_addn(out, t[i]->data, tensor_bytes(t[i]));
   }
   return true;

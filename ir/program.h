@@ -331,22 +331,33 @@ const char *path_in_folder(Arena *a, const char *folder, const char *const *fixe
 /* Entries back to back, in the given order. Large data starts at multiples of PARAMS_ALIGN, so that it can be mapped. */
 enum { PARAMS_ALIGN = 64, PARAMS_LARGE = 4096 };
 bool params_encode(Str *out, int n, const Tensor *const *t);
-/* What stands before the data of an entry that begins at `at` in its file. */
-bool params_head(Str *out, size_t at, const Tensor *t);
+/* What stands before the data of an entry that begins at `at` in its file. levels: offsets of sequences, int64, the outermost
+ * level first. */
+bool params_head(Str *out, size_t at, const Tensor *t, int n_levels, const Tensor *const *levels);
+/* Offsets of sequences (LoD) that entry number `entry` of a file holds: `depth` 0 are of its rows, 1 of those sequences... */
+typedef struct ParamLevel {
+  int entry, depth;
+  Tensor offsets; /* int64, a vector; in the arena */
+} ParamLevel;
+enum { PARAMS_LEVELS = 16 }; /* of an entry, at most */
+typedef struct ParamLevels {
+  Arena *arena;
+  VEC(ParamLevel) all;
+} ParamLevels;
 /* The persistable variables that a combined file holds, sorted bytewise by name. */
 int params_list(const Program *p, Arena *a, Var ***vars);
 /* Exactly n tensors; names and expected shapes (may be NULL) are for checks and messages. Data in the arena.
- * The sizes of all entries are checked before any is accepted. E-PAR. */
+ * The sizes of all entries are checked before any is accepted. levels: NULL, or where those of all entries are added. E-PAR. */
 bool params_decode(const uint8_t *bytes, size_t n_bytes, const char *file, int n, Var *const *vars,
-                   Arena *a, Tensor *out);
+                   Arena *a, Tensor *out, ParamLevels *levels);
 /* The same, but the data stays where it is in `bytes`, on any alignment. */
 bool params_view(uint8_t *bytes, size_t n_bytes, const char *file, int n, Var *const *vars,
-                 Tensor *out);
+                 Tensor *out, ParamLevels *levels);
 
 /* One variable's own file, as a folder of parameters holds them: an entry, or selected rows, which become dense. Data may
  * stay in `bytes`. */
 bool params_view_one(uint8_t *bytes, size_t n_bytes, const char *file, const Var *v, Arena *a,
-                     Tensor *out);
+                     Tensor *out, ParamLevels *levels);
 /* Has the tensor the variable's type and shape (unknown dimensions fit any)? E-PAR-002 */
 bool params_fit(const Tensor *t, const Var *v);
 /* statedict.c: .pdparams and .pdopt files, dictionaries of arrays as pickles. Name -> Tensor*; data may stay in `bytes`. */

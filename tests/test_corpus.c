@@ -394,6 +394,7 @@ static Str params_damaged(const Str *file, size_t at[][7], int n, int kind) {
   static const uint64_t values[] = {1,          7,          0x7fffffff,
                                     0x80000000, 0xffffffff, (uint64_t)1 << 60,
                                     UINT64_MAX};
+  static const uint64_t counts[] = {1, 1, 2, 17, (uint64_t)1 << 40};
   static const uint64_t lod[] = {16, 0, 3, 7, 0, 9, 15, 2, UINT64_MAX};
   const size_t *e = at[draw((uint32_t)n)], *f = at[draw((uint32_t)n)];
   Str s, cut = *file;
@@ -408,7 +409,7 @@ static Str params_damaged(const Str *file, size_t at[][7], int n, int kind) {
   case 1: cut.n = e[draw(7)]; return cut;
   case 2: /* levels of detail that are none */
     str_addn(&s, file->s, e[1]);
-    str_addn(&s, (const char *)&(uint64_t){1}, 8);
+    str_addn(&s, (const char *)&counts[draw(5)], 8);
     str_addn(&s, (const char *)&lod[draw(9)], 8);
     str_addn(&s, (const char *)&lod[draw(8)], 16 - 8 * draw(2));
     str_addn(&s, file->s + e[2], file->n - e[2]);

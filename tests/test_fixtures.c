@@ -199,6 +199,8 @@ int main(int argc, char *argv[]) {
                                      FIXTURE(alignment),
                                      FIXTURE(pieces),
                                      FIXTURE(sequences),
+                                     FIXTURE(lod_loop),
+                                     FIXTURE(lod_levels),
                                      FIXTURE(recurrences),
                                      FIXTURE(rows),
                                      FIXTURE(merged),

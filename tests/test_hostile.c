@@ -37,7 +37,7 @@ static bool read_params(const uint8_t *bytes, size_t n) {
   Var **vars;
   int k = params_list(p, p->arena, &vars);
   Tensor *t = arena_array(p->arena, Tensor, k);
-  bool ok = params_decode(bytes, n, "hostile.pdiparams", k, vars, p->arena, t);
+  bool ok = params_decode(bytes, n, "hostile.pdiparams", k, vars, p->arena, t, NULL);
   prog_free(p);
   return ok;
 }

@@ -104,6 +104,46 @@ static void test_folders(void **state) {
   scratch_remove(folder);
 }
 
+static void bytes_equal(const char *path, const char *other) {
+  Arena *a = arena_new();
+  uint8_t *x, *y;
+  size_t n = 0, m = 0;
+  assert_true(vfs_read(a, path, &x, &n) && vfs_read(a, other, &y, &m));
+  assert_int_equal(n, m);
+  assert_memory_equal(x, y, n);
+  arena_free(a);
+}
+
+/* Sequences of sequences, which PaddlePaddle wrote: saved as they were, together and each alone; gone with the next values. */
+static void test_sequences(void **state) {
+  (void)state;
+  const char *folder = scratch_folder(), *from = "tests/fixtures/lod_levels/first.pdiparams";
+  char file[300], each[300];
+  snprintf(file, sizeof file, "%s/all.pdiparams", folder);
+  snprintf(each, sizeof each, "%s/each/", folder);
+  Program *p = prog_load("tests/fixtures/lod_levels/main.pdmodel");
+  Scope *s = scope_new(), *t = scope_new();
+  assert_true(p && scope_load_params(s, p, from));
+  const Tensor *outer = scope_get(s, "w@LOD@LOD"), *inner = scope_get(s, "w@LOD");
+  assert_true(outer && inner);
+  assert_memory_equal(outer->data, ((int64_t[]){0, 2, 3}), 24);
+  assert_memory_equal(inner->data, ((int64_t[]){0, 1, 3, 5}), 32);
+  assert_true(scope_save_params(s, p, file));
+  bytes_equal(file, from);
+  assert_true(scope_save_params(s, p, each) && scope_load_params(t, p, each));
+  assert_true(scope_save_params(t, p, file));
+  bytes_equal(file, from);
+  scope_remove(s, "w@LOD@LOD");
+  scope_remove(s, "w@LOD");
+  assert_true(scope_save_params(s, p, file) && scope_load_params(t, p, file));
+  assert_null(scope_get(t, "w@LOD"));
+  assert_null(scope_get(t, "w@LOD@LOD"));
+  scope_free(s);
+  scope_free(t);
+  prog_free(p);
+  scratch_remove(folder);
+}
+
 static Program *with_variable(const char *name, const char *kind) {
   char text[300];
   int n =
@@ -153,32 +193,32 @@ static void test_selected_rows(void **state) {
   static const float want[8] = {3, 4, 0, 0, 0, 0, 6, 8};
   Tensor t;
   uint8_t *bytes = (uint8_t *)&f;
-  if (!params_view_one(bytes, sizeof f, "rows", vars[0], a, &t)) err_print(stderr, false);
+  if (!params_view_one(bytes, sizeof f, "rows", vars[0], a, &t, NULL)) err_print(stderr, false);
   assert_false(err_any());
   assert_memory_equal(t.data, want, sizeof want);
   for (size_t n = 0; n < sizeof f; n++) {
-    assert_false(params_view_one(bytes, n, "rows", vars[0], a, &t));
+    assert_false(params_view_one(bytes, n, "rows", vars[0], a, &t, NULL));
     expect_error(E_PAR_004, "rows");
   }
   f.row[1] = 4;
-  assert_false(params_view_one(bytes, sizeof f, "rows", vars[0], a, &t));
+  assert_false(params_view_one(bytes, sizeof f, "rows", vars[0], a, &t, NULL));
   expect_error(E_PAR_001, "has a row 4 of 4");
   f.row[1] = -1;
-  assert_false(params_view_one(bytes, sizeof f, "rows", vars[0], a, &t));
+  assert_false(params_view_one(bytes, sizeof f, "rows", vars[0], a, &t, NULL));
   expect_error(E_PAR_001, "has a row -1 of 4");
   f.row[1] = 0;
   f.height = 5;
-  assert_false(params_view_one(bytes, sizeof f, "rows", vars[0], a, &t));
+  assert_false(params_view_one(bytes, sizeof f, "rows", vars[0], a, &t, NULL));
   expect_error(E_PAR_002, "float32 [5, 2]");
   f.height = INT64_MAX;
-  assert_false(params_view_one(bytes, sizeof f, "rows", vars[0], a, &t));
+  assert_false(params_view_one(bytes, sizeof f, "rows", vars[0], a, &t, NULL));
   expect_error(E_MEM_002, "");
   f.height = (int64_t)1 << 30;
-  assert_false(params_view_one(bytes, sizeof f, "rows", vars[0], a, &t));
+  assert_false(params_view_one(bytes, sizeof f, "rows", vars[0], a, &t, NULL));
   expect_error(E_MEM_002, "not made dense");
   f.height = 4;
   f.n = (uint64_t)1 << 61;
-  assert_false(params_view_one(bytes, sizeof f, "rows", vars[0], a, &t));
+  assert_false(params_view_one(bytes, sizeof f, "rows", vars[0], a, &t, NULL));
   expect_error(E_PAR_004, "");
   arena_free(a);
   prog_free(p);
@@ -404,10 +444,11 @@ static void test_amplification(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_dictionaries), cmocka_unit_test(test_folders),
-      cmocka_unit_test(test_names),        cmocka_unit_test(test_selected_rows),
-      cmocka_unit_test(test_round_trips),  cmocka_unit_test(test_refused),
-      cmocka_unit_test(test_damage),       cmocka_unit_test(test_amplification),
+      cmocka_unit_test(test_dictionaries),  cmocka_unit_test(test_folders),
+      cmocka_unit_test(test_names),         cmocka_unit_test(test_selected_rows),
+      cmocka_unit_test(test_sequences),     cmocka_unit_test(test_round_trips),
+      cmocka_unit_test(test_refused),       cmocka_unit_test(test_damage),
+      cmocka_unit_test(test_amplification),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,7 +2,8 @@
  *
  * In: NAME=FILE[:scale=A][:shift=B] specs and the program that declares the variables. Out: columns in the variables'
  * element types, and batches gathered from them. A file whose rows have as many elements as the variable's rows is
- * reshaped; other shapes are an error that names both. Scale may be a fraction such as 1/255. */
+ * reshaped; other shapes are an error that names both. Scale may be a fraction such as 1/255. Where offsets cut a column's
+ * rows into sequences (NAME@LOD, given or from the file), batches are of whole sequences. */
 #include "tools.h"
 #include <stdlib.h>
 #include <string.h>
@@ -125,6 +126,23 @@ static bool lod_column(Dataset *d, const char *name, const char *text) {
   return true;
 }
 
+/* The offsets of sequences that a file holds become columns of their own. */
+static bool lod_of_file(Dataset *d, const char *name, const char *file) {
+  kl_tensor levels[PARAMS_LEVELS] = {{0}};
+  int n = strcmp(file, "-") ? kl_read_lod(file, levels, PARAMS_LEVELS) : 0;
+  bool ok = n >= 0 && (d->n + n <= LIST_MAX || err_set(E_ARG_001, "more than %d feeds", LIST_MAX));
+  for (int i = 0; i < n; i++) {
+    if (!ok) {
+      kl_tensor_free(&levels[i]);
+      continue;
+    }
+    d->col[d->n++] = (Column){.name = lod_name(d->arena, name, i),
+                              .file = arena_str(d->arena, file),
+                              .all = *as_tensor(&levels[i])};
+  }
+  return ok;
+}
+
 static bool open_column(Dataset *d, const Program *p, const char *text) {
   Spec s;
   kl_tensor file;
@@ -152,22 +170,52 @@ bool dataset_read(Dataset *d, const Program *p, const List *specs) {
   for (int i = 0; i < specs->n; i++) {
     char *text = arena_str(d->arena, specs->v[i]), *lod = strstr(text, ":lod=");
     if (lod) *lod = 0;
+    int first = d->n;
     if (!open_column(d, p, text)) return false;
+    const Column *c = &d->col[first];
+    if (!lod && !lod_of_file(d, c->name, c->file)) return false;
     if (lod && d->n == LIST_MAX) return err_set(E_ARG_001, "more than %d feeds", LIST_MAX);
     if (lod && !lod_column(d, d->col[d->n - 1].name, lod + 5)) return false;
   }
   return true;
 }
 
-bool dataset_open(Dataset *d, const Program *p, const List *specs) {
-  if (!dataset_read(d, p, specs)) return false;
+/* Which column are the offsets of which. */
+static bool find_sequences(Dataset *d) {
   for (int i = 0; i < d->n; i++) {
-    int64_t rows = d->col[i].all.rank ? d->col[i].all.dims[0] : 1;
-    if (i && rows != d->rows) {
-      err_set(E_DAT_001, "%s has %lld rows, %s has %lld", quoted(d->col[0].file),
-              (long long)d->rows, quoted(d->col[i].file), (long long)rows);
+    Column *c = &d->col[i];
+    const char *name = lod_name(d->arena, c->name, 0);
+    c->lod = d->n - 1;
+    while (c->lod >= 0 && strcmp(d->col[c->lod].name, name)) c->lod--;
+    if (c->lod < 0) continue;
+    Column *l = &d->col[c->lod];
+    l->offsets = true;
+    if (lod_base(c->name, d->arena)) {
+      err_set(E_OPR_004, "batches of sequences of sequences (%s)", quoted(l->name));
+      err_help("kiln run takes them whole");
       return false;
     }
+    if (!lod_fits(&l->all, c->all.rank ? c->all.dims[0] : -1))
+      return err_set(E_DAT_001, "%s is not the offsets of sequences of the rows of %s",
+                     quoted(l->name), quoted(c->file));
+  }
+  return true;
+}
+
+bool dataset_open(Dataset *d, const Program *p, const List *specs) {
+  if (!dataset_read(d, p, specs) || !find_sequences(d)) return false;
+  const Column *first = NULL;
+  for (int i = 0; i < d->n; i++) {
+    const Column *c = &d->col[i];
+    if (c->offsets) continue;
+    int64_t rows = c->all.rank ? c->all.dims[0] : 1;
+    if (c->lod >= 0) rows = d->col[c->lod].all.dims[0] - 1;
+    if (first && rows != d->rows) {
+      err_set(E_DAT_001, "%s has %lld rows, %s has %lld", quoted(first->file), (long long)d->rows,
+              quoted(c->file), (long long)rows);
+      return false;
+    }
+    first = c;
     d->rows = rows;
   }
   return true;
@@ -181,9 +229,38 @@ void dataset_close(Dataset *d) {
   arena_free(d->arena);
 }
 
+/* Whole sequences, and their offsets in the batch. */
+static void sequence_batch(Column *c, Column *l, const int64_t *order, int64_t begin, int64_t end) {
+  const int64_t *at = l->all.data;
+  size_t row = c->all.dims[0] ? tensor_bytes(&c->all) / (size_t)c->all.dims[0] : 0;
+  int64_t rows = 0, *to;
+  mem_free(l->batch.data);
+  l->batch = (Tensor){.dtype = DT_INT64, .rank = 1, .dims = {end - begin + 1}};
+  to = l->batch.data = mem_alloc(sizeof *to * (size_t)(end - begin + 1));
+  for (int64_t r = begin; r < end; r++) {
+    int64_t s = order ? order[r] : r;
+    to[r - begin] = rows;
+    rows += at[s + 1] - at[s];
+  }
+  to[end - begin] = rows;
+  mem_free(c->batch.data);
+  c->batch = c->all;
+  c->batch.data = NULL;
+  c->batch.dims[0] = rows;
+  c->batch.data = mem_alloc(row * (size_t)rows + 1);
+  for (int64_t r = begin; r < end; r++) {
+    int64_t s = order ? order[r] : r;
+    memcpy((char *)c->batch.data + (size_t)to[r - begin] * row,
+           (char *)c->all.data + (size_t)at[s] * row, (size_t)(at[s + 1] - at[s]) * row);
+  }
+}
+
 void dataset_batch(Dataset *d, const int64_t *order, int64_t begin, int64_t end, Feed *feeds) {
   for (int i = 0; i < d->n; i++) {
     Column *c = &d->col[i];
+    feeds[i] = (Feed){c->name, &c->batch};
+    if (c->lod >= 0) sequence_batch(c, &d->col[c->lod], order, begin, end);
+    if (c->offsets || c->lod >= 0) continue;
     size_t row = d->rows ? tensor_bytes(&c->all) / (size_t)d->rows : 0;
     if (!c->batch.data) c->batch.data = mem_alloc(row * (size_t)(end - begin) + 1);
     if (c->batch.rank) c->batch.dims[0] = end - begin;
@@ -192,7 +269,6 @@ void dataset_batch(Dataset *d, const int64_t *order, int64_t begin, int64_t end,
       memcpy((char *)c->batch.data + (size_t)(r - begin) * row,
              (char *)c->all.data + (size_t)from * row, row);
     }
-    feeds[i] = (Feed){c->name, &c->batch};
   }
 }
 

@@ -107,12 +107,14 @@ typedef struct Column {
   const char *file;
   Tensor all;   /* [rows, ...] in the variable's element type */
   Tensor batch; /* the rows of the current batch */
+  int lod;      /* number of the column NAME@LOD that cuts the rows into sequences; -1: none */
+  bool offsets; /* is such a column */
 } Column;
 typedef struct Dataset {
   Arena *arena;
   int n;
   Column col[LIST_MAX];
-  int64_t rows;
+  int64_t rows; /* of batches: rows, or sequences where a column has those */
 } Dataset;
 /* NAME=FILE[:scale=A][:shift=B] each; types are converted value by value, then scaled; rows reshaped to the variable's. */
 bool dataset_read(Dataset *d, const Program *p, const List *specs);

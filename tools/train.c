@@ -325,7 +325,7 @@ int verb_train(int argc, char **argv) {
       {"--main", FLAG_TEXT, &t.main, "M", "the program that trains"},
       {"--test", FLAG_TEXT, &t.test, "T", "a program to evaluate after each epoch"},
       {"--feed", FLAG_LIST, &t.feeds, "NAME=FILE",
-       "training data: .npy, .npz, IDX, also gzipped; [:scale=A][:shift=B]"},
+       "training data: .npy, .npz, IDX, also gzipped; [:scale=A][:shift=B][:lod=0,3,...]"},
       {"--test-feed", FLAG_LIST, &t.test_feeds, "NAME=FILE", "data for --test"},
       {"--batch", FLAG_COUNT, &t.batch, "N", "rows per step (64)"},
       {"--epochs", FLAG_COUNT, &t.epochs, "N", "passes over the data (1)"},

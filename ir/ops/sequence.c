@@ -28,7 +28,7 @@ static const Lod *lod_of(Graph *g, int64_t n, const int64_t *len) {
       return NULL;
     }
   }
-  *l = (Lod){n, at};
+  *l = (Lod){n, at, NULL, NULL};
   return l;
 }
 
@@ -164,7 +164,7 @@ bool x_sequence_pool(Expand *x) {
         !x_out(x, "MaxIndex", ops_add(g, i, ops_along(g, g_cast(g, first, DT_INT32), i->rank, 0))))
       return false;
   }
-  return x_out(x, "Out", out);
+  return x_out_lod(x, "Out", out, l->up ? l->up : &lod_none);
 }
 
 bool x_sequence_softmax(Expand *x) {
@@ -184,6 +184,20 @@ bool x_sequence_softmax(Expand *x) {
 
 /* ---- repeating, joining, turning ---- */
 
+/* Level number i, the outermost is 0; -1: the last. */
+static const Lod *level_of(Expand *x, const Lod *l, int64_t i) {
+  int64_t n = 0;
+  for (const Lod *k = l; k; k = k->up) n++;
+  if (i == -1) return l;
+  if (i < 0 || i >= n) {
+    err_set(E_OPR_003, "ref_level is %lld, Y has %lld levels of sequences", (long long)i,
+            (long long)n);
+    return NULL;
+  }
+  for (i = n - 1 - i; i > 0; i--) l = l->up;
+  return lod_read(x->g, l);
+}
+
 bool x_sequence_expand(Expand *x) {
   Graph *g = x->g;
   Node *v = x_in(x, "X");
@@ -191,7 +205,9 @@ bool x_sequence_expand(Expand *x) {
   if (!ops_rank(v, "X", 1, KL_RANK)) return false;
   if (!by) return x->g->shapes_only && unknown_rows(x, "Out", v);
   bool as = opdef_attr(x->op->def, "ref_level") == NULL; /* sequence_expand_as: row by row */
-  if (as) own = NULL;
+  if (!as) by = level_of(x, by, op_int(x->op, "ref_level"));
+  if (!by) return false;
+  own = as ? NULL : lod_read(g, own);
   int64_t n = own ? own->n : v->dims[0], total = 0, made = 0;
   if (!ops_same("sequences of X and Y", n, by->n)) return false;
   for (int64_t i = 0; i < n; i++)
@@ -271,7 +287,8 @@ bool x_sequence_pad(Expand *x) {
     Node *p = node_numel(pad) == 1 ? g_reshape(g, pad, 0, NULL) : pad;
     wide = g_select(g, mask_of(g, l, width, wide->rank), wide, p);
   }
-  return x_out(x, "Out", wide) && x_out(x, "Length", g_data(g, DT_INT64, 1, &l->n, len, "length"));
+  return x_out_lod(x, "Out", wide, &lod_none) &&
+         x_out(x, "Length", g_data(g, DT_INT64, 1, &l->n, len, "length"));
 }
 
 bool x_sequence_unpad(Expand *x) {
@@ -337,6 +354,9 @@ bool x_lod_reset(Expand *x) {
   const int64_t *given = op_intlist(x->op, "target_lod", &n);
   if (!v) return false;
   if (g->shapes_only) return x_out(x, "Out", g_alias(g, v));
+  if (y && y->lod && (v->rank == 0 || y->lod->offset[y->lod->n] != v->dims[0]))
+    return err_set(E_SHP_006, "Y has sequences of %lld rows, X is %s",
+                   (long long)y->lod->offset[y->lod->n], dims_text(v->rank, v->dims));
   if (y && y->lod) return x_out_lod(x, "Out", v, y->lod);
   if (y) {
     int64_t *at = arena_array(g->arena, int64_t, 1 << 16);
@@ -349,7 +369,11 @@ bool x_lod_reset(Expand *x) {
     return err_set(E_OPR_003, "target_lod is not the offsets of sequences of %lld rows",
                    (long long)(v->rank ? v->dims[0] : 0));
   Lod *l = arena_new_of(g->arena, Lod);
-  *l = (Lod){n - 1, arena_dup(g->arena, given, sizeof *given * (size_t)n)};
+  *l = (Lod){n - 1, arena_dup(g->arena, given, sizeof *given * (size_t)n), NULL, NULL};
+  if (op_bool(x->op, "append") && v->lod) {
+    l->up = lod_read(g, v->lod);
+    if (!ops_same("sequences of target_lod and rows of X's", l->n, rows_of(l->up))) return false;
+  }
   return x_out_lod(x, "Out", g_alias(g, v), l);
 }
 

@@ -20,10 +20,10 @@ static bool read_text(uint8_t *b, size_t n) {
 static bool read_params(uint8_t *b, size_t n) {
   Arena *a = arena_new();
   Tensor t[3];
-  bool ok = params_view(b, n, "fuzz", 3, NULL, t);
+  bool ok = params_view(b, n, "fuzz", 3, NULL, t, NULL);
   if (!ok) err_clear();
   Var rows = {.name = "rows", .kind = VK_SELECTED_ROWS, .dtype = DT_NONE};
-  ok = params_view_one(b, n, "fuzz", &rows, a, t) || ok;
+  ok = params_view_one(b, n, "fuzz", &rows, a, t, NULL) || ok;
   arena_free(a);
   return ok || err_any();
 }
