@@ -55,7 +55,7 @@ help:
 #: make bless     rewrite the expected output of the golden tests
 #: make docs      rewrite the pages that come from the tables: operators, error codes
 #: make bench     compare the speed with the peers (prepares them in .venv), about 25 minutes
-#: make peers-test   compare operators, training and files with PaddlePaddle (prepares it in .venv)
+#: make peers-test   compare operators, training and files with PaddlePaddle (prepares it in .venv), about 10 minutes; tests/peers/run.sh runs parts
 #: make fuzz      libFuzzer on the readers of files (clang), SECONDS=60
 #: make install   PREFIX=/usr/local DESTDIR=
 deps-build:

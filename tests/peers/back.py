@@ -1,7 +1,5 @@
 """The other way: programs that Kiln's builder wrote, run by PaddlePaddle.
 
-usage: back.py BUILD [--keep DIR] [--only NET ...]
-
 For each network of nets.c and of the example lenet: PaddlePaddle runs the startup program and STEPS steps of the main
 program, `kiln train` the same steps from the same values; then both run the test program on the trained values, and
 PaddlePaddle loads the inference model that Kiln saved. Where a net draws random numbers in training, only the mean of its
@@ -49,22 +47,18 @@ def inference(build, base, folder, part):
     return max(error(got[v.name], w) for v, w in zip(fetch, want))
 
 
-def write_nets(build, folder):
+def cases(build, folder):
     """{name: path of its files without an extension}"""
     for tool in ("peers/nets", "examples/lenet"):
-        subprocess.run([f"{build}/{tool}", folder], check=True)
+        subprocess.run([f"{build}/{tool}", folder], check=True, stdout=subprocess.DEVNULL)
     ends = sorted(glob.glob(f"{folder}/*_main.pdmodel"))
     return {os.path.basename(p)[:-len("_main.pdmodel")]: p[:-len("_main.pdmodel")] for p in ends}
 
 
-def judged(build, name, base, folder):
+def compare(build, name, base, folder):
     with static.scope_guard(static.Scope()):
         e_loss, (e_var, who), e_test, part = trained(build, base, folder)
     with static.scope_guard(static.Scope()):
         e_use = inference(build, base, folder, part) if os.path.exists(base + ".pdmodel") else 0.0
-    good = e_loss <= (0.03 if "random" in name else TOLERANCE) and max(e_var, e_test, e_use) <= TOLERANCE
-    return f"losses {e_loss:8.1e}  variables {e_var:8.1e} ({who})  test {e_test:8.1e}  inference {e_use:8.1e}", good
-
-
-if __name__ == "__main__":
-    sys.exit(each_net(write_nets, judged, 24))
+    losses = {"mean of losses": (e_loss, 0.03)} if "random" in name else {"losses": (e_loss, TOLERANCE)}
+    return Outcome({**losses, "variables": (e_var, TOLERANCE), "test program": (e_test, 1e-4), "inference model": (e_use, 1e-4)}, who and [f"worst: {who}"])

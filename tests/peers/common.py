@@ -1,8 +1,10 @@
 """What the comparisons with PaddlePaddle share: running Kiln on files, comparing values, parameter files."""
-import argparse, os, struct, subprocess, sys, tempfile, traceback
+import os, struct, subprocess
 import numpy as np
 
 os.environ.setdefault("GLOG_minloglevel", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two comparisons run at a time
+THREADS = ["--threads", "1"]
 TYPES = {0: np.bool_, 1: np.int16, 2: np.int32, 3: np.int64, 4: np.float16, 5: np.float32, 6: np.float64,
          20: np.uint8, 21: np.int8}
 
@@ -11,36 +13,11 @@ class KilnError(Exception):
     pass
 
 
-def each_net(nets, compare, width=36):
-    """The main function of a comparison: its exit status. Usage: SCRIPT BUILD [--keep DIR] [--only NET ...].
+class Outcome:
+    """What a comparison gives: {what is measured: (its greatest error, the limit)}, lines to print, the number of cases in it."""
 
-    nets is {name: net}, or makes that from (build folder, folder to write to); compare(build folder, name, net, folder)
-    gives what to print and whether it agrees."""
-    import paddle
-    p = argparse.ArgumentParser()
-    p.add_argument("build")
-    p.add_argument("--keep")
-    p.add_argument("--only", nargs="*", default=[])
-    a = p.parse_args()
-    paddle.enable_static()
-    failed = 0
-    with tempfile.TemporaryDirectory() as tmp:
-        folder = a.keep or tmp
-        os.makedirs(folder, exist_ok=True)
-        for name, net in (nets(a.build, folder) if callable(nets) else nets).items():
-            if a.only and not any(n in name for n in a.only):
-                continue
-            where = f"{folder}/run-{name.replace(' ', '_').replace(',', '')}"
-            os.makedirs(where, exist_ok=True)
-            try:
-                text, good = compare(a.build, name, net, where)
-                text += "" if good else "  FAILED"
-            except Exception as e:
-                text, good = f"FAILED: {e if isinstance(e, KilnError) else traceback.format_exc()}", False
-            print(f"{name:{width}} {text}", flush=True)
-            failed += not good
-    print(f"{failed} failed" if failed else "all agree")
-    return 1 if failed else 0
+    def __init__(self, figures, notes=(), cases=1):
+        self.figures, self.notes, self.cases = figures, list(notes), cases
 
 
 def kiln(build, *args):
@@ -57,7 +34,7 @@ def file_name(name):
 
 def run(build, model, folder, feed, fetch, *flags):
     """One run of a model in Kiln: {name: array} in, {name: array} out."""
-    args = ["run", model, *flags]
+    args = ["run", model, *THREADS, *flags]
     for name, value in feed.items():
         path = f"{folder}/{file_name(name)}.npy"
         np.save(path, value)

@@ -1,9 +1,7 @@
 """Deep and recurrent networks: training programs of PaddlePaddle, 20 steps in both from the same initial parameters.
 
-usage: deep.py BUILD [--keep DIR] [--only NET ...]
-
 Losses of every step and the parameters afterwards are compared. Learning rates are small: rounding grows with every step in nets
-with batch normalisation, and in PaddlePaddle's own runs from values that differ by 3e-7 (the last column) as well.
+with batch normalisation, and in PaddlePaddle's own runs from values that differ by 3e-7 as well.
 """
 from train import *
 from rednet import RedNet
@@ -124,10 +122,10 @@ def compare_deep(build, name, net, folder, n_steps):
     return e_loss, distance(after, last, compared), *worst_variable(after, last, lambda n: n not in compared), noise
 
 
-def judged(build, name, net, folder):
+def cases(build, folder):
+    return NETS
+
+
+def compare(build, name, net, folder):
     e_loss, e_var, e_one, who, noise = compare_deep(build, name, net, folder, STEPS)
-    return f"losses {e_loss:8.1e}  parameters {e_var:8.1e}  worst {e_one:8.1e} ({who})  noise {noise:8.1e}", e_loss <= TOLERANCE and e_var <= TOLERANCE
-
-
-if __name__ == "__main__":
-    sys.exit(each_net(NETS, judged))
+    return Outcome({"losses": (e_loss, TOLERANCE), "parameters": (e_var, TOLERANCE)}, [f"worst {e_one:.1e} ({who}); between two runs of PaddlePaddle {noise:.1e}"])

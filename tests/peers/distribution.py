@@ -1,7 +1,5 @@
 """What is random, compared with PaddlePaddle in distribution: initial values, dropout, and training with it.
 
-usage: distribution.py BUILD [--keep DIR] [--only NET ...]
-
 Initial values and dropped tensors: mean and standard deviation (in units of their standard errors), and the two-sample
 Kolmogorov-Smirnov statistic in units of sqrt((n + m) / (n m)), which 2.2 exceeds once in 8000 times. What is kept is kept at
 the same rate, independently of its neighbours and of the step, and scaled alike. Losses of training with dropout: their mean
@@ -47,11 +45,11 @@ def initial(build, name, net, folder):
     got = run(build, f"{folder}/startup.pdmodel", folder, {}, ["w"])["w"]
     if name in FIXED:
         e = error(got, want)
-        return f"values {e:8.1e}", e <= 1e-6
+        return Outcome({"values": (e, 1e-6)})
     mean, deviation, ks = spread(got, want)
     tails = 3.0 if "normal" in name and "truncated" not in name else 0.1  # the others have bounds
     inside = got.shape == want.shape and abs(got.min() - want.min()) + abs(got.max() - want.max()) < tails * want.std()
-    return f"mean {mean:5.2f}  deviation {deviation:5.2f}  ks {ks:5.2f}", inside and mean < SIGMAS and deviation < SIGMAS and ks < KS
+    return Outcome({"sigmas of moments": (max(mean, deviation), SIGMAS), "ks": (ks, KS), "out of bounds": (not inside, 0)})
 
 
 DROPPED = {
@@ -93,8 +91,7 @@ def dropped(build, name, net, folder):
     beside = 0.0 if "columns" in name else max(abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) * np.sqrt(a.size) for a, b in ((got[1:], got[:-1]), (got[:, 1:], got[:, :-1]), (got, again)))
     if "dropout" in name and not np.array_equal(steps[0][fetch[1]] != steps[0][fetch[1]].min(), got != got.min()):
         problems.append("the gradient has another mask")
-    good = worst < SIGMAS and ks < KS and beside < SIGMAS and not problems
-    return f"rates, moments {worst:5.2f}  ks {ks:5.2f}  correlations {beside:5.2f} {' '.join(problems)}", good
+    return Outcome({"sigmas of moments": (worst, SIGMAS), "ks": (ks, KS), "sigmas of correlations": (beside, SIGMAS), "problems": (len(problems), 0)}, problems)
 
 
 SEEDS = 12
@@ -129,12 +126,18 @@ def training(build, name, net, folder):
     a, b = map(np.array, ends)
     t = abs(a.mean() - b.mean()) / np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / SEEDS)
     ratio = abs(np.log(a.std() / b.std())) * np.sqrt(SEEDS)
-    return f"losses {a.mean():.4f} and {b.mean():.4f}  means {t:5.2f}  deviations {ratio:5.2f}", t < SIGMAS and ratio < SIGMAS
+    return Outcome({"sigmas of losses": (max(t, ratio), SIGMAS)}, [f"losses {a.mean():.4f}, PaddlePaddle {b.mean():.4f}"])
 
 
 NETS = {f"initial, {n}": (initial, n, v) for n, v in {**INITIAL, **FIXED}.items()}
 NETS |= {n: (dropped, n, v) for n, v in DROPPED.items()}
 NETS["training with dropout"] = (training, "", trained)
 
-if __name__ == "__main__":
-    sys.exit(each_net(NETS, lambda build, name, net, folder: net[0](build, net[1], net[2], folder), 34))
+
+def cases(build, folder):
+    return NETS
+
+
+def compare(build, name, net, folder):
+    kind, name, net = net
+    return kind(build, name, net, folder)

@@ -1,10 +1,8 @@
 """Inference models of many kinds: exports of paddle.jit with unknown dimensions and control flow of Python, decoders, layers of
 paddle.nn and functions of paddle that other nets lack. As in infer.py.
-
-usage: exports.py BUILD [--keep DIR] [--only NET ...]
 """
+import infer
 from infer import *
-from ops import in_child
 
 nn = paddle.nn
 
@@ -147,11 +145,6 @@ FUNCTIONS = {  # of x [batch, 4, 6]; m: positive definite [batch, 4, 4]; y: labe
 }
 
 
-class Each:
-    def __init__(self, text):
-        self.texts = [t.strip() for t in text.split(";")]
-
-
 def one_function(text):
     def make():
         x, y = static.data("x", [-1, 4, 6], "float32"), static.data("n", [-1, 4], "int64")
@@ -163,45 +156,27 @@ def one_function(text):
     return make
 
 
-def each_function(build, name, each, folder):
-    """Every function as a model: the worst error, what fails, and what needs operators that Kiln does not have."""
-    worst, bad, refused, absent = 0.0, [], [], []
-    feed = lambda n: lambda r: {"x": r.randn(n, 4, 6).astype("float32"), "n": r.randint(0, 4, [n, 4])}
-    for text in each.texts:
-        result = in_child(judge_function, build, text, [feed(2), feed(3)], folder)
-        if result is None or result[0] is None:
-            refused.append(text if result is None else f"{text} ({result[1]})")
-        elif "E-OPR-001" in result[1]:
-            absent.append(text)
-        elif not result[0] <= 1e-4:
-            bad.append(f"{text}: {result[1] or result[0]}")
-        else:
-            worst = max(worst, result[0])
-    lines = "".join(f"\n      {b}" for b in bad) + "".join(f"\n      PaddlePaddle refuses {t}" for t in refused) + "".join(f"\n      no such operator in Kiln: {t}" for t in absent)
-    return f"{len(each.texts) - len(refused) - len(absent):10} functions  results {worst:8.1e}{lines}", not bad
-
-
-def judge_function(build, text, runs, folder):
+def function(build, text, folder):
+    """A function of FUNCTIONS as a model of its own, on two batch sizes."""
     paddle.seed(3)
-    main, worst = static.Program(), 0.0
+    main = static.Program()
     with static.program_guard(main, static.Program()), paddle.utils.unique_name.guard(), static.scope_guard(static.Scope()):
         try:
             outs = one_function(text)()
             exe = static.Executor(paddle.CPUPlace())
             read = {n for op in main.global_block().ops for n in op.input_arg_names}
             names = [o.name for o in outs]
-            feeds = [{n: v for n, v in make(np.random.RandomState(i)).items() if n in read} for i, make in enumerate(runs)]
+            values = lambda r, n: {"x": r.randn(n, 4, 6).astype("float32"), "n": r.randint(0, 4, [n, 4])}
+            feeds = [{k: v for k, v in values(np.random.RandomState(i), n).items() if k in read} for i, n in enumerate((2, 3))]
             wants = [exe.run(main, feed=f, fetch_list=names) for f in feeds]
-            save(main, f"{folder}/m.pdmodel")
         except Exception as e:
-            return None, str(e).strip().splitlines()[-1][:120] if str(e).strip() else repr(e)
-        try:
-            for f, want in zip(feeds, wants):
-                got = run(build, f"{folder}/m.pdmodel", folder, f, names)
-                worst = max([worst] + [error(got[n], w, 1e-30) for n, w in zip(names, want)])
-        except KilnError as e:
-            return float("inf"), str(e).replace("\n", " ")[:300]
-    return worst, ""
+            return Outcome({}, ["PaddlePaddle refuses it: " + (str(e).strip().splitlines() or [repr(e)])[-1][:120]], 0)
+    save(main, f"{folder}/m.pdmodel")
+    worst = 0.0
+    for f, want in zip(feeds, wants):
+        got = run(build, f"{folder}/m.pdmodel", folder, f, names)
+        worst = max([worst] + [error(got[n], w, 1e-30) for n, w in zip(names, want)])
+    return Outcome({"functions": (worst, 1e-4)})
 
 
 NETS = {
@@ -209,16 +184,19 @@ NETS = {
     "to_static, transformer": (Exported(Attention, spec("s", None, None, dtype="int64"), spec("t", None, None, dtype="int64")), [lambda r: {"s": r.randint(0, 30, [2, 7]), "t": r.randint(0, 30, [2, 5])}, lambda r: {"s": r.randint(0, 30, [1, 4]), "t": r.randint(0, 30, [1, 9])}]),
     "to_static, vision transformer": (Exported(Mixer, spec("x", None, 3, None, None)), [floats("x", 2, 3, 16, 24), floats("x", 1, 3, 32, 20)]),
     "beam search": (beam, [floats("x", 2, 8), floats("x", 4, 8)]),
-    **{name: Each(text) for name, text in FUNCTIONS.items()},
 }
 
 
-def exported(build, name, net, folder):
-    if isinstance(net, Each):
-        return each_function(build, name, net, folder)
+def cases(build, folder):
+    return {**NETS, **{" ".join(t.split()): None for group in FUNCTIONS.values() for t in group.split(";")}}
+
+
+def compare(build, name, net, folder):
+    if net is None:
+        return function(build, name, folder)
     net, runs = net
     if not isinstance(net, Exported):
-        return compare_net(build, name, (net, runs), folder)
+        return infer.compare(build, name, (net, runs), folder)
     paddle.disable_static()
     paddle.seed(3)
     layer = net.layer()
@@ -226,10 +204,4 @@ def exported(build, name, net, folder):
     paddle.jit.save(layer, f"{folder}/m", input_spec=list(net.specs))
     paddle.enable_static()
     with static.scope_guard(static.Scope()):
-        exe = static.Executor(paddle.CPUPlace())
-        worst = worst_of_runs(build, folder, exe, runs)
-    return f"results {worst:8.1e}", worst <= 1e-4
-
-
-if __name__ == "__main__":
-    sys.exit(each_net(NETS, exported))
+        return Outcome(compared_runs(build, folder, static.Executor(paddle.CPUPlace()), runs))

@@ -1,13 +1,11 @@
 """Program and parameter files between PaddlePaddle and Kiln.
 
-usage: files.py BUILD [--write FOLDER]
-
 Each network is saved by PaddlePaddle in every form that it has: static.save in protocols 2 to 4, save_inference_model as two
 files, save_combine and save_vars beside __model__, SelectedRows by the `save` operator. Kiln runs each and must give what
 PaddlePaddle gives. Then the files of tests/fixtures go through Kiln: `kiln convert` once gives what PaddlePaddle loads and
-runs with the same results, and once more the same bytes. --write makes the files of tests/data/static.
+runs with the same results, and once more the same bytes. `python files.py FOLDER` makes the files of tests/data/static.
 """
-import argparse, glob, pickle, shutil, sys, tempfile, traceback
+import glob, pickle, shutil, sys, tempfile
 from common import *
 import paddle
 import paddle.static as static
@@ -102,8 +100,9 @@ def fixture(build_folder, path, folder):
                     static.global_scope().var(n).get_tensor().set(v, paddle.CPUPlace())
             ends = {op.type for op in p.global_block().ops} & {"feed", "fetch"}
             fetch = [p.global_block().var(n) for n in names]
-            results.append(exe.run(p, feed={n: fed(n, feeds) for n in feeds if not n.endswith("@LOD")}, fetch_list=fetch))
-    return max(error(a, b) for a, b in zip(*results))
+            results.append(exe.run(p, feed={n: fed(n, feeds) for n in feeds if not n.endswith("@LOD")}, fetch_list=fetch, return_numpy=False))
+    lods = [[v.lod() for v in r] for r in results]
+    return float("inf") if lods[0] != lods[1] else max(error(np.array(a), np.array(b)) for a, b in zip(*results))
 
 
 def edited(build_folder, folder, d):
@@ -164,41 +163,26 @@ def write(folder):
     write_params(f"{folder}/all.pdiparams", values(main))
 
 
-def main():
-    p = argparse.ArgumentParser()
-    p.add_argument("build")
-    p.add_argument("--write")
-    a = p.parse_args()
-    paddle.enable_static()
-    if a.write:
-        return write(a.write)
-    failed = 0
+def forms(build_folder, folder):
+    """Every form that PaddlePaddle saves, `kiln edit` of one, what `kiln convert` writes of another."""
+    with static.scope_guard(static.Scope()):
+        net, startup, exe, d, x, out, loss = build()
+        want = exe.run(net.clone(for_test=True), feed=d, fetch_list=[out])[0]
+        saved = save_forms(folder, net, exe, x, out)
+    figures = {form: (error(run(build_folder, model, folder, {"x": d["x"]}, [out.name], *flags)[out.name], want), 1e-5) for form, (model, flags) in saved.items()}
+    figures["kiln edit"] = edited(build_folder, folder, d), 1e-5
+    figures["kiln convert"] = saved_forms(build_folder, folder, d), 1e-5
+    return Outcome(figures, cases=len(figures))
 
-    def report(name, fn):
-        nonlocal failed
-        try:
-            e = fn()
-            bad = not e <= 1e-5
-            print(f"{name:40} {e:8.1e}{'  FAILED' if bad else ''}", flush=True)
-        except Exception as e:
-            bad = True
-            print(f"{name:40} FAILED: {e if isinstance(e, KilnError) else traceback.format_exc()}", flush=True)
-        failed += bad
 
-    with tempfile.TemporaryDirectory() as tmp:
-        with static.scope_guard(static.Scope()):
-            net, startup, exe, d, x, out, loss = build()
-            want = exe.run(net.clone(for_test=True), feed=d, fetch_list=[out])[0]
-            forms = save_forms(tmp, net, exe, x, out)
-        for form, (model, flags) in forms.items():
-            report(form, lambda: error(run(a.build, model, tmp, {"x": d["x"]}, [out.name], *flags)[out.name], want))
-        report("kiln edit", lambda: edited(a.build, tmp, d))
-        report("kiln convert of dictionaries", lambda: saved_forms(a.build, tmp, d))
-        for path in sorted(glob.glob("tests/fixtures/*")):
-            report(f"{path} through kiln convert", lambda: fixture(a.build, path, tmp))
-    print(f"{failed} failed" if failed else "all agree")
-    return 1 if failed else 0
+def cases(build, folder):
+    return {"forms": None, **{f"round trip of {p}": p for p in sorted(glob.glob("tests/fixtures/*"))}}
+
+
+def compare(build, name, path, folder):
+    return Outcome({"after a round trip": (fixture(build, path, folder), 0)}) if path else forms(build, folder)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    paddle.enable_static()
+    write(sys.argv[1])

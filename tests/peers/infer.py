@@ -1,7 +1,5 @@
 """Networks beside those of paddle.vision: inference models saved by PaddlePaddle, run by both on inputs of several sizes.
 
-usage: infer.py BUILD [--keep DIR] [--only NET ...]
-
 Every network is made with unknown batch size (and image size, sequence length where it has them); each of its runs feeds other
 dimensions. Batch normalisations get the statistics of some batches first.
 """
@@ -158,19 +156,31 @@ def statistics(main, exe, make):
             exe.run(main, feed=make(np.random.RandomState(100 + i)))
 
 
-def worst_of_runs(build, folder, exe, runs):
-    """The model saved in the folder, on the feeds that `runs` make: the worst error of Kiln's results."""
+def compared_runs(build, folder, exe, runs, base="m"):
+    """The model saved in the folder, on the feeds that `runs` make: figures of Kiln's results, and of the model that Kiln wrote of it."""
     worst = 0.0
-    program, _, fetch = static.load_inference_model(f"{folder}/m", exe)
+    program, _, fetch = static.load_inference_model(f"{folder}/{base}", exe)
     for i, make in enumerate(runs):
         feed = make(np.random.RandomState(i))
         want = exe.run(program, feed=feed, fetch_list=fetch)
-        got = run(build, f"{folder}/m.pdmodel", folder, feed, [f.name for f in fetch])
-        worst = max([worst] + [error(got[f.name], w, 1e-30) for f, w in zip(fetch, want)])
-    return worst
+        got = run(build, f"{folder}/{base}.pdmodel", folder, feed, [f.name for f in fetch])
+        errors = [(error(got[f.name], w, 1e-30), f.name, w) for f, w in zip(fetch, want)]
+        for e, name, w in errors:
+            if not e <= 1e-4:
+                print(f"run {i}, {name}: {describe(got[name], w)}")
+        worst = max([worst] + [e for e, _, _ in errors])
+    figures = {"results": (worst, 1e-4)}
+    for n in "once", "twice":
+        kiln(build, "convert", f"{folder}/{base if n == 'once' else 'once'}.pdmodel", "-o", f"{folder}/{n}.pdmodel")
+    once, twice = ([open(p, "rb").read() for p in sorted(glob.glob(f"{folder}/{n}.*"))] for n in ("once", "twice"))
+    program, _, again = static.load_inference_model(f"{folder}/once", exe)
+    after = exe.run(program, feed=feed, fetch_list=again)
+    figures["saved by Kiln"] = (max(error(a, w) for a, w in zip(after, want)), 0)
+    figures["bytes, twice saved"] = (once != twice, 0)
+    return figures
 
 
-def compare_net(build, _, net, folder):
+def compare(build, _, net, folder):
     net, runs = net
     paddle.seed(3)
     main, startup = static.Program(), static.Program()
@@ -182,9 +192,9 @@ def compare_net(build, _, net, folder):
         size = sum(int(np.prod(p.shape)) for p in main.all_parameters())
         ins = [v for v in main.list_vars() if v.desc.need_check_feed()]
         static.save_inference_model(f"{folder}/m", ins, outs, exe, program=main.clone(for_test=True))
-        worst = worst_of_runs(build, folder, exe, runs)
-    return f"{size:10} parameters  results {worst:8.1e}", worst <= 1e-4
+        figures = compared_runs(build, folder, exe, runs)
+    return Outcome(figures, [f"{size} parameters"])
 
 
-if __name__ == "__main__":
-    sys.exit(each_net(NETS, compare_net))
+def cases(build, folder):
+    return NETS

