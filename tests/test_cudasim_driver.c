@@ -316,7 +316,12 @@ static void settings(void **state) {
   assert_int_equal(left, 1 << 19);
   assert_int_equal(cuMemAlloc(&q, (1 << 19) + 1), CUDA_ERROR_OUT_OF_MEMORY);
   assert_int_equal(cuMemFree(p), 0);
+  catch_messages();
   assert_int_equal(cuMemFree(p), CUDA_ERROR_INVALID_VALUE);
+  assert_int_equal(cuMemFree(p + 64), CUDA_ERROR_INVALID_VALUE);
+  const char *text = caught();
+  assert_non_null(strstr(text, "double free"));
+  assert_non_null(strstr(text, "no allocation starts there"));
   for (int k = 0; k < 20; k++)
     assert_int_equal(cuMemAlloc(&p, 1 << 20), 0), assert_int_equal(cuMemFree(p), 0);
   close_sim();
@@ -347,20 +352,25 @@ static void launch_limits(void **state) {
   cuModuleGetFunction(&f, m, "vector_add");
   static const struct {
     unsigned grid[3], block[3], shared;
-    CUresult result;
-  } cases[] = {{{1, 1, 1}, {32, 1, 1}, 0, 0},
-               {{1, 1, 1}, {1024, 2, 1}, 0, CUDA_ERROR_INVALID_VALUE},
-               {{1, 1, 1}, {0, 1, 1}, 0, CUDA_ERROR_INVALID_VALUE},
-               {{0, 1, 1}, {32, 1, 1}, 0, CUDA_ERROR_INVALID_VALUE},
-               {{1, 65536, 1}, {32, 1, 1}, 0, CUDA_ERROR_INVALID_VALUE},
-               {{1, 1, 1}, {1, 1, 128}, 0, CUDA_ERROR_INVALID_VALUE},
-               {{1, 1, 1}, {32, 1, 1}, 49152, 0},
-               {{1, 1, 1}, {32, 1, 1}, 49153, CUDA_ERROR_INVALID_VALUE}};
-  for (size_t k = 0; k < sizeof cases / sizeof *cases; k++)
-    assert_int_equal(cuLaunchKernel(f, cases[k].grid[0], cases[k].grid[1], cases[k].grid[2],
-                                    cases[k].block[0], cases[k].block[1], cases[k].block[2],
-                                    cases[k].shared, NULL, params, NULL),
-                     cases[k].result);
+    const char *refused; /* with this text */
+  } cases[] = {
+      {{1, 1, 1}, {32, 1, 1}, 0, NULL},
+      {{1, 1, 1}, {1024, 2, 1}, 0, "vector_add: a block of 1024 x 2 x 1 threads"},
+      {{1, 1, 1}, {0, 1, 1}, 0, "vector_add: a block of 0 x 1 x 1 threads"},
+      {{0, 1, 1}, {32, 1, 1}, 0, "vector_add: a grid of 0 x 1 x 1 blocks"},
+      {{1, 65536, 1}, {32, 1, 1}, 0, "vector_add: a grid of 1 x 65536 x 1 blocks"},
+      {{1, 1, 1}, {1, 1, 128}, 0, "vector_add: a block of 1 x 1 x 128 threads"},
+      {{1, 1, 1}, {32, 1, 1}, 49152, NULL},
+      {{1, 1, 1}, {32, 1, 1}, 49153, "49153 bytes of dynamic shared memory, at most 49152"}};
+  for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+    const unsigned *g = cases[k].grid, *b = cases[k].block;
+    catch_messages();
+    CUresult r =
+        cuLaunchKernel(f, g[0], g[1], g[2], b[0], b[1], b[2], cases[k].shared, NULL, params, NULL);
+    const char *text = caught(), *want = cases[k].refused;
+    assert_int_equal(r, want ? CUDA_ERROR_INVALID_VALUE : 0);
+    if (want ? !strstr(text, want) : *text) fail_msg("launch %zu: %s", k, text);
+  }
   assert_int_equal(cuFuncSetAttribute(f, 8, 200000), CUDA_ERROR_INVALID_VALUE);
   assert_int_equal(cuFuncSetAttribute(f, 8, 160000), 0);
   assert_int_equal(cuLaunchKernel(f, 1, 1, 1, 32, 1, 1, 160000, NULL, params, NULL), 0);

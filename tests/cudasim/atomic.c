@@ -57,9 +57,11 @@ static char *atomic_lane(Warp *w, const Insn *i, int lane, uint64_t at) {
   Space space = (Space)i->space;
   if (space == SPACE_GENERIC) space = space_of(&at);
   if (space != SPACE_SHARED) {
-    char *p = lane_access(w, i, lane, space, at, i->size, false);
-    memory_mark(at, i->size);
-    return p;
+    if (space != SPACE_GLOBAL) return lane_access(w, i, lane, space, at, i->size, true);
+    if (at & (uint64_t)(i->size - 1)) misaligned(w, lane, at, i->size);
+    global_lane(w, lane, at, i->size, false);
+    if (w->g->l->many) blocks_atomic(w, lane, at, i->size, i->access & A_RELEASE);
+    return global_lane(w, lane, at, i->size, true);
   }
   if (at & (uint64_t)(i->size - 1)) misaligned(w, lane, at, i->size);
   if (at + i->size > w->g->shared_bytes)
@@ -87,7 +89,9 @@ static void exec_atomic(Warp *w, const Insn *i, uint32_t mask) {
 static void decode_atomic(Parser *p, const Form *f) {
   Insn *i = p->insn;
   p->at_part = 1;
-  take_hints(p, "relaxed|acquire|release|acq_rel");
+  bool release = take(p, "release|acq_rel") >= 0;
+  take_hints(p, "relaxed|acquire");
+  bool block_only = take(p, "cta") == 0;
   take_hints(p, "cta|cluster|gpu|sys");
   Space space = take_space(p);
   int op = take(p, "add|min|max|and|or|xor|exch|cas|inc|dec");
@@ -101,6 +105,7 @@ static void decode_atomic(Parser *p, const Form *f) {
   int k = f->sub ? 0 : 1;
   if (p->n_operand != k + (op == A_CAS ? 3 : 2))
     parse_fail(p, "%d operands, not %d", k + (op == A_CAS ? 3 : 2), p->n_operand);
+  i->access = release && !block_only ? A_RELEASE : 0;
   i->source_kind = (uint8_t)op;
   i->source_size = (uint8_t)(t->lanes == 1 && t->size == 4);
   i->size = i->wide = (uint8_t)t->size;

@@ -35,8 +35,11 @@ static void copy_group(Warp *w, const Insn *i, uint64_t from[LANES], const uint6
         q->data[l * size + k] = *lane_access(w, i, (int)l, SPACE_GLOBAL, from[l] + k, 1, false);
     }
   }
-  if (whole)
-    fetch(i, q->data, lanes_access(w, SPACE_GLOBAL, from, whole, size, &s, false), from, whole);
+  if (whole) {
+    const char *base = lanes_access(w, SPACE_GLOBAL, from, whole, size, &s, false);
+    if (w->g->l->many) blocks_lanes(w, from, whole, size, &s, 0, NULL, 0);
+    fetch(i, q->data, base, from, whole);
+  }
   w->n_pending++;
 }
 

@@ -144,6 +144,7 @@ static void global_place(Parser *p, Symbol *s, uint64_t bytes) {
   m->global[m->n_global++] = s;
   memset(memory_at(s->at), 0, bytes);
   memory_mark(s->at, bytes);
+  if (s->space == SPACE_CONST) memory_protect(s->at);
 }
 
 /* Variables at module level get their place in the first kernel that names them, and in every one a place of its own. */

@@ -448,6 +448,7 @@ static const struct {
     {716, "CUDA_ERROR_MISALIGNED_ADDRESS", "misaligned address"},
     {717, "CUDA_ERROR_INVALID_ADDRESS_SPACE",
      "operation not supported on global/shared address space"},
+    {718, "CUDA_ERROR_INVALID_PC", "invalid program counter"},
     {719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
     {802, "CUDA_ERROR_SYSTEM_NOT_READY", "system not yet initialized"},

@@ -35,6 +35,13 @@ static Allocated *allocated(CUdeviceptr at) {
   return NULL;
 }
 
+static CUresult not_allocated(CUdeviceptr at) {
+  const Range *freed = memory_freed(at);
+  fprintf(stderr, "cudasim: free of 0x%llx: %s\n", (unsigned long long)at,
+          freed && freed->at == at ? "double free" : "no allocation starts there");
+  return CUDA_ERROR_INVALID_VALUE;
+}
+
 static void drop(Allocated *a) {
   memory_free(a->at);
   object_remove(&a->o);
@@ -51,7 +58,7 @@ API cuMemFree_v2(CUdeviceptr dptr) {
   ENTER(NEED_INIT | NEED_CONTEXT | RELEASES);
   if (!dptr) return CUDA_SUCCESS;
   Allocated *a = allocated(dptr);
-  if (!a) return CUDA_ERROR_INVALID_VALUE;
+  if (!a) return not_allocated(dptr);
   CUresult r = stream_finish(NULL); /* freeing waits for the device */
   drop(a);
   if (call_.result) RELEASED;
@@ -67,7 +74,7 @@ API cuMemAllocAsync(CUdeviceptr *dptr, size_t bytesize, CUstream hStream) {
 API cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
   ENTER(NEED_INIT | NEED_CONTEXT | RELEASES);
   Allocated *a = allocated(dptr);
-  if (!a) return CUDA_ERROR_INVALID_VALUE;
+  if (!a) return not_allocated(dptr);
   Work w = {.kind = WORK_FREE, .data = a};
   CUresult r = call_.result ? call_.result : stream_add(hStream, &w);
   if (r) drop(a);

@@ -1,6 +1,7 @@
 /* Modules: PTX text, or what the linker made of it (a "cubin": a header with the text and its checksum, for one architecture).
  * Functions, their attributes and limits, launches, occupancy. */
 #include "driver.h"
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -302,25 +303,42 @@ static char *gather(const Function *f, void **params, void **extra, CUresult *r)
   return to;
 }
 
+static CUresult refuse(const Function *f, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+static CUresult refuse(const Function *f, const char *fmt, ...) {
+  va_list args;
+  va_start(args, fmt);
+  fprintf(stderr, "cudasim: launch of kernel %s: ", f->name);
+  vfprintf(stderr, fmt, args);
+  fputc('\n', stderr);
+  va_end(args);
+  return CUDA_ERROR_INVALID_VALUE;
+}
+
 CUresult kernel_work(Work *w, CUfunction f, const uint32_t grid[3], const uint32_t block[3],
                      uint32_t shared, void **params, void **extra) {
   if (!is_function(f)) return CUDA_ERROR_INVALID_HANDLE;
   uint64_t threads = (uint64_t)block[0] * block[1] * block[2];
   if (!threads || threads > 1024 || block[0] > 1024 || block[1] > 1024 || block[2] > 64)
-    return CUDA_ERROR_INVALID_VALUE;
+    return refuse(f->f, "a block of %u x %u x %u threads", block[0], block[1], block[2]);
   if (!grid[0] || !grid[1] || !grid[2] || grid[0] > 2147483647u || grid[1] > 65535 ||
       grid[2] > 65535)
-    return CUDA_ERROR_INVALID_VALUE;
-  if (threads > (uint64_t)max_threads(f)) return CUDA_ERROR_INVALID_VALUE;
-  if (f->f->reqd[0] && memcmp(f->f->reqd, block, sizeof f->f->reqd))
-    return CUDA_ERROR_INVALID_VALUE;
-  if (shared > f->max_dynamic) return CUDA_ERROR_INVALID_VALUE;
+    return refuse(f->f, "a grid of %u x %u x %u blocks", grid[0], grid[1], grid[2]);
+  if (threads > (uint64_t)max_threads(f))
+    return refuse(f->f, "a block of %u threads, at most %d are allowed", (unsigned)threads,
+                  max_threads(f));
+  const uint32_t *need = f->f->reqd;
+  if (need[0] && memcmp(need, block, sizeof f->f->reqd))
+    return refuse(f->f, "blocks of %u x %u x %u threads are required", need[0], need[1], need[2]);
+  if (shared > f->max_dynamic)
+    return refuse(f->f, "%u bytes of dynamic shared memory, at most %u are allowed", shared,
+                  (unsigned)f->max_dynamic);
   CUresult r;
   *w = (Work){.kind = WORK_KERNEL, .function = f, .shared = shared};
   memcpy(w->grid, grid, sizeof w->grid);
   memcpy(w->block, block, sizeof w->block);
   w->param = gather(f->f, params, extra, &r);
-  if (r) free(w->param);
+  if (r) free(w->param), refuse(f->f, "%d parameters are needed", f->f->n_param);
   return r;
 }
 

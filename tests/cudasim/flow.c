@@ -279,6 +279,11 @@ static void decode_plain(Parser *p, const Form *f) { (void)p, (void)f; }
 
 static void exec_nothing(Warp *w, const Insn *i, uint32_t mask) { (void)w, (void)i, (void)mask; }
 
+static void exec_fence(Warp *w, const Insn *i, uint32_t mask) {
+  (void)i, (void)mask;
+  blocks_fence(w);
+}
+
 static void exec_trap(Warp *w, const Insn *i, uint32_t mask) {
   (void)i;
   fault(w, mask, 719, "trap");
@@ -303,7 +308,9 @@ const Form forms_flow[] = {{"bra uni?", decode_bra, C_BRANCH, NULL, 0},
                            ALL_BAR("red and aligned? pred", BAR_AND),
                            ALL_BAR("red or aligned? pred", BAR_OR),
                            ALL_BAR("red popc aligned? u32", BAR_POPC),
-                           {"membar *", decode_plain, C_BARRIER, exec_nothing, 0},
+                           {"membar cta", decode_plain, C_BARRIER, exec_nothing, 0},
+                           {"membar gl|sys", decode_plain, C_BARRIER, exec_fence, 0},
+                           {"fence sc|acq_rel? gpu|sys", decode_plain, C_BARRIER, exec_fence, 0},
                            {"fence *", decode_plain, C_BARRIER, exec_nothing, 0},
                            {"prefetch *", decode_plain, C_GLOBAL, exec_nothing, 0},
                            {"prefetchu *", decode_plain, C_GLOBAL, exec_nothing, 0},

@@ -31,6 +31,7 @@ static void run_blocks(Group *g) {
     uint64_t k = __atomic_fetch_add(&l->next, 1, __ATOMIC_RELAXED);
     if (k >= l->blocks || l->result) break;
     k = k * stride % l->blocks;
+    g->block = (uint32_t)k;
     g->id[0] = (uint32_t)(k % l->grid[0]);
     g->id[1] = (uint32_t)(k / l->grid[0] % l->grid[1]);
     g->id[2] = (uint32_t)(k / l->grid[0] / l->grid[1]);
@@ -53,6 +54,7 @@ void launch_run(Launch *l) {
   l->n_warps = (int)(((uint64_t)l->block[0] * l->block[1] * l->block[2] + LANES - 1) / LANES);
   int n = checks.threads < MAX_THREADS ? checks.threads : MAX_THREADS;
   if ((uint64_t)n > l->blocks) n = (int)l->blocks;
+  blocks_start(l);
   pthread_t thread[MAX_THREADS];
   bool started[MAX_THREADS] = {0};
   for (int k = 0; k < n; k++) group_prepare(&groups[k], l);
@@ -61,6 +63,7 @@ void launch_run(Launch *l) {
   for (int k = 1; k < n; k++)
     if (started[k]) pthread_join(thread[k], NULL);
   for (int k = 0; k < n; k++) add(&l->counters, &groups[k].n);
+  blocks_end(l);
 }
 
 void launch_close(void) {

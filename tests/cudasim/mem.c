@@ -68,15 +68,21 @@ _Noreturn void out_of_space(Warp *w, int lane, const char *space, uint64_t at, u
         (unsigned long long)at, (unsigned long long)size, space);
 }
 
+static _Noreturn void constant_write(Warp *w, int lane, uint64_t at, uint32_t bytes) {
+  fault(w, 1u << lane, 700, "write of %u bytes to constant memory at 0x%llx", bytes,
+        (unsigned long long)at);
+}
+
 /* ---- one lane ---- */
 
-static char *global_lane(Warp *w, int lane, uint64_t at, uint32_t bytes, bool write) {
+char *global_lane(Warp *w, int lane, uint64_t at, uint32_t bytes, bool write) {
   Range *hit = &w->g->hit;
   if (at < hit->at || at + bytes > hit->at + hit->bytes) {
     const Range *r = memory_find(at);
     if (!r || at + bytes > r->at + r->bytes) bad_global(w, lane, at, bytes, write);
     *hit = *r;
   }
+  if (write && hit->constant) constant_write(w, lane, at, bytes);
   if (write)
     memory_mark(at, bytes);
   else if (checks.init && !memory_is_set(at, bytes))
@@ -130,8 +136,15 @@ char *lane_access(Warp *w, const Insn *i, int lane, Space space, uint64_t at, ui
     return w->g->shared + at;
   case SPACE_LOCAL: return local_lane(w, lane, at, bytes, write);
   case SPACE_PARAM: return param_lane(w, i, lane, at, bytes, write);
-  default: return global_lane(w, lane, at, bytes, write);
+  default: break;
   }
+  char *p = global_lane(w, lane, at, bytes, write);
+  uint64_t all[LANES];
+  for (int l = 0; l < LANES; l++) all[l] = at;
+  if (w->g->l->many)
+    blocks_lanes(w, all, 1u << lane, bytes, &(Shape){0},
+                 (Access)(i->access | (write ? A_WRITE : 0)), NULL, 0);
+  return p;
 }
 
 /* ---- 32 lanes of global or shared memory ---- */
@@ -182,7 +195,8 @@ static bool bits_set(uint64_t at, uint32_t bytes) {
 static void check_global(Warp *w, const uint64_t at[LANES], uint32_t mask, uint32_t bytes,
                          const Shape *s, bool write) {
   const Range *hit = &w->g->hit;
-  if (s->low < hit->at || s->high + bytes > hit->at + hit->bytes || s->low > s->high) {
+  if (s->low < hit->at || s->high + bytes > hit->at + hit->bytes || s->low > s->high ||
+      (write && hit->constant)) {
     FOR_LANES(l, mask) global_lane(w, (int)l, at[l], bytes, write);
     return;
   }
@@ -291,6 +305,10 @@ static void load_lanes(Warp *w, const Insn *i, uint32_t mask, uint64_t at[LANES]
   uint32_t bytes = (uint32_t)i->size * i->n;
   Shape s;
   const char *base = lanes_access(w, space, at, mask, bytes, &s, false);
+  if (w->g->l->many && (space == SPACE_GLOBAL || space == SPACE_GENERIC)) {
+    if (i->access & A_CONSTANT) blocks_constant(w, at, mask, bytes);
+    blocks_lanes(w, at, mask, bytes, &s, (Access)i->access, NULL, 0);
+  }
   if (i->size == 4 && i->wide == 4 && mask != FULL) {
     for (int k = 0; k < i->n; k++)
       if (i->v[k] >= 0) FOR_LANES(l, mask) memcpy(&REG32(w, i->v[k])[l], base + at[l] + 4 * k, 4);
@@ -382,7 +400,10 @@ static void store_lanes(Warp *w, const Insn *i, uint32_t mask, uint64_t at[LANES
   uint32_t bytes = (uint32_t)i->size * i->n;
   Shape s;
   char *base = lanes_access(w, space, at, mask, bytes, &s, true);
+  bool global = w->g->l->many && (space == SPACE_GLOBAL || space == SPACE_GENERIC);
+  Access how = (Access)(i->access | A_WRITE);
   if (i->size == 4 && i->wide == 4 && s.dense && i->n == 1) {
+    if (global) blocks_lanes(w, at, mask, bytes, &s, how, w->r + i->v[0], 4);
     memcpy(base + at[0], w->r + i->v[0], LANES * 4);
     return;
   }
@@ -399,6 +420,7 @@ static void store_lanes(Warp *w, const Insn *i, uint32_t mask, uint64_t at[LANES
     }
   if (!s.rising && checks.race && (mask & (mask - 1)))
     check_overlap(w, at, mask, bytes, (const char(*)[16])data);
+  if (global) blocks_lanes(w, at, mask, bytes, &s, how, data[0], sizeof data[0]);
   if (bytes == 4)
     FOR_LANES(l, mask) memcpy(base + at[l], data[l], 4);
   else if (bytes == 16)
@@ -469,10 +491,15 @@ static void decode_access(Parser *p, const Form *f) {
   Insn *i = p->insn;
   bool store = f->sub;
   p->at_part = 1;
-  take_hints(p, "weak|volatile|relaxed|acquire|release|mmio");
+  take(p, "weak");
+  int strong = take(p, "release|volatile|relaxed|acquire|mmio");
   take_hints(p, "cta|cluster|gpu|sys");
   Space space = take_space(p);
+  int at_hints = p->at_part;
   take_hints(p, "ca|cg|cs|lu|cv|nc|wb|wt");
+  bool constant = false;
+  for (int k = at_hints; k < p->at_part; k++)
+    constant |= p->part[k].n == 2 && !memcmp(p->part[k].s, "nc", 2);
   int vector = take(p, "v2|v4|v8");
   const Type *t = take_type(p);
   if (!t || p->at_part != p->n_part || !t->size)
@@ -482,6 +509,8 @@ static void decode_access(Parser *p, const Form *f) {
   i->size = (uint8_t)t->size;
   i->kind = (uint8_t)t->kind;
   i->class = class_of(space);
+  i->access =
+      (strong >= 0 ? A_STRONG : 0) | (strong == 0 ? A_RELEASE : 0) | (constant ? A_CONSTANT : 0);
   if (i->n * i->size > 16) parse_fail(p, "an access of %d bytes is not supported", i->n * i->size);
   const Operand *value = &p->operand[store ? 0 : 0];
   i->sub = 0;

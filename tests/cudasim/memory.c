@@ -78,6 +78,8 @@ void memory_open(uint64_t total) {
   memory.total = total;
   memory.host = reserve(2 * total);
   memory.set = reserve(2 * total / 8);
+  memory.wrote = reserve(4 * total);
+  memory.read = reserve(4 * total);
   memory.freed = host_alloc(KEEP_FREED * sizeof *memory.freed);
   memory.next = DEVICE_BASE;
 }
@@ -85,6 +87,8 @@ void memory_open(uint64_t total) {
 void memory_close(void) {
   munmap(memory.host, 2 * memory.total);
   munmap(memory.set, 2 * memory.total / 8);
+  munmap(memory.wrote, 4 * memory.total);
+  munmap(memory.read, 4 * memory.total);
   free(memory.live);
   free(memory.freed);
 }
@@ -126,7 +130,7 @@ uint64_t memory_alloc(uint64_t bytes) {
     memory.live =
         host_grow(memory.live, (size_t)(memory.cap += memory.cap + 64) * sizeof *memory.live);
   memmove(memory.live + k + 1, memory.live + k, (size_t)(memory.n++ - k) * sizeof *memory.live);
-  memory.live[k] = (Range){at, bytes};
+  memory.live[k] = (Range){.at = at, .bytes = bytes};
   memory.used += bytes;
   memory.next = (at + bytes + GAP + ALIGN - 1) / ALIGN * ALIGN;
   memory_unmark(at, bytes);
@@ -144,9 +148,22 @@ bool memory_free(uint64_t at) {
   if (k == memory.n || memory.live[k].at != at) return false;
   memory.freed[memory.n_freed++ % KEEP_FREED] = memory.live[k];
   memory.used -= memory.live[k].bytes;
-  drop_pages(memory_at(at), memory.live[k].bytes);
+  uint64_t word = (at - DEVICE_BASE) / 4, bytes = memory.live[k].bytes;
+  drop_pages(memory_at(at), bytes);
+  drop_pages(&memory.wrote[word], 2 * bytes);
+  drop_pages(&memory.read[word], 2 * bytes);
   memmove(memory.live + k, memory.live + k + 1, (size_t)(--memory.n - k) * sizeof *memory.live);
   return true;
+}
+
+void memory_protect(uint64_t at) {
+  int k = position(at);
+  if (k < memory.n && memory.live[k].at == at) memory.live[k].constant = true;
+}
+
+void memory_forget_order(void) {
+  drop_pages(memory.wrote, 4 * memory.total);
+  drop_pages(memory.read, 4 * memory.total);
 }
 
 const Range *memory_find(uint64_t at) {

@@ -34,12 +34,14 @@ void *host_grow(void *p, size_t n);
 
 typedef struct Range {
   uint64_t at, bytes;
+  bool constant; /* kernels may not write it */
 } Range;
 typedef struct Memory {
   uint64_t total, used;
-  char *host;   /* of DEVICE_BASE */
-  uint8_t *set; /* a bit per byte: written since the allocation */
-  Range *live;  /* by address */
+  char *host;             /* of DEVICE_BASE */
+  uint8_t *set;           /* a bit per byte: written since the allocation */
+  uint64_t *wrote, *read; /* blocks.c: a record per word */
+  Range *live;            /* by address */
   int n, cap;
   Range *freed; /* the last ones, a ring */
   int n_freed;
@@ -54,6 +56,8 @@ bool memory_free(uint64_t at);          /* false: no allocation starts there */
 const Range *memory_find(uint64_t at);  /* the allocation that holds this byte, or NULL */
 const Range *memory_freed(uint64_t at); /* the freed one, or NULL */
 static inline char *memory_at(uint64_t at) { return memory.host + (at - DEVICE_BASE); }
+void memory_protect(uint64_t at);                /* the allocation is constant memory */
+void memory_forget_order(void);                  /* of the blocks of launches */
 void memory_mark(uint64_t at, uint64_t bytes);   /* as written */
 bool memory_is_set(uint64_t at, uint64_t bytes); /* every byte was written */
 void memory_unmark(uint64_t at, uint64_t bytes); /* as not written */
@@ -114,6 +118,9 @@ typedef void Alu(void *d, const void *a, const void *b, const void *c);
 /* The lanes of `mask` execute i. */
 typedef void Exec(Warp *w, const Insn *i, uint32_t mask);
 
+/* What else an access to memory is. */
+typedef enum Access { A_WRITE = 1, A_STRONG = 2, A_RELEASE = 4, A_CONSTANT = 8 } Access;
+
 typedef enum Flow {
   FLOW_ALU,
   FLOW_TEST,
@@ -159,6 +166,7 @@ struct Insn {
   uint8_t kind, sub;                /* for the form's own use: a TypeKind, a comparison, a mode */
   uint8_t source_size, source_kind;
   bool address64, uniform;
+  uint8_t access;   /* Access */
   int64_t imm;      /* offset of an address, an immediate */
   const int32_t *v; /* operands of forms with more than four, in order */
   int n_v;
@@ -449,6 +457,11 @@ typedef struct Counters {
   uint64_t fma, mma; /* lanes' multiplications and additions; of tensor cores */
 } Counters;
 
+typedef struct
+    Order { /* of a block: the launch's clock at its last fence, strong write behind one, strong access */
+  uint32_t fenced, released, acquired;
+} Order;
+
 typedef struct Launch {
   const Function *f;
   uint32_t grid[3], block[3], dynamic_shared;
@@ -462,11 +475,14 @@ typedef struct Launch {
   uint64_t blocks, next;
   uint64_t insns;
   int n_warps;
+  bool many; /* blocks.c looks at them */
+  uint32_t stamp, clock;
+  Order *order;
 } Launch;
 
 struct Group { /* a thread block in execution, reused for the next one */
   Launch *l;
-  uint32_t id[3];
+  uint32_t id[3], block;
   Warp *warp;
   int n_warps, cap_warps;
   const Function *prepared;
@@ -512,6 +528,7 @@ void lane_addresses(const Warp *w, const Insn *i, uint64_t at[LANES]);
 /* Host address of bytes at `at` of a lane; checks allocation, alignment and, for reads, that it was written. */
 char *lane_access(Warp *w, const Insn *i, int lane, Space space, uint64_t at, uint32_t bytes,
                   bool write);
+char *global_lane(Warp *w, int lane, uint64_t at, uint32_t bytes, bool write);
 Space space_of(uint64_t *at); /* of a generic address, which becomes one of that space */
 /* The addresses of the lanes that take part; the others are made equal to one of these. */
 typedef struct Shape {
@@ -540,6 +557,16 @@ void race_atomic(Warp *w, int lane, uint32_t at, uint32_t bytes);
 void race_pending(Warp *w, int lane, uint32_t at, uint32_t bytes);
 void race_arrived(Warp *w, uint32_t at, uint32_t bytes);
 void race_barrier(Group *g, uint32_t warps, uint32_t syncing);
+
+/* blocks.c */
+void blocks_start(Launch *l);
+void blocks_end(Launch *l);
+void blocks_fence(Warp *w); /* of the device or the system */
+/* An access of these lanes to global memory, before it is made. data: what lane l writes, at l * stride, or NULL. */
+void blocks_lanes(Warp *w, const uint64_t at[LANES], uint32_t mask, uint32_t bytes, const Shape *s,
+                  Access how, const char *data, uint32_t stride);
+void blocks_atomic(Warp *w, int lane, uint64_t at, uint32_t bytes, bool release);
+void blocks_constant(Warp *w, const uint64_t at[LANES], uint32_t mask, uint32_t bytes);
 
 /* Checks that can be switched off: CUDASIM_CHECK=-race,-init. */
 typedef struct Checks {
