@@ -21,7 +21,6 @@ typedef struct Options {
   List shapes;
   int64_t threads, reps;
   int64_t memory_budget;
-  double conv_error;
   bool json, profile, start, once;
   ExecOptions exec; /* device and math */
   int argc;
@@ -278,7 +277,7 @@ static bool bench(const Options *o, const char *path) {
                     .device = o->exec.device,
                     .math = o->exec.math,
                     .memory_budget = o->memory_budget,
-                    .conv_error = o->conv_error,
+                    .conv_error = o->exec.conv_error,
                     .deterministic = o->exec.deterministic,
                     .tune = o->exec.tune};
   Run run = {.e = exec_new(&eo), .s = scope_new(), .m = &m};
@@ -312,9 +311,7 @@ int verb_bench(int argc, char **argv) {
       {"--reps", FLAG_COUNT, &o.reps, "N", "runs to time (100; at most a minute after the tenth)"},
       {"--memory-budget", FLAG_BYTES, &o.memory_budget, "BYTES",
        "compute values again until the plan fits; K, M, G"},
-      {"--conv-error", FLAG_FLOAT, &o.conv_error, "EPS",
-       "how far convolutions may be off; from 2e-6, 1e-5: Winograd's"},
-      TUNE_FLAGS(o.exec),
+      ALGORITHM_FLAGS(o.exec),
       {"--profile", FLAG_BOOL, &o.profile, NULL, "times per operator and kernel, with bounds"},
       {"--start", FLAG_BOOL, &o.start, NULL,
        "the time from exec() to the first result, in new processes"},

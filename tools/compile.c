@@ -6,7 +6,6 @@ typedef struct Options {
   const char *target, *fetch, *emit, *out, *plan;
   List shapes;
   int64_t memory_budget;
-  double conv_error;
   ExecOptions exec; /* how algorithms are chosen */
   PassOptions passes;
 } Options;
@@ -127,7 +126,7 @@ static bool run(Options *o, const char *path) {
   CompileRequest r = {.target = o->target,
                       .passes = &o->passes,
                       .memory_budget = o->memory_budget,
-                      .conv_error = o->conv_error};
+                      .conv_error = o->exec.conv_error};
   int n_fetch = 0;
   const char **fetch;
   bool ok = tuning_of(o->exec.deterministic, o->exec.tune, &r.tuning) &&
@@ -175,9 +174,7 @@ int verb_compile(int argc, char **argv) {
       {"-o", FLAG_TEXT, &o.out, "FILE", "where to (stdout)"},
       {"--memory-budget", FLAG_BYTES, &o.memory_budget, "BYTES",
        "compute values again until the plan fits; K, M, G"},
-      {"--conv-error", FLAG_FLOAT, &o.conv_error, "EPS",
-       "how far convolutions may be off; from 2e-6, 1e-5: Winograd's"},
-      TUNE_FLAGS(o.exec),
+      ALGORITHM_FLAGS(o.exec),
       {"--plan", FLAG_TEXT, &o.plan, "FILE",
        "write the memory plan, with what its peak is made of"},
       {"--print-after", FLAG_TEXT, &o.passes.print_after, "PASS|all",

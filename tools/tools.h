@@ -34,9 +34,11 @@ typedef enum FlagKind {
     "--math", FLAG_TEXT, &(exec).math, "exact|tf32|bf16",                                          \
         "how matrix products round their inputs on a GPU (exact)"                                  \
   }
-#define TUNE_FLAGS(exec)                                                                           \
-  {"--deterministic", FLAG_BOOL, &(exec).deterministic, NULL,                                      \
-   "algorithms by a rule on the shapes alone, none as measured"},                                  \
+#define ALGORITHM_FLAGS(exec)                                                                      \
+  {"--conv-error", FLAG_FLOAT, &(exec).conv_error, "EPS",                                          \
+   "how far convolutions may be off; from 2e-6, 1e-5: Winograd's"},                                \
+      {"--deterministic", FLAG_BOOL, &(exec).deterministic, NULL,                                  \
+       "algorithms by a rule on the shapes alone, none as measured"},                              \
   {                                                                                                \
     "--tune", FLAG_BOOL, &(exec).tune, NULL,                                                       \
         "measure which algorithm is the fastest for each shape, and remember it"                   \

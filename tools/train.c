@@ -350,9 +350,7 @@ int verb_train(int argc, char **argv) {
        "of one loop, after which it counts as endless (100000000)"},
       {"--memory-budget", FLAG_BYTES, &t.exec.memory_budget, "BYTES",
        "compute values again until the plan fits; K, M, G"},
-      {"--conv-error", FLAG_FLOAT, &t.exec.conv_error, "EPS",
-       "how far convolutions may be off; from 2e-6, 1e-5: Winograd's"},
-      TUNE_FLAGS(t.exec),
+      ALGORITHM_FLAGS(t.exec),
       {"--profile", FLAG_BOOL, &t.exec.profile, NULL, "times per operator and kernel, at the end"},
       {"--trace", FLAG_TEXT, &t.exec.trace, "FILE", "a Chrome trace"},
       {0}};

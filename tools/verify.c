@@ -34,13 +34,12 @@ static bool fill(Verify *v, const char *startup, bool interpret) {
   return model_load_params(&v->m, v->scope);
 }
 
-/* A copy of the scope's persistable variables of the program, for a run that must start from the same state. */
-static Scope *copy_scope(const Program *p, Scope *from) {
+/* For a run that must start from the same state. */
+static Scope *copy_scope(Scope *from) {
   Scope *to = scope_new();
   Arena *a = arena_new();
   const char **names;
   int n = scope_names(from, a, &names);
-  (void)p;
   for (int i = 0; i < n; i++) {
     const Tensor *t = scope_get(from, names[i]);
     scope_set(to, names[i], t->dtype, t->rank, t->dims, t->data);
@@ -85,8 +84,8 @@ static Tensor to_double(Arena *a, const Tensor *t) {
 }
 
 /* A scope with every float32 of `from` as float64. */
-static Scope *widened_scope(const Program *p, Scope *from) {
-  Scope *s = copy_scope(p, from);
+static Scope *widened_scope(Scope *from) {
+  Scope *s = copy_scope(from);
   Arena *a = arena_new();
   const char **names;
   int n = scope_names(s, a, &names);
@@ -151,7 +150,7 @@ static bool run_side(Runs *r, Side k) {
   r->out[k] = arena_array(v->m.arena, Tensor, r->n + 1);
   if (k == EXACT) {
     Program *p = widened(v->m.prog, true);
-    r->after[k] = widened_scope(p, v->scope);
+    r->after[k] = widened_scope(v->scope);
     r->ran[k] = run_wide(v, p, r->after[k], r->n, r->names, r->out[k]);
     prog_free(p);
     return r->ran[k];
@@ -160,7 +159,7 @@ static bool run_side(Runs *r, Side k) {
   if (k == GENERATED) eo = v->exec;
   eo.seed = v->seed;
   Executor *e = exec_new(&eo);
-  r->after[k] = copy_scope(v->m.prog, v->scope);
+  r->after[k] = copy_scope(v->scope);
   r->ran[k] =
       e && exec_run(e, r->after[k], v->m.prog, v->n_feeds, v->feeds, r->n, r->names, r->out[k]);
   exec_free(e);
@@ -209,7 +208,7 @@ static bool compare_runs(Verify *v, const char *what, int n, const char *const *
 
 static bool loss_at(Verify *v, const Program *p, Scope *s, const char *loss, double *value) {
   Tensor out = {0};
-  Scope *work = copy_scope(p, s); /* running statistics must not drift between evaluations */
+  Scope *work = copy_scope(s); /* running statistics must not drift between evaluations */
   bool ok = run_wide(v, p, work, 1, &loss, &out);
   scope_free(work);
   if (!ok) return false;
@@ -222,7 +221,7 @@ static bool check_gradient(Verify *v, const Program *p, Scope *s, const char *lo
                            const char *param) {
   const char *grad = arena_fmt(v->m.arena, "%s@GRAD", param);
   Tensor g = {0};
-  Scope *work = copy_scope(p, s);
+  Scope *work = copy_scope(s);
   bool ok = run_wide(v, p, work, 1, &grad, &g);
   scope_free(work);
   if (!ok) return false;
@@ -263,7 +262,7 @@ static bool check_gradients(Verify *v) {
   const char *loss = find_loss(v->m.prog);
   if (!loss) return true;
   Program *p = widened(v->m.prog, false);
-  Scope *s = widened_scope(p, v->scope);
+  Scope *s = widened_scope(v->scope);
   Arena *a = arena_new();
   const char **names;
   int n = scope_names(s, a, &names);
@@ -312,6 +311,7 @@ int verb_verify(int argc, char **argv) {
                    "x=8x3x224x224; other -1 dims become 1"},
                   {"--seed", FLAG_INT, &seed, "N", "of random operators (1)"},
                   DEVICE_FLAGS(v.exec),
+                  ALGORITHM_FLAGS(v.exec),
                   {0}};
   Usage u = {"MODEL [--startup S] [--feed-shape NAME=DIMS]",
              "Every operator's output, generated code against the interpreter; gradients against "
