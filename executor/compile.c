@@ -189,9 +189,11 @@ static bool within_budget(const Graph *g) {
   return false;
 }
 
-bool tuning_of(bool deterministic, bool tune, Tuning *to) {
-  *to = deterministic ? TUNE_RULE : tune ? TUNE_MEASURE : TUNE_KNOWN;
-  return !(deterministic && tune) ||
+bool choose_by(const ExecOptions *o, CompileRequest *r) {
+  double usual = o->deterministic ? 0 : SUM_ERROR;
+  r->conv_error = o->conv_error > 0 ? o->conv_error : o->conv_error < 0 ? 0 : usual;
+  r->tuning = o->deterministic ? TUNE_RULE : o->tune ? TUNE_MEASURE : TUNE_KNOWN;
+  return !(o->deterministic && o->tune) ||
          err_set(E_ARG_001,
                  "deterministic and tune exclude each other: choices by a rule are not measured");
 }

@@ -33,7 +33,8 @@ typedef struct ExecOptions {
   const char *trace; /* NULL, or a file for a Chrome trace, written by exec_free */
   bool no_blas;
   int64_t memory_budget; /* bytes of a run's intermediate values, 0: any; E-MEM-003 */
-  double conv_error;     /* see Kernel */
+  /* Of convolutions, relative to the largest result: 0: SUM_ERROR, or none if deterministic; < 0: none, plain sums */
+  double conv_error;
   /* Contractions by the rule on their shapes alone; measured where that has not been done. They exclude each other. */
   bool deterministic, tune;
   uint64_t seed;     /* of random operators whose own seed is 0 */
@@ -93,14 +94,14 @@ typedef struct CompileRequest {
   const struct PassOptions *passes; /* NULL: from KILN_DEBUG */
   bool no_blas;
   int64_t memory_budget; /* see ExecOptions */
-  double conv_error;
+  double conv_error;     /* see Kernel */
   Tuning tuning;
   bool no_code;   /* stop before code generation */
   Wanted *wanted; /* out, may be NULL: see Graph */
 } CompileRequest;
 Executable *compile(const CompileRequest *r);
-/* E-ARG-001 if both are true. */
-bool tuning_of(bool deterministic, bool tune, Tuning *to);
+/* How algorithms are chosen: r's tuning and conv_error. E-ARG-001 if o asks for both deterministic and tune. */
+bool choose_by(const ExecOptions *o, CompileRequest *r);
 void executable_free(Executable *x);
 Graph *executable_graph(Executable *x);
 /* "graph" "dot" "llvm" "asm" "ptx" "object" */

@@ -18,7 +18,6 @@ static const int64_t INLINE_COST_NS =
 
 Executor *exec_new(const ExecOptions *o) {
   Executor *e = mem_alloc(sizeof *e);
-  Tuning tuning;
   MemGuard guard;
   if (MEM_GUARD(guard)) {
     exec_free(e);
@@ -32,7 +31,7 @@ Executor *exec_new(const ExecOptions *o) {
             device_target(e->arena, e->device, e->opt.math, &e->target);
   if (ok && e->device && e->opt.interpret)
     ok = err_set(E_ARG_001, "the interpreter runs on the CPU, not on %s", e->device->name);
-  ok = ok && tuning_of(e->opt.deterministic, e->opt.tune, &tuning);
+  ok = ok && choose_by(&e->opt, &(CompileRequest){0});
   mem_unguard(&guard);
   if (ok) return e;
   exec_free(e);
@@ -152,7 +151,7 @@ static char *make_key(Arena *a, const Executor *e, const CompileRequest *r) {
   str_init(&s, a);
   str_fmt(&s, "%llu.%llu.%d.%lld.%a.%d", (unsigned long long)r->prog->id,
           (unsigned long long)r->prog->edits, e->opt.no_blas, (long long)e->opt.memory_budget,
-          e->opt.conv_error, r->tuning);
+          r->conv_error, r->tuning);
   for (int i = 0; i < r->n_feeds; i++) {
     const Tensor *t = r->feeds[i].value;
     str_fmt(&s, "|%s:%d", r->feeds[i].name, t->dtype);
@@ -824,10 +823,9 @@ static bool start(Executor *e, Scope *s, const Program *p, int n_feeds, const Fe
                         .fetch = fetch,
                         .no_blas = e->opt.no_blas,
                         .memory_budget = e->opt.memory_budget,
-                        .conv_error = e->opt.conv_error,
                         .target = e->target,
                         .device = e->opt.interpret ? NULL : e->device};
-  if (!tuning_of(e->opt.deterministic, e->opt.tune, &req.tuning)) return false;
+  if (!choose_by(&e->opt, &req)) return false;
   PassOptions words = {0};
   if (e->opt.debug && pass_options_parse(&words, e->opt.debug)) req.passes = &words;
   uint64_t seed = e->opt.seed ? e->opt.seed : (uint64_t)p->seed;

@@ -169,6 +169,20 @@ for eps in -1 1 nan inf x; do
   expect_text "conv error: $eps" 2 err 'not a valid EPS' "$kiln" compile main.pdmodel "--conv-error=$eps"
 done
 
+cat >conv.kl <<'TEXT'
+program version 0
+block 0 parent -1 {
+  var x float32 [-1, 64, 28, 28] feed stop_gradient
+  param w float32 [64, 64, 3, 3]
+  var y float32 [-1, 64, 28, 28]
+  Output=y = conv2d(Filter=w, Input=x) {paddings=[1, 1]}
+}
+TEXT
+expect_text "conv error: as sums are" 0 out 'by winograd' "$kiln" compile conv.kl --fetch y
+expect_text "conv error: sums alone" 0 out 'by conv' "$kiln" compile conv.kl --fetch y --conv-error 0
+cp out sums.kl
+expect "conv error: deterministic" 0 "$kiln" compile conv.kl --fetch y --deterministic
+same "conv error: deterministic runs sum" out sums.kl
 expect_text "compile: who computes what" 0 out '^  by [a-z]+ ' "$kiln" compile main.pdmodel "${shapes[@]}" --emit graph
 expect_text "compile: algorithms in HTML" 0 out '<td>(gemm|conv) ' "$kiln" compile main.pdmodel "${shapes[@]}" --emit html
 expect "deterministic" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --deterministic

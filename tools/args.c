@@ -71,7 +71,8 @@ static bool store(const Flag *f, const char *value) {
   case FLAG_INT:
   case FLAG_COUNT: *(int64_t *)f->to = strtoll(value, &end, 10); break;
   case FLAG_BYTES: return store_bytes(f->to, value);
-  case FLAG_FLOAT: *(double *)f->to = strtod(value, &end); break;
+  case FLAG_FLOAT:
+  case FLAG_ERROR: *(double *)f->to = strtod(value, &end); break;
   case FLAG_TEXT: return *(const char **)f->to = value, true;
   case FLAG_LIST: {
     List *l = f->to;
@@ -80,7 +81,9 @@ static bool store(const Flag *f, const char *value) {
   }
   if (f->kind == FLAG_COUNT && (*(int64_t *)f->to < 0 || *(int64_t *)f->to > INT32_MAX))
     return false;
-  if (f->kind == FLAG_FLOAT && !(*(double *)f->to >= 0 && *(double *)f->to < 1)) return false;
+  bool real = f->kind == FLAG_FLOAT || f->kind == FLAG_ERROR;
+  if (real && !(*(double *)f->to >= 0 && *(double *)f->to < 1)) return false;
+  if (f->kind == FLAG_ERROR && !*(double *)f->to) *(double *)f->to = -1;
   return end != value && !*end && errno == 0;
 }
 

@@ -123,14 +123,10 @@ static bool run(Options *o, const char *path) {
   Model m = {0};
   Str s;
   Executable *x = NULL;
-  CompileRequest r = {.target = o->target,
-                      .passes = &o->passes,
-                      .memory_budget = o->memory_budget,
-                      .conv_error = o->exec.conv_error};
+  CompileRequest r = {.target = o->target, .passes = &o->passes, .memory_budget = o->memory_budget};
   int n_fetch = 0;
   const char **fetch;
-  bool ok = tuning_of(o->exec.deterministic, o->exec.tune, &r.tuning) &&
-            model_open(&m, path, NULL) &&
+  bool ok = choose_by(&o->exec, &r) && model_open(&m, path, NULL) &&
             model_feed_shapes(&m, &o->shapes, &r.n_feeds, (Feed **)&r.feeds);
   if (ok) {
     if (o->fetch)

@@ -18,13 +18,15 @@ typedef struct Verb {
 #undef VERB
 
 /* args.c: flags from a table. `--flag value` or `--flag=value`; positional arguments are collected in order. */
-/* FLAG_COUNT: 0..2^31-1; FLAG_FLOAT: from 0 to below 1; FLAG_BYTES: a positive number, perhaps with K, M or G (1024, ...) */
+/* FLAG_COUNT: 0..2^31-1; FLAG_FLOAT, FLAG_ERROR: from 0 to below 1, where 0 of an error
+ * is stored as -1, not the default; FLAG_BYTES: a positive number, perhaps with K, M or G (1024, ...) */
 typedef enum FlagKind {
   FLAG_BOOL,
   FLAG_INT,
   FLAG_COUNT,
   FLAG_BYTES,
   FLAG_FLOAT,
+  FLAG_ERROR,
   FLAG_TEXT,
   FLAG_LIST
 } FlagKind;
@@ -35,8 +37,8 @@ typedef enum FlagKind {
         "how matrix products round their inputs on a GPU (exact)"                                  \
   }
 #define ALGORITHM_FLAGS(exec)                                                                      \
-  {"--conv-error", FLAG_FLOAT, &(exec).conv_error, "EPS",                                          \
-   "how far convolutions may be off; from 2e-6, 1e-5: Winograd's"},                                \
+  {"--conv-error", FLAG_ERROR, &(exec).conv_error, "EPS",                                          \
+   "how far convolutions may be off (2e-6, as sums are); 0: sums alone; 1e-5: faster"},            \
       {"--deterministic", FLAG_BOOL, &(exec).deterministic, NULL,                                  \
        "algorithms by a rule on the shapes alone, none as measured"},                              \
   {                                                                                                \
