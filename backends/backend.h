@@ -24,6 +24,16 @@ typedef struct CheckRecord {
  * results do not depend on the number of threads. */
 typedef void KernelFn(const void *self, void *const *bufs, int64_t begin, int64_t end, RunCtx *ctx);
 
+/* What a task of an item computes: rows lo..hi-1, indices of the second dimension of results. */
+typedef struct TaskRows {
+  int32_t lo, hi;
+} TaskRows;
+/* Tasks begin..end-1 of an item, of one of the kernels that run together, counted from the first. */
+typedef struct ChainStep {
+  int kernel;
+  int64_t begin, end;
+} ChainStep;
+
 enum { KERNEL_PHASES = 3 };
 typedef struct KernelCode {
   int n_phases; /* run one after the other with a barrier between */
@@ -35,6 +45,9 @@ typedef struct KernelCode {
   /* > 0: the tasks of the last phase are divided evenly, in order, among so many indices of the first dimension of all
    * results, and read what depends on it at their own index only */
   int64_t items;
+  /* of the first kernel of a chain: how many run together, item by item, and the order of an item's tasks */
+  int chain, n_steps;
+  const ChainStep *steps;
   int64_t cost; /* rough nanoseconds on one thread: small kernels run on the calling thread */
   int64_t scratch_bytes; /* private scratch that each thread needs: RunCtx.scratch */
 } KernelCode;

@@ -499,38 +499,38 @@ static void run_phases(Run *u, int i, void **args, int less) {
 
 /* How many kernels from the i-th on run together, item by item. Where each is timed for itself none do. */
 static int chain_length(const Run *u, int i) {
-  int64_t items = u->x->code[i].items;
-  int n = 1, most = u->x->graph->kernels.v[i]->chain;
-  if (u->e->profile || items < 2 * pool_threads(u->e->pool)) return 1;
-  while (n < most && u->x->code[i + n].items == items) n++;
-  return n;
+  const KernelCode *c = &u->x->code[i];
+  bool alone = !c->chain || u->e->profile || c->items < 2 * pool_threads(u->e->pool);
+  return alone ? 1 : c->chain;
 }
 
 typedef struct Chain {
   Run *run;
-  int first, n;
-  int64_t items;
+  int first;
+  const KernelCode *code; /* of the first */
 } Chain;
 
 static void chain_share(void *user, int thread, int64_t begin, int64_t end) {
   const Chain *c = user;
-  for (int64_t item = begin; item < end; item++) {
-    void **args = c->run->args;
-    for (int i = c->first; i < c->first + c->n; args += c->run->x->n_bufs[i++]) {
-      const KernelCode *k = &c->run->x->code[i];
+  const Executable *x = c->run->x;
+  void **args[KL_CHAIN] = {c->run->args};
+  for (int i = 1; i < c->code->chain; i++) args[i] = args[i - 1] + x->n_bufs[c->first + i - 1];
+  for (int64_t item = begin; item < end; item++)
+    for (int i = 0; i < c->code->n_steps; i++) {
+      const ChainStep *s = &c->code->steps[i];
+      const KernelCode *k = &c->code[s->kernel];
       int last = k->n_phases - 1;
-      int64_t tasks = k->phase[last].n_tasks / c->items;
-      Phase p = {k->phase[last].fn, k->phase[last].self, args, c->run};
-      phase_share(&p, thread, item * tasks, (item + 1) * tasks);
+      int64_t at = item * (k->phase[last].n_tasks / c->code->items);
+      Phase p = {k->phase[last].fn, k->phase[last].self, args[s->kernel], c->run};
+      phase_share(&p, thread, at + s->begin, at + s->end);
     }
-  }
 }
 
 static void run_chain(Run *u, int i, int n) {
-  Chain c = {u, i, n, u->x->code[i].items};
+  Chain c = {u, i, &u->x->code[i]};
   void **args = u->args;
   for (int j = i; j < i + n; args += u->x->n_bufs[j++]) run_phases(u, j, args, n > 1);
-  if (n > 1) pool_run(u->e->pool, c.items, chain_share, &c);
+  if (n > 1) pool_run(u->e->pool, c.code->items, chain_share, &c);
 }
 
 bool report_check(const Executable *x, const CheckRecord *check, uint64_t step) {

@@ -14,6 +14,7 @@ enum {
   KL_RANK = 12, /* most dimensions of a Node; a Program's variables have at most KL_VAR_RANK */
   KL_VAR_RANK = 9,
   KL_LOOPS = 16, /* most loops of a contraction */
+  KL_CHAIN = 8,  /* most kernels of a chain: see Kernel.chain */
   KL_SMALL_REDUCE =
       32 /* a reduction over at most this many elements is unrolled into its consumer */
 };

@@ -12,8 +12,7 @@
 enum {
   LEAST_ITEMS = 4,
   LEAST_BYTES = 1 << 20, /* that are read again; what is smaller stays in caches anyway */
-  MOST_KERNELS = 8,
-  SMALL_PART = 16 /* values of so small a part of what is read again may live longer */
+  SMALL_PART = 16        /* values of so small a part of what is read again may live longer */
 };
 enum { AT_ITEM = 1, AT_OTHER = 2 }; /* how a value is read */
 
@@ -133,8 +132,7 @@ static int64_t dying_bytes(const Chains *c, int from, int at) {
 static bool joins(Chains *c, int from, int at) {
   const Kernel *first = c->g->kernels.v[from], *k = c->g->kernels.v[at];
   int64_t again = 0, stored = 0, dying = dying_bytes(c, from, at);
-  if (at - from >= MOST_KERNELS || !can_be_member(c->g, k) || k->ext[0] != first->ext[0])
-    return false;
+  if (at - from >= KL_CHAIN || !can_be_member(c->g, k) || k->ext[0] != first->ext[0]) return false;
   for (int i = 0; i < k->inputs.n; i++) {
     const Node *b = node_base(k->inputs.v[i].node);
     if (c->stored[b->id] >= from) again += bytes_of(b);

@@ -11,7 +11,7 @@
 #include <math.h>
 
 enum { FEW = 16, LARGE = 16384, MIN_PARTS = 8, MAX_PARTS = 1024, CHUNK = 4096 };
-enum { COLUMNS = 64, MANY_ROWS = 512, CACHED = 1 << 20 /* bytes */ };
+enum { COLUMNS = 64, MANY_ROWS = 512, CACHED = 1 << 20, NEAR = 512 << 10 /* bytes */ };
 
 static bool worth_it(const Node *n) {
   if (!prim_is_reduce(n->prim) || n->prim == P_ARGMAX) return false;
@@ -93,7 +93,8 @@ static Node *split_one(Graph *g, Node *n) {
 
 /* The leading reduced axes that are left to the second step, or 0: as few as leave chunks which the caches hold, and rows
  * enough. A sum that keeps the last axis runs over blocks of COLUMNS columns: few of them are no work for several threads, and
- * when they are long, later sweeps read all of it from memory again. */
+ * when they are long, later sweeps read all of it from memory again. Chunks of all columns that the nearest caches hold are better still:
+ * then they are summed while what makes them goes on (pass chain). */
 static uint32_t chunk_axes(const Node *n) {
   if (!prim_is_reduce(n->prim) || n->prim == P_ARGMAX || n->rank == 0 || node_numel(n) == 0 ||
       node_numel(n->in[0]) == 0)
@@ -103,15 +104,19 @@ static uint32_t chunk_axes(const Node *n) {
   int64_t columns = last < COLUMNS ? last : COLUMNS, parts = 1, outer = 0;
   int64_t rest = node_numel(x) / node_numel(n), blocks = node_numel(n) / columns;
   if (last == 1 || n->i >> (x->rank - 1) & 1 || rest < MANY_ROWS || blocks > 2 * FEW) return 0;
+  uint32_t best = 0;
   for (int d = 0; d < x->rank - 1; d++) {
     if (!(n->i >> d & 1)) continue;
     outer |= 1 << d;
     parts *= x->dims[d];
     rest /= x->dims[d];
-    if (rest <= KL_SMALL_REDUCE) return 0;
-    if (parts >= MIN_PARTS && rest * columns * size <= CACHED) return (uint32_t)outer;
+    if (rest <= KL_SMALL_REDUCE) break;
+    if (parts < MIN_PARTS || rest * columns * size > CACHED) continue;
+    if (!best) best = (uint32_t)outer;
+    if (rest * blocks * columns * size > NEAR) continue;
+    return (uint32_t)outer;
   }
-  return 0;
+  return best;
 }
 
 /* The sums of chunks that n, an RSUM of x or a map of it, was split into before; NULL: none. */

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-enum { IMAGES = 8, CHANNELS = 16, SIZE = 48, LABELS = 5, STEPS = 3 };
+enum { IMAGES = 8, CHANNELS = 16, SIZE = 48, LARGE = 96, LABELS = 5, STEPS = 3 };
 
 typedef struct Net {
   kl_net *net;
@@ -20,9 +20,9 @@ typedef struct Net {
 static kl_var *normal(kl_var *x) { return kl_relu(kl_batch_norm(x)); }
 
 /* A convolution, a depthwise one and one of 1 x 1, each with batch norm, and a sum of two branches. */
-static Net net_new(void) {
+static Net net_new(int size) {
   Net n = {.net = kl_net_new()};
-  kl_var *x = kl_data(n.net, "x", KL_FLOAT32, -1, 3, SIZE, SIZE);
+  kl_var *x = kl_data(n.net, "x", KL_FLOAT32, -1, 3, size, size);
   kl_var *y = kl_data(n.net, "y", KL_INT64, -1, 1);
   kl_var *h = normal(kl_conv2d(x, CHANNELS, 3, .pad = 1, .no_bias = true));
   kl_var *d = normal(kl_conv2d(h, CHANNELS, 3, .pad = 1, .groups = CHANNELS, .no_bias = true));
@@ -38,14 +38,38 @@ typedef struct Outcome {
   float loss[STEPS], filter[CHANNELS * 27], mean[CHANNELS];
   int chains, sums,
       products; /* in chains: kernels that reduce, contractions behind the first kernel */
+  int by_rows;  /* chains whose kernels take turns within an item */
 } Outcome;
 
-static void count(const Graph *g, Outcome *out) {
-  out->chains = out->sums = out->products = 0;
+/* The steps of a chain run every task of an item once, each kernel's in order, and a kernel's first after the first of those
+ * that it reads. */
+static bool check_steps(const Executable *x, int first) {
+  const KernelCode *c = &x->code[first];
+  int64_t ran[KL_CHAIN] = {0};
+  bool turns = false;
+  for (int i = 0; i < c->n_steps; i++) {
+    const ChainStep *s = &c->steps[i];
+    assert_in_range(s->kernel, 0, c->chain - 1);
+    assert_int_equal(s->begin, ran[s->kernel]);
+    assert_true(s->end > s->begin);
+    ran[s->kernel] = s->end;
+    for (int j = s->kernel + 1; j < c->chain; j++) turns |= ran[j] > 0;
+  }
+  for (int j = 0; j < c->chain; j++) {
+    const KernelCode *k = &c[j];
+    assert_int_equal(ran[j] * c->items, k->phase[k->n_phases - 1].n_tasks);
+  }
+  return turns;
+}
+
+static void count(const Executable *x, Outcome *out) {
+  const Graph *g = x->graph;
+  out->chains = out->sums = out->products = out->by_rows = 0;
   for (int i = 0; i < g->kernels.n; i++) {
     const Kernel *k = g->kernels.v[i];
     assert_int_equal(k->id, i);
     out->chains += k->chain > 0;
+    if (x->code[i].chain) out->by_rows += check_steps(x, i);
     out->sums += k->chained && !k->chain && k->reduce;
     out->products += k->chained && !k->chain && k->kind == K_CONTRACT;
     for (int j = 0; j < k->outputs.n && k->chained; j++)
@@ -54,16 +78,16 @@ static void count(const Graph *g, Outcome *out) {
   }
 }
 
-static Outcome train(kl_exec_options o, const char *debug) {
-  static float x[IMAGES * 3 * SIZE * SIZE];
+static Outcome train_images(int size, kl_exec_options o, const char *debug) {
+  static float x[IMAGES * 3 * LARGE * LARGE];
   int64_t labels[IMAGES];
-  Net n = net_new();
+  Net n = net_new(size);
   kl_exec *exe = kl_exec_new(o);
   Outcome out;
   exec_options(exe->run)->debug = debug;
-  for (int i = 0; i < IMAGES * 3 * SIZE * SIZE; i++) x[i] = sinf((float)(i * 7 % 1009));
+  for (int i = 0; i < IMAGES * 3 * size * size; i++) x[i] = sinf((float)(i * 7 % 1009));
   for (int i = 0; i < IMAGES; i++) labels[i] = i % LABELS;
-  kl_tensor tx = kl_array(KL_FLOAT32, x, IMAGES, 3, SIZE, SIZE),
+  kl_tensor tx = kl_array(KL_FLOAT32, x, IMAGES, 3, size, size),
             ty = kl_array(KL_INT64, labels, IMAGES, 1);
   kl_run(exe, kl_startup(n.net), NULL, NULL);
   for (int i = 0; i < STEPS; i++) {
@@ -74,13 +98,15 @@ static Outcome train(kl_exec_options o, const char *debug) {
     out.loss[i] = *(float *)loss.data;
     kl_tensor_free(&loss);
   }
-  if (!o.interpret) count(executable_graph(exe->run->last), &out);
+  if (!o.interpret) count(exe->run->last, &out);
   memcpy(out.filter, kl_get(exe, "conv2d_0.w_0")->data, sizeof out.filter);
   memcpy(out.mean, kl_get(exe, "batch_norm_1.w_1")->data, sizeof out.mean);
   kl_exec_free(exe);
   kl_net_free(n.net);
   return out;
 }
+
+static Outcome train(kl_exec_options o, const char *debug) { return train_images(SIZE, o, debug); }
 
 static bool same(const Outcome *a, const Outcome *b) {
   return !memcmp(a, b, offsetof(Outcome, chains));
@@ -96,6 +122,17 @@ static void any_thread_count(void **state) {
     assert_true(o.chains >= 4);
     assert_true(o.sums >= 3 && o.products >= 3);
     if (!same(&o, &alone)) fail_msg("%d threads: other results than without chains", threads);
+  }
+}
+
+/* Images of which the caches hold some rows only. */
+static void row_by_row(void **state) {
+  (void)state;
+  Outcome alone = train_images(LARGE, (kl_exec_options){.threads = 1}, "disable=chain");
+  for (int threads = 1; threads <= 3; threads += 2) {
+    Outcome o = train_images(LARGE, (kl_exec_options){.threads = threads}, NULL);
+    assert_true(o.by_rows >= 4);
+    assert_true(same(&o, &alone));
   }
 }
 
@@ -146,6 +183,7 @@ static void other_items(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(any_thread_count),
+                                     cmocka_unit_test(row_by_row),
                                      cmocka_unit_test(like_the_interpreter),
                                      cmocka_unit_test(not_under_a_budget),
                                      cmocka_unit_test(other_items)};

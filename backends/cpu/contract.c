@@ -327,6 +327,7 @@ static Plan *plan_of(Arena *a, const Kernel *k, Way way, const TileRow *only, bo
   p->way = way;
   p->only = only;
   p->conv_error = k->conv_error;
+  p->chained = k->chained;
   if (!frame_of(k, &p->frame) || !facts_of(k->core, &p->facts) || loop_is_stencil(k)) return p;
   p->kind = way_plan[way](a, p);
   if (no_blas && !p->set) p->kind = PLAN_LOOPS;

@@ -239,8 +239,8 @@ static bool is_row(const ConvPlan *p) {
 }
 
 /* Cuts images along their rows, and columns by panels, into enough tasks; what is read least often twice is cut. */
-static void divide(const Facts *f, ConvPlan *p) {
-  enum { ROW_BYTES = 256 << 10 };
+static void divide(const Facts *f, bool chained, ConvPlan *p) {
+  enum { ROW_BYTES = 256 << 10, CHAIN_BYTES = 256 << 10 };
   int64_t want = tasks_for(f->flops), items = p->images.total * p->groups.total;
   int64_t tallest = 0;
   if (is_row(p)) want = most(want, p->b_size * p->columns * f->size / ROW_BYTES);
@@ -255,6 +255,10 @@ static void divide(const Facts *f, ConvPlan *p) {
     while (p->chunks < p->units &&
            strip_bytes(p, div_up(p->units, p->chunks), f->size) > STRIP_BYTES)
       p->chunks++;
+  if (chained) { /* what a task reads and stores stays in the L2 cache */
+    int64_t elems = f->numel / p->images.total + p->size_h * p->size_w * p->channels;
+    p->chunks = most(p->chunks, least(p->units, elems * f->size / CHAIN_BYTES));
+  }
   int64_t a_bytes = p->part[0].w.n * p->part[0].h.n * p->channels, b_bytes = p->b_size * p->columns;
   while (items * p->chunks * p->panel_groups < want) {
     bool rows = p->chunks * 2 <= p->units && (p->by_block || p->units / p->chunks >= 4);
@@ -270,6 +274,25 @@ static void divide(const Facts *f, ConvPlan *p) {
   if (p->copy)
     p->strip_bytes =
         strip_bytes(p, p->chunks == 1 ? tallest : div_up(p->units, p->chunks), f->size);
+}
+
+void conv_chunk(const ConvPlan *p, int64_t chunk, int64_t *e0, int64_t *e1) {
+  int64_t u0 = chunk * p->units / p->chunks, u1 = (chunk + 1) * p->units / p->chunks, rows = 0,
+          wide = 0;
+  for (int i = 0; i < p->n_parts; i++) {
+    const Part *q = &p->part[i];
+    rows = most(rows, q->h.out + q->h.out_step * (q->h.n - 1) + 1);
+    wide = most(wide, q->w.out + q->w.out_step * (q->w.n - 1) + 1);
+  }
+  *e0 = 0;
+  *e1 = rows * wide * p->c_w;
+  if (p->by_block) {
+    *e0 = block_start(&p->part[0].rows, u0) * p->c_w;
+    *e1 = block_start(&p->part[0].rows, u1) * p->c_w;
+  } else if (p->chunks > 1) {
+    *e0 = u0 * p->part[0].h.out_step * p->c_h;
+    *e1 = least(u1 * p->part[0].h.out_step, rows) * p->c_h;
+  }
 }
 
 /* The share of the work of the first half of the tasks over one half, or of the second: what two threads would wait for. */
@@ -288,7 +311,9 @@ static double imbalance(const ConvPlan *p) {
 }
 
 /* Cycles of an image, about; 0: there is none. */
-static double choose_tile(const Facts *f, ConvPlan *p, const TileRow *only) {
+static double choose_tile(const Plan *plan, ConvPlan *p) {
+  const Facts *f = &plan->facts;
+  const TileRow *only = plan->only;
   double least_cost = 0;
   Isa isa = tile_isa();
   ConvPlan best = *p;
@@ -300,7 +325,7 @@ static double choose_tile(const Facts *f, ConvPlan *p, const TileRow *only) {
     p->panels = vector_blocks(p->columns, t);
     for (int i = 0; i < p->n_parts; i++)
       c += part_tiles(&p->part[i], t, &p->panels, part_bytes(p, &p->part[i], f->size));
-    divide(f, p);
+    divide(f, plan->chained, p);
     c *= imbalance(p);
     if (least_cost && c >= least_cost) continue;
     least_cost = c;
@@ -438,7 +463,7 @@ static bool try_operand(Arena *arena, Plan *plan, int x) {
   if (p->part[0].pixel * p->part[0].w.in_step >= INT32_MAX / 64 ||
       p->part[0].line * p->part[0].h.in_step >= INT32_MAX / 64)
     return false;
-  double cycles = choose_tile(f, p, plan->only);
+  double cycles = choose_tile(plan, p);
   if (!cycles) return false;
   for (int i = 0; i < p->n_parts; i++)
     if (p->part[i].k) {
@@ -468,6 +493,19 @@ int64_t conv_items(const Plan *plan) {
   if (!p->images.n || p->groups.total > 1 || (plan->frame.epilogue && !plan->work.fused)) return 0;
   const CLoop *l = &f->loop[p->images.id[0]];
   return l->s[2] * l->ext == f->numel ? l->ext : 0;
+}
+
+bool conv_rows(const Plan *plan, const Kernel *k, TaskRows *to) {
+  const ConvPlan *p = plan->conv;
+  int64_t row = plan->facts.numel / (k->ext[0] * k->ext[1]);
+  bool plain = p->c_w == p->columns && (p->by_block || p->c_h == row);
+  if (p->images.n != 1 || p->groups.total > 1 || p->winograd.m || !plain) return false;
+  for (int64_t t = 0; t < p->chunks * p->panel_groups; t++) {
+    int64_t e0, e1;
+    conv_chunk(p, t / p->panel_groups, &e0, &e1);
+    to[t] = (TaskRows){(int32_t)(e0 / row), (int32_t)(div_up(e1, row))};
+  }
+  return true;
 }
 
 /* The phase that packs `rows` rows of each of n parts. */

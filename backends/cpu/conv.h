@@ -68,6 +68,8 @@ typedef struct ConvPlan {
 } ConvPlan;
 
 KernelFn conv_pack, conv_tasks; /* conv_run.c */
+/* Elements *e0..*e1-1 of an image's result, those of all columns, are what a chunk computes. */
+void conv_chunk(const ConvPlan *p, int64_t chunk, int64_t *e0, int64_t *e1);
 
 /* winograd.c: fills in p->winograd, and what else changes, if an error of so much is allowed and it costs less than `cycles`,
  * those of the direct form. */

@@ -252,26 +252,18 @@ void conv_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
     const char *b = p->pack ? (const char *)bufs[plan->frame.ws] + group * p->b_size * f->size
                             : (const char *)bufs[plan->frame.x[p->b]] +
                                   (p->b_base + list_at(f, &p->groups, group, p->b)) * f->size;
-    int64_t rows = 0, wide = 0;
     for (int i = 0; i < p->n_parts; i++) {
       const Part *q = &p->part[i];
       run_part(plan, q, a, b, c, u0, all ? q->h.n : u1, pg, p->n_parts == 1 && t > begin && pg > 0,
                ctx->scratch);
-      rows = most(rows, q->h.out + q->h.out_step * (q->h.n - 1) + 1);
-      wide = most(wide, q->w.out + q->w.out_step * (q->w.n - 1) + 1);
     }
     if (!plan->frame.fn) continue;
-    int64_t e0 = 0, e1 = rows * wide * p->c_w;
+    int64_t e0, e1;
+    conv_chunk(p, chunk, &e0, &e1);
     if (f->numel == p->columns) { /* the only position */
       e0 = block_start(&p->panels, pg * p->panels.n / p->panel_groups) * p->tile.lanes;
       e1 = block_start(&p->panels, (pg + 1) * p->panels.n / p->panel_groups) * p->tile.lanes;
       e1 = least(e1, p->columns);
-    } else if (p->by_block) {
-      e0 = block_start(&p->part[0].rows, u0) * p->c_w;
-      e1 = block_start(&p->part[0].rows, u1) * p->c_w;
-    } else if (!all) {
-      e0 = u0 * p->part[0].h.out_step * p->c_h;
-      e1 = least(u1 * p->part[0].h.out_step, rows) * p->c_h;
     }
     plan->frame.fn(NULL, bufs, (at + e0) / p->row_elems, (at + e1) / p->row_elems, ctx);
   }

@@ -148,6 +148,7 @@ typedef struct Part {
   LoopPart part;
   KernelFn *fn, *second; /* NULL: nothing */
   int64_t tasks, items;
+  ChainTasks chain; /* of an item */
 } Part;
 
 static void want_code(CodeBatch *b, Kernel *k, Part *p) {
@@ -194,9 +195,33 @@ static void plan_all(Arena *a, int n, Kernel *const *k, const CompileOptions *o,
   }
 }
 
+/* Members of chains: how their tasks are divided. */
+static void find_items(Arena *a, const Kernel *k, Part *p) {
+  p->items = k->chained ? items_of(k, p) : 0;
+  if (!p->items) return;
+  bool conv = p->plan && p->plan->kind == PLAN_CONV;
+  const Work *w = conv ? &p->plan->work : NULL;
+  p->chain.tasks = (w ? w->n_tasks[w->n_phases - 1] : p->tasks) / p->items;
+  TaskRows *rows = arena_array(a, TaskRows, p->chain.tasks);
+  if (conv ? conv_rows(p->plan, k, rows) : loop_rows(k, p->part, rows)) p->chain.rows = rows;
+}
+
+/* Chains as far as their tasks are divided among the same items. */
+static void find_chains(Arena *a, const Graph *g, int n, Kernel *const *k, const Part *part,
+                        KernelCode *code) {
+  ChainTasks *t = arena_array(a, ChainTasks, n + 1);
+  for (int i = 0; i < n; i++) t[i] = part[i].chain;
+  for (int i = 0; i < n; i++) {
+    int m = 1;
+    while (m < k[i]->chain && part[i + m].items == part[i].items) m++;
+    if (m < 2 || !part[i].items) continue;
+    code[i].chain = m;
+    code[i].n_steps = chain_steps(a, m, k + i, t + i, g->nodes.n, &code[i].steps);
+  }
+}
+
 static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const CompileOptions *o,
                            KernelCode *code) {
-  (void)g;
   Arena *a = arena_scratch();
   Module *m = arena_new_of(a, Module);
   Part *part = arena_array(a, Part, n + 1);
@@ -213,7 +238,8 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
     arena_free(a);
     return NULL;
   }
-  for (int i = 0; i < n; i++) part[i].items = k[i]->chained ? items_of(k[i], &part[i]) : 0;
+  for (int i = 0; i < n; i++) find_items(a, k[i], &part[i]);
+  find_chains(a, g, n, k, part, code);
   arena_keep(a); /* no memory is asked for from here on */
   for (int i = 0; i < n; i++) {
     Plan *plan = part[i].plan;

@@ -105,7 +105,7 @@ typedef struct Plan {
   Way way;
   const struct TileRow *only; /* the tile to use; NULL: the best */
   const struct TileRow *tile; /* of the microkernels; NULL: there are none */
-  bool no_blas;
+  bool no_blas, chained;
   double conv_error; /* see Kernel */
   Facts facts;
   Frame frame;
@@ -216,11 +216,22 @@ void add_shares(Plan *p, int n);
 /* ---- conv.c (winograd.c), filter.c, gemm.c, im2col.c, col2im.c: five ways ---- */
 bool filter_plan(Arena *a, Plan *p);
 bool conv_plan(Arena *a, Plan *p);
-int64_t conv_items(const Plan *p); /* KernelCode.items */
+int64_t conv_items(const Plan *p);                            /* KernelCode.items */
+bool conv_rows(const Plan *p, const Kernel *k, TaskRows *to); /* see loop_rows */
 bool gemm_plan(Arena *a, Plan *p);
 bool gemm_shares_plan(Arena *a, Plan *p);   /* only if K is divided */
 bool im2col_plan(Arena *a, Plan *p, int x); /* x: the operand that is gathered */
 bool col2im_plan(Arena *a, Plan *p, int x); /* x: the operand that is divided */
+
+/* ---- chain.c ---- */
+/* How the tasks of an item are divided, of a kernel of a chain. */
+typedef struct ChainTasks {
+  int64_t tasks;
+  const TaskRows *rows; /* by task; NULL: not known */
+} ChainTasks;
+/* The order of an item's tasks of the chain of n kernels k[], of a graph of so many nodes: how many steps. */
+int chain_steps(Arena *a, int n, Kernel *const *k, const ChainTasks *t, int nodes,
+                const ChainStep **steps);
 
 /* ---- scatter.c, sort.c, call.c ---- */
 bool scatter_code(Arena *a, const Kernel *k, KernelCode *code);

@@ -238,6 +238,7 @@ void gen_nest(Gen *g, int i, Val begin, Val end);
 typedef struct Stencil Stencil;
 Stencil *stencil_plan(Arena *a, const Kernel *k, LoopPart part);
 int64_t stencil_tasks(const Stencil *s, LoopPart part);
+bool stencil_task_rows(const Stencil *s, TaskRows *to);
 int64_t stencil_item_tasks(const Stencil *s); /* for each index of dimension 0; 0: they straddle */
 void gen_stencil(Gen *g, const Stencil *s, Val begin, Val end); /* tasks */
 

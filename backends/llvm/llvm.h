@@ -40,6 +40,8 @@ typedef struct LoopJob {
 int64_t loop_tasks(const Kernel *k, LoopPart part);
 /* Are they divided evenly, in order, among the indices of ext[0]? ext[0]; 0: they are not. */
 int64_t loop_items(const Kernel *k, LoopPart part);
+/* Which rows each of the tasks of one of these has; false: they do not go over the rows in order. */
+bool loop_rows(const Kernel *k, LoopPart part, TaskRows *to);
 /* Is LOOP_CONTRACT's code of this kernel more than plain loops: as fast as the machine can do it? */
 bool loop_is_stencil(const Kernel *k);
 /* Bytes of workspace that LOOP_CONTRACT fills; 0: there is no second step. */

@@ -239,13 +239,42 @@ void nest_plan(Gen *g, int i, Nest *t) {
   t->tasks = t->by_row ? (t->n_out ? t->out[0].ext : 1) : blocks(t->rows, t->rows_per_task);
 }
 
+/* Tasks per index of dimension 0, 0: not so many each; points of a task, of the only loop or of the rows. */
+static int64_t nest_item_tasks(const Nest *t, int64_t items, int64_t *points) {
+  bool leads = t->n_out && t->out[0].first == 0 && !(t->red & 1), one = t->n_out == 1 && t->inner;
+  int64_t all = one ? t->out[0].ext : t->rows;
+  *points = one ? t->block : t->rows_per_task;
+  return leads && items > 1 && all % items == 0 && all / items % *points == 0
+             ? all / items / *points
+             : 0;
+}
+
+/* Where in the results of an item, in elements, its point i lies. */
+static int64_t point_at(const Nest *t, int64_t i) {
+  bool one = t->n_out == 1 && t->inner;
+  if (one) return i;
+  int64_t last = t->inner ? t->out[t->n_out - 1].ext : 1, block = i % t->n_block * t->block;
+  return i / t->n_block * last + (block < last ? block : last);
+}
+
+static bool nest_task_rows(const Nest *t, int64_t tasks, int64_t points, TaskRows *to) {
+  int64_t row = 1;
+  if (t->rank < 2 || t->red & 2 || t->tile) return false;
+  for (int d = 2; d < t->rank; d++)
+    if (!(t->red >> d & 1)) row *= t->ext[d];
+  for (int64_t i = 0; i < tasks; i++)
+    to[i] = (TaskRows){(int32_t)(point_at(t, i * points) / row),
+                       (int32_t)((point_at(t, (i + 1) * points) + row - 1) / row)};
+  return true;
+}
+
 int64_t loop_items(const Kernel *k, LoopPart part) {
   Arena *a = arena_scratch();
   Gen *g = arena_new_of(a, Gen);
   g->a = a;
   g->k = (Kernel *)k;
   g->part = part;
-  int64_t items = k->ext[0], tasks = 0, per = 0;
+  int64_t tasks = 0, per = 0, points;
   Stencil *stencil = stencil_plan(a, k, part);
   if (stencil) {
     tasks = stencil_tasks(stencil, part);
@@ -253,15 +282,32 @@ int64_t loop_items(const Kernel *k, LoopPart part) {
   } else if (nest_n(k, part) == 1) {
     Nest t;
     nest_plan(g, 0, &t);
-    bool leads = t.n_out && t.out[0].first == 0 && !(t.red & 1), one = t.n_out == 1 && t.inner;
-    int64_t points = one ? t.block : t.rows_per_task,
-            all = one ? t.n_out ? t.out[0].ext : 0 : t.rows;
     tasks = t.tasks;
-    if (leads && items > 1 && all % items == 0 && all / items % points == 0)
-      per = all / items / points;
+    per = nest_item_tasks(&t, k->ext[0], &points);
   }
   arena_free(a);
-  return per > 0 && per * items == tasks ? items : 0;
+  return per > 0 && per * k->ext[0] == tasks ? k->ext[0] : 0;
+}
+
+bool loop_rows(const Kernel *k, LoopPart part, TaskRows *to) {
+  Arena *a = arena_scratch();
+  Gen *g = arena_new_of(a, Gen);
+  g->a = a;
+  g->k = (Kernel *)k;
+  g->part = part;
+  Stencil *stencil = stencil_plan(a, k, part);
+  bool known;
+  if (stencil)
+    known = stencil_task_rows(stencil, to);
+  else {
+    Nest t;
+    int64_t points, tasks;
+    nest_plan(g, 0, &t);
+    tasks = nest_item_tasks(&t, k->ext[0], &points);
+    known = nest_task_rows(&t, tasks, points, to);
+  }
+  arena_free(a);
+  return known;
 }
 
 int64_t loop_tasks(const Kernel *k, LoopPart part) {

@@ -244,6 +244,18 @@ int64_t stencil_item_tasks(const Stencil *s) {
   return per && per % s->blocks_per_task == 0 ? per / s->blocks_per_task : 0;
 }
 
+bool stencil_task_rows(const Stencil *s, TaskRows *to) {
+  int64_t per = stencil_item_tasks(s), blocks = per * s->blocks_per_task;
+  if (s->sums || s->n_outer != 1 || s->row.at != 1) return false;
+  for (int64_t t = 0; t < per; t++) {
+    int64_t first = t * s->blocks_per_task / s->n_block,
+            end = ((t + 1) * s->blocks_per_task - 1) / s->n_block + 1;
+    to[t].lo = (int32_t)(first * s->height);
+    to[t].hi = (int32_t)(end * s->height < s->row.n ? end * s->height : s->row.n);
+  }
+  return blocks == s->n_height * s->n_block;
+}
+
 int64_t stencil_tasks(const Stencil *s, LoopPart part) {
   return part == LOOP_PARTS ? s->n_outers * s->n_block : div_ceil(s->blocks, s->blocks_per_task);
 }
