@@ -301,7 +301,8 @@ static bool check_read(Verify *c, const Op *op) {
     for (int k = 0; k < op->ins.v[i].n; k++) {
       const char *name = op->ins.v[i].args[k];
       const Var *v = strcmp(name, "@EMPTY@") ? block_find_var(op->block, name) : NULL;
-      if (!v || v->persistable || v->need_check_feed || *flags_of(c, v) != V_WRITTEN) continue;
+      if (!v || v->persistable || v->need_check_feed || v->kind == VK_ARRAY) continue;
+      if (*flags_of(c, v) != V_WRITTEN) continue;
       err_set(E_VER_002, "variable %s is read before an operator writes it", quoted(name));
       err_note("%s  %s  %s", op->ins.v[i].name, quoted(name),
                shape_text(v->dtype, v->rank, v->dims));

@@ -202,6 +202,36 @@ static void array(void **state) {
   close_case(&c);
 }
 
+/* As lists of Python: nobody writes the array before the loop, which appends to it. */
+static const char *LIST =
+    "program version 0\n"
+    "block 0 {\n"
+    "  var x float64 [2] feed\n  var a tensor_array float64 [2]\n  var i int64 [1]\n"
+    "  var n int64 [1]\n  var c bool [1]\n  var all float64 [-1]\n  var sizes int32 [-1]\n"
+    "  var length int64 [1]\n  var sc step_scopes\n"
+    "  i = fill_constant() {shape=[1]L, value=0.0, dtype=3}\n"
+    "  n = fill_constant() {shape=[1]L, value=3.0, dtype=3}\n"
+    "  c = less_than(X=i, Y=n)\n"
+    "  Out=[i, a, c], StepScopes=sc = while(X=[i, n, a, x], Condition=c) {sub_block=block 1}\n"
+    "  Out=all, OutIndex=sizes = tensor_array_to_tensor(X=a) {axis=0, use_stack=false}\n"
+    "  length = lod_array_length(X=a)\n"
+    "}\n"
+    "block 1 parent 0 {\n"
+    "  var t float64 [2]\n  var end int64 [1]\n"
+    "  t = scale(X=x) {scale=2.0}\n  end = lod_array_length(X=a)\n"
+    "  a = write_to_array(X=t, I=end)\n  i = increment(X=i)\n  c = less_than(X=i, Y=n)\n"
+    "}\n";
+
+static void list(void **state) {
+  (void)state;
+  Case c;
+  double x[2] = {1, -3};
+  open_case(&c, LIST, NULL);
+  expect(&c, 2, x, "all", 6, (double[]){2, -6, 2, -6, 2, -6});
+  expect(&c, 2, x, "length", 1, (double[]){3});
+  close_case(&c);
+}
+
 static void array_errors(void **state) {
   (void)state;
   double x[2] = {1, 2};
@@ -496,6 +526,7 @@ int main(void) {
       cmocka_unit_test(endless_loop),
       cmocka_unit_test(branch),
       cmocka_unit_test(array),
+      cmocka_unit_test(list),
       cmocka_unit_test(array_errors),
       cmocka_unit_test(wrong_operands),
       cmocka_unit_test(wrong_structure),

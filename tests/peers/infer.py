@@ -156,28 +156,26 @@ def statistics(main, exe, make):
             exe.run(main, feed=make(np.random.RandomState(100 + i)))
 
 
-def compared_runs(build, folder, exe, runs, base="m"):
-    """The model saved in the folder, on the feeds that `runs` make: figures of Kiln's results, and of the model that Kiln wrote of it."""
-    worst = 0.0
-    program, _, fetch = static.load_inference_model(f"{folder}/{base}", exe)
+def peer(path, exe, feed):
+    """What PaddlePaddle gives, [(name, value)]. In a scope of its own: tensor arrays grow from run to run."""
+    with static.scope_guard(static.Scope()):
+        program, _, fetch = static.load_inference_model(path, exe)
+        return list(zip([f.name for f in fetch], exe.run(program, feed=feed, fetch_list=fetch)))
+
+
+def compared_runs(build, folder, exe, runs):
+    """The model m in the folder, on the feeds that `runs` make: figures of Kiln's results, and of the model that Kiln wrote of it."""
+    errors = []
     for i, make in enumerate(runs):
         feed = make(np.random.RandomState(i))
-        want = exe.run(program, feed=feed, fetch_list=fetch)
-        got = run(build, f"{folder}/{base}.pdmodel", folder, feed, [f.name for f in fetch])
-        errors = [(error(got[f.name], w, 1e-30), f.name, w) for f, w in zip(fetch, want)]
-        for e, name, w in errors:
-            if not e <= 1e-4:
-                print(f"run {i}, {name}: {describe(got[name], w)}")
-        worst = max([worst] + [e for e, _, _ in errors])
-    figures = {"results": (worst, 1e-4)}
-    for n in "once", "twice":
-        kiln(build, "convert", f"{folder}/{base if n == 'once' else 'once'}.pdmodel", "-o", f"{folder}/{n}.pdmodel")
+        want = peer(f"{folder}/m", exe, feed)
+        got = run(build, f"{folder}/m.pdmodel", folder, feed, [n for n, _ in want])
+        errors += [error(got[n], w, 1e-30) for n, w in want]
+    for to, of in ("once", "m"), ("twice", "once"):
+        kiln(build, "convert", f"{folder}/{of}.pdmodel", "-o", f"{folder}/{to}.pdmodel")
     once, twice = ([open(p, "rb").read() for p in sorted(glob.glob(f"{folder}/{n}.*"))] for n in ("once", "twice"))
-    program, _, again = static.load_inference_model(f"{folder}/once", exe)
-    after = exe.run(program, feed=feed, fetch_list=again)
-    figures["saved by Kiln"] = (max(error(a, w) for a, w in zip(after, want)), 0)
-    figures["bytes, twice saved"] = (once != twice, 0)
-    return figures
+    after = peer(f"{folder}/once", exe, feed)
+    return {"results": (max(errors), 1e-4), "saved by Kiln": (max(error(a, w) for (_, a), (_, w) in zip(after, want)), 0), "bytes, twice saved": (once != twice, 0)}
 
 
 def compare(build, _, net, folder):
