@@ -147,6 +147,52 @@ bool x_fill_diagonal_grad(Expand *x) {
   return x_out(x, "X@GRAD", g_select(x->g, diagonal_mask(x, gy), g_const(x->g, gy->dtype, 0), gy));
 }
 
+/* Y along the diagonal of dim1 and dim2, and where that is. */
+static bool diagonal_of(Expand *x, const Node *in, Node *y, Node **values, Node **at) {
+  Graph *g = x->g;
+  int a, b, n = 0;
+  int64_t off = op_int(x->op, "offset");
+  AffDim map[KL_RANK];
+  if (!ops_rank(in, "X", 2, KL_VAR_RANK) ||
+      !ops_axis("dim1", op_int(x->op, "dim1"), in->rank, &a) ||
+      !ops_axis("dim2", op_int(x->op, "dim2"), in->rank, &b))
+    return false;
+  if (a == b) return err_set(E_SHP_003, "dim1 and dim2 are both %d", a);
+  Node *d = ops_sub(g, g_iota(g, DT_INT64, in->rank, in->dims, b),
+                    g_iota(g, DT_INT64, in->rank, in->dims, a));
+  *at = g_map2(g, P_EQ, d, g_full_int(g, DT_INT64, off, 0, NULL));
+  if (!y) return *at != NULL;
+  if (!ops_rank(y, "Y", in->rank - 1, in->rank - 1)) return false;
+  for (int k = 0; k < in->rank; k++)
+    if (k != a && k != b) {
+      if (!ops_same("dimensions of X and Y", in->dims[k], y->dims[n])) return false;
+      map[n++] = aff_loop(k);
+    }
+  map[n] = aff_loop(off < 0 ? b : a); /* the one that begins at 0 */
+  int64_t rows = in->dims[a] + (off < 0 ? off : 0), cols = in->dims[b] - (off > 0 ? off : 0);
+  if (!ops_same("elements of the diagonal and the last dimension of Y", rows < cols ? rows : cols,
+                y->dims[n]))
+    return false;
+  *values = g_view(g, y, in->rank, in->dims, map, 0);
+  return *values && *at;
+}
+
+bool x_fill_diagonal_tensor(Expand *x);
+bool x_fill_diagonal_tensor(Expand *x) {
+  Node *in = x_in(x, "X"), *y = x_in(x, "Y"), *v = NULL, *at = NULL;
+  if (!in || !y) return false;
+  if (!ops_known(in) || !ops_known(y)) return x_out(x, "Out", ops_blank_like(x->g, in));
+  return diagonal_of(x, in, y, &v, &at) && x_out(x, "Out", g_select(x->g, at, v, in));
+}
+
+bool x_fill_diagonal_tensor_grad(Expand *x);
+bool x_fill_diagonal_tensor_grad(Expand *x) {
+  Node *gy = x_in(x, "Out@GRAD"), *at = NULL;
+  if (!gy || !ops_known(gy)) return gy && x_out(x, "X@GRAD", gy);
+  return diagonal_of(x, gy, NULL, NULL, &at) &&
+         x_out(x, "X@GRAD", g_select(x->g, at, g_const(x->g, gy->dtype, 0), gy));
+}
+
 /* ---- products ---- */
 
 bool x_kron(Expand *x) {

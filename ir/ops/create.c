@@ -252,6 +252,25 @@ bool x_size(Expand *x) {
   return x_out(x, "Out", g_full_int(x->g, DT_INT64, node_numel(n), 0, NULL));
 }
 
+bool x_fill(Expand *x);
+bool x_fill(Expand *x) {
+  DType t;
+  int rank;
+  Tensor v;
+  int64_t numel;
+  const Attr *a = op_attr(x->op, "value");
+  const int64_t *dims = op_intlist(x->op, "shape", &rank);
+  if (!dtype_of(x, "dtype", &t)) return false;
+  if (rank > KL_VAR_RANK) return err_set(E_SHP_002, "shape has %d dimensions", rank);
+  if (!dims_numel(t, rank, dims, &numel)) return false;
+  if (!a || a->n != numel)
+    return err_set(E_OPR_003, "shape %s needs %lld values, value has %d", dims_text(rank, dims),
+                   (long long)numel, a ? a->n : 0);
+  if (!tensor_make(&v, x->g->arena, t, rank, dims)) return false;
+  for (int i = 0; i < a->n; i++) tensor_set(&v, i, a->fs[i]);
+  return x_out(x, "Out", g_data(x->g, t, rank, dims, v.data, op_out(x->op, "Out", 0)));
+}
+
 bool x_one_hot_v2(Expand *x);
 bool x_one_hot_v2(Expand *x) {
   Graph *g = x->g;
@@ -325,19 +344,31 @@ bool x_uniform_random_batch_size_like(Expand *x) {
   return random_out(x, spread(x->g, u, op_float(x->op, "min"), op_float(x->op, "max")), t);
 }
 
-bool x_gaussian_random(Expand *x);
-bool x_gaussian_random(Expand *x) {
+/* By the transformation of G. Box and M. Muller, 1958. */
+static bool gaussian(Expand *x, DType t, int rank, const int64_t *dims) {
   Graph *g = x->g;
-  DType t;
-  int rank;
-  int64_t dims[KL_RANK];
-  if (!random_float(x, &t) || !shape_of(x, &rank, dims)) return false;
   Node *u = uniform(x, random_type(t), rank, dims, 0),
        *v = uniform(x, random_type(t), rank, dims, 1);
   Node *radius = g_map1(g, P_SQRT, g_map2c(g, P_MUL, g_map1(g, P_LOG, u), -2));
   Node *z = g_map2(g, P_MUL, radius, g_map1(g, P_SIN, g_map2c(g, P_MUL, v, 6.283185307179586)));
   double mean = op_float(x->op, "mean");
   return random_out(x, spread(g, z, mean, mean + op_float(x->op, "std")), t);
+}
+
+bool x_gaussian_random(Expand *x);
+bool x_gaussian_random(Expand *x) {
+  DType t;
+  int rank;
+  int64_t dims[KL_RANK];
+  return random_float(x, &t) && shape_of(x, &rank, dims) && gaussian(x, t, rank, dims);
+}
+
+bool x_gaussian_random_batch_size_like(Expand *x);
+bool x_gaussian_random_batch_size_like(Expand *x) {
+  DType t;
+  int rank;
+  int64_t dims[KL_RANK];
+  return random_float(x, &t) && shape_like(x, &rank, dims) && gaussian(x, t, rank, dims);
 }
 
 /* The inverse of erf for |x| <= 0.98, to 2e-7. */

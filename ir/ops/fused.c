@@ -10,6 +10,13 @@ bool x_copies(Expand *x) {
   return true;
 }
 
+bool x_share_buffer(Expand *x);
+bool x_share_buffer(Expand *x) {
+  for (int i = 0; i < x_n_out(x, "XOut") && i < x_n_in(x, "X"); i++)
+    if (!x_out_at(x, "XOut", i, x_in_at(x, "X", i))) return false;
+  return x_copies(x);
+}
+
 /* ---- mixed precision ---- */
 
 static Node *one(Expand *x, const char *slot) {

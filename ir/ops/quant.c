@@ -45,6 +45,24 @@ static Node *rounded(Graph *g, Node *v, bool away) {
   return g_select(g, ops_mul(g, tie, odd), ops_plus(g, up, -1), up);
 }
 
+bool x_dequantize_log(Expand *x);
+bool x_dequantize_log(Expand *x) {
+  Graph *g = x->g;
+  Node *v = x_in(x, "X"), *dict = x_in(x, "Dict");
+  if (!v || !dict) return false;
+  if (v->dtype != DT_INT8)
+    return err_set(E_TYP_002, "X is %s, int8 is needed", dtype_info[v->dtype].name);
+  int64_t n = ops_prod(dict->dims, 0, dict->rank), all = ops_prod(v->dims, 0, v->rank);
+  if (n >= 0 && n < 128)
+    return err_set(E_SHP_006, "Dict has %lld elements, 128 are needed", (long long)n);
+  if (n < 0 || all < 0) return x_out(x, "Out", ops_blank(g, dict->dtype, v->rank, v->dims));
+  Node *i = g_cast(g, g_reshape(g, v, 1, &all), DT_INT32), *minus = g_map2c(g, P_LT, i, 0);
+  Node *found =
+      ops_take(g, g_reshape(g, dict, 1, &n), g_select(g, minus, ops_plus(g, i, 128), i), 0);
+  found = g_select(g, minus, ops_times(g, found, -1), found);
+  return found && x_out(x, "Out", g_reshape(g, found, v->rank, v->dims));
+}
+
 static Node *levels(Graph *g, const Quant *q, Node *v, Node *scale) {
   if (!v || !scale) return NULL;
   Node *tiny = g_map2(g, P_LE, scale, g_const(g, scale->dtype, 1e-6));

@@ -425,6 +425,22 @@ bool x_tile(Expand *x) {
   return x_out(x, "Out", ops_blank(x->g, v->dtype, rank, dims));
 }
 
+bool x_expand_as(Expand *x);
+bool x_expand_as(Expand *x) {
+  int64_t times[KL_RANK];
+  Node *v = x_in(x, "X"), *like = x_in(x, "target_tensor");
+  if (!v || !ops_rank(like, "target_tensor", v->rank, v->rank)) return false;
+  if (!ops_known(v) || !ops_known(like))
+    return x_out(x, "Out", ops_blank(x->g, v->dtype, v->rank, like->dims));
+  for (int i = 0; i < v->rank; i++) {
+    times[i] = v->dims[i] ? like->dims[i] / v->dims[i] : 0;
+    if (!ops_same("a dimension of target_tensor and a multiple of X's", like->dims[i],
+                  times[i] * v->dims[i]))
+      return false;
+  }
+  return x_out(x, "Out", tiled(x->g, v, v->rank, v->dims, times));
+}
+
 bool x_tile_grad(Expand *x) {
   int64_t times[KL_RANK], dims[KL_RANK];
   Node *in = x_in(x, "X"), *gy = x_in(x, "Out@GRAD"), *gx = NULL;
