@@ -12,8 +12,9 @@
  * one into the L2 cache. */
 #include "tiles.h"
 
-enum { BLOCK_BYTES = 640 << 10, MOST_COLUMNS = 256, MOST_CHANNELS = 256, FEW_CHANNELS = 16 };
-enum { CHUNK = 256 /* positions of which a panel of B stays in the L1 cache */, LONG_ROW = 28 };
+enum { BLOCK_BYTES = 896 << 10, MOST_COLUMNS = 256, MOST_CHANNELS = 256, FEW_CHANNELS = 16 };
+enum { CHUNK = 512 /* the most positions */, LONG_ROW = 28 };
+enum { PAGE = 4096 /* bytes; what lies so far apart falls into one set of the L1 cache */ };
 
 typedef struct FilterAxis {
   int64_t pos, n, taps; /* loops over positions and taps */
@@ -37,8 +38,7 @@ typedef struct FilterPlan {
   Blocks lines;           /* n > 0: strips; how the rows of an image are cut */
   int64_t strip_w, pixel; /* columns of a strip, elements of one */
   bool a_plain;           /* A is read in place: one tap, position p at p*w.stride */
-  bool
-      keep; /* the first tile of a panel of B packs it; else its columns are one panel, read in place */
+  bool keep;              /* the first tile of a panel of B packs it; else B is read in place */
   MicroSet set;
   /* into the set; then of the first tiles, if they keep */
   int fn[MOST_ROWS + 1][MOST_VECTORS + 1][2], first[MOST_ROWS + 1][MOST_VECTORS + 1][2];
@@ -167,43 +167,49 @@ static void copy_strip(const Plan *plan, const FilterPlan *f, const Task *t, int
   }
 }
 
-/* What is packed next, as the tiles of this block fetch it: two lines of each position at a time. */
+enum { LINES = 128, STEPS = 4 }; /* bytes, and steps of k, for each of the microkernel's fetches */
+
+/* What is read next, as the tiles of this block fetch it: two lines of each row at a time. The rows are the positions, or
+ * where those follow one another without gaps the lines themselves, since memory is fastest in order. */
 typedef struct Ahead {
   const char *at[2]; /* of A and B; NULL: not fetched */
-  int64_t pitch[2], bytes[2], positions;
-  int64_t operand, line, position; /* where the next tile begins */
+  int64_t pitch[2], bytes[2], rows[2];
+  int64_t operand, line, row; /* where the next tile begins */
 } Ahead;
 
+static void fetch_rows(Ahead *n, int operand, const char *at, int64_t pitch, int64_t bytes,
+                       int64_t rows) {
+  bool dense = pitch == bytes;
+  n->at[operand] = at;
+  n->pitch[operand] = dense ? LINES : pitch;
+  n->bytes[operand] = dense ? LINES : bytes;
+  n->rows[operand] = dense ? div_up(rows * pitch, LINES) : rows;
+}
+
 static Ahead ahead_of(const Plan *plan, const FilterPlan *f, const Task *k, int64_t p) {
-  int64_t size = plan->facts.size;
-  Ahead n = {.positions = block_end(f, p, k->p1) - p};
-  n.pitch[0] = f->w.stride * size;
-  n.pitch[1] = f->b_pos * size;
-  n.bytes[0] = k->rows * size;
-  n.bytes[1] = k->columns * size;
-  n.at[1] = k->b + p * n.pitch[1] + k->o0 * size;
+  int64_t size = plan->facts.size, positions = block_end(f, p, k->p1) - p;
+  Ahead n = {0};
   Run r = run_at(f, p, k->p1);
+  const char *a = k->a + (list_at(&plan->facts, &f->images, r.image, f->a) + r.y * f->h.stride +
+                          r.x * f->w.stride + k->i0) *
+                             size;
   if (f->w.step == 1 && f->h.step == 1)
-    n.at[0] = k->a + (list_at(&plan->facts, &f->images, r.image, f->a) + r.y * f->h.stride +
-                      r.x * f->w.stride + k->i0) *
-                         size;
+    fetch_rows(&n, 0, a, f->w.stride * size, k->rows * size, positions);
+  fetch_rows(&n, 1, k->b + (p * f->b_pos + k->o0) * size, f->b_pos * size, k->columns * size,
+             positions);
   return n;
 }
 
 static void fetch_ahead(Ahead *n, MicroArgs *x) {
-  enum {
-    LINES = 128,
-    STEPS = 4
-  }; /* bytes, and steps of k, for each of the microkernel's fetches */
   x->next = x->b;
   x->next_step = 0;
   if (n->operand < 2 && !n->at[n->operand]) n->operand++;
   if (n->operand == 2) return;
   x->next_step = n->pitch[n->operand];
-  x->next = n->at[n->operand] + n->line + n->position * x->next_step;
-  n->position += most(x->k / STEPS * x->batch, 1);
-  if (n->position < n->positions) return;
-  n->position = 0;
+  x->next = n->at[n->operand] + n->line + n->row * x->next_step;
+  n->row += most(x->k / STEPS * x->batch, 1);
+  if (n->row < n->rows[n->operand]) return;
+  n->row = 0;
   n->line += LINES;
   if (n->line < n->bytes[n->operand]) return;
   n->line = 0;
@@ -394,21 +400,39 @@ static void cut_strips(FilterPlan *p) {
   p->strip_w = p->w.step * (p->w.n - 1) + p->w.tap_step * (p->w.taps - 1) + 1;
 }
 
-static void divide(const Facts *f, FilterPlan *p) {
-  int64_t want = least(tasks_for(f->flops), MOST_SHARES), widest;
+/* Into how many sums the positions are divided: few enough that writing and adding them does not count. */
+static int64_t shares_of(const FilterPlan *p, int64_t want) {
+  enum { LEAST_SHARE = 512 };
+  int64_t n = div_up(want, p->rows.n * p->cols.n * p->groups.total);
+  n = least(n, least(p->positions / LEAST_SHARE, MOST_SHARES));
+  return most(n / 2 * 2, 1);
+}
+
+static void cut(const Facts *f, FilterPlan *p, int64_t most_rows, int64_t want) {
+  int64_t taps = p->h.taps * (p->fold ? 1 : p->w.taps), widest;
   p->cols = equal_blocks(p->columns, MOST_COLUMNS);
-  int64_t taps = p->h.taps * (p->fold ? 1 : p->w.taps);
-  p->rows = equal_blocks(p->channels, taps > 1 ? MOST_CHANNELS / 2 : MOST_CHANNELS);
+  p->rows = equal_blocks(p->channels, taps > 1 ? most_rows / 2 : most_rows);
   widest = p->cols.size + p->rows.size + 2;
-  p->chunk = least(most(BLOCK_BYTES / (widest * f->size), 64), least(CHUNK, p->positions));
+  p->chunk = least(taps > 1 ? CHUNK / 2 : CHUNK, p->positions);
+  p->chunk = least(most(BLOCK_BYTES / (widest * f->size), 64), p->chunk);
   bool forwards = p->w.step > 0 && p->w.tap_step >= 0 && p->h.step >= 0 && p->h.tap_step >= 0;
   if (forwards && p->h.taps * p->w.taps > 1 && p->w.n >= LONG_ROW && p->w.n <= CHUNK) cut_strips(p);
-  int64_t blocks = p->rows.n * p->cols.n * p->groups.total;
-  p->shares = most(least(div_up(want, blocks), p->positions / (2 * p->chunk)), 1);
-  p->shares = least(p->shares, MOST_SHARES);
   int64_t parts = p->lines.n ? p->lines.n * p->images.total : p->positions;
-  p->share = equal_blocks(parts, div_up(parts, p->shares));
+  p->share = equal_blocks(parts, div_up(parts, shares_of(p, want)));
   p->shares = p->share.n;
+  if (p->lines.n) return;
+  int64_t longest = p->share.size + (p->share.more > 0);
+  p->chunk = div_up(longest, div_up(longest, p->chunk));
+}
+
+/* Channels in small blocks only where there would be too few tasks. */
+static void divide(const Facts *f, FilterPlan *p) {
+  enum { ENOUGH = 4, LEAST_CHANNELS = 64 };
+  int64_t want = least(tasks_for(f->flops), MOST_SHARES), rows = MOST_CHANNELS;
+  cut(f, p, rows, want);
+  while (p->shares * p->rows.n * p->cols.n * p->groups.total < least(want, ENOUGH) &&
+         p->rows.size >= LEAST_CHANNELS)
+    cut(f, p, rows /= 2, want);
 }
 
 static bool choose_tile(const Facts *f, FilterPlan *p, const TileRow *only) {
@@ -471,8 +495,9 @@ bool filter_plan(Arena *arena, Plan *plan) {
   p.b_base = f->base[p.b];
   divide(f, &p);
   if (!choose_tile(f, &p, plan->only)) return false;
-  p.a_plain = is_plain(f, &p);
-  p.keep = p.cols.n > 1 || vector_blocks(p.columns, &p.tile).n > 1;
+  p.a_plain = is_plain(f, &p) && p.w.stride * f->size < PAGE;
+  bool in_place = p.a_plain && p.b_pos == p.cols.size; /* B has no gaps and serves one tap */
+  p.keep = !in_place && (p.cols.n > 1 || vector_blocks(p.columns, &p.tile).n > 1);
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 2; j++)
       want_tiles(arena, &p,

@@ -219,6 +219,9 @@ int main(int argc, char **argv) {
   product("MLP fc1, batch 1", 1, 256, 784, pool);
   conv("3x3 128-128 28, batch 8", 8, 128, 128, 28, 3, 1, 1, pool);
   conv("3x3 256-256 14/2, batch 8", 8, 256, 256, 14, 3, 2, 1, pool);
+  conv("1x1 256-1024 14, batch 8", 8, 256, 1024, 14, 1, 1, 0, pool);
+  conv("1x1 1024-256 14, batch 8", 8, 1024, 256, 14, 1, 1, 0, pool);
+  conv("1x1 512-2048 7, batch 8", 8, 512, 2048, 7, 1, 1, 0, pool);
   pool_free(pool);
   return 0;
 }
