@@ -376,6 +376,7 @@ void group_free(Group *g) {
   for (int k = 0; k < g->cap_warps; k++) free(g->warp[k].pending);
   free(g->warp), free(g->registers), free(g->local), free(g->local_set), free(g->frame),
       free(g->shared), free(g->records.write);
+  traffic_free(&g->asked);
 }
 
 static void warp_start(Group *g, Warp *w) {
@@ -397,6 +398,7 @@ static void warp_start(Group *g, Warp *w) {
 void group_run(Group *g) {
   memset(g->barrier, 0, sizeof g->barrier);
   race_start(g);
+  traffic_start(&g->asked);
   g->insns = 0;
   for (int k = 0; k < g->n_warps; k++) warp_start(g, &g->warp[k]);
   uint64_t order = g->l->seed + g->id[0] * UINT64_C(0x9e3779b97f4a7c15) +

@@ -275,7 +275,7 @@ char *lanes_access(Warp *w, Space space, uint64_t at[LANES], uint32_t mask, uint
   else
     check_global(w, at, mask, bytes, s, write);
   if (w->g->counting && space == SPACE_SHARED) count_shared(w->g, at, mask, bytes);
-  if (w->g->counting && space <= SPACE_GLOBAL) count_global(w->g, at, mask, bytes);
+  if (w->g->counting && space <= SPACE_GLOBAL) count_global(w->g, at, mask, bytes, write);
   return space == SPACE_SHARED ? w->g->shared : memory.host - DEVICE_BASE;
 }
 

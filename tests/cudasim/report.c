@@ -1,4 +1,4 @@
-/* Counters per kernel, written to CUDASIM_REPORT at the end as a JSON array; how sectors and banks are counted. */
+/* Counters per kernel, written to CUDASIM_REPORT at the end as a JSON array. */
 #include "driver.h"
 #include <stdlib.h>
 #include <string.h>
@@ -11,48 +11,6 @@ typedef struct Report {
 } Report;
 static Report *reports;
 static uint64_t copies[3][2];
-
-/* Sectors of 32 bytes that a request touches, against the least that so many different bytes need. */
-void count_global(Group *g, const uint64_t at[LANES], uint32_t mask, uint32_t bytes) {
-  uint64_t sector[LANES * 2], start[LANES];
-  int n = 0, distinct = 0;
-  FOR_LANES(l, mask) {
-    bool seen = false;
-    for (int k = distinct; k-- > 0 && !seen;) seen = start[k] == at[l];
-    if (seen) continue;
-    start[distinct++] = at[l];
-    for (uint64_t s = at[l] / 32; s <= (at[l] + bytes - 1) / 32; s++) {
-      bool known = false;
-      for (int k = n; k-- > 0 && !known;) known = sector[k] == s;
-      if (!known) sector[n++] = s;
-    }
-  }
-  g->n.requests++;
-  g->n.sectors += (uint64_t)n;
-  g->n.ideal += ((uint64_t)distinct * bytes + 31) / 32;
-}
-
-/* Passes over the 32 banks of 4 bytes: 128 bytes of lanes at a time; lanes that share a word share its pass. */
-void count_shared(Group *g, const uint64_t at[LANES], uint32_t mask, uint32_t bytes) {
-  int per = bytes > 4 ? (int)(128 / bytes) : LANES;
-  g->n.shared++;
-  for (int first = 0; first < LANES; first += per) {
-    uint64_t word[LANES * 4];
-    int n = 0, load[32] = {0}, most = 0;
-    for (int l = first; l < first + per; l++) {
-      if (!(mask >> l & 1)) continue;
-      for (uint64_t w = at[l] / 4; w <= (at[l] + bytes - 1) / 4; w++) {
-        bool known = false;
-        for (int k = n; k-- > 0 && !known;) known = word[k] == w;
-        if (known) continue;
-        word[n++] = w;
-        if (++load[w % 32] > most) most = load[w % 32];
-      }
-    }
-    g->n.wavefronts += (uint64_t)most;
-    if (most > 1) g->n.conflicts += (uint64_t)most - 1;
-  }
-}
 
 void report_add(const Launch *l) {
   if (!counting) return;
@@ -103,15 +61,15 @@ void report_write(void) {
       fprintf(f, "%s\"%s\": %llu", k ? ", " : "", classes[k], (unsigned long long)n->insns[k]);
     fprintf(f,
             "}, \"lanes\": %llu, \"requests\": %llu, \"sectors\": %llu, \"ideal_sectors\": %llu, "
-            "\"shared_requests\": %llu, \"wavefronts\": %llu, "
+            "\"reachable_sectors\": %llu, \"shared_requests\": %llu, \"wavefronts\": %llu, "
             "\"bank_conflicts\": %llu, \"branches\": %llu, \"divergent\": %llu, \"barriers\": "
             "%llu, \"mma_operations\": %llu}%s\n",
             (unsigned long long)n->lanes, (unsigned long long)n->requests,
             (unsigned long long)n->sectors, (unsigned long long)n->ideal,
-            (unsigned long long)n->shared, (unsigned long long)n->wavefronts,
-            (unsigned long long)n->conflicts, (unsigned long long)n->branches,
-            (unsigned long long)n->divergent, (unsigned long long)n->barriers,
-            (unsigned long long)n->mma, r->next ? "," : "");
+            (unsigned long long)n->reachable, (unsigned long long)n->shared,
+            (unsigned long long)n->wavefronts, (unsigned long long)n->conflicts,
+            (unsigned long long)n->branches, (unsigned long long)n->divergent,
+            (unsigned long long)n->barriers, (unsigned long long)n->mma, r->next ? "," : "");
   }
   fprintf(f, "]}\n");
   fclose(f);

@@ -448,10 +448,19 @@ typedef struct Barrier {
   uint32_t votes;             /* threads whose predicate is true */
 } Barrier;
 
+/* What requests of a block ask for, by sector of global memory: traffic.c. */
+typedef struct Asked Asked;
+typedef struct AskedTable {
+  Asked *v;
+  uint64_t n, size; /* of this block; slots */
+  uint32_t block;
+} AskedTable;
+
 /* Counters of a kernel. */
 typedef struct Counters {
   uint64_t insns[C_N], lanes;
-  uint64_t requests, sectors, ideal;      /* global memory */
+  uint64_t requests, sectors;             /* global memory */
+  uint64_t ideal, reachable;              /* sectors: traffic.c */
   uint64_t shared, wavefronts, conflicts; /* shared memory */
   uint64_t branches, divergent, barriers;
   uint64_t fma, mma; /* lanes' multiplications and additions; of tensor cores */
@@ -499,6 +508,7 @@ struct Group { /* a thread block in execution, reused for the next one */
   Range hit; /* the allocation of the last access */
   uint64_t insns;
   Counters n;
+  AskedTable asked;
   bool counting;
   jmp_buf fault;
   const Insn *at; /* the instruction in execution */
@@ -545,8 +555,12 @@ void note_shared(Parser *p, Space s, int bytes);
 _Noreturn void misaligned(Warp *w, int lane, uint64_t at, uint32_t bytes);
 _Noreturn void out_of_space(Warp *w, int lane, const char *space, uint64_t at, uint32_t bytes,
                             uint64_t size);
+
+/* traffic.c */
 void count_shared(Group *g, const uint64_t at[LANES], uint32_t mask, uint32_t bytes);
-void count_global(Group *g, const uint64_t at[LANES], uint32_t mask, uint32_t bytes);
+void count_global(Group *g, const uint64_t at[LANES], uint32_t mask, uint32_t bytes, bool write);
+void traffic_start(AskedTable *t); /* of a block */
+void traffic_free(AskedTable *t);
 
 /* race.c */
 void race_prepare(Group *g, uint64_t bytes);
