@@ -3,6 +3,7 @@
  * follow vectors of neighbouring points, and transposes that go through shared memory. */
 #include "plan.h"
 #include <stdlib.h>
+#include <string.h>
 
 enum { MOST_VISITS = 2000 };
 
@@ -147,18 +148,55 @@ int cuda_vector(Gen *g, const Nest *t, const Axis *x) {
   return v;
 }
 
-bool cuda_transposes(Gen *g, const Nest *t, int *a, int *b) {
+/* Stores to one bank beyond the first, of warps whose lanes go along the short side of a tile and then along the long one, and
+ * of those that go along the long one, whose places lie side by side. */
+static int conflicts(int size_short, int size_long, int pitch) {
+  int n = 0, load[2][32];
+  for (int e = 0; e < size_short * size_long; e++) {
+    if (e % 32 == 0) memset(load, 0, sizeof load);
+    int at[2] = {e % size_short * pitch + e / size_short, e / size_long * pitch + e % size_long};
+    for (int i = 0; i < 2; i++) n += ++load[i][at[i] % 32] > 1;
+  }
+  return n;
+}
+
+/* A short axis is in the tile as a whole, and the other one longer, so that warps read and write what has no gaps. */
+static void tile_size(int64_t a, int64_t b, CudaStage *s) {
+  enum { POINTS = CUDA_TILE * CUDA_TILE };
+  bool a_short = a < b;
+  int *size = a_short ? &s->size_a : &s->size_b, *other = a_short ? &s->size_b : &s->size_a;
+  int *step = a_short ? &s->step_a : &s->step_b;
+  s->size_a = s->size_b = CUDA_TILE;
+  s->step_a = s->step_b = 1;
+  *step = CUDA_TILE + 1;
+  if (a >= CUDA_TILE / 2 && b >= CUDA_TILE / 2) return;
+  int64_t most = (a_short ? b : a) + CUDA_TILE - 1;
+  *size = (int)(a_short ? a : b);
+  *other = POINTS / *size;
+  if (*other > most) *other = (int)most;
+  *other -= *other % CUDA_TILE;
+  for (int pad = 0, best = INT32_MAX; pad < 32; pad++) {
+    int n = conflicts(*size, *other, *other + pad);
+    if (n < best) best = n, *step = *other + pad;
+  }
+}
+
+bool cuda_transposes(Gen *g, const Nest *t, CudaStage *s) {
   CudaAccesses all = {0};
-  *b = t->n_out - 1;
-  *a = -1;
+  s->b = t->n_out - 1;
+  s->a = -1;
   if (t->n_out < 2 || t->red) return false;
   cuda_accesses(g, t, &all);
   for (int i = 0; i < all.n; i++) {
-    int64_t s = step_of(&all.v[i], t, &t->out[*b]);
-    if (s == 0 || s == 1 || s == -1 || s == INT64_MAX) continue;
-    for (int x = 0; x < *b; x++)
-      if (step_of(&all.v[i], t, &t->out[x]) == 1 && (*a < 0 || t->out[x].ext > t->out[*a].ext))
-        *a = x;
+    int64_t step = step_of(&all.v[i], t, &t->out[s->b]);
+    if (step == 0 || step == 1 || step == -1 || step == INT64_MAX) continue;
+    for (int x = 0; x < s->b; x++)
+      if (step_of(&all.v[i], t, &t->out[x]) == 1 && (s->a < 0 || t->out[x].ext > t->out[s->a].ext))
+        s->a = x;
   }
-  return *a >= 0 && t->out[*a].ext >= CUDA_TILE / 4 && t->out[*b].ext >= CUDA_TILE / 4;
+  if (s->a < 0) return false;
+  int64_t a = t->out[s->a].ext, b = t->out[s->b].ext;
+  tile_size(a, b, s);
+  return (a >= CUDA_TILE && b > 1) || (b >= CUDA_TILE && a > 1) ||
+         (a >= CUDA_TILE / 4 && b >= CUDA_TILE / 4);
 }

@@ -104,13 +104,11 @@ static bool plan_points(Planning *p, LoopPart part, const CudaGemm *sums) {
 }
 
 static bool plan_tiles(Planning *p, Gen *g, const Nest *t) {
-  int a, b;
-  if (!cuda_transposes(g, t, &a, &b)) return plan_points(p, g->part, NULL);
-  int64_t ea = t->out[a].ext, eb = t->out[b].ext;
-  int64_t blocks = div_up(ea, CUDA_TILE) * div_up(eb, CUDA_TILE) * (t->rows / ea / eb);
-  CudaStage *s = launch(p, CUDA_TILES, g->part, most_blocks(blocks), CUDA_THREADS);
-  s->a = a;
-  s->b = b;
+  CudaStage tile = {.form = CUDA_TILES, .part = g->part};
+  if (!cuda_transposes(g, t, &tile)) return plan_points(p, g->part, NULL);
+  int64_t ea = t->out[tile.a].ext, eb = t->out[tile.b].ext;
+  int64_t blocks = div_up(ea, tile.size_a) * div_up(eb, tile.size_b) * (t->rows / ea / eb);
+  *launch(p, CUDA_TILES, g->part, most_blocks(blocks), CUDA_THREADS) = tile;
   return true;
 }
 

@@ -20,7 +20,9 @@ struct CudaStage {
   int vec;          /* TEAMS: neighbouring summed points that a thread takes at once */
   int lanes, teams; /* TEAMS: threads of a team, teams of a block */
   bool columns;     /* TEAMS: neighbouring threads are of different teams */
-  int a, b;         /* TILES: axes of results along which inputs and outputs are contiguous */
+  int a, b;         /* TILES: axes of results along which inputs and outputs are contiguous, */
+  int size_a, size_b, step_a,
+      step_b; /* a tile along them; elements between neighbours in shared memory */
   const struct CudaGemm
       *gemm;       /* GEMM; POINTS of LOOP_EPILOGUE: what left its sums in the workspace */
   int64_t classes; /* SCATTER: residue classes, a power of two */
@@ -45,8 +47,8 @@ typedef VEC(CudaAccess) CudaAccesses;
 void cuda_accesses(Gen *g, const Nest *t, CudaAccesses *out);
 /* How many neighbouring points along the axis (NULL: none) are worth doing at once: 1, 2 or 4. */
 int cuda_vector(Gen *g, const Nest *t, const Axis *x);
-/* Is an input contiguous along axis *a of the results while the outputs are along another, *b? */
-bool cuda_transposes(Gen *g, const Nest *t, int *a, int *b);
+/* Is an input contiguous along axis s->a of the results while the outputs are along another, s->b? Then also the tile. */
+bool cuda_transposes(Gen *g, const Nest *t, CudaStage *s);
 
 /* plan.c */
 /* The vector of points of a nest. */

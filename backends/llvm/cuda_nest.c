@@ -2,9 +2,9 @@
  *
  * points  thread i takes the vectors i, i + threads of the grid, ... of results. All their loads come before their stores, at
  *         consecutive addresses, which LLVM makes loads and stores of vectors.
- * tiles   a block takes 32 x 32 results: first it reads what is contiguous along axis a with neighbouring threads along a,
- *         into shared memory (rows of 33, so that neither side has bank conflicts), then it computes with neighbouring
- *         threads along b. Both times the same expressions are emitted; only these reads differ.
+ * tiles   a block takes 32 x 32 results, or longer tiles where an axis is short: first it reads what is contiguous along axis a
+ *         with neighbouring threads along a, into shared memory (its rows padded against bank conflicts), then it computes
+ *         with neighbouring threads along b. Both times the same expressions are emitted; only these reads differ.
  * teams   cuda_team.c */
 #include "cuda_gen.h"
 #include <string.h>
@@ -118,7 +118,7 @@ void cuda_points(Gen *g, const CudaLaunch *l) {
 
 /* ---- tiles ---- */
 
-enum { TILE = CUDA_TILE, STEPS = TILE * TILE / CUDA_THREADS, MOST_STAGED = 4 };
+enum { MOST_STAGED = 4 };
 
 struct CudaTile {
   bool collect;     /* the first time */
@@ -154,38 +154,69 @@ void cuda_tile_loaded(Gen *g, Val v) {
   g->tile->n = g->tile->at;
 }
 
-/* Index along an axis: 32 * tile + offset, kept inside; *ok (NULL: always) = it was. */
-static int tile_axis(Gen *g, int64_t ext, const Aff *tile, const Aff *off, Val *ok) {
-  Aff at = aff_mul(*tile, TILE);
-  at = aff_add(g, &at, off);
-  Val v = aff_value(g, &at);
-  *ok = NULL;
-  if (ext % TILE) {
-    gen_at(g, gen_depth(g, v));
-    *ok = LLVMBuildICmp(g->b, LLVMIntSLT, v, gen_i64(g, ext), "");
-    v = gen_min(g, v, gen_i64(g, ext - 1));
-  }
-  return gen_var(g, v, 0, ext - 1);
+typedef struct Tiling {
+  Work *w;
+  const CudaStage *s;
+  CudaTile tile;
+  Aff ta, tb, tid;
+} Tiling;
+
+/* Kept below n; *ok (NULL: always) = it was. */
+static Aff below(Gen *g, const Aff *at, int64_t n, Val *ok) {
+  int64_t lo, hi;
+  aff_range(g, at, &lo, &hi);
+  if (hi < n) return *at;
+  Val v = aff_value(g, at);
+  gen_at(g, gen_depth(g, v));
+  *ok = gen_and(g, *ok, LLVMBuildICmp(g->b, LLVMIntSLT, v, gen_i64(g, n), ""));
+  gen_at(g, gen_depth(g, v));
+  return aff_var(gen_var(g, gen_min(g, v, gen_i64(g, n - 1)), lo, n - 1), 1);
 }
 
-/* The element (row, column) of a tile. */
-static Val shared_at(Gen *g, DType t, int i, const Aff *row, const Aff *col) {
-  Aff at = aff_mul(*row, TILE + 1);
-  at = aff_add(g, &at, col);
+/* Point j of a thread, the tile counted along the rows of `width`. */
+static void place_point(Tiling *s, int j, int width, int height, Aff *row, Aff *col, Val *ok) {
+  Gen *g = s->w->g;
+  Aff skip = aff_k((int64_t)j * CUDA_THREADS), at = aff_add(g, &s->tid, &skip);
+  aff_divmod(g, &at, width, row, col);
+  *row = below(g, row, height, ok);
+}
+
+/* The variable of an axis at place `off` of tile `tile`. */
+static int tile_axis(Gen *g, int64_t ext, int size, const Aff *tile, const Aff *off, Val *ok) {
+  Aff at = aff_mul(*tile, size);
+  at = aff_add(g, &at, off);
+  at = below(g, &at, ext, ok);
+  return gen_var(g, aff_value(g, &at), 0, ext - 1);
+}
+
+/* Where point (a, b) of read i is kept. */
+static Val shared_at(Tiling *s, int i, const Aff *a, const Aff *b) {
+  Gen *g = s->w->g;
+  LLVMTypeRef type = val_type(g, s->tile.type[i]);
+  Aff at = aff_mul(*a, s->s->step_a), along_b = aff_mul(*b, s->s->step_b);
+  at = aff_add(g, &at, &along_b);
   Val v = aff_value(g, &at);
   gen_at(g, gen_depth(g, v));
   char name[16];
   snprintf(name, sizeof name, "tile%d", i);
-  Val p = cuda_shared(g, name, val_type(g, t), TILE * (TILE + 1));
-  return LLVMBuildInBoundsGEP2(g->b, val_type(g, t), p, &v, 1, "");
+  Val p = cuda_shared(g, name, type,
+                      (s->s->size_a - 1) * s->s->step_a + (s->s->size_b - 1) * s->s->step_b + 1);
+  return LLVMBuildInBoundsGEP2(g->b, type, p, &v, 1, "");
 }
 
-typedef struct Tiling {
-  Work *w;
-  CudaTile tile;
-  Aff ta, tb, tx, ty;
-  int a, b;
-} Tiling;
+static int tile_steps(const Tiling *s) {
+  return (s->s->size_a * s->s->size_b + CUDA_THREADS - 1) / CUDA_THREADS;
+}
+
+/* The axes of the point at (a, b) of the tile. */
+static void set_axes(Tiling *s, const Aff *a, const Aff *b, Val *ok) {
+  Work *w = s->w;
+  const CudaStage *st = s->s;
+  s->tile.var_a = tile_axis(w->g, w->t->out[st->a].ext, st->size_a, &s->ta, a, ok);
+  s->tile.var_b = tile_axis(w->g, w->t->out[st->b].ext, st->size_b, &s->tb, b, ok);
+  w->out[st->a] = aff_var(s->tile.var_a, 1);
+  w->out[st->b] = aff_var(s->tile.var_b, 1);
+}
 
 static void emit_point(Tiling *s, Index *at, Val *v) {
   Work *w = s->w;
@@ -204,20 +235,22 @@ static void fill(Tiling *s) {
   Work *w = s->w;
   Gen *g = w->g;
   Index *at = arena_array(g->a, Index, w->t->roots.n);
-  Val *v = arena_array(g->a, Val, w->t->roots.n), ok;
+  Val *v = arena_array(g->a, Val, w->t->roots.n);
   s->tile.collect = true;
-  for (int j = 0; j < STEPS; j++) {
-    Aff off = aff_k(j * (TILE / STEPS)), y = aff_add(g, &s->ty, &off);
-    s->tile.var_a = tile_axis(g, w->t->out[s->a].ext, &s->ta, &s->tx, &ok);
-    s->tile.var_b = tile_axis(g, w->t->out[s->b].ext, &s->tb, &y, &ok);
-    w->out[s->a] = aff_var(s->tile.var_a, 1);
-    w->out[s->b] = aff_var(s->tile.var_b, 1);
+  for (int j = 0; j < tile_steps(s); j++) {
+    Aff a, b;
+    Val inside = NULL, ok = NULL;
+    place_point(s, j, s->s->size_a, s->s->size_b, &b, &a, &inside);
+    set_axes(s, &a, &b, &ok);
+    Loop once;
+    if (inside) once = cuda_if(g, inside);
     emit_point(s, at, v);
     for (int i = 0; i < s->tile.n; i++) {
-      Val p = shared_at(g, s->tile.type[i], i, &y, &s->tx);
+      Val p = shared_at(s, i, &a, &b);
       gen_at(g, g->depth);
       LLVMBuildStore(g->b, s->tile.read[i], p);
     }
+    if (inside) loop_close(g, &once, LOOP_PLAIN);
   }
 }
 
@@ -226,22 +259,19 @@ static void drain(Tiling *s) {
   Gen *g = w->g;
   int n = w->t->roots.n;
   s->tile.collect = false;
-  for (int j = 0; j < STEPS; j++) {
+  for (int j = 0; j < tile_steps(s); j++) {
     Index *at = arena_array(g->a, Index, n);
-    Val *v = arena_array(g->a, Val, n), ok[2];
-    Aff off = aff_k(j * (TILE / STEPS)), y = aff_add(g, &s->ty, &off);
-    s->tile.var_b = tile_axis(g, w->t->out[s->b].ext, &s->tb, &s->tx, &ok[0]);
-    s->tile.var_a = tile_axis(g, w->t->out[s->a].ext, &s->ta, &y, &ok[1]);
-    w->out[s->a] = aff_var(s->tile.var_a, 1);
-    w->out[s->b] = aff_var(s->tile.var_b, 1);
-    for (int i = 0; i < s->tile.n; i++)
-      s->tile.shared[i] = shared_at(g, s->tile.type[i], i, &s->tx, &y);
-    g->active = gen_and(g, ok[0], ok[1]);
+    Val *v = arena_array(g->a, Val, n), ok = NULL;
+    Aff a, b;
+    place_point(s, j, s->s->size_b, s->s->size_a, &a, &b, &ok);
+    set_axes(s, &a, &b, &ok);
+    for (int i = 0; i < s->tile.n; i++) s->tile.shared[i] = shared_at(s, i, &a, &b);
+    g->active = ok;
     emit_point(s, at, v);
     Loop once;
-    if (g->active) once = cuda_if(g, g->active);
+    if (ok) once = cuda_if(g, ok);
     for (int r = 0; r < n; r++) store_root(w, &w->t->roots.v[r], v[r], &at[r]);
-    if (g->active) loop_close(g, &once, LOOP_PLAIN);
+    if (ok) loop_close(g, &once, LOOP_PLAIN);
     g->active = NULL;
   }
 }
@@ -253,21 +283,19 @@ void cuda_tiles(Gen *g, const CudaLaunch *l) {
   Tiling *s = arena_new_of(g->a, Tiling);
   s->w = arena_new_of(g->a, Work);
   *s->w = (Work){.g = g, .t = &t};
-  s->a = l->stage->a;
-  s->b = l->stage->b;
+  s->s = l->stage;
   g->columns = false;
   plan_sweeps(s->w);
   g->sweep = 0;
-  int64_t na = (t.out[s->a].ext + TILE - 1) / TILE, nb = (t.out[s->b].ext + TILE - 1) / TILE;
-  int64_t rest = t.rows / t.out[s->a].ext / t.out[s->b].ext;
-  Aff tid = cuda_index(g, "tid.x", CUDA_THREADS), at;
-  aff_divmod(g, &tid, TILE, &s->ty, &s->tx);
+  int64_t ea = t.out[s->s->a].ext, eb = t.out[s->s->b].ext, rest = t.rows / ea / eb;
+  int64_t na = (ea + s->s->size_a - 1) / s->s->size_a, nb = (eb + s->s->size_b - 1) / s->s->size_b;
+  s->tid = cuda_index(g, "tid.x", CUDA_THREADS);
   Loop loop = cuda_blocks(g, l, na * nb * rest, &var);
-  at = na * nb * rest == 1 ? aff_k(0) : aff_var(var, 1);
+  Aff at = na * nb * rest == 1 ? aff_k(0) : aff_var(var, 1);
   aff_divmod(g, &at, nb, &at, &s->tb);
   aff_divmod(g, &at, na, &at, &s->ta);
   for (int x = t.n_out - 1; x >= 0; x--)
-    if (x != s->a && x != s->b) aff_divmod(g, &at, t.out[x].ext, &at, &s->w->out[x]);
+    if (x != s->s->a && x != s->s->b) aff_divmod(g, &at, t.out[x].ext, &at, &s->w->out[x]);
   g->tile = &s->tile;
   cuda_barrier(g); /* the tile before this one has been read */
   fill(s);
