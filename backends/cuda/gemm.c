@@ -174,15 +174,20 @@ static CudaAxes axes_of(Gen *g, const CudaGemm *p, LoopKind kind) {
 
 /* ---- operands ---- */
 
+/* Is the dimension read at just this loop? */
+static bool is_loop(const Node *c, const AffDim *m, int l) {
+  int other = m->l0 == l ? m->l1 : m->l0;
+  bool moves = other >= 0 && other != l && c->ext[other] > 1 && factor(m, other);
+  return m->div == 1 && m->off == 0 && factor(m, l) == 1 && !moves;
+}
+
 /* Is the operand's last dimension just this loop, all of it? */
 static bool contiguous(const Node *c, int x, int l) {
   int d = c->in[x]->rank - 1;
   while (d > 0 && c->in[x]->dims[d] == 1) d--;
-  if (d < 0 || !aff_is_loop(&c->map[x][d], l) || c->in[x]->dims[d] != c->ext[l]) return false;
-  while (d-- > 0) {
-    const AffDim *m = &c->map[x][d];
-    if ((m->l0 == l && m->c0) || (m->l1 == l && m->c1)) return false;
-  }
+  if (d < 0 || !is_loop(c, &c->map[x][d], l) || c->in[x]->dims[d] != c->ext[l]) return false;
+  while (d-- > 0)
+    if (factor(&c->map[x][d], l)) return false;
   return true;
 }
 
@@ -215,6 +220,21 @@ static int near_run(const CudaGemm *p, int s, int64_t k, int64_t row) {
   return s == 0 && k == 1 && row > 0 && row <= NEAR ? 8 : CUDA_STEP;
 }
 
+/* Do rows of the operand, along `along`, start anywhere in a sector of `per` elements? */
+static bool starts_anywhere(const Node *c, int x, int along, int per) {
+  for (int l = 0; l < c->n_loops; l++)
+    if (l != along && c->ext[l] > 1 && distance(c, x, l) % per) return true;
+  return false;
+}
+
+/* Rows along K are copied from the first sector that starts in a step to that of the next one, so one step's copies end in the
+ * next one's memory: rows of one axis only, whose place in a sector is the same in all steps. */
+static int shift_of(const CudaGemm *p, const CudaSide *s, int along) {
+  int per = 32 / dtype_info[p->tile->type].size;
+  bool fits = s->k_major ? p->k.n == 1 && s->run == CUDA_STEP : p->k.n == 1;
+  return s->async && fits && starts_anywhere(p->core, s->x, along, per) ? per : 0;
+}
+
 static void plan_side(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
   const Node *c = p->core;
   CudaSide *side = &p->side[s];
@@ -233,6 +253,19 @@ static void plan_side(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
   side->run = CUDA_STEP;
   if (side->k_major && side->vec == 1 && each == 4)
     side->run = near_run(p, s, distance(c, side->x, sum), distance(c, side->x, own));
+  if (along_own || along_sum) side->shift = shift_of(p, side, along_own ? own : sum);
+}
+
+/* Copies along K that end in the next step's memory need a stage more than those that do not. */
+static void plan_stages(Gen *g, CudaGemm *p) {
+  bool over = false;
+  for (int s = 0; s < 2; s++) over |= p->side[s].k_major && p->side[s].shift;
+  if (over && p->tile->stages == 2) {
+    CudaTiling *more = arena_dup(g->a, p->tile, sizeof *p->tile);
+    more->stages = 4;
+    p->tile = more;
+  }
+  p->ahead = p->tile->stages - 1 - over;
 }
 
 /* ---- tiles ---- */
@@ -346,7 +379,7 @@ static bool reads_neighbours(Gen *g, int loop) {
 }
 
 CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
-  enum { LEAST = 8, LEAST_K = 16 };
+  enum { LEAST = 8, LEAST_K = 8 };
   CudaGemm *p = arena_new_of(g->a, CudaGemm);
   const Node *c = p->core = class_core(g, class, p);
   bool whole = c == g->k->core;
@@ -370,6 +403,7 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   choose_tile(p, c->dtype, whole ? node_numel(c) * dtype_info[c->dtype].size : INT64_MAX, t);
   for (int s = 0; s < 2; s++) plan_side(g, p, s, t);
   choose_threads(p);
+  plan_stages(g, p);
   const CudaAxes *n = &p->side[1].axes;
   const Axis *col = &n->axis[n->n - 1];
   p->even = p->padded % CUDA_STEP == 0;

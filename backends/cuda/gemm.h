@@ -27,6 +27,7 @@ typedef struct CudaSide {
   bool k_major;   /* rows of summed elements; otherwise the summed index is the row */
   int vec;        /* neighbouring elements read at once: of 16 bytes, or 1 */
   bool async;     /* cp.async */
+  int shift; /* elements of a sector, where rows in memory start anywhere in one: copies are cut where sectors are; else 0 */
   int run; /* along K, of neighbouring threads, before the next row's: CUDA_STEP; 8, 4: near_run */
 } CudaSide;
 
@@ -44,6 +45,7 @@ typedef struct CudaGemm {
   int64_t splits, per;   /* parts of the sum, steps of each */
   int vec;               /* neighbouring results stored at once */
   bool pack;             /* what follows the product reads neighbours for them */
+  int ahead;             /* steps that copies are ahead of the products */
   int threads;
   int64_t stage_size,
       out_pitch; /* elements of shared memory: of a stage; between rows of results */

@@ -8,6 +8,7 @@
  *
  * What an operand holds at (row, k) is found through its AffDims: parts that depend on the row alone land before the loop. */
 #include "cuda_gemm.h"
+#include <string.h>
 
 /* ---- places ---- */
 
@@ -75,7 +76,8 @@ static Val address(Gen *g, Node *n, Index *ix) {
   return emit_address(g, gen_info(g, n)->input, n->dtype, &lin);
 }
 
-static void copy_async(Gen *g, int bytes, Val to, Val from, Val ok) {
+/* Of lanes for which `use` (NULL: always) holds; where `ok` (NULL: always) does not, zeros. */
+static void copy_async(Gen *g, int bytes, Val to, Val from, Val ok, Val use) {
   const char *name = bytes == 16  ? "llvm.nvvm.cp.async.cg.shared.global.16.s"
                      : bytes == 8 ? "llvm.nvvm.cp.async.ca.shared.global.8.s"
                                   : "llvm.nvvm.cp.async.ca.shared.global.4.s";
@@ -83,7 +85,19 @@ static void copy_async(Gen *g, int bytes, Val to, Val from, Val ok) {
   gen_at_vals(g, 2, (Val[]){from, ok});
   if (ok) size = LLVMBuildSelect(g->b, ok, size, LLVMConstInt(g->i32, 0, 0), "");
   gen_at(g, g->depth);
-  gen_call(g, name, NULL, 3, (Val[]){to, from, size});
+  if (!use) {
+    gen_call(g, name, NULL, 3, (Val[]){to, from, size});
+    return;
+  }
+  LLVMTypeRef types[4] = {g->i64, g->i64, g->i32, g->i1};
+  LLVMTypeRef type = LLVMFunctionType(LLVMVoidTypeInContext(g->c), types, 4, 0);
+  const char *code = arena_fmt(g->a, "@$3 cp.async.%s.shared.global [$0], [$1], %d, $2;",
+                               bytes == 16 ? "cg" : "ca", bytes);
+  Val copy =
+      LLVMGetInlineAsm(type, code, strlen(code), "l,l,r,b", 7, 1, 0, LLVMInlineAsmDialectATT, 0);
+  Val args[4] = {LLVMBuildPtrToInt(g->b, to, g->i64, ""), LLVMBuildPtrToInt(g->b, from, g->i64, ""),
+                 size, use};
+  LLVMBuildCall2(g->b, type, copy, args, 4, "");
 }
 
 /* Threads store 128 bytes at once: eight of 16, or a warp. Where that is two rows along K, they are as many rows apart as puts
@@ -101,27 +115,97 @@ static Aff spread_rows(Gemm *m, int s, Aff row) {
   return aff_add(m->g, &group, &r);
 }
 
-/* Chunk j of the thread: its row and column in the side's tile; tiles are read row by row, those of shorter runs in parts. */
-static void chunk_place(Gemm *m, int s, int j, Aff *row, Aff *col) {
+/* What one copy of a thread moves: from where in the side's tile to where in the stage. */
+typedef struct Chunk {
+  Aff own, k;   /* relative to the tile, and to the step */
+  Aff row, col; /* in shared memory, */
+  Aff over;     /* 1: of the next step's stage */
+} Chunk;
+
+/* Tiles are read row by row, those of shorter runs in parts. */
+static Chunk chunk_place(Gemm *m, int s, int j) {
   const CudaSide *side = &m->p->side[s];
   int width = (side->k_major ? side->run : side->tile) / side->vec;
   int rows = m->p->threads / width, height = side->k_major ? side->tile : CUDA_STEP;
+  Chunk c = {.over = aff_k(0)};
   Aff r, step = aff_k((int64_t)j * rows % height);
-  aff_divmod(m->g, &m->tid, width, row, &r);
-  *row = aff_add(m->g, row, &step);
-  if (side->k_major && side->run == CUDA_STEP && side->vec != 2) *row = spread_rows(m, s, *row);
-  *col = aff_mul(r, side->vec);
-  col->k += (int64_t)j * rows / height * width;
+  aff_divmod(m->g, &m->tid, width, &c.row, &r);
+  c.row = aff_add(m->g, &c.row, &step);
+  if (side->k_major && side->run == CUDA_STEP && side->vec != 2) c.row = spread_rows(m, s, c.row);
+  c.col = aff_mul(r, side->vec);
+  c.col.k += (int64_t)j * rows / height * width;
+  c.own = side->k_major ? c.row : c.col;
+  c.k = side->k_major ? c.col : c.row;
+  return c;
+}
+
+/* ---- rows that start anywhere in a sector ---- */
+
+/* The operand's element (own, k), k counted from the first step. */
+static Aff element_at(Gemm *m, int s, const Aff *own, const Aff *k) {
+  Gen *g = m->g;
+  const Node *c = m->p->core;
+  const CudaSide *side = &m->p->side[s];
+  const Node *in = c->in[side->x];
+  Index ix = {.rank = c->n_loops}, to;
+  Val ok = NULL;
+  Aff base = aff_mul(m->block[s], side->tile), at = aff_add(g, &base, own), kk = *k;
+  at = keep(g, &at, side->axes.total, 1, &ok);
+  kk = keep(g, &kk, m->p->k.total, 1, &ok);
+  place_loops(g, &side->axes, at, &ix);
+  place_loops(g, &m->p->batch, m->batch, &ix);
+  place_loops(g, &m->p->k, kk, &ix);
+  if (!index_map(g, &ix, c->ext, c->map[side->x], in->rank, in->dims, &to, &ok)) return aff_k(0);
+  return index_linear(g, &to, in->dims, 0, in->rank);
+}
+
+/* Its column moves on to where the row's next sector starts: along K the last ones come to lie in the next step, along rows
+ * (columns) they are the first ones of the tile. */
+static Chunk chunk(Gemm *m, int s, int j) {
+  Gen *g = m->g;
+  const CudaSide *side = &m->p->side[s];
+  Chunk c = chunk_place(m, s, j);
+  if (!side->shift) return c;
+  Aff zero = aff_k(0), skip, rest;
+  Aff at = element_at(m, s, side->k_major ? &c.row : &zero, side->k_major ? &zero : &c.row);
+  at = aff_mul(at, -1);
+  aff_divmod(g, &at, side->shift, &rest, &skip);
+  aff_divmod(g, &skip, side->vec, &skip, &rest);
+  skip = aff_mul(skip, side->vec);
+  Aff to = aff_add(g, &c.col, &skip);
+  if (side->k_major) {
+    c.k = to;
+    aff_divmod(g, &to, CUDA_STEP, &c.over, &c.col);
+  } else {
+    aff_divmod(g, &to, side->tile, &rest, &c.col);
+    c.own = c.col;
+  }
+  return c;
 }
 
 static int chunks(const Gemm *m, int s) {
   return CUDA_STEP * m->p->side[s].tile / m->p->side[s].vec / m->p->threads;
 }
 
-/* The element (row, col) of a side's tile in the stage. */
-static Val tile_at(Gemm *m, int s, Val stage, const Aff *row, const Aff *col) {
+/* Where the stage of the step that is `n` after the first lies. */
+static Val stage_of(Gemm *m, Val n) {
   Gen *g = m->g;
-  Aff r = *row;
+  gen_at(g, gen_depth(g, n));
+  n = LLVMBuildAnd(g->b, n, gen_i64(g, m->p->tile->stages - 1), "");
+  return LLVMBuildNSWMul(g->b, n, gen_i64(g, m->p->stage_size), "");
+}
+
+/* Where a chunk of the step that is `n` after the first goes. */
+static Val tile_at(Gemm *m, int s, Val n, const Chunk *c) {
+  Gen *g = m->g;
+  Aff r = c->row;
+  const Aff *row = &r, *col = &c->col;
+  Val stage = stage_of(m, n);
+  if (c->over.n) {
+    Val over = aff_value(g, &c->over);
+    gen_at_vals(g, 2, (Val[]){n, over});
+    stage = stage_of(m, LLVMBuildNSWAdd(g->b, n, over, ""));
+  }
   if (m->p->side[s].run == 8) {
     Aff eight, in, q;
     aff_divmod(g, row, 8, &eight, &in);
@@ -141,44 +225,62 @@ static Val tile_at(Gemm *m, int s, Val stage, const Aff *row, const Aff *col) {
   return gemm_shared(m, LLVMBuildNSWAdd(g->b, v, stage, ""));
 }
 
-/* The operand's index at chunk j of step t; false: nothing but zeros is there. */
-static bool operand_index(Gemm *m, int s, int j, const Aff *t, Index *to, Val *ok) {
+/* The operand's index at a chunk of step t; false: nothing but zeros is there. */
+static bool operand_index(Gemm *m, int s, const Chunk *chunk, const Aff *t, Index *to, Val *ok) {
   Gen *g = m->g;
   const Node *c = m->p->core;
   const CudaSide *side = &m->p->side[s];
-  Aff row, col, base = aff_mul(m->block[s], side->tile);
+  Aff base = aff_mul(m->block[s], side->tile);
   Index ix = {.rank = c->n_loops};
-  chunk_place(m, s, j, &row, &col);
-  const Aff *own = side->k_major ? &row : &col, *kk = side->k_major ? &col : &row;
-  Aff at = aff_add(g, &base, own);
+  Aff at = aff_add(g, &base, &chunk->own);
   at = keep(g, &at, side->axes.total, side->k_major ? 1 : side->vec, ok);
   place_loops(g, &side->axes, at, &ix);
   place_loops(g, &m->p->batch, m->batch, &ix);
-  place_sums(m, t, kk, side->k_major ? side->vec : 1, &ix, ok);
+  place_sums(m, t, &chunk->k, side->k_major ? side->vec : 1, &ix, ok);
   return index_map(g, &ix, c->ext, c->map[side->x], c->in[side->x]->rank, c->in[side->x]->dims, to,
                    ok);
 }
 
-/* Chunk j of step t, for which `ahead` (NULL: always) holds: to the stage, or to values (vec of them). */
-static void read_chunk(Gemm *m, int s, int j, const Aff *t, Val ahead, Val stage, Val *v) {
+/* A step that is read: the n-th of the block's, t of the sum's. */
+typedef struct Step {
+  Val n;
+  Aff t;
+  Val inside; /* it is one of the block's; NULL: always */
+  Val next;   /* so is the one after it */
+} Step;
+
+static void copy_chunk(Gemm *m, int s, int j, const Step *t) {
+  Gen *g = m->g;
+  const CudaSide *side = &m->p->side[s];
+  Node *in = g->k->core->in[side->x];
+  Chunk c = chunk(m, s, j);
+  Index ix;
+  bool shifted = side->shift && side->k_major;
+  Val ok = shifted ? NULL : t->inside, use = NULL;
+  if (!operand_index(m, s, &c, &t->t, &ix, &ok)) {
+    ix = (Index){.rank = in->rank};
+    ok = LLVMConstInt(g->i1, 0, 0);
+  }
+  if (shifted) {
+    Val over = aff_value(g, &c.over);
+    gen_at_vals(g, 3, (Val[]){over, t->inside, t->next});
+    Val here = LLVMBuildICmp(g->b, LLVMIntEQ, over, gen_i64(g, 0), "");
+    use = LLVMBuildSelect(g->b, here, t->inside, t->next, "");
+  }
+  Val to = tile_at(m, s, t->n, &c);
+  copy_async(g, side->vec * dtype_info[m->p->tile->type].size, to, address(g, in, &ix), ok, use);
+}
+
+/* To values, vec of them. */
+static void read_chunk(Gemm *m, int s, int j, const Step *t, Val *v) {
   Gen *g = m->g;
   const CudaSide *side = &m->p->side[s];
   Node *in = g->k->core->in[side->x];
   LLVMTypeRef type = gemm_type(m);
+  Chunk c = chunk(m, s, j);
   Index ix;
-  Val ok = ahead;
-  bool any = operand_index(m, s, j, t, &ix, &ok);
-  if (side->async) {
-    Aff row, col;
-    chunk_place(m, s, j, &row, &col);
-    Val to = tile_at(m, s, stage, &row, &col);
-    if (!any) {
-      ix = (Index){.rank = in->rank};
-      ok = LLVMConstInt(g->i1, 0, 0);
-    }
-    copy_async(g, side->vec * dtype_info[m->p->tile->type].size, to, address(g, in, &ix), ok);
-    return;
-  }
+  Val ok = t->inside;
+  bool any = operand_index(m, s, &c, &t->t, &ix, &ok);
   if (any && side->vec > 1) {
     Val from = address(g, in, &ix);
     gen_at(g, g->depth);
@@ -195,16 +297,15 @@ static void read_chunk(Gemm *m, int s, int j, const Aff *t, Val ahead, Val stage
     v[i] = LLVMBuildSelect(g->b, ok, v[i], LLVMConstNull(type), "");
 }
 
-static void store_chunk(Gemm *m, int s, int j, Val stage, const Val *v) {
+static void store_chunk(Gemm *m, int s, int j, Val n, const Val *v) {
   Gen *g = m->g;
-  int n = m->p->side[s].vec;
+  int size = m->p->side[s].vec;
   LLVMTypeRef type = gemm_type(m);
-  Aff row, col;
-  chunk_place(m, s, j, &row, &col);
-  Val to = tile_at(m, s, stage, &row, &col);
+  Chunk c = chunk(m, s, j);
+  Val to = tile_at(m, s, n, &c);
   gen_at(g, g->depth);
-  Val x = n > 1 ? LLVMGetUndef(LLVMVectorType(type, (unsigned)n)) : v[0];
-  for (int i = 0; n > 1 && i < n; i++)
+  Val x = size > 1 ? LLVMGetUndef(LLVMVectorType(type, (unsigned)size)) : v[0];
+  for (int i = 0; size > 1 && i < size; i++)
     x = LLVMBuildInsertElement(g->b, x, v[i], LLVMConstInt(g->i32, (uint64_t)i, 0), "");
   LLVMBuildStore(g->b, x, to);
 }
@@ -212,70 +313,79 @@ static void store_chunk(Gemm *m, int s, int j, Val stage, const Val *v) {
 enum { MOST_CHUNKS = 32, MOST_VEC = 4 };
 typedef Val Chunks[2][MOST_CHUNKS][MOST_VEC];
 
-static void read_step(Gemm *m, const Aff *t, Val ahead, Val stage, Chunks v) {
+static void read_step(Gemm *m, const Step *t, Chunks v) {
   for (int s = 0; s < 2; s++)
-    for (int j = 0; j < chunks(m, s); j++) read_chunk(m, s, j, t, ahead, stage, v[s][j]);
+    for (int j = 0; j < chunks(m, s); j++) {
+      if (m->p->side[s].async)
+        copy_chunk(m, s, j, t);
+      else
+        read_chunk(m, s, j, t, v[s][j]);
+    }
   if (m->p->side[0].async || m->p->side[1].async) {
     gen_at(m->g, m->g->depth);
     gen_call(m->g, "llvm.nvvm.cp.async.commit.group", NULL, 0, NULL);
   }
 }
 
-static void store_step(Gemm *m, Val stage, Chunks v) {
+static void store_step(Gemm *m, const Step *t, Chunks v) {
   for (int s = 0; s < 2; s++)
     for (int j = 0; j < chunks(m, s) && !m->p->side[s].async; j++)
-      store_chunk(m, s, j, stage, v[s][j]);
+      store_chunk(m, s, j, t->n, v[s][j]);
 }
 
 /* ---- the sum ---- */
 
-/* Where the stage of the step that is `n` after the first lies. */
-static Val stage_of(Gemm *m, Val n) {
+/* The n-th step, kept inside. */
+static Step step_at(Gemm *m, Val n) {
   Gen *g = m->g;
-  gen_at(g, gen_depth(g, n));
-  n = LLVMBuildAnd(g->b, n, gen_i64(g, m->p->tile->stages - 1), "");
-  return LLVMBuildNSWMul(g->b, n, gen_i64(g, m->p->stage_size), "");
-}
-
-/* Step first + n, kept inside, and whether it is one of this block's. */
-static Aff step_at(Gemm *m, Val n, Val *ahead) {
-  Gen *g = m->g;
+  Step s = {.n = n};
   gen_at_vals(g, 2, (Val[]){n, m->first});
-  Val t = LLVMBuildNSWAdd(g->b, m->first, n, "");
-  *ahead = LLVMBuildICmp(g->b, LLVMIntSLT, n, m->count, "");
+  Val t = LLVMBuildNSWAdd(g->b, m->first, n, ""),
+      next = LLVMBuildNSWAdd(g->b, n, gen_i64(g, 1), "");
+  s.inside = LLVMBuildICmp(g->b, LLVMIntSLT, n, m->count, "");
+  s.next = LLVMBuildICmp(g->b, LLVMIntSLT, next, m->count, "");
   t = gen_min(g, t, gen_i64(g, m->p->steps - 1));
-  return aff_var(gen_var(g, t, 0, m->p->steps - 1), 1);
+  s.t = aff_var(gen_var(g, t, 0, m->p->steps - 1), 1);
+  return s;
 }
 
 static void wait_copies(Gemm *m) {
   Gen *g = m->g;
   bool any = m->p->side[0].async || m->p->side[1].async;
-  Val left = LLVMConstInt(g->i32, (uint64_t)m->p->tile->stages - 2, 0);
+  Val left = LLVMConstInt(g->i32, (uint64_t)m->p->ahead - 1, 0);
   gen_at(g, g->depth);
   if (any) gen_call(g, "llvm.nvvm.cp.async.wait.group", NULL, 1, &left);
+}
+
+/* What of the first step would have been copied by the step before it. */
+static void read_before(Gemm *m) {
+  Gen *g = m->g;
+  Step before = step_at(m, gen_i64(g, -1));
+  before.inside = LLVMConstInt(g->i1, 0, 0);
+  for (int s = 0; s < 2; s++)
+    for (int j = 0; j < chunks(m, s) && m->p->side[s].k_major && m->p->side[s].shift; j++)
+      copy_chunk(m, s, j, &before);
 }
 
 /* Registers hold one step, so with them the stage that is filled is the next one. */
 static void sum_steps(Gemm *m) {
   Gen *g = m->g;
-  int ahead = m->p->tile->stages - 1, var;
+  int ahead = m->p->ahead, var;
   Chunks v;
-  Val ok;
+  read_before(m);
   for (int n = 0; n < ahead; n++) {
-    Aff t = step_at(m, gen_i64(g, n), &ok);
-    Val stage = gen_i64(g, n * m->p->stage_size);
-    read_step(m, &t, ok, stage, v);
-    store_step(m, stage, v);
+    Step t = step_at(m, gen_i64(g, n));
+    read_step(m, &t, v);
+    store_step(m, &t, v);
   }
   Loop loop = loop_open(g, gen_i64(g, 0), m->count, gen_i64(g, 1), 0, m->p->per - 1, &var);
   wait_copies(m);
   cuda_barrier(g);
   gen_at(g, g->depth);
-  Val n = LLVMBuildNSWAdd(g->b, loop.phi, gen_i64(g, ahead), ""), stage = stage_of(m, n);
-  Aff t = step_at(m, n, &ok);
-  read_step(m, &t, ok, stage, v);
+  Step t = step_at(m, LLVMBuildNSWAdd(g->b, loop.phi, gen_i64(g, ahead), ""));
+  read_step(m, &t, v);
   gemm_products(m, stage_of(m, loop.phi));
-  store_step(m, stage, v);
+  store_step(m, &t, v);
   loop_close(g, &loop, LOOP_PLAIN);
   gen_at(g, 0);
   Val none = LLVMConstInt(g->i32, 0, 0);
