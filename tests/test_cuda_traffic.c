@@ -1,6 +1,7 @@
-/* How kernels use memory, counted by the simulator of the CUDA driver: the sectors of 32 bytes that the requests of warps touch
- * over the least that so many different bytes need, and conflicts of the banks of shared memory. Each case is a process of its
- * own, whose report holds a line for each kernel. KILN_TEST_SHOW=1 prints them. */
+/* How kernels use memory, counted by the simulator of the CUDA driver: the sectors of 32 bytes that the requests of warps touch, and
+ * conflicts of the banks of shared memory. Sectors are held against two figures (tests/cudasim/traffic.c): `strict`, the least that
+ * so many bytes fill, and `least`, what is possible where the bytes lie, for rows that are not multiples of a sector. Each case
+ * is a process of its own, whose report holds a line for each kernel. KILN_TEST_SHOW=1 prints them. */
 #include "opcase.h"
 #include "simulator.h"
 #include "util.h"
@@ -16,75 +17,88 @@ static const double TRANSPOSE = 1.25;
 
 typedef struct Case {
   const char *op, *text, *math;
-  double limit; /* sectors over the least */
+  double limit;  /* sectors over the least */
+  double strict; /* over the strict figure; 0: the same */
 } Case;
 
 static const Case cases[] = {
     /* maps */
-    {"elementwise_add", "X=64x1024 Y=1024", NULL, 1.05},
-    {"elementwise_mul", "X=256x1000 Y=256x1000", NULL, 1.05},
-    {"relu", "X=512x512", NULL, 1.05},
-    {"gelu", "X=33x500", NULL, 1.05},
+    {"elementwise_add", "X=64x1024 Y=1024", NULL, 1.05, 0},
+    {"elementwise_mul", "X=256x1000 Y=256x1000", NULL, 1.05, 0},
+    {"relu", "X=512x512", NULL, 1.05, 0},
+    {"gelu", "X=33x500", NULL, 1.05, 0},
     /* transposes */
-    {"transpose2", "X=128x256 axis=[1,0]", NULL, 1.25},
-    {"transpose2", "X=4x64x12x12 axis=[0,2,3,1]", NULL, 1.25},
-    {"transpose2", "X=70x130 axis=[1,0]", NULL, 1.25},
-    {"transpose2", "X=3x40x50 axis=[0,2,1]", NULL, 1.25},
-    {"transpose2", "X=2x33x9x10 axis=[0,2,3,1]", NULL, 1.25},
-    {"transpose2", "X=8x12x16x64 axis=[0,2,1,3]", NULL, 1.25},
+    {"transpose2", "X=128x256 axis=[1,0]", NULL, 1.25, 0},
+    {"transpose2", "X=4x64x12x12 axis=[0,2,3,1]", NULL, 1.25, 0},
+    {"transpose2", "X=70x130 axis=[1,0]", NULL, 1.25, 0},
+    {"transpose2", "X=3x40x50 axis=[0,2,1]", NULL, 1.25, 0},
+    {"transpose2", "X=2x33x9x10 axis=[0,2,3,1]", NULL, 1.25, 0},
+    {"transpose2", "X=8x12x16x64 axis=[0,2,1,3]", NULL, 1.25, 0},
+    {"transpose2", "X=2x3x32x32 axis=[0,2,3,1]", NULL, 1.05, 0},
+    {"transpose2", "X=2x4x30x30 axis=[0,2,3,1]", NULL, 1.25, 0},
+    {"transpose2", "X=3x5x33x35 axis=[0,2,3,1]", NULL, 1.25, 0},
+    {"transpose2", "X=2x32x32x3 axis=[0,3,1,2]", NULL, 1.05, 0},
     /* reductions */
-    {"reduce_sum", "X=64x1024 dim=[1]", NULL, 1.05},
-    {"reduce_sum", "X=37x1000 dim=[1]", NULL, 1.05},
-    {"reduce_sum", "X=1000x64 dim=[0]", NULL, 1.05},
-    {"reduce_mean", "X=300x257 reduce_all=true", NULL, 1.05},
-    {"reduce_sum", "X=64x257 dim=[1]", NULL, 1.05},
-    {"reduce_max", "X=64x1001 dim=[1]", NULL, 1.05},
-    {"reduce_sum", "X=8x33x14x14 dim=[0,2,3]", NULL, 1.05},
-    {"reduce_sum", "X=8x33x9x9 dim=[0,2,3]", NULL, 1.10},
-    {"arg_max", "X=40x701 axis=1", NULL, 1.05},
-    {"softmax", "X=64x131", NULL, 1.05},
-    {"softmax", "X=64x512", NULL, 1.05},
-    {"softmax", "X=33x500", NULL, 1.05},
-    {"layer_norm", "X=32x768 Scale=768 Bias=768", NULL, 1.05},
-    {"batch_norm", "X=8x33x9x9 Scale=33 Bias=33 Mean=33 Variance=33", NULL, 1.10},
-    {"batch_norm", "X=8x64x8x8 Scale=64 Bias=64 Mean=64 Variance=64", NULL, 1.05},
+    {"reduce_sum", "X=64x1024 dim=[1]", NULL, 1.05, 0},
+    {"reduce_sum", "X=37x1000 dim=[1]", NULL, 1.05, 0},
+    {"reduce_sum", "X=1000x64 dim=[0]", NULL, 1.05, 0},
+    {"reduce_mean", "X=300x257 reduce_all=true", NULL, 1.05, 0},
+    {"reduce_sum", "X=64x257 dim=[1]", NULL, 1.05, 0},
+    {"reduce_max", "X=64x1001 dim=[1]", NULL, 1.05, 0},
+    {"reduce_sum", "X=8x33x14x14 dim=[0,2,3]", NULL, 1.05, 0},
+    {"reduce_sum", "X=8x33x9x9 dim=[0,2,3]", NULL, 1.10, 0},
+    {"arg_max", "X=40x701 axis=1", NULL, 1.05, 0},
+    {"softmax", "X=64x131", NULL, 1.05, 0},
+    {"softmax", "X=64x512", NULL, 1.05, 0},
+    {"softmax", "X=33x500", NULL, 1.05, 0},
+    {"layer_norm", "X=32x768 Scale=768 Bias=768", NULL, 1.05, 0},
+    {"batch_norm", "X=8x33x9x9 Scale=33 Bias=33 Mean=33 Variance=33", NULL, 1.10, 0},
+    {"batch_norm", "X=8x64x8x8 Scale=64 Bias=64 Mean=64 Variance=64", NULL, 1.05, 0},
     /* pooling */
-    {"pool2d", "X=2x16x16x16 ksize=[2,2] strides=[2,2] pooling_type='max'", NULL, 1.05},
+    {"pool2d", "X=2x16x16x16 ksize=[2,2] strides=[2,2] pooling_type='max'", NULL, 1.05, 0},
     /* products */
-    {"matmul_v2", "X=64x64 Y=64x64", NULL, 1.05},
-    {"matmul_v2", "X=128x256 Y=256x96", NULL, 1.05},
-    {"matmul_v2", "X=256x128 Y=256x128 trans_x=true", NULL, 1.05},
-    {"matmul_v2", "X=128x64 Y=128x64 trans_y=true", NULL, 1.05},
-    {"matmul_v2", "X=64x128 Y=64x64 trans_x=true trans_y=true", NULL, 1.05},
-    {"matmul_v2", "X=65x70 Y=70x67", NULL, 1.5},
-    {"matmul_v2", "X=100x200 Y=200x50", NULL, 1.5},
-    {"matmul_v2", "X=65x70 Y=70x67", "tf32", 1.5},
-    {"matmul_v2", "X=65x70 Y=70x67", "bf16", 1.5},
-    {"matmul_v2", "X=4x64x64 Y=4x64x64", "tf32", 1.05},
-    {"matmul_v2", "X=256x128 Y=256x128 trans_x=true", "tf32", 1.05},
-    {"matmul_v2", "X=128x64 Y=128x64 trans_y=true", "bf16", 1.05},
-    {"matmul_v2", "X=256x128 Y=256x128 trans_x=true", "bf16", 1.05},
+    {"matmul_v2", "X=64x64 Y=64x64", NULL, 1.05, 0},
+    {"matmul_v2", "X=128x256 Y=256x96", NULL, 1.05, 0},
+    {"matmul_v2", "X=256x128 Y=256x128 trans_x=true", NULL, 1.05, 0},
+    {"matmul_v2", "X=128x64 Y=128x64 trans_y=true", NULL, 1.05, 0},
+    {"matmul_v2", "X=64x128 Y=64x64 trans_x=true trans_y=true", NULL, 1.05, 0},
+    {"matmul_v2", "X=65x70 Y=70x67", NULL, 1.06, 1.22},
+    {"matmul_v2", "X=100x200 Y=200x50", NULL, 1.07, 0},
+    {"matmul_v2", "X=65x70 Y=70x67", "tf32", 1.06, 1.22},
+    {"matmul_v2", "X=65x70 Y=70x67", "bf16", 1.06, 1.22},
+    {"matmul_v2", "X=4x64x64 Y=4x64x64", "tf32", 1.05, 0},
+    {"matmul_v2", "X=256x128 Y=256x128 trans_x=true", "tf32", 1.05, 0},
+    {"matmul_v2", "X=128x64 Y=128x64 trans_y=true", "bf16", 1.05, 0},
+    {"matmul_v2", "X=256x128 Y=256x128 trans_x=true", "bf16", 1.05, 0},
+    {"matmul_v2", "X=65x70 Y=67x70 trans_y=true", NULL, 1.08, 1.22},
+    {"matmul_v2", "X=100x300 Y=300x36", NULL, 1.08, 1.18},
+    {"matmul_v2", "X=3x17x31 Y=3x31x45", NULL, 1.11, 1.22},
+    {"matmul_v2", "X=64x10 Y=84x10 trans_y=true", NULL, 1.25, 1.25},
     /* convolutions, all passes */
-    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1]", NULL, 1.05},
-    {"conv2d", "Input=2x32x14x14 Filter=64x32x1x1", NULL, 1.05},
-    {"conv2d", "Input=2x64x7x7 Filter=64x64x3x3 paddings=[1,1]", NULL, 1.05},
-    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1]", "tf32", 1.05},
-    {"conv2d", "Input=2x32x14x14 Filter=64x32x1x1", "bf16", 1.05},
-    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1] strides=[2,2]", NULL, 1.25},
-    {"conv2d", "Input=2x32x15x15 Filter=64x32x3x3 paddings=[1,1] strides=[2,2]", NULL, 1.25},
-    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1] strides=[2,2]", "tf32", 1.25},
-    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1] strides=[2,2]", "bf16", 1.25},
-    {"conv2d", "Input=2x16x12x12 Filter=16x16x4x4 paddings=[1,1] strides=[3,3]", NULL, 1.25},
+    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1]", NULL, 1.05, 0},
+    {"conv2d", "Input=2x32x14x14 Filter=64x32x1x1", NULL, 1.05, 0},
+    {"conv2d", "Input=2x64x7x7 Filter=64x64x3x3 paddings=[1,1]", NULL, 1.05, 0},
+    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1]", "tf32", 1.05, 0},
+    {"conv2d", "Input=2x32x14x14 Filter=64x32x1x1", "bf16", 1.05, 0},
+    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1] strides=[2,2]", NULL, 1.25, 0},
+    {"conv2d", "Input=2x32x15x15 Filter=64x32x3x3 paddings=[1,1] strides=[2,2]", NULL, 1.25, 0},
+    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1] strides=[2,2]", "tf32", 1.25, 0},
+    {"conv2d", "Input=2x16x16x16 Filter=32x16x3x3 paddings=[1,1] strides=[2,2]", "bf16", 1.25, 0},
+    {"conv2d", "Input=2x16x12x12 Filter=16x16x4x4 paddings=[1,1] strides=[3,3]", NULL, 1.25, 0},
+    {"conv2d", "Input=1x32x16x16 Filter=64x16x3x3 paddings=[1,1] groups=2", NULL, 1.05, 0},
+    {"conv2d", "Input=1x16x16x16 Filter=32x16x3x3 paddings=[2,2] dilations=[2,2]", NULL, 1.05, 0},
+    {"conv2d_transpose", "Input=2x16x8x8 Filter=16x32x4x4 strides=[2,2] paddings=[1,1]", NULL, 1.05,
+     0},
 };
 
 /* First layers, with the channel last as networks have them: few channels, so rows are read element by
  * element. Products alone: there are no gradients of images in networks, which would be permuted. */
 static const Case first_layers[] = {
-    {"conv2d", "Input=2x3x32x32 Filter=64x3x7x7 paddings=[3,3] strides=[2,2]", NULL, 1.25},
-    {"conv2d", "Input=2x3x32x32 Filter=64x3x7x7 paddings=[3,3] strides=[2,2]", "tf32", 1.25},
-    {"conv2d", "Input=2x3x32x32 Filter=64x3x7x7 paddings=[3,3] strides=[2,2]", "bf16", 1.25},
-    {"conv2d", "Input=2x3x32x32 Filter=64x3x3x3 paddings=[1,1]", NULL, 1.25},
-    {"conv2d", "Input=2x3x32x32 Filter=32x3x3x3 paddings=[1,1] strides=[2,2]", NULL, 1.25},
+    {"conv2d", "Input=2x3x32x32 Filter=64x3x7x7 paddings=[3,3] strides=[2,2]", NULL, 1.25, 0},
+    {"conv2d", "Input=2x3x32x32 Filter=64x3x7x7 paddings=[3,3] strides=[2,2]", "tf32", 1.25, 0},
+    {"conv2d", "Input=2x3x32x32 Filter=64x3x7x7 paddings=[3,3] strides=[2,2]", "bf16", 1.25, 0},
+    {"conv2d", "Input=2x3x32x32 Filter=64x3x3x3 paddings=[1,1]", NULL, 1.25, 0},
+    {"conv2d", "Input=2x3x32x32 Filter=32x3x3x3 paddings=[1,1] strides=[2,2]", NULL, 1.25, 0},
 };
 
 /* The operator and its gradient on the device. */
@@ -133,15 +147,17 @@ static int check_report(const char *path, const Case *c, bool copies) {
     double sectors = number(line, "\"sectors\": "), least = number(line, "\"ideal_sectors\": ");
     double conflicts = number(line, "\"bank_conflicts\": ");
     bool copy = number(line, "\"float\": ") + number(line, "\"mma\": ") == 0;
-    double limit = copy ? TRANSPOSE : c->limit;
+    double reachable = number(line, "\"reachable_sectors\": "), most = least;
+    double limit = copy ? TRANSPOSE : c->limit, strict = c->strict ? c->strict : limit;
+    if (reachable > most) most = reachable;
     if (strncmp(line, "{\"name\"", 7)) continue;
     if (copy && !copies) continue;
-    bool over = sectors > limit * least && sectors > FEW;
+    bool over = (sectors > limit * most || sectors > strict * least) && sectors > FEW;
     bad += over || conflicts > 0;
     if (over || conflicts > 0 || getenv("KILN_TEST_SHOW"))
-      printf("%s %s %s: %.50s: %.0f sectors, %.3f of the least, %.0f conflicts%s\n", c->op, c->text,
-             c->math ? c->math : "", line + 10, sectors, sectors / least, conflicts,
-             over ? " OVER" : "");
+      printf("%s %s %s: %.40s: %.0f sectors, %.3f of the least, %.3f strictly, %.0f conflicts%s\n",
+             c->op, c->text, c->math ? c->math : "", line + 10, sectors, sectors / most,
+             sectors / least, conflicts, over ? " OVER" : "");
   }
   fclose(f);
   return bad;

@@ -160,8 +160,9 @@ static int conflicts(int size_short, int size_long, int pitch) {
   return n;
 }
 
-/* A short axis is in the tile as a whole, and the other one longer, so that warps read and write what has no gaps. */
-static void tile_size(int64_t a, int64_t b, CudaStage *s) {
+/* A short axis that lies in memory within the other one is in the tile as a whole, and the other one longer, so that warps read
+ * and write what has no gaps. */
+static void tile_size(int64_t a, int64_t b, bool within, CudaStage *s) {
   enum { POINTS = CUDA_TILE * CUDA_TILE };
   bool a_short = a < b;
   int *size = a_short ? &s->size_a : &s->size_b, *other = a_short ? &s->size_b : &s->size_a;
@@ -169,7 +170,7 @@ static void tile_size(int64_t a, int64_t b, CudaStage *s) {
   s->size_a = s->size_b = CUDA_TILE;
   s->step_a = s->step_b = 1;
   *step = CUDA_TILE + 1;
-  if (a >= CUDA_TILE / 2 && b >= CUDA_TILE / 2) return;
+  if (!within) return;
   int64_t most = (a_short ? b : a) + CUDA_TILE - 1;
   *size = (int)(a_short ? a : b);
   *other = POINTS / *size;
@@ -183,6 +184,7 @@ static void tile_size(int64_t a, int64_t b, CudaStage *s) {
 
 bool cuda_transposes(Gen *g, const Nest *t, CudaStage *s) {
   CudaAccesses all = {0};
+  int64_t between = 0; /* elements of the input between neighbours along b */
   s->b = t->n_out - 1;
   s->a = -1;
   if (t->n_out < 2 || t->red) return false;
@@ -192,11 +194,12 @@ bool cuda_transposes(Gen *g, const Nest *t, CudaStage *s) {
     if (step == 0 || step == 1 || step == -1 || step == INT64_MAX) continue;
     for (int x = 0; x < s->b; x++)
       if (step_of(&all.v[i], t, &t->out[x]) == 1 && (s->a < 0 || t->out[x].ext > t->out[s->a].ext))
-        s->a = x;
+        s->a = x, between = step;
   }
   if (s->a < 0) return false;
   int64_t a = t->out[s->a].ext, b = t->out[s->b].ext;
-  tile_size(a, b, s);
-  return (a >= CUDA_TILE && b > 1) || (b >= CUDA_TILE && a > 1) ||
-         (a >= CUDA_TILE / 4 && b >= CUDA_TILE / 4);
+  bool longer = (a < b ? b : a) >= CUDA_TILE && (a < b ? a : b) < CUDA_TILE / 2;
+  bool within = longer && (a < b ? between == a : s->a == s->b - 1);
+  tile_size(a, b, within, s);
+  return within || (a >= CUDA_TILE / 4 && b >= CUDA_TILE / 4);
 }
