@@ -23,6 +23,19 @@ if [ -e "$build/tests/cudasim/libcuda.so.1" ]; then
   expect_text "simulator: a run is one graph" 0 out '^launches +1 of graphs, 0 of kernels' "${bench[@]}" --reps 8 --device cuda
   expect_text "simulator: bench as JSON" 0 out '"graph_launches": 1' "${bench[@]}" --reps 8 --device cuda:0 --json
   expect_text "simulator: no second device" 1 err 'E-DEV-003.*no device cuda:1' "${bench[@]}" --device cuda:1
+  expect_text "simulator: the second of two devices" 0 out '^device +cuda:1|^launches' env CUDASIM_DEVICES=2 "${bench[@]}" --device cuda:1
+  expect_text "simulator: one of them is visible" 0 out '^launches' env CUDASIM_DEVICES=2 CUDA_VISIBLE_DEVICES=1 "${bench[@]}" --device cuda:0
+  expect_text "simulator: the other is not" 1 err 'CUDA_VISIBLE_DEVICES is "?1' env CUDASIM_DEVICES=2 CUDA_VISIBLE_DEVICES=1 "${bench[@]}" --device cuda:1
+  expect_text "simulator: none is" 1 err 'E-DEV-003' env CUDA_VISIBLE_DEVICES=-1 "${bench[@]}" --device cuda
+  expect_text "simulator: an old driver" 1 err 'E-DEV-002.*11\.4' env CUDASIM_DRIVER=11020 "${bench[@]}" --device cuda
+  expect_text "simulator: an old GPU" 1 err 'E-DEV-004.*7\.0' env CUDASIM_SM=70 "${bench[@]}" --device cuda
+  expect_text "simulator: little memory" 1 err 'E-DEV-005.*bytes' env CUDASIM_MEMORY=4K "${bench[@]}" --device cuda
+  expect_text "simulator: a driver too old for the GPU" 1 err 'E-DEV-002' env CUDASIM_DRIVER=11040 CUDASIM_SM=100 "${bench[@]}" --device cuda
+  CUDASIM_CALLS=calls "${bench[@]}" --device cuda >/dev/null
+  call() { awk -v name="$1" '$2 == name { print $1; exit }' calls; }
+  expect_text "simulator: a launch that fails" 1 err 'E-DEV-007.*cuLaunchKernel' env CUDASIM_FAIL="$(call cuLaunchKernel):1" "${bench[@]}" --device cuda
+  expect_text "simulator: a copy that fails" 1 err 'E-DEV-008.*cuMemcpyHtoDAsync' env CUDASIM_FAIL="$(call cuMemcpyHtoDAsync_v2):1" "${bench[@]}" --device cuda
+  expect_text "simulator: a device that is lost" 1 err 'E-DEV-009' env CUDASIM_FAIL="$(call cuLaunchKernel):700" "${bench[@]}" --device cuda
   sed 's/= relu(X=/= custom_relu(X=/; s/relu_grad(Out=fc_0.tmp_2, /custom_relu_grad(X=fc_0.tmp_1, Out=fc_0.tmp_2, /' net_main.kl >custom.kl
   expect_text "simulator: C functions run on the host" 0 out '^launches +0 of graphs, [0-9]+ of kernels' "$kiln" --plugin "$build/examples/custom_relu.so" \
     bench custom.kl --startup net_startup.kl --reps 8 --device cuda

@@ -42,6 +42,21 @@ static uint64_t setting(const char *name, uint64_t otherwise) {
   return n;
 }
 
+/* How many of n devices a list shows: the first number that is no device ends it; one that is named twice leaves none. */
+static int visible_devices(const char *s, int n) {
+  uint64_t seen = 0;
+  int count = 0;
+  for (char *end; *s >= '0' && *s <= '9'; s = end + 1) {
+    unsigned long k = strtoul(s, &end, 10);
+    if (k >= (unsigned long)n || k > 63 || (*end && *end != ',')) break;
+    if (seen >> k & 1) return 0;
+    seen |= UINT64_C(1) << k;
+    count++;
+    if (!*end) break;
+  }
+  return count;
+}
+
 static void read_checks(void) {
   const char *s = getenv("CUDASIM_CHECK");
   if (s && strstr(s, "-race")) checks.race = false;
@@ -65,8 +80,7 @@ static __attribute__((constructor)) void open_library(void) {
   driver_version = (int)setting("CUDASIM_DRIVER", 13000);
   devices = (int)setting("CUDASIM_DEVICES", 1);
   const char *visible = getenv("CUDA_VISIBLE_DEVICES");
-  if (visible && (!*visible || *visible < '0' || *visible > '9' || atoi(visible) >= devices))
-    devices = 0;
+  if (visible) devices = visible_devices(visible, devices);
   state = setting("CUDASIM_SEED", 1) * UINT64_C(0x9e3779b97f4a7c15) + 1;
   const char *fail = getenv("CUDASIM_FAIL");
   fail_at = setting("CUDASIM_FAIL", 0);
