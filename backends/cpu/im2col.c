@@ -142,6 +142,19 @@ static void gather_row(const Im2colPlan *g, const Row *r, int size, const char *
   }
 }
 
+/* To the next tap: its index and address. */
+static inline void next_tap(const Im2colPlan *g, int size, int64_t *digit, int64_t *index, Row *r) {
+  for (int j = g->tap.n - 1; j >= 0; j--) {
+    const Walk *w = &g->walk_tap[j];
+    bool wraps = ++digit[j] == w->ext;
+    int64_t by = wraps ? 1 - w->ext : 1;
+    if (wraps) digit[j] = 0;
+    if (w->dim >= 0) index[w->dim] += by * w->coef;
+    r->at += by * w->step * size;
+    if (!wraps) return;
+  }
+}
+
 /* n runs of m pieces. */
 static inline void copy_runs(char *to, const char *from, int64_t n, int64_t ext, int64_t pitch,
                              int m) {
@@ -149,15 +162,37 @@ static inline void copy_runs(char *to, const char *from, int64_t n, int64_t ext,
     for (int i = 0; i < m; i++) memcpy(to + i * PIECE, from + i * PIECE, PIECE);
 }
 
-/* The same without padding, with the common lengths unrolled. */
-static void gather_whole_runs(const char *from, int64_t pitch, int64_t ext, int64_t n, char *to) {
-  switch (div_up(ext, PIECE)) {
-  case 1: copy_runs(to, from, n, ext, pitch, 1); return;
-  case 2: copy_runs(to, from, n, ext, pitch, 2); return;
-  case 3: copy_runs(to, from, n, ext, pitch, 3); return;
-  case 4: copy_runs(to, from, n, ext, pitch, 4); return;
+/* What gather_whole_runs copies for each tap. */
+typedef struct Runs {
+  int64_t first, n, ext,
+      pitch; /* bytes from a tap's address; runs; bytes of one, and between them */
+} Runs;
+
+static inline int64_t taps_of_runs(const Im2colPlan *g, int size, const Runs *u, int64_t taps,
+                                   const char *last, int64_t *digit, int64_t *index, Row *r,
+                                   char *to, int m) {
+  int64_t t = 0, n = u->n, ext = u->ext, pitch = u->pitch;
+  for (; t < taps && r->at <= last; t++, to += n * ext) {
+    copy_runs(to, r->at + u->first, n, ext, pitch, m);
+    next_tap(g, size, digit, index, r);
   }
-  for (; n > 0; n--, to += ext, from += pitch) copy_pieces(to, from, ext);
+  return t;
+}
+
+/* Taps without padding whose whole runs are read, with the common lengths unrolled: as many as lie so far inside x that whole
+ * pieces may be copied. Returns their number. */
+static int64_t gather_whole_runs(const Im2colPlan *g, int size, const Runs *u, int64_t taps,
+                                 const char *end, int64_t *digit, int64_t *index, Row *r,
+                                 char *to) {
+  int64_t pieces = (u->ext + PIECE - 1) / PIECE;
+  const char *last = end - (u->first + (u->n - 1) * u->pitch + pieces * PIECE);
+  switch (pieces) {
+  case 1: return taps_of_runs(g, size, u, taps, last, digit, index, r, to, 1);
+  case 2: return taps_of_runs(g, size, u, taps, last, digit, index, r, to, 2);
+  case 3: return taps_of_runs(g, size, u, taps, last, digit, index, r, to, 3);
+  case 4: return taps_of_runs(g, size, u, taps, last, digit, index, r, to, 4);
+  }
+  return taps_of_runs(g, size, u, taps, last, digit, index, r, to, (int)pieces);
 }
 
 /* Two position loops, unit step, whole runs o0..o1-1: the common case. */
@@ -165,10 +200,6 @@ static void gather_runs(const Im2colPlan *g, const Row *r, int size, int64_t o0,
                         char *to) {
   int64_t ext = g->walk_pos[1].ext * size, pitch = g->walk_pos[0].step * size;
   int64_t lo = r->lo[1] * size, hi = r->hi[1] * size;
-  if (lo == 0 && hi == ext && r->lo[0] == 0 && r->hi[0] == g->walk_pos[0].ext) {
-    gather_whole_runs(r->at + o0 * pitch, pitch, ext, o1 - o0, to);
-    return;
-  }
   for (int64_t o = o0; o < o1; o++, to += ext) {
     if (o < r->lo[0] || o >= r->hi[0]) {
       memset(to, 0, (size_t)ext);
@@ -189,19 +220,6 @@ static bool are_runs(const Im2colPlan *g, int64_t p0, int64_t p1) {
 /* May whole pieces be copied? */
 static bool ends_inside(const Im2colPlan *g, const Row *r, int size, const char *end) {
   return r->at + ((r->hi[0] - 1) * g->walk_pos[0].step + r->hi[1]) * size + PIECE <= end;
-}
-
-/* To the next tap: its index and address. */
-static void next_tap(const Im2colPlan *g, int size, int64_t *digit, int64_t *index, Row *r) {
-  for (int j = g->tap.n - 1; j >= 0; j--) {
-    const Walk *w = &g->walk_tap[j];
-    bool wraps = ++digit[j] == w->ext;
-    int64_t by = wraps ? 1 - w->ext : 1;
-    if (wraps) digit[j] = 0;
-    if (w->dim >= 0) index[w->dim] += by * w->coef;
-    r->at += by * w->step * size;
-    if (!wraps) return;
-  }
 }
 
 /* col[t0..t1-1][p0..p1-1] for an outer and a sum item. */
@@ -230,7 +248,14 @@ static void gather(const Plan *p, const char *x, int64_t item, int64_t sum, int6
   }
   int64_t run = g->pos.n ? g->walk_pos[g->pos.n - 1].ext : 1, o0 = p0 / run, o1 = p1 / run;
   bool runs = are_runs(g, p0, p1), plain = f->plain[g->x];
-  for (int64_t t = t0; t < t1; t++, col += n) {
+  int64_t t = t0;
+  if (runs && plain && o1 > o0) {
+    int64_t pitch = g->walk_pos[0].step * f->size;
+    Runs u = {o0 * pitch, o1 - o0, run * f->size, pitch};
+    t += gather_whole_runs(g, f->size, &u, t1 - t0, end, digit, index, &r, col);
+    col += (t - t0) * n;
+  }
+  for (; t < t1; t++, col += n) {
     if (!plain && !clip(f, g, index, &r))
       memset(col, 0, (size_t)n);
     else if (runs && ends_inside(g, &r, f->size, end))
