@@ -201,6 +201,8 @@ int main(int argc, char *argv[]) {
                                      FIXTURE(sequences),
                                      FIXTURE(lod_loop),
                                      FIXTURE(lod_levels),
+                                     FIXTURE(lod_dynamic_rnn),
+                                     FIXTURE(lod_choice),
                                      FIXTURE(recurrences),
                                      FIXTURE(rows),
                                      FIXTURE(merged),
