@@ -3,6 +3,8 @@ what PaddlePaddle computes from them. Layout as in fixtures.py.
 
 usage: fixtures_lod.py [FOLDER [NAME ...]]
 """
+import sys
+
 from fixtures import *
 
 nn = static.nn
@@ -104,6 +106,64 @@ def lod_choice():
     return loss, paddle.optimizer.SGD(0.1), [loss, y, h]
 
 
+def lod_beam(folder):
+    """A decoder of 1.x: the best two sentences of each source, until all have ended or after eight words."""
+    paddle.seed(4)
+    words, width, beam, end = 7, 5, 2, 0
+    main, startup = static.Program(), static.Program()
+    rng = np.random.RandomState(3)
+    given = lambda name, *dims: static.create_parameter(list(dims), "float32", name=name, default_initializer=paddle.nn.initializer.Assign(
+        rng.uniform(-1.5, 1.5, dims).astype("float32")))
+    with static.program_guard(main, startup), paddle.utils.unique_name.guard(), static.scope_guard(static.Scope()):
+        x, s = static.data("x", [-1, 1], "float32", lod_level=2), static.data("s", [-1, width], "float32")
+        e, u, o = given("e", words, width), given("u", width, width), given("o", width, words)
+        block = main.global_block()
+        first, score = paddle.cast(x * 0.0 + 1.0, "int64"), x * 0.0
+        i, n = paddle.full([1], 0, "int64"), paddle.full([1], 8, "int64")
+        ids, scores, states = (paddle.tensor.array_write(v, i) for v in (first, score, s))
+        go = i < n
+        loop = nn.control_flow.While(go)
+        with loop.block():
+            word, score, h = (paddle.tensor.array_read(a, i) for a in (ids, scores, states))
+            h = op("sequence_expand", {"X": h, "Y": score}, "Out", {"ref_level": -1}, dtype="float32", shape=[-1, width])
+            h = paddle.tanh(paddle.matmul(h, u) + paddle.gather(e, paddle.flatten(word)))
+            p, k = paddle.topk(F.softmax(paddle.matmul(h, o) * 2.0), 4)
+            total = op("lod_reset", {"X": paddle.log(p) + score, "Y": score}, "Out", dtype="float32", shape=[-1, 4], lod_level=2)
+            inner = main.current_block()
+            made = [inner.create_var(name=paddle.utils.unique_name.generate("beam"), dtype=t, shape=[-1, 1], lod_level=2) for t in ("int64", "float32")]
+            parents = inner.create_var(name="parents", dtype="int32", shape=[-1])
+            inner.append_op(type="beam_search", inputs={"pre_ids": word, "pre_scores": score, "ids": k, "scores": total},
+                            outputs={"selected_ids": made[0], "selected_scores": made[1], "parent_idx": parents},
+                            attrs={"level": 0, "beam_size": beam, "end_id": end, "is_accumulated": True})
+            i = paddle.increment(i)
+            for v, a in zip((*made, h), (ids, scores, states)):
+                paddle.tensor.array_write(v, i, array=a)
+            paddle.assign(paddle.logical_and(i < n, paddle.logical_not(paddle.is_empty(made[0]))), go)
+        made = [block.create_var(name=name, dtype=t, shape=[-1], lod_level=2) for name, t in (("sentences", "int64"), ("values", "float32"))]
+        block.append_op(type="beam_search_decode", inputs={"Ids": ids, "Scores": scores},
+                        outputs={"SentenceIds": made[0], "SentenceScores": made[1]}, attrs={"beam_size": beam, "end_id": end})
+        exe = static.Executor(paddle.CPUPlace())
+        exe.run(startup)
+        x, lod = np.random.RandomState(6).randn(3, 1).astype("float32"), [[0, 1, 2, 3]] * 2
+        s = np.random.RandomState(8).randn(3, width).astype("float32")
+        t = paddle.base.create_lod_tensor(x, [[1, 1, 1]] * 2, paddle.CPUPlace())
+        got = exe.run(main, feed={"x": t, "s": s}, fetch_list=made, return_numpy=False)
+        print([g.lod() for g in got], [np.array(g) for g in got])
+        os.makedirs(folder, exist_ok=True)
+        write_params(f"{folder}/first.pdiparams", values(main))
+    save = lambda name, v: np.save(f"{folder}/{name}.npy", np.array(v)[None])
+    save("feed-x", x)
+    save("feed-s", s)
+    save("feed-x@LOD", lod[1])
+    save("feed-x@LOD@LOD", lod[0])
+    for v, g in zip(made, got):
+        save(f"fetch-{v.name}", g)
+    save("fetch-sentences@LOD", got[0].lod()[1])
+    save("fetch-values@LOD@LOD", got[1].lod()[0])
+    with open(f"{folder}/main.pdmodel", "wb") as f:
+        f.write(stripped(main))
+
+
 def set_levels(given):
     for name, value in given.items():
         t = static.global_scope().find_var(name).get_tensor()
@@ -145,6 +205,8 @@ def main():
             if given:
                 os.replace(f"{folder}/levels", f"{folder}/first.pdiparams")
                 save_levels(f"{folder}/last.pdiparams", main, values(main))
+    if not chosen or "lod_beam" in chosen:
+        lod_beam(f"{out}/lod_beam")
 
 
 if __name__ == "__main__":
