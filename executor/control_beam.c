@@ -133,9 +133,9 @@ static bool give_items(Control *c, Frame *f, const Step *s, const Beam *b, int64
   Value *up = offsets_value(c, b->sources, b->first, NULL);
   ids->lod = offsets_value(c, b->n, offset, up);
   scores->lod = value_share(ids->lod);
-  return op_result(c, f, s, "selected_ids", 0, ids) &
-         op_result(c, f, s, "selected_scores", 0, scores) &
-         op_result(c, f, s, "parent_idx", 0, parents);
+  bool ok = op_result(c, f, s, "selected_ids", 0, ids);
+  ok = op_result(c, f, s, "selected_scores", 0, scores) && ok;
+  return op_result(c, f, s, "parent_idx", 0, parents) && ok;
 }
 
 HostResult run_beam_search(Control *c, Frame *f, Step *s) {
@@ -275,8 +275,8 @@ static bool give_sentences(Control *c, Frame *f, const Step *s, Decode *d) {
   }
   ids->lod = offsets_value(c, sentences, sentence, offsets_value(c, d->sources, source, NULL));
   scores->lod = value_share(ids->lod);
-  return op_result(c, f, s, "SentenceIds", 0, ids) &
-         op_result(c, f, s, "SentenceScores", 0, scores);
+  bool ok = op_result(c, f, s, "SentenceIds", 0, ids);
+  return op_result(c, f, s, "SentenceScores", 0, scores) && ok;
 }
 
 HostResult run_beam_search_decode(Control *c, Frame *f, Step *s) {
