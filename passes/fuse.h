@@ -26,6 +26,7 @@ typedef struct Group {
   int64_t ext[KL_RANK];
   uint32_t reduce;
   VEC(Node *) roots;
+  VEC(Node *) again; /* what it computes once more although another group stores it */
   /* of scan(): */
   VEC(Node *) nodes;
   VEC(Use) inputs;

@@ -101,13 +101,19 @@ static bool may_read(const Group *k, const Node *n, unsigned at, bool own_root) 
   return is_row(k, n) && (at == AT_ROW || at == AT_SPREAD);
 }
 
+static bool computes_again(const Group *k, const Node *n) {
+  for (int i = 0; i < k->again.n; i++)
+    if (k->again.v[i] == n) return true;
+  return false;
+}
+
 static bool scan_step(Scan *s, Use u) {
   Fuse *f = s->f;
   Node *b = node_base(u.node);
   if (f->seen[u.node->id] & u.at) return true;
   const Group *o = f->owner[b->id];
   bool stored = node_is_source(b) || o, own = o && (o == s->a || o == s->b);
-  if (stored && !own) {
+  if (stored && !own && !computes_again(s->k, u.node)) {
     read_input(s, u.node, u.at);
     return true;
   }
@@ -327,10 +333,74 @@ static void join_siblings(Fuse *f, bool only_tiny) {
   }
 }
 
+/* ---- what is computed again ---- */
+
+/* The one stored value of x's size that x, computed with few operations, depends on; NULL: none, or several. */
+static Node *only_large(const Fuse *f, Node *x) {
+  enum { MOST_OPS = 8, SMALL_PART = 16 };
+  Node *stack[2 * MOST_OPS + 2], *large = NULL;
+  int n = 0, ops = 0;
+  stack[n++] = x;
+  while (n > 0) {
+    Node *v = stack[--n];
+    bool stored = v != x && (node_is_source(v) || f->owner[node_base(v)->id]);
+    if (v->prim == P_CONST || (stored && node_numel(v) <= node_numel(x) / SMALL_PART)) continue;
+    if (stored) {
+      if ((large && large != v) || !node_same_shape(v, x)) return NULL;
+      large = v;
+      continue;
+    }
+    bool cheap = prim_is_map(v->prim) && v->prim != P_RANDOM && v->prim != P_CHECK;
+    if ((!cheap && !(v->prim == P_VIEW && broadcasts(v))) || v->n_in > 2 || ++ops > 2 * MOST_OPS)
+      return NULL;
+    for (int i = 0; i < v->n_in; i++) stack[n++] = v->in[i];
+  }
+  return large;
+}
+
+static bool has_input(const Group *k, const Node *x, unsigned at) {
+  for (int i = 0; i < k->inputs.n; i++)
+    if (k->inputs.v[i].node == x && k->inputs.v[i].at & at) return true;
+  return false;
+}
+
+/* Does a group that goes on from what k stores read x where k does? And does another than k read y? */
+static bool read_next(const Fuse *f, const Group *k, const Node *x, const Node *y) {
+  bool next = false, other = f->target[y->id];
+  for (int i = 0; i < f->groups.n; i++) {
+    const Group *g = f->groups.v[i];
+    if (g == k || g->dead) continue;
+    next |= has_input(g, x, AT_POINT) && reads(f, g, k);
+    other |= has_input(g, y, ~0u);
+  }
+  return next && other;
+}
+
+/* A contraction's epilogue that reads y, computed from x alone, reads x instead if the kernel after it does so too: then x is in
+ * the cache, and y is not read at all. So the gradient of an activation reads what batch norm normalised. */
+static void compute_again(Fuse *f) {
+  for (int i = 0; i < f->groups.n; i++) {
+    Group *k = f->groups.v[i];
+    for (int j = 0; !k->dead && k->kind == K_CONTRACT && j < k->inputs.n; j++) {
+      Node *y = k->inputs.v[j].node;
+      if (k->inputs.v[j].at != AT_POINT || !is_full(k, y) || !f->owner[y->id]) continue;
+      Node *x = only_large(f, y);
+      if (!x || x == y || !read_next(f, k, x, y)) continue;
+      vec_add(f->a, &k->again, y);
+      if (!scan(f, k, k, k) || k->inputs.n + k->roots.n > MAX_BUFFERS || !good_epilogue(f, k)) {
+        k->again.n--;
+        scan(f, k, k, k);
+      } else
+        j = -1;
+    }
+  }
+}
+
 void merge_all(Fuse *f) {
   take_epilogues(f);
   while (join_neighbours(f)) {}
   join_siblings(f, false);
   while (join_neighbours(f)) {}
   join_siblings(f, true);
+  compute_again(f);
 }

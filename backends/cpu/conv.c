@@ -286,7 +286,11 @@ void conv_chunk(const ConvPlan *p, int64_t chunk, int64_t *e0, int64_t *e1) {
   }
   *e0 = 0;
   *e1 = rows * wide * p->c_w;
-  if (p->by_block) {
+  if (p->winograd.m) {
+    const Blocks *strips = &p->winograd.strips;
+    *e0 = block_start(strips, chunk) * p->winograd.m * p->c_h;
+    *e1 = least(block_start(strips, chunk + 1) * p->winograd.m, rows) * p->c_h;
+  } else if (p->by_block) {
     *e0 = block_start(&p->part[0].rows, u0) * p->c_w;
     *e1 = block_start(&p->part[0].rows, u1) * p->c_w;
   } else if (p->chunks > 1) {
@@ -499,7 +503,7 @@ bool conv_rows(const Plan *plan, const Kernel *k, TaskRows *to) {
   const ConvPlan *p = plan->conv;
   int64_t row = plan->facts.numel / (k->ext[0] * k->ext[1]);
   bool plain = p->c_w == p->columns && (p->by_block || p->c_h == row);
-  if (p->images.n != 1 || p->groups.total > 1 || p->winograd.m || !plain) return false;
+  if (p->images.n != 1 || p->groups.total > 1 || !plain) return false;
   for (int64_t t = 0; t < p->chunks * p->panel_groups; t++) {
     int64_t e0, e1;
     conv_chunk(p, t / p->panel_groups, &e0, &e1);

@@ -284,9 +284,9 @@ void winograd_tasks(const void *self, void *const *bufs, int64_t begin, int64_t 
       multiply_strip(&s, b + w->n * w->n * p->channels * column, i);
       write_strip(&s, i, c + column);
     }
-    int64_t e0 = s.first * w->m * p->c_h,
-            e1 = least((s.first + s.rows) * w->m, p->part[0].h.n) * p->c_h;
-    if (plan->frame.fn)
-      plan->frame.fn(NULL, bufs, (at + e0) / p->row_elems, (at + e1) / p->row_elems, ctx);
+    if (!plan->frame.fn) continue;
+    int64_t e0, e1;
+    conv_chunk(p, chunk, &e0, &e1);
+    plan->frame.fn(NULL, bufs, (at + e0) / p->row_elems, (at + e1) / p->row_elems, ctx);
   }
 }
