@@ -194,18 +194,26 @@ static bool take_desc(Reader *r, Arena *tmp, int32_t n, Tensor *t) {
   return true;
 }
 
-/* Equal up to unknown dimensions; a scalar and one element are the same. */
+/* Equal up to unknown dimensions; dimensions of 1 in front do not count: a scalar and one element are the same. */
 static bool shape_fits(const Tensor *t, const Var *v) {
-  bool one = t->rank + v->rank == 1 && (t->rank ? t->dims[0] : v->dims[0]) == 1;
-  if (v->rank < 0 || one) return true;
-  if (t->rank != v->rank) return false;
-  for (int i = 0; i < t->rank; i++)
-    if (v->dims[i] != -1 && v->dims[i] != t->dims[i]) return false;
+  int i = 0, k = 0;
+  if (v->rank < 0) return true;
+  for (; t->rank - i > v->rank && t->dims[i] == 1; i++) {}
+  for (; v->rank - k > t->rank && v->dims[k] == 1; k++) {}
+  if (t->rank - i != v->rank - k) return false;
+  for (; i < t->rank; i++, k++)
+    if (v->dims[k] != -1 && v->dims[k] != t->dims[i]) return false;
   return true;
 }
 
+/* Tools that quantise put integers in place of weights and leave the variable declared as it was. */
+static bool type_fits(const Tensor *t, const Var *v) {
+  bool quantised = t->dtype == DT_INT8 || t->dtype == DT_INT16;
+  return v->dtype == DT_NONE || v->dtype == t->dtype || (quantised && v->dtype == DT_FLOAT32);
+}
+
 bool params_fit(const Tensor *t, const Var *v) {
-  if (!v || v->dtype == DT_NONE || (v->dtype == t->dtype && shape_fits(t, v))) return true;
+  if (!v || (type_fits(t, v) && (v->dtype == DT_NONE || shape_fits(t, v)))) return true;
   err_set(E_PAR_002, "%s is %s in the parameter file, %s in the program", quoted(v->name),
           shape_text(t->dtype, t->rank, t->dims),
           shape_text(v->dtype, v->rank < 0 ? 0 : v->rank, v->dims));

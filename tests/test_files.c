@@ -346,6 +346,37 @@ static void test_param_alignment(void **state) {
   arena_free(a);
 }
 
+/* Quantised weights in the place of others, scales with a dimension more: PaddlePaddle's tools leave the variables as they were. */
+static void test_quantised_params(void **state) {
+  (void)state;
+  Program *p = network();
+  Arena *a = arena_new();
+  Var **vars;
+  Tensor t, back;
+  const struct {
+    DType type;
+    int rank;
+    int64_t dims[3];
+    bool fits;
+  } CASES[] = {{DT_INT8, 2, {4, 2}, true},        {DT_INT16, 2, {4, 2}, true},
+               {DT_FLOAT32, 3, {1, 4, 2}, true},  {DT_INT32, 2, {4, 2}, false},
+               {DT_FLOAT32, 3, {2, 4, 1}, false}, {DT_INT8, 2, {2, 4}, false}};
+  assert_int_equal(params_list(p, a, &vars), 1);
+  for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+    Str out;
+    str_init(&out, a);
+    assert_true(tensor_make(&t, a, CASES[i].type, CASES[i].rank, CASES[i].dims));
+    memset(t.data, 3, tensor_bytes(&t));
+    assert_true(params_encode(&out, 1, &(const Tensor *){&t}));
+    bool fits = params_decode((uint8_t *)out.s, out.n, "f", 1, vars, a, &back, NULL);
+    assert_int_equal(fits, CASES[i].fits);
+    if (!fits) expect_error(E_PAR_002, "float32 [4, 2] in the program");
+    if (fits) assert_int_equal(back.dtype, CASES[i].type);
+  }
+  arena_free(a);
+  prog_free(p);
+}
+
 static void test_param_errors(void **state) {
   (void)state;
   Program *p = network();
@@ -720,15 +751,25 @@ static void test_listings(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_text_round_trip), cmocka_unit_test(test_bytes_round_trip),
-      cmocka_unit_test(test_seed_and_layout), cmocka_unit_test(test_exact_bytes),
-      cmocka_unit_test(test_damage),          cmocka_unit_test(test_param_bytes),
-      cmocka_unit_test(test_param_alignment), cmocka_unit_test(test_param_errors),
-      cmocka_unit_test(test_param_levels),    cmocka_unit_test(test_param_nested_levels),
-      cmocka_unit_test(test_wrong_formats),   cmocka_unit_test(test_text_errors),
-      cmocka_unit_test(test_literals),        cmocka_unit_test(test_differences),
-      cmocka_unit_test(test_save_and_load),   cmocka_unit_test(test_unknown_operators),
-      cmocka_unit_test(test_int_overflow),    cmocka_unit_test(test_refused_memory),
+      cmocka_unit_test(test_text_round_trip),
+      cmocka_unit_test(test_bytes_round_trip),
+      cmocka_unit_test(test_seed_and_layout),
+      cmocka_unit_test(test_exact_bytes),
+      cmocka_unit_test(test_damage),
+      cmocka_unit_test(test_param_bytes),
+      cmocka_unit_test(test_param_alignment),
+      cmocka_unit_test(test_quantised_params),
+      cmocka_unit_test(test_param_errors),
+      cmocka_unit_test(test_param_levels),
+      cmocka_unit_test(test_param_nested_levels),
+      cmocka_unit_test(test_wrong_formats),
+      cmocka_unit_test(test_text_errors),
+      cmocka_unit_test(test_literals),
+      cmocka_unit_test(test_differences),
+      cmocka_unit_test(test_save_and_load),
+      cmocka_unit_test(test_unknown_operators),
+      cmocka_unit_test(test_int_overflow),
+      cmocka_unit_test(test_refused_memory),
       cmocka_unit_test(test_listings),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

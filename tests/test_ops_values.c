@@ -344,6 +344,19 @@ static const Case shapes[] = {
      {{"Y", V(1, 1, 2, 2, 1, 1, 2, 2)}}},
 };
 
+/* The number of steps in a unit is rounded before it multiplies X: -0.2823535 is 49.5 steps of its scale but for that. */
+static const Case roundings[] = {
+    {"Out=Y, OutScale=Z = fake_quantize_abs_max(X=A)",
+     "A 2:float32 =-0.2823535,0.7244221",
+     {{"Y", V(-49, 127)}, {"Z", V(0.7244221)}}},
+    {"Out=Y, OutScale=Z = fake_quantize_abs_max(X=A)",
+     "A 5 =127,0.5,1.5,-2.5,0.49999999999999994",
+     {{"Y", V(127, 1, 2, -3, 0)}}},
+    {"Out=Y, OutScale=Z = fake_quantize_abs_max(X=A) {round_type=0}",
+     "A 5 =127,0.5,1.5,-2.5,0.49999999999999994",
+     {{"Y", V(127, 0, 2, -2, 0)}}},
+};
+
 #define CHECK_ALL(cases)                                                                           \
   for (size_t i = 0; i < sizeof(cases) / sizeof *(cases); i++) check_case(&(cases)[i])
 
@@ -358,6 +371,10 @@ static void test_pools(void **state) {
 static void test_norms(void **state) {
   (void)state;
   CHECK_ALL(norms);
+}
+static void test_roundings(void **state) {
+  (void)state;
+  CHECK_ALL(roundings);
 }
 static void test_shapes(void **state) {
   (void)state;
@@ -514,13 +531,10 @@ static void test_dropout(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_products),
-      cmocka_unit_test(test_pools),
-      cmocka_unit_test(test_norms),
-      cmocka_unit_test(test_shapes),
-      cmocka_unit_test(test_unknown_dims),
-      cmocka_unit_test(test_refusals),
-      cmocka_unit_test(test_indices_out_of_range),
+      cmocka_unit_test(test_products), cmocka_unit_test(test_pools),
+      cmocka_unit_test(test_norms),    cmocka_unit_test(test_roundings),
+      cmocka_unit_test(test_shapes),   cmocka_unit_test(test_unknown_dims),
+      cmocka_unit_test(test_refusals), cmocka_unit_test(test_indices_out_of_range),
       cmocka_unit_test(test_dropout),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -33,16 +33,23 @@ static Node *largest(Graph *g, Node *v, uint32_t axes) {
   return v ? g_reduce(g, P_RMAX, magnitude(g, v), axes, true) : NULL;
 }
 
+/* To the nearest integer: by what is left above the floor, as v + 0.5 would be rounded. */
+static Node *nearest(Graph *g, Node *v, bool to_even) {
+  Node *whole = g_map1(g, P_FLOOR, v), *half = v ? g_const(g, v->dtype, 0.5) : NULL;
+  Node *rest = ops_sub(g, v, whole), *up = ops_plus(g, whole, 1);
+  Node *tie = up;
+  if (to_even && v)
+    tie = g_select(g, g_map2c(g, P_EQ, g_map2(g, P_MOD, whole, g_const(g, v->dtype, 2)), 0), whole,
+                   up);
+  return g_select(g, g_map2(g, P_LT, rest, half), whole,
+                  g_select(g, g_map2(g, P_EQ, rest, half), tie, up));
+}
+
 static Node *rounded(Graph *g, Node *v, bool away) {
   if (!v) return NULL;
-  if (away) {
-    Node *m = g_map1(g, P_FLOOR, ops_plus(g, magnitude(g, v), 0.5));
-    return g_select(g, g_map2c(g, P_LT, v, 0), ops_times(g, m, -1), m);
-  }
-  Node *up = g_map1(g, P_FLOOR, ops_plus(g, v, 0.5));
-  Node *tie = g_map2c(g, P_EQ, ops_sub(g, up, v), 0.5);
-  Node *odd = g_map2c(g, P_EQ, g_map2(g, P_MOD, up, g_const(g, v->dtype, 2)), 1);
-  return g_select(g, ops_mul(g, tie, odd), ops_plus(g, up, -1), up);
+  if (!away) return nearest(g, v, true);
+  Node *m = nearest(g, magnitude(g, v), false);
+  return g_select(g, g_map2c(g, P_LT, v, 0), ops_times(g, m, -1), m);
 }
 
 bool x_dequantize_log(Expand *x);
@@ -68,7 +75,8 @@ static Node *levels(Graph *g, const Quant *q, Node *v, Node *scale) {
   Node *tiny = g_map2(g, P_LE, scale, g_const(g, scale->dtype, 1e-6));
   Node *by = g_select(g, tiny, ops_plus(g, scale, 1e-6), scale);
   if (q->away) v = g_map2(g, P_MAX, g_map2(g, P_MIN, v, scale), ops_times(g, scale, -1));
-  Node *n = rounded(g, ops_div(g, ops_times(g, v, q->most), by), q->away);
+  Node *per = ops_times(g, ops_div(g, g_const(g, v->dtype, 1), by), q->most);
+  Node *n = rounded(g, ops_mul(g, v, per), q->away);
   return q->away ? n : g_map2c(g, P_MAX, g_map2c(g, P_MIN, n, q->most), -q->most - 1);
 }
 

@@ -11,7 +11,7 @@ import argparse, hashlib, importlib, json, os, pickle, selectors, signal, sys, t
 
 PARTS = {  # name: what it compares
     "deep": "training, deep and recurrent networks", "models": "paddle.vision: inference, one step", "infer": "inference, other networks",
-    "users": "inference, networks of users", "exports": "exports of paddle.jit, functions", "train": "training, optimisers", "kinds": "training, other kinds",
+    "quant": "inference, quantised, half precision", "users": "inference, networks of users", "exports": "exports of paddle.jit, functions", "train": "training, optimisers", "kinds": "training, other kinds",
     "back": "programs that Kiln built", "files": "forms of files, round trips", "distribution": "random numbers", "ocr": "PP-OCR",
     "start": "start of ResNet-50", "ops": "operators and gradients",
 }
