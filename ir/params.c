@@ -194,12 +194,10 @@ static bool take_desc(Reader *r, Arena *tmp, int32_t n, Tensor *t) {
   return true;
 }
 
-/* Equal up to unknown dimensions; dimensions of 1 in front do not count: a scalar and one element are the same. */
+/* Equal up to unknown dimensions and one of 1 in front: a scalar and one element are the same. */
 static bool shape_fits(const Tensor *t, const Var *v) {
-  int i = 0, k = 0;
   if (v->rank < 0) return true;
-  for (; t->rank - i > v->rank && t->dims[i] == 1; i++) {}
-  for (; v->rank - k > t->rank && v->dims[k] == 1; k++) {}
+  int i = t->rank == v->rank + 1 && t->dims[0] == 1, k = v->rank == t->rank + 1 && v->dims[0] == 1;
   if (t->rank - i != v->rank - k) return false;
   for (; i < t->rank; i++, k++)
     if (v->dims[k] != -1 && v->dims[k] != t->dims[i]) return false;
