@@ -103,6 +103,13 @@ def ema():
     return loss, Done()
 
 
+def averaged():
+    loss = classes(small())
+    O.Momentum(0.05, 0.9).minimize(loss)
+    paddle.incubate.ModelAverage(0.15, min_average_window=4, max_average_window=8).minimize(loss)
+    return loss, Done()
+
+
 class Done:
     def minimize(self, loss):
         pass
@@ -145,6 +152,43 @@ def frozen_statistics():
 def weight_normed():
     h = static.nn.fc(data(20), 16, activation="relu", weight_attr=static.WeightNormParamAttr(name="wn"))
     return classes(static.nn.fc(h, 10)), O.Momentum(0.05, 0.9)
+
+
+class Appended:
+    """An optimiser that PaddlePaddle 2.6 has as an operator only: of 1.x programs."""
+
+    def __init__(self, kind, rate, states, **attrs):
+        self.kind, self.rate, self.states, self.attrs = kind, rate, states, attrs
+
+    def minimize(self, loss):
+        block = static.default_main_program().global_block()
+        rate = static.create_global_var([1], self.rate, "float32", persistable=True, name="learning_rate_0")
+        for param, grad in static.append_backward(loss):
+            ins, outs = {"Param": param, "Grad": grad, "LearningRate": rate}, {"ParamOut": param}
+            for slot, (out, value) in self.states.items():
+                ins[slot] = outs[out] = static.create_global_var(list(param.shape), value, "float32", persistable=True, name=f"{param.name}_{slot}")
+            block.append_op(type=self.kind, inputs=ins, outputs=outs, attrs=self.attrs)
+
+
+def first_version():
+    """As 1.x wrote programs: mul, elementwise_add with an axis, reshape, transpose, lookup_table, top_k, accuracy, cross_entropy."""
+    words, x = data(6, 1, dtype="int64", name="ids"), data(8)
+    block = static.default_main_program().global_block()
+    var = lambda dtype="float32", **kw: block.create_var(dtype=dtype, name=paddle.utils.unique_name.generate("one"), **kw)
+
+    def op(kind, ins, outs=("Out",), **attrs):
+        made = {o: var() for o in outs}
+        block.append_op(type=kind, inputs=ins, outputs=made, attrs=attrs)
+        return made[outs[0]]
+    table, w, b = (paddle.create_parameter(d, "float32", name=n) for n, d in (("emb", [12, 4]), ("w", [32, 16]), ("b", [16])))
+    e = op("lookup_table", {"W": table, "Ids": words}, padding_idx=-1)
+    e = op("reshape2", {"X": op("transpose2", {"X": e}, ("Out", "XShape"), axis=[0, 2, 1])}, ("Out", "XShape"), shape=[0, 24])
+    h = op("mul", {"X": op("concat", {"X": [e, x]}, axis=1), "Y": w}, x_num_col_dims=1, y_num_col_dims=1)
+    h = op("relu", {"X": op("elementwise_add", {"X": h, "Y": b}, axis=1)})
+    h = op("dropout", {"X": h}, ("Out", "Mask"), dropout_prob=0.0, dropout_implementation="downgrade_in_infer")
+    h = op("softmax", {"X": static.nn.fc(h, 10)})
+    loss = op("cross_entropy", {"X": h, "Label": static.data("y", [-1, 1], "int64")}, ("Y",), soft_label=False)
+    return op("mean", {"X": loss}), Appended("decayed_adagrad", 0.05, {"Moment": ("MomentOut", 0.0)}, decay=0.9, epsilon=1e-6)
 
 
 # ---- layers of paddle.static.nn ----
@@ -282,7 +326,12 @@ NETS = {
     "lars": with_optimizer(lambda: paddle.incubate.optimizer.LarsMomentumOptimizer(0.5, 0.9)),
     "lamb": with_optimizer(lambda: O.Lamb(0.01, exclude_from_weight_decay_fn=lambda p: ".b_" in p.name)),
     "adagrad + l1": with_optimizer(lambda: O.Adagrad(0.05, weight_decay=L1(1e-3))),
-    "exponential decay, outside": scheduled(lambda: L.ExponentialDecay(0.1, 0.9)),
+    "ftrl": with_optimizer(lambda: Appended("ftrl", 0.05, {"SquaredAccumulator": ("SquaredAccumOut", 0.1), "LinearAccumulator": ("LinearAccumOut", 0.0)}, l1=1e-3, l2=1e-3, lr_power=-0.5)),
+    "decayed adagrad": with_optimizer(lambda: Appended("decayed_adagrad", 0.05, {"Moment": ("MomentOut", 0.0)}, decay=0.9, epsilon=1e-6)),
+    "dpsgd without noise": with_optimizer(lambda: Appended("dpsgd", 0.05, {}, clip=5.0, batch_size=16.0, sigma=0.0, seed=1)), "1.x, decayed adagrad": first_version,
+    "adamax": with_optimizer(lambda: O.Adamax(0.01)), "adadelta": with_optimizer(lambda: O.Adadelta(0.5, rho=0.9, epsilon=1e-5)), "rmsprop": with_optimizer(lambda: O.RMSProp(0.01, momentum=0.9, centered=True)),
+    "lars + exclusions": with_optimizer(lambda: paddle.incubate.optimizer.LarsMomentumOptimizer(0.5, 0.9, exclude_from_weight_decay=[".b_"], epsilon=1e-9)),
+    "model average": averaged, "exponential decay, outside": scheduled(lambda: L.ExponentialDecay(0.1, 0.9)),
     "exponential decay": in_program(lambda c: 0.1 * paddle.pow(paddle.full([1], 0.8), c)),
     "cosine decay": in_program(lambda c: 0.05 * (paddle.cos(c * (3.14159 / 20)) + 1)), "warm-up": in_program(warm_up),
     "piecewise decay": in_program(lambda c: static.nn.case([(c < 3.0, lambda: paddle.full([1], 0.1)), (c < 9.0, lambda: paddle.full([1], 0.05))], lambda: paddle.full([1], 0.01))),
