@@ -116,9 +116,9 @@ typedef struct Task {
 static Task task_at(const Plan *plan, void *const *bufs, int64_t t) {
   const FilterPlan *f = plan->filter;
   const Facts *facts = &plan->facts;
-  int64_t col = t / f->shares % f->cols.n, row = t / f->shares / f->cols.n % f->rows.n,
-          group = t / f->shares / f->cols.n / f->rows.n;
-  Task k = {.share = t % f->shares, .i0 = block_start(&f->rows, row)};
+  int64_t tiles = f->rows.n * f->cols.n, col = t % f->cols.n, row = t % tiles / f->cols.n;
+  int64_t group = t / tiles % f->groups.total;
+  Task k = {.share = t / tiles / f->groups.total, .i0 = block_start(&f->rows, row)};
   k.rows = block_size(&f->rows, row);
   k.o0 = block_start(&f->cols, col);
   k.columns = block_size(&f->cols, col);
@@ -400,11 +400,13 @@ static void cut_strips(FilterPlan *p) {
   p->strip_w = p->w.step * (p->w.n - 1) + p->w.tap_step * (p->w.taps - 1) + 1;
 }
 
-/* Into how many sums the positions are divided: few enough that writing and adding them does not count. */
-static int64_t shares_of(const FilterPlan *p, int64_t want) {
-  enum { LEAST_SHARE = 512 };
+/* Into how many sums the positions are divided: few enough that writing and adding them does not count, of which there is
+ * more where results of LARGE bytes leave the L2 cache. */
+static int64_t shares_of(const Facts *f, const FilterPlan *p, int64_t want) {
+  enum { LARGE = 256 << 10, LEAST_SHARE = 512 };
   int64_t n = div_up(want, p->rows.n * p->cols.n * p->groups.total);
   n = least(n, least(p->positions / LEAST_SHARE, MOST_SHARES));
+  if (f->numel * f->size > LARGE) n = least(n, p->positions / (2 * LEAST_SHARE));
   return most(n / 2 * 2, 1);
 }
 
@@ -418,7 +420,7 @@ static void cut(const Facts *f, FilterPlan *p, int64_t most_rows, int64_t want) 
   bool forwards = p->w.step > 0 && p->w.tap_step >= 0 && p->h.step >= 0 && p->h.tap_step >= 0;
   if (forwards && p->h.taps * p->w.taps > 1 && p->w.n >= LONG_ROW && p->w.n <= CHUNK) cut_strips(p);
   int64_t parts = p->lines.n ? p->lines.n * p->images.total : p->positions;
-  p->share = equal_blocks(parts, div_up(parts, shares_of(p, want)));
+  p->share = equal_blocks(parts, div_up(parts, shares_of(f, p, want)));
   p->shares = p->share.n;
   if (p->lines.n) return;
   int64_t longest = p->share.size + (p->share.more > 0);
