@@ -189,6 +189,7 @@ static void decode_selp(Parser *p, const Form *f) {
   const Type *t = need_type(p);
   need(p, 4);
   int size = size_of(t);
+  p->insn->is_select = true;
   p->insn->exec = size == 2 ? select16 : size == 4 ? select32 : select64;
   p->insn->d = operand_at(p, 0, size, false);
   p->insn->a = one_at(p, &p->operand[1], t, size, false);

@@ -171,6 +171,7 @@ static void call(Warp *w, const Insn *i, uint32_t mask) {
   w->r += w->f->own;
   w->f = f;
   constants(w, &to);
+  undefined_start(w, f);
   special_fill(w->g, w);
   FOR_LANES(l, mask)
   memset(w->local_set + l * kernel->local_most + to.local_at, 0, f->local_bytes);
@@ -301,6 +302,7 @@ static void run_warp(Warp *w) {
     const Insn *i = g->at = &w->f->code[t->pc];
     uint32_t mask = t->mask;
     if (i->guard >= 0) mask &= PRED(w, i->guard) ^ i->guard_flip;
+    if (i->watch) undefined_watch(w, i, t->mask, mask);
     g->insns++;
     if (g->counting) count(g, i, mask);
     if (!mask && i->flow != FLOW_BRANCH) {
@@ -392,6 +394,7 @@ static void warp_start(Group *g, Warp *w) {
   memset(w->group, 0, sizeof w->group);
   if (f->local_bytes) memset(w->local_set, 0, LANES * f->local_most);
   push(w, 0, UINT32_MAX, w->all);
+  undefined_start(w, f);
   special_fill(g, w);
 }
 

@@ -166,6 +166,7 @@ static void instruction(Parser *p) {
       p->f->code[i].guard_flip = guard.flip ? FULL : 0;
     }
   }
+  undefined_note(p, guarded ? &guard : NULL);
   p->word = (Token){0};
 }
 
@@ -275,6 +276,7 @@ static void function_finish(Parser *p) {
   for (int i = 0; i < f->n_constant; i++)
     if (f->constant[i].from == FROM_DYNAMIC) f->constant[i].value += dynamic;
   p->n_fix = p->n_dynamic = 0;
+  undefined_find(p);
   decode_join(f);
 }
 
@@ -490,6 +492,7 @@ void module_free(Module *m) {
   for (int i = 0; i < m->n_global; i++) memory_free(m->global[i]->at);
   for (int i = 0; i < m->n; i++) {
     free(m->function[i]->code);
+    free(m->function[i]->use);
     free(m->function[i]->constant);
     free(m->function[i]->special);
     free(m->function[i]->callee);

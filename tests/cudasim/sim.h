@@ -165,7 +165,7 @@ struct Insn {
   uint8_t space, round, mods, wide; /* wide: bytes of a register of d (or of the stored value) */
   uint8_t kind, sub;                /* for the form's own use: a TypeKind, a comparison, a mode */
   uint8_t source_size, source_kind;
-  bool address64, uniform;
+  bool address64, uniform, is_select;
   uint8_t access;   /* Access */
   int64_t imm;      /* offset of an address, an immediate */
   const int32_t *v; /* operands of forms with more than four, in order */
@@ -173,7 +173,8 @@ struct Insn {
   uint32_t target, join; /* where a branch goes and where its sides meet again */
   const struct Function *callee;
   const uint32_t *table;
-  const void *form; /* for the form's own use, in the module's arena */
+  const struct Watch *watch; /* undefined.c */
+  const void *form;          /* for the form's own use, in the module's arena */
   uint32_t line;
 };
 
@@ -234,6 +235,9 @@ struct Function {
   int n_constant, cap_constant;
   Special *special;
   int n_special, cap_special;
+  struct Use *use; /* undefined.c: while it is decoded */
+  int n_use, cap_use;
+  int undefined_at, n_undefined;     /* masks of registers that may be undefined */
   uint64_t param_bytes;              /* kernel parameters */
   uint64_t local_bytes, frame_bytes; /* of its .local and .param variables, a multiple of 16 */
   uint64_t local_most, frame_most;   /* with all callees */
@@ -581,6 +585,12 @@ void blocks_lanes(Warp *w, const uint64_t at[LANES], uint32_t mask, uint32_t byt
                   Access how, const char *data, uint32_t stride);
 void blocks_atomic(Warp *w, int lane, uint64_t at, uint32_t bytes, bool release);
 void blocks_constant(Warp *w, const uint64_t at[LANES], uint32_t mask, uint32_t bytes);
+
+/* undefined.c */
+void undefined_note(Parser *p, const Operand *guard);
+void undefined_find(Parser *p);
+void undefined_start(Warp *w, const Function *f);
+void undefined_watch(Warp *w, const Insn *i, uint32_t all, uint32_t mask);
 
 /* Checks that can be switched off: CUDASIM_CHECK=-race,-init. */
 typedef struct Checks {

@@ -122,3 +122,16 @@ extern "C" __global__ void bounded(float *y, int n) {
   t[threadIdx.x] = n;
   y[threadIdx.x] = t[threadIdx.x];
 }
+extern "C" __global__ void uninitialised_register(float *y, int n) {
+  float x;
+  asm volatile("{ .reg .f32 u; .reg .pred p; setp.lt.s32 p, %1, %2; @p mov.f32 u, 0f3F800000; add.f32 %0, u, u; }"
+               : "=f"(x) : "r"(threadIdx.x), "r"(n));
+  y[threadIdx.x] = x;
+}
+// The value of lane 0 for all: the other lanes have none, which is no fault.
+extern "C" __global__ void broadcast_register(float *y, int n) {
+  float x;
+  asm volatile("{ .reg .b32 u; .reg .pred p; setp.eq.s32 p, %1, 0; @p mov.b32 u, %2; shfl.sync.idx.b32 u, u, 0, 31, -1; mov.b32 %0, u; }"
+               : "=f"(x) : "r"(threadIdx.x), "r"(n));
+  y[threadIdx.x] = x;
+}
