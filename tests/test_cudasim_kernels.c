@@ -10,7 +10,7 @@ static void scans(void **state) {
   double xd[300], wantd[300], gotd[300];
   long long xl[300], wantl[300], gotl[300];
   for (int i = 0; i < n; i++) {
-    x[i] = (int)(rnd() % 1000) - 500, xd[i] = x[i] * 0.25, xl[i] = (long long)x[i] << 33;
+    x[i] = (int)(rnd() % 1000) - 500, xd[i] = x[i] * 0.25, xl[i] = (long long)x[i] * (1ll << 33);
     want[i] = x[i] + (i ? want[i - 1] : 0), wantd[i] = want[i] * 0.25,
     wantl[i] = (long long)want[i] * (1ll << 33);
   }
