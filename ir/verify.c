@@ -296,13 +296,18 @@ typedef struct Frame {
 } Frame;
 typedef VEC(Frame) Frames;
 
+/* A recurrent operator's gradient gives its block the gradients of outputs and states. */
+static bool may_be_given(const Var *v) {
+  return v->block->forward >= 0 && strstr(v->name, "@GRAD") != NULL;
+}
+
 static bool check_read(Verify *c, const Op *op) {
   for (int i = 0; i < op->ins.n; i++)
     for (int k = 0; k < op->ins.v[i].n; k++) {
       const char *name = op->ins.v[i].args[k];
       const Var *v = strcmp(name, "@EMPTY@") ? block_find_var(op->block, name) : NULL;
       if (!v || v->persistable || v->need_check_feed || v->kind == VK_ARRAY) continue;
-      if (*flags_of(c, v) != V_WRITTEN) continue;
+      if (*flags_of(c, v) != V_WRITTEN || may_be_given(v)) continue;
       err_set(E_VER_002, "variable %s is read before an operator writes it", quoted(name));
       err_note("%s  %s  %s", op->ins.v[i].name, quoted(name),
                shape_text(v->dtype, v->rank, v->dims));

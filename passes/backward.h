@@ -55,9 +55,15 @@ void join_arrays(Backward *w, const Op *origin);
 const char *complete_grad(Backward *w, const char *name, const Op *origin);
 Op *add_grad_op(Backward *w, const char *type, int role, const Op *origin);
 
+enum { BACKWARD_NESTED = 64 }; /* blocks with gradients */
+
 /* backward_block.c: both step over the operator. */
 bool op_has_block(const Op *op);
 bool block_mark(Backward *w, const Op *op);
 bool block_emit(Backward *w, const Op *op);
+
+/* backward_recurrent.c: the same for operators that run a block for each row. */
+bool recurrent_mark(Backward *w, const Op *op);
+bool recurrent_emit(Backward *w, const Op *op);
 
 #endif

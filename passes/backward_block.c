@@ -8,8 +8,6 @@
 #include "backward.h"
 #include <string.h>
 
-enum { NESTED_MOST = 64 };
-
 typedef struct Inner {
   Backward n;
   const Slot *x, *out;
@@ -73,14 +71,10 @@ static bool grow_ends(Inner *in) {
 static bool analyse(Backward *w, const Op *op, Inner *in) {
   Block *b = block_of(op);
   int depth = 0;
-  if (!opdef_out(op->def, "Out")) {
-    err_set(E_OPR_005, "the gradient of %s is not made here", quoted(op->type));
-    err_help("build the recurrence as a loop");
-    return err_where("%s", op_text(op)), false;
-  }
   for (const Backward *u = w; u; u = u->up) depth++;
-  if (depth > NESTED_MOST) {
-    err_set(E_MEM_002, "loops and branches with gradients are nested deeper than %d", NESTED_MOST);
+  if (depth > BACKWARD_NESTED) {
+    err_set(E_MEM_002, "loops and branches with gradients are nested deeper than %d",
+            BACKWARD_NESTED);
     return err_where("%s", op_text(op)), false;
   }
   *in = (Inner){.n = {.p = w->p, .b = b, .to = b, .a = w->a, .up = w}};
@@ -103,8 +97,11 @@ static bool analyse(Backward *w, const Op *op, Inner *in) {
   return true;
 }
 
+static bool is_recurrent(const Op *op) { return opdef_attr(op->def, "ex_states") != NULL; }
+
 bool block_mark(Backward *w, const Op *op) {
   Inner in;
+  if (is_recurrent(op)) return recurrent_mark(w, op);
   if (!analyse(w, op, &in)) return false;
   backward_step(w, op);
   for (int i = 0; in.x && i < in.x->n; i++)
@@ -180,6 +177,7 @@ static void connect(Backward *w, const Op *op, Inner *in, Op *g) {
 bool block_emit(Backward *w, const Op *op) {
   Inner in;
   void *unused;
+  if (is_recurrent(op)) return recurrent_emit(w, op);
   if (!analyse(w, op, &in)) return false;
   for (int i = 0; i < map_n(in.ends); i++) complete_grad(w, map_at(in.ends, i, &unused), op);
   backward_step(w, op);

@@ -1,6 +1,7 @@
 /* Gradients through control flow that the builder makes: against central differences in float64, compiled and interpreted. */
 #include "../frontend/kiln.h"
 #include "../ir/ir.h"
+#include "../passes/passes.h"
 #include "util.h"
 #include <math.h>
 #include <setjmp.h>
@@ -257,9 +258,109 @@ static void growing(void **state) {
   check_gradients(net, kl_mean(kl_mul(s, s)), NAMES("x", "w"));
 }
 
+/* ---- recurrent operators, whose program is given ---- */
+
+/* c = decay c + tanh(pre w + x), h = tanh(c) u: the output, and the state that the next row sees; c only goes on. */
+#define RECURRENT(reverse)                                                                         \
+  "program\n"                                                                                      \
+  "block 0 {\n"                                                                                    \
+  "  var x float64 [3, 2, 2] parameter persistable\n"                                              \
+  "  var w float64 [2, 2] parameter persistable\n"                                                 \
+  "  var u float64 [2, 2] parameter persistable\n"                                                 \
+  "  var h0 float64 [2, 2] parameter persistable\n"                                                \
+  "  var c0 float64 [2, 2] parameter persistable\n"                                                \
+  "  var h float64 [3, 2, 2]\n  var y float64 [3, 2, 2]\n  var q float64 [3, 2, 2]\n  var loss "   \
+  "float64 [1]\n"                                                                                  \
+  "  y = scale(X=x) {scale=1.5}\n  outputs=h = recurrent(inputs=y, initial_states=[h0, c0], "      \
+  "parameters=[w, u]) "                                                                            \
+  "{sub_block=block 1, has_states=true, ex_states=['pre', 'c_pre'], states=['h', 'c'], "           \
+  "reverse=" reverse "}\n"                                                                         \
+  "  q = square(X=h)\n  loss = mean(X=q)\n"                                                        \
+  "}\n"                                                                                            \
+  "block 1 parent 0 {\n"                                                                           \
+  "  var y float64 [2, 2]\n  var pre float64 [2, 2]\n  var c_pre float64 [2, 2]\n"                 \
+  "  var m float64 [2, 2]\n  var a float64 [2, 2]\n  var t float64 [2, 2]\n"                       \
+  "  var d float64 [2, 2]\n  var c float64 [2, 2]\n  var e float64 [2, 2]\n"                       \
+  "  var h float64 [2, 2]\n"                                                                       \
+  "  m = matmul_v2(X=pre, Y=w)\n  a = elementwise_add(X=m, Y=y)\n  t = tanh(X=a)\n"                \
+  "  d = scale(X=c_pre) {scale=0.5}\n  c = elementwise_add(X=d, Y=t)\n  e = tanh(X=c)\n"           \
+  "  h = matmul_v2(X=e, Y=u)\n"                                                                    \
+  "}\n"
+
+static double given_loss(kl_exec *exe, const kl_program *p) {
+  double l;
+  kl_tensor t = {.dtype = KL_FLOAT64, .rank = 1, .dims = {1}, .data = &l};
+  check(kl_run(exe, p, NULL, kl_fetches({"loss", &t})));
+  return l;
+}
+
+static void check_given(kl_exec *exe, const kl_program *p, const char *name) {
+  char grad[64];
+  double x[12];
+  kl_tensor tg = {0}, tx = *kl_get(exe, name);
+  int n = (int)kl_numel(&tx);
+  memcpy(x, tx.data, sizeof *x * (size_t)n);
+  tx.data = x;
+  snprintf(grad, sizeof grad, "%s@GRAD", name);
+  check(kl_run(exe, p, NULL, kl_fetches({grad, &tg})));
+  assert_int_equal(kl_numel(&tg), n);
+  for (int i = 0; i < n; i++) {
+    double was = x[i], h = 1e-5, side[2];
+    for (int k = 0; k < 2; k++) {
+      x[i] = was + (k ? h : -h);
+      check(kl_set(exe, name, &tx));
+      side[k] = given_loss(exe, p);
+    }
+    x[i] = was;
+    check(kl_set(exe, name, &tx));
+    double want = (side[1] - side[0]) / (2 * h), got = ((double *)tg.data)[i];
+    if (!(fabs(got - want) <= 1e-5 * fmax(1e-3, fabs(want))))
+      fail_msg("gradient %d of %s is %.10g, by differences %.10g", i, name, got, want);
+  }
+  kl_tensor_free(&tg);
+}
+
+static void check_recurrent(const char *text) {
+  static const struct {
+    const char *name;
+    int rank;
+    int64_t dims[3];
+  } params[] = {{"x", 3, {3, 2, 2}},
+                {"w", 2, {2, 2}},
+                {"u", 2, {2, 2}},
+                {"h0", 2, {2, 2}},
+                {"c0", 2, {2, 2}}};
+  Program *p = prog_parse(text, strlen(text), "given.kl");
+  ParamGrad *grads;
+  int n = 0;
+  check(p && prog_verify(p) && append_backward(p, "loss", 0, NULL, &n, &grads));
+  assert_int_equal(n, 5);
+  round_trip(p);
+  for (int k = 0; k < 2; k++) {
+    kl_exec *exe = kl_exec_new((kl_exec_options){.threads = 2, .interpret = k});
+    for (int i = 0; i < 5; i++) {
+      double v[12];
+      for (int e = 0; e < 12; e++) v[e] = sin(1 + 3.7 * (i * 12 + e));
+      kl_tensor t = {.dtype = KL_FLOAT64, .rank = params[i].rank, .data = v};
+      memcpy(t.dims, params[i].dims, sizeof params[i].dims);
+      check(kl_set(exe, params[i].name, &t));
+    }
+    for (int i = 0; i < 5; i++) check_given(exe, (const kl_program *)p, params[i].name);
+    kl_exec_free(exe);
+  }
+  prog_free(p);
+}
+
+static void recurrent(void **state) {
+  (void)state;
+  check_recurrent(RECURRENT("false"));
+  check_recurrent(RECURRENT("true"));
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(loop),
+      cmocka_unit_test(recurrent),
       cmocka_unit_test(loop_of_one_step),
       cmocka_unit_test(loop_of_no_steps),
       cmocka_unit_test(carried_variables),
