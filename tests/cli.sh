@@ -228,6 +228,8 @@ expect "bench --profile --json" 0 "$kiln" bench main.pdmodel --startup "$data/ne
   valid_json "bench profile JSON" out
 expect_text "bench --once" 0 out '^[L-]$' "$kiln" bench main.pdmodel --startup "$data/net_startup.kl" --once
 expect_text "verify" 0 out 'all checks passed' "$kiln" verify main.pdmodel --startup "$data/net_startup.kl" --feed-shape x=9x16 --feed-shape y=9x1
+sed 's/value=1.0}/value=1.001}/' "$data/net_main.kl" >wrong.kl
+expect_text "verify: a gradient that is 0.1 % off" 1 out '^BAD  gradient' "$kiln" verify wrong.kl --startup "$data/net_startup.kl" --feed-shape x=9x16 --feed-shape y=9x1
 
 # ---- wrong data ----
 expect_error "misspelt feed" E-DAT-001 'did you mean' "${train[@]}" --feed xx=x.idx --feed y=y.idx --epochs 1
