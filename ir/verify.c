@@ -366,11 +366,26 @@ static bool check_order(Verify *c) {
 
 /* ---- 4. unknown operators ---- */
 
+/* Types whose work is not in the file. */
+static const struct {
+  const char *type, *why;
+} elsewhere[] = {
+    {"py_func", "It calls a Python function, which a file does not hold: write it as operators, or "
+                "register it as a custom operator."},
+    {"run_program",
+     "It belongs to PaddlePaddle's eager mode: save the program with paddle.jit.save."},
+    {"pylayer", "It has a gradient of its own: save the layer without static_pylayer."}};
+
 static bool check_known(Verify *c) {
   if (!c->unknown) return true;
   err_set(E_OPR_001, "operator %s is unknown", quoted(c->unknown->type));
   in_op(c->unknown);
   if (c->n_unknown > 1) err_note("%d more operators are unknown", c->n_unknown - 1);
+  for (size_t i = 0; i < sizeof elsewhere / sizeof *elsewhere; i++)
+    if (!strcmp(c->unknown->type, elsewhere[i].type)) {
+      err_help("%s", elsewhere[i].why);
+      return false;
+    }
   const char *near = opdef_nearest(c->unknown->type);
   if (near)
     err_help("Did you mean %s? `kiln ops` lists all operators.", near);

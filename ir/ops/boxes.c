@@ -352,3 +352,13 @@ bool x_distribute_fpn_proposals(Expand *x) {
       return false;
   return x_out(x, "RestoreIndex", ops_blank(x->g, DT_INT32, 2, (int64_t[]){boxes->dims[0], 1}));
 }
+
+/* Shapes only, as above (executor/control_rpn.c). */
+bool x_generate_proposals(Expand *x);
+bool x_generate_proposals(Expand *x) {
+  Node *scores = x_in(x, "Scores");
+  if (!ops_rank(scores, "Scores", 4, 4)) return false;
+  return x_out(x, "RpnRois", ops_blank(x->g, scores->dtype, 2, (int64_t[]){-1, 4})) &&
+         x_out(x, "RpnRoiProbs", ops_blank(x->g, scores->dtype, 2, (int64_t[]){-1, 1})) &&
+         x_out(x, "RpnRoisNum", ops_blank(x->g, DT_INT32, 1, scores->dims));
+}

@@ -218,3 +218,150 @@ bool x_multihead_matmul(Expand *x) {
   y = y ? g_permute(g, y, (int[]){0, 2, 1, 3}) : NULL;
   return y && x_out(x, "Out", g_reshape(g, y, 3, (int64_t[]){n, s, width}));
 }
+
+/* ---- what PaddlePaddle's passes for oneDNN leave ---- */
+
+/* v, activated, as a formula; NULL: E-OPR-004. */
+static const char *activation_text(Expand *x) {
+  static const struct {
+    const char *name, *text;
+  } all[] = {{"", "v"},
+             {"relu", "relu(v)"},
+             {"relu6", "min(max(v, 0), 6)"},
+             {"sigmoid", "sigmoid(v)"},
+             {"tanh", "tanh(v)"},
+             {"gelu", "gelu(v)"},
+             {"gelu_erf", "gelu(v)"},
+             {"gelu_tanh", "gelu(v, approximate=true)"},
+             {"swish", "v * sigmoid(fuse_alpha * v)"},
+             {"mish", "mish(v)"},
+             {"leaky_relu", "(v < 0 ? fuse_alpha * v : v)"},
+             {"hard_swish", "v * min(max(fuse_alpha * v + fuse_beta, 0), 1)"},
+             {"hard_sigmoid", "min(max(fuse_alpha * v + fuse_beta, 0), 1)"},
+             {"clip", "min(max(v, fuse_alpha), fuse_beta)"},
+             {"abs", "abs(v)"},
+             {"sqrt", "sqrt(v)"},
+             {"exp", "exp(v)"},
+             {"square", "v * v"},
+             {"linear", "(fuse_alpha * v + fuse_beta)"},
+             {"identity", "v"}};
+  const char *name = op_str(x->op, "fuse_activation");
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    if (!strcmp(name, all[i].name)) return all[i].text;
+  err_set(E_OPR_004, "fuse_activation is %s", quoted(name));
+  err_help("Make the activation an operator of its own.");
+  return NULL;
+}
+
+static const char *unless_empty(Expand *x, const char *attr, const char *text) {
+  int n;
+  op_intlist(x->op, attr, &n);
+  return n ? text : "";
+}
+
+static bool fused_binary(Expand *x, char sign) {
+  const char *act = activation_text(x);
+  if (!act) return false;
+  return formula_expand(x, arena_fmt(x->g->arena,
+                                     "v = X * scale_x %c align(Y * scale_y, X, axis); v = v * "
+                                     "scale_out; v = %s * fused_output_scale; Out = %s",
+                                     sign, act,
+                                     *unless_empty(x, "fused_unsqueeze2_axes", "u")
+                                         ? "unsqueeze2(v, axes=fused_unsqueeze2_axes)"
+                                         : "v"));
+}
+
+bool x_fused_elementwise_add(Expand *x);
+bool x_fused_elementwise_add(Expand *x) { return fused_binary(x, '+'); }
+bool x_fused_elementwise_sub(Expand *x);
+bool x_fused_elementwise_sub(Expand *x) { return fused_binary(x, '-'); }
+bool x_fused_elementwise_mul(Expand *x);
+bool x_fused_elementwise_mul(Expand *x) { return fused_binary(x, '*'); }
+bool x_fused_elementwise_div(Expand *x);
+bool x_fused_elementwise_div(Expand *x) { return fused_binary(x, '/'); }
+
+bool x_fused_matmul(Expand *x);
+bool x_fused_matmul(Expand *x) {
+  const char *act = activation_text(x);
+  if (!act) return false;
+  return formula_expand(
+      x,
+      arena_fmt(
+          x->g->arena,
+          "a = X; b = Y; %s%s%s%sv = matmul_v2(a, b, trans_x=trans_x, trans_y=trans_y) * "
+          "matmul_alpha; %sv = %s; v = v * fused_output_scale; %s%sOut = v",
+          unless_empty(x, "fused_reshape_X", "a = reshape2(a, shape=fused_reshape_X); "),
+          unless_empty(x, "fused_transpose_X", "a = transpose2(a, axis=fused_transpose_X); "),
+          unless_empty(x, "fused_reshape_Y", "b = reshape2(b, shape=fused_reshape_Y); "),
+          unless_empty(x, "fused_transpose_Y", "b = transpose2(b, axis=fused_transpose_Y); "),
+          x_n_in(x, "ResidualData") > 0 ? "v = v + ResidualData; " : "", act,
+          unless_empty(x, "fused_transpose_Out", "v = transpose2(v, axis=fused_transpose_Out); "),
+          unless_empty(x, "fused_reshape_Out", "v = reshape2(v, shape=fused_reshape_Out); ")));
+}
+
+bool x_fused_conv2d(Expand *x);
+bool x_fused_conv2d(Expand *x) {
+  const char *act = activation_text(x);
+  if (!act) return false;
+  return formula_expand(
+      x, arena_fmt(x->g->arena,
+                   "v = conv2d(Input, Filter, Bias, %s strides=strides, paddings=paddings, "
+                   "padding_algorithm=padding_algorithm, groups=groups, "
+                   "dilations=dilations, data_format=data_format); Output = %s",
+                   x_n_in(x, "ResidualData") > 0 ? "ResidualData," : "", act));
+}
+
+bool x_fused_softplus(Expand *x);
+bool x_fused_softplus(Expand *x) {
+  const char *act = activation_text(x);
+  return act &&
+         formula_expand(x, arena_fmt(x->g->arena,
+                                     "v = softplus(X, beta=beta, threshold=threshold); Out = %s",
+                                     act));
+}
+
+/* ---- chains ---- */
+
+bool x_fusion_repeated_fc_relu(Expand *x);
+bool x_fusion_repeated_fc_relu(Expand *x) {
+  Graph *g = x->g;
+  Node *v = x_in(x, "X");
+  int n = x_n_in(x, "W");
+  if (n != x_n_in(x, "Bias")) return err_set(E_OPR_002, "%d W and %d Bias", n, x_n_in(x, "Bias"));
+  if (!ops_rank(v, "X", 2, 2)) return false;
+  for (int i = 0; v && i < n; i++) {
+    Node *w = x_in_at(x, "W", i), *b = x_in_at(x, "Bias", i);
+    if (!ops_rank(w, "W", 2, 2) || !b) return false;
+    b = ops_reshape(g, b, 1, w->dims + 1);
+    v = g_map2c(g, P_MAX, ops_add(g, g_matmul(g, v, w, false, false), b), 0);
+    if (i < n - 1 && i < x_n_out(x, "ReluOut") && !x_out_at(x, "ReluOut", i, v)) return false;
+  }
+  return x_out(x, "Out", v);
+}
+
+bool x_fusion_transpose_flatten_concat(Expand *x);
+bool x_fusion_transpose_flatten_concat(Expand *x) {
+  Graph *g = x->g;
+  int n = x_n_in(x, "X"), rank, at, perm[KL_RANK];
+  Node **part = arena_array(g->arena, Node *, n);
+  const int64_t *axis = op_intlist(x->op, "trans_axis", &rank);
+  for (int i = 0; i < n; i++) {
+    Node *v = x_in_at(x, "X", i);
+    if (!ops_rank(v, "X", rank, rank) ||
+        !ops_axis("flatten_axis", op_int(x->op, "flatten_axis"), rank, &at))
+      return false;
+    uint32_t seen = 0;
+    for (int d = 0; d < rank; d++) {
+      if (!ops_axis("trans_axis", axis[d], rank, &perm[d])) return false;
+      seen |= 1u << perm[d];
+    }
+    if (seen != (1u << rank) - 1)
+      return err_set(E_OPR_003, "trans_axis is no order of %d axes", rank);
+    if (!(v = g_permute(g, v, perm))) return false;
+    if (!(part[i] =
+              ops_reshape(g, v, 2,
+                          (int64_t[]){ops_prod(v->dims, 0, at), ops_prod(v->dims, at, rank)})))
+      return false;
+  }
+  return x_out(x, "Out", g_concat(g, n, part, (int)op_int(x->op, "concat_axis")));
+}

@@ -20,6 +20,13 @@ CASES = {  # beside the examples of ops.def
     "nextafter": "x=60:float64 y=60:float64; x=30:float32:1..1 y=30:float32:-9..9", "teacher_student_sigmoid_loss": "X=60x1:float32:-9..9 Label=60x1:float32:-3..2",
     "modified_huber_loss": "X=60x1:float32:-3..3 Y=60x1:float32:1..1", "dequantize_abs_max": "X=60:int8:-128..127 Scale=1:float32:0.5..2 max_range=127.0",
     "requantize": "Input=60:int8:-100..100 Scale_in=2.0 Scale_out=1.5 Shift_in=0.0 Shift_out=0.0; Input=60:uint8:0..200 Scale_in=3.0 Scale_out=2.0 Shift_in=5.0 Shift_out=20.0",
+    "generate_proposals_v2": "Scores=2x3x4x5 BboxDeltas=2x12x4x5 ImShape=2x2:float32:20..40 Anchors=4x5x3x4:float32:0..40 Variances=4x5x3x4:float32:0.1..0.3 pre_nms_topN=50 post_nms_topN=9 nms_thresh=0.5 min_size=2.0 RpnRoisNum=*1; "
+                             "Scores=1x3x6x6 BboxDeltas=1x12x6x6 ImShape=1x2:float32:20..40 Anchors=6x6x3x4:float32:0..40 Variances=6x6x3x4:float32:0.1..0.3 pre_nms_topN=0 post_nms_topN=30 nms_thresh=0.7 min_size=0.1 eta=0.8 pixel_offset=false RpnRoisNum=*1",
+    "generate_proposals": "Scores=2x3x4x5 BboxDeltas=2x12x4x5 ImInfo=2x3:float32:20..40 Anchors=4x5x3x4:float32:0..40 Variances=4x5x3x4:float32:0.1..0.3 pre_nms_topN=50 post_nms_topN=9 nms_thresh=0.5 min_size=0.1 RpnRoisNum=*1",
+    "fused_conv2d": "Input=2x8x9x9 Filter=16x4x3x3 groups=2 paddings=[1,1] fuse_activation='leaky_relu' fuse_alpha=0.1; Input=2x8x9x9 Filter=8x8x3x3 Bias=8 ResidualData=2x8x9x9 fuse_residual_connection=true paddings=[1,1] fuse_activation='hard_swish' fuse_alpha=0.16666667 fuse_beta=0.5",
+    "fused_matmul": "X=2x3x4 Y=2x4x5 fuse_activation='swish' fuse_alpha=1.0; X=2x3x4 Y=2x4x5 fuse_activation='gelu_tanh' fused_output_scale=2.0",
+    "fused_elementwise_add": "X=2x3x4 Y=4 fuse_activation='hard_swish'; X=2x3x4 Y=3x1 fuse_activation='sigmoid'; X=2x3x4 Y=2x3x4 fuse_activation='gelu_erf'",
+    "fusion_squared_mat_sub": "X=20x30 Y=30x10 scalar=0.5", "fusion_repeated_fc_relu": "X=20x30 W=30x40,40x10 Bias=40,10 ReluOut=*1",
     "spectral_norm": "Weight=3x4 U=3:float32:0.1..1 V=4:float32:0.1..1 power_iters=1; Weight=4x2x3 U=2:float32:0.1..1 V=12:float32:0.1..1 power_iters=3 dim=1",
     "roi_align": "X=2x3x16x16 ROIs=6x4:float32:0..30 RoisNum=2:int32:3..3 pooled_height=3 pooled_width=3 spatial_scale=0.5 sampling_ratio=2",
     "conv2d": "Input=4x16x19x23 Filter=24x16x3x3 paddings=[1,1]; Input=2x16x14x14 Filter=32x16x1x1 strides=[2,2]; "
@@ -116,6 +123,8 @@ CASES = {  # beside the examples of ops.def
                    "X=2x24x4x4 GTBox=2x5x4:float32:0..0 GTLabel=2x5:int32:0..2 anchors=[10,13,16,30,33,23] anchor_mask=[0,1,2] class_num=3",
 }
 RANDOM = {  # what is fetched is compared by its distribution
+    "nce": "nograd Input=20000x3 Label=20000x1:int64:0..4 Weight=5x3 Bias=5 num_total_classes=5 num_neg_samples=6; nograd Input=20000x2 Label=20000x2:int64:0..6 Weight=7x2 num_total_classes=7 num_neg_samples=4 sampler=1; "
+           "Input=200x3 Label=200x1:int64:0..3 Weight=4x3 Bias=4 SampleWeight=200x1:float32:0.5..2 CustomDistProbs=4:float32:0.2..0.3 CustomDistAlias=4:int32:0..0 CustomDistAliasProbs=4:float32:0..0 num_total_classes=4 num_neg_samples=3 sampler=2",
     "uniform_random": "shape=[200,300]L; shape=[60000]L min=2.0 max=3.0 seed=3 dtype=6; shape=[300,200]L min=-0.1 max=0.1 seed=7; ShapeTensor=2:int64:250..250 min=0.0",
     "gaussian_random": "shape=[200,300]L; shape=[60000]L mean=1.0 std=0.5 seed=3 dtype=6", "truncated_gaussian_random": "shape=[200,300]; shape=[60000] mean=1.0 std=0.5 seed=3 dtype=6",
     "randint": "shape=[200,300]L high=4; shape=[60000]L low=-3 high=9 dtype=2 seed=5", "randperm": "n=60000; n=30000 dtype=2 seed=4", "bernoulli": "X=200x300:float32:0.3..0.3", "rrelu": "X=200x300:float32:-1..-1; X=200x300 is_test=true; X=200x300:float32:1..1 lower=0.2 upper=0.5",
