@@ -25,7 +25,7 @@ def arguments():
     p.add_argument("--share", default="1/1", metavar="I/N", help="the I-th of N shares of the cases")
     p.add_argument("--resume", action="store_true", help="leave out what has agreed before, with this Kiln")
     p.add_argument("--workers", type=int, default=2)
-    p.add_argument("--seconds", type=float, default=280, help="after which a case has failed")
+    p.add_argument("--seconds", type=float, default=600, help="after which a case has failed")
     p.add_argument("--keep", metavar="DIR", help="for the files that are made")
     a = p.parse_args()
     unknown = [n for n in a.parts if n not in PARTS]
