@@ -101,6 +101,8 @@ def read_params(path, names):
     """{name: array} of a .pdiparams file that holds these names."""
     b, at, out = open(path, "rb").read(), 0, []
     while at < len(b):
+        for _ in range(struct.unpack_from("<Q", b, at + 4)[0]):  # levels of sequences
+            at += 8 + struct.unpack_from("<Q", b, at + 12)[0]
         n = struct.unpack_from("<i", b, at + 16)[0]
         desc, at, kind, dims, p = b[at + 20:at + 20 + n], at + 20 + n, 5, [], 0
         while p < len(desc):
