@@ -276,14 +276,14 @@ static CudaMath math_of(DType t, const CudaTarget *target) {
   return t == DT_FLOAT16 ? CUDA_TF32 : target->math;
 }
 
-static int64_t splits_of(int64_t blocks, int64_t steps, int64_t bytes) {
+/* Most parts of a sum over `steps` whose results have `bytes`. */
+static int64_t most_splits(int64_t blocks, int64_t steps, int64_t bytes) {
   enum { LEAST_STEPS = 8, MOST_SPLITS = 64, MOST_BYTES = 256 << 20 };
-  int64_t n = 1;
-  if (blocks < PROCESSORS) n = 2 * PROCESSORS / blocks;
+  int64_t n = blocks < PROCESSORS ? 2 * PROCESSORS / blocks : 1;
   if (n > steps / LEAST_STEPS) n = steps / LEAST_STEPS;
   if (n > MOST_SPLITS) n = MOST_SPLITS;
   if (bytes > MOST_BYTES / (n > 0 ? n : 1)) n = MOST_BYTES / bytes;
-  return n < 2 ? 1 : n;
+  return n < 1 ? 1 : n;
 }
 
 /* Where windows of the first side overlap, runs in memory are padded to a multiple of 8, if that is few more products. */
@@ -301,7 +301,18 @@ static void plan_tail(CudaGemm *p) {
   p->padded = to * 8 <= p->inner * 10 ? to : p->inner;
 }
 
-/* The fastest by the products of the busiest processor; by shape alone. */
+/* Cycles of a tiling: the products of the busiest processor, which alone with a block waits for memory, and the parts of split
+ * sums, written and read again behind another launch. Rates lie between those of exact and tf32. */
+static double cycles(const CudaGemm *p, const CudaTiling *r, int64_t blocks, int64_t splits,
+                     int64_t bytes) {
+  const double products = 256, memory = 1900 /* bytes */, launch = 2000, alone = 0.75;
+  int64_t waves = div_up(blocks * splits, PROCESSORS);
+  double each = (double)div_up(p->steps, splits) * CUDA_STEP * r->bm * r->bn * 100 / r->rate;
+  double sum = (double)waves * each / products / (waves > 1 ? 1 : alone);
+  return splits == 1 ? sum : sum + launch + 2 * (double)splits * (double)bytes / memory;
+}
+
+/* The fastest, by shape alone. */
 static void choose_tile(CudaGemm *p, DType t, int64_t bytes, const CudaTarget *target) {
   DType type = t == DT_FLOAT64 ? t : DT_FLOAT32;
   double best = 0;
@@ -312,13 +323,13 @@ static void choose_tile(CudaGemm *p, DType t, int64_t bytes, const CudaTarget *t
     if (r->type != type || r->math != CUDA_F32) continue;
     int64_t blocks = div_up(p->side[0].axes.total, r->bm) * div_up(p->side[1].axes.total, r->bn);
     blocks *= p->batch.total;
-    int64_t splits = splits_of(blocks, p->steps, bytes);
-    double waves = (double)div_up(blocks * splits, PROCESSORS) / (double)splits;
-    double cost = waves * r->bm * r->bn / r->rate;
-    if (shape && cost >= best) continue;
-    best = cost;
-    shape = r;
-    p->splits = splits;
+    for (int64_t n = most_splits(blocks, p->steps, bytes); n > 0; n--) {
+      double cost = cycles(p, r, blocks, n, bytes);
+      if (shape && cost >= best) continue;
+      best = cost;
+      shape = r;
+      p->splits = n;
+    }
   }
   for (int i = N_TILINGS - 1; i >= 0; i--) {
     const CudaTiling *r = &tilings[i];
