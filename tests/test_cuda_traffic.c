@@ -91,6 +91,26 @@ static const Case cases[] = {
      0},
 };
 
+/* Shapes that fit nothing: odd widths, channels and rows, batches of 1 and 3. Limits are what they reach. */
+static const Case odd[] = {
+    {"elementwise_add", "X=37x131 Y=131", NULL, 1.07, 1.22},
+    {"relu", "X=3x33x13x13", NULL, 1.05, 0},
+    {"softmax", "X=65x67", NULL, 1.05, 0},
+    {"softmax", "X=3x5x17x17", NULL, 1.05, 0},
+    {"log_softmax", "X=33x77", NULL, 1.05, 0},
+    {"layer_norm", "X=33x67 Scale=67 Bias=67", NULL, 1.16, 0},
+    {"layer_norm", "X=3x7x96 Scale=96 Bias=96 begin_norm_axis=2", NULL, 1.05, 0},
+    {"reduce_sum", "X=67x33 dim=[0]", NULL, 1.15, 1.18},
+    {"reduce_mean", "X=3x17x13x13 dim=[2,3]", NULL, 1.05, 0},
+    {"transpose2", "X=1x3x15x15 axis=[0,2,3,1]", NULL, 1.25, 0},
+    {"pool2d", "X=2x16x16x16 ksize=[3,3] strides=[2,2] paddings=[1,1] pooling_type='max'", NULL,
+     1.05, 1.31},
+    {"pool2d", "X=2x8x15x15 ksize=[2,2] strides=[2,2] pooling_type='max'", NULL, 2.4, 2.65},
+    {"conv2d", "Input=3x18x13x13 Filter=36x18x1x1", NULL, 1.36, 1.45},
+    {"conv2d", "Input=1x17x15x15 Filter=33x17x3x3 paddings=[1,1]", NULL, 1.57, 1.65},
+    {"lookup_table_v2", "W=100x50 Ids=3x33:int64:0..99", NULL, 1.1, 1.25},
+};
+
 /* First layers, with the channel last as networks have them: few channels, so rows are read element by
  * element. Products alone: there are no gradients of images in networks, which would be permuted. */
 static const Case first_layers[] = {
@@ -99,6 +119,9 @@ static const Case first_layers[] = {
     {"conv2d", "Input=2x3x32x32 Filter=64x3x7x7 paddings=[3,3] strides=[2,2]", "bf16", 1.25, 0},
     {"conv2d", "Input=2x3x32x32 Filter=64x3x3x3 paddings=[1,1]", NULL, 1.25, 0},
     {"conv2d", "Input=2x3x32x32 Filter=32x3x3x3 paddings=[1,1] strides=[2,2]", NULL, 1.25, 0},
+    {"conv2d", "Input=2x1x28x28 Filter=6x1x5x5", NULL, 1.9, 0},
+    {"conv2d", "Input=3x17x15x15 Filter=33x17x3x3 paddings=[1,1]", NULL, 1.57, 0},
+    {"conv2d", "Input=3x20x14x14 Filter=24x20x3x3 paddings=[1,1] strides=[2,2]", NULL, 1.15, 1.18},
 };
 
 /* The operator and its gradient on the device. */
@@ -182,6 +205,11 @@ static void test_traffic(void **state) {
   run_cases(sizeof cases / sizeof *cases, cases, true);
 }
 
+static void test_odd(void **state) {
+  (void)state;
+  run_cases(sizeof odd / sizeof *odd, odd, true);
+}
+
 static void test_first_layers(void **state) {
   (void)state;
   layout_always = true;
@@ -191,7 +219,7 @@ static void test_first_layers(void **state) {
 
 int main(int argc, char *argv[]) {
   (void)argc;
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_traffic),
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_traffic), cmocka_unit_test(test_odd),
                                      cmocka_unit_test(test_first_layers)};
   if (!simulator(argv)) return 1;
   return cmocka_run_group_tests(tests, NULL, NULL);
