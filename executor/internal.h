@@ -43,7 +43,7 @@ struct Executable {
   uint8_t *data;     /* the constants, on a device; NULL until the first run */
   uint64_t *
       seen; /* per buffer: version of the state that what is kept comes from; the last: is it there? */
-  const char *key; /* see run.c */
+  const char *key; /* see executables.c */
   int n_feeds;     /* of a section */
   Map *lod_feeds;  /* names of those that are offsets of sequences */
   Tensor *feeds;   /* of a section: shapes, and the data that it was compiled for */
@@ -91,7 +91,13 @@ struct Executor {
 bool run_section(Executor *e, const CompileRequest *r, Executable **list, uint64_t seed,
                  Tensor *out, const Same **same);
 
-/* The error of a check that failed. */
+/* executables.c: NULL: error set. Sections run often: for them no text is made of the shapes. */
+Executable *find_executable(Executor *e, const CompileRequest *r);
+Executable *find_section(const CompileRequest *r, Executable **list);
+/* Drops what has not been used for long; the first of the list stays. */
+void executables_limit(Executable **list, bool sections);
+
+/* kernels.c: the error of a check that failed. */
 bool report_check(const Executable *x, const CheckRecord *check, uint64_t step);
 
 /* late.c */

@@ -1,20 +1,12 @@
-/* Running programs: feeds checked, the executable found or compiled, memory bound, kernels run, results copied out.
+/* Running programs: feeds checked, the executable found or compiled (executables.c), memory taken, kernels run (kernels.c),
+ * results copied out; or interpreted; or, with control flow, in parts (control.c).
  *
- * In: a program, a scope, feeds, names to fetch. Out: fetched tensors and the scope's new state. Executables are kept
- * per (program, edits, feed shapes, state shapes, fetches). State changes only if the run succeeds: the plan updates
- * state in place only after the last check, all memory is taken before the first kernel runs, and variables that are new
- * are put into the scope at the end. */
-#include "internal.h"
+ * In: a program, a scope, feeds, names to fetch. Out: fetched tensors and the scope's new state. State changes only if the
+ * run succeeds: the plan updates state in place only after the last check, all memory is taken before the first kernel runs,
+ * and variables that are new are put into the scope at the end. */
+#include "run.h"
 #include <stdlib.h>
 #include <string.h>
-
-/* What a program leaves in memory for the shapes that it has run with, most recently used first: so many executables, and so
- * many bytes of their plans; and so many bytes of what they keep from run to run (packed filters, for one), which the others
- * make again. The one that runs counts, but is never limited. */
-enum { CACHED_EXECUTABLES = 512, CACHED_SECTIONS = 1024 };
-static const int64_t CACHED_BYTES = (int64_t)512 << 20, KEPT_BYTES = (int64_t)256 << 20;
-static const int64_t INLINE_COST_NS =
-    12000; /* kernels cheaper than this are not worth waking the pool */
 
 Executor *exec_new(const ExecOptions *o) {
   Executor *e = mem_alloc(sizeof *e);
@@ -144,199 +136,7 @@ static bool check_feeds(const Program *p, int n, const Feed *feeds) {
   return true;
 }
 
-/* ---- finding the executable ---- */
-
-static char *make_key(Arena *a, const Executor *e, const CompileRequest *r) {
-  Str s;
-  str_init(&s, a);
-  str_fmt(&s, "%llu.%llu.%d.%lld.%a.%d", (unsigned long long)r->prog->id,
-          (unsigned long long)r->prog->edits, e->opt.no_blas, (long long)e->opt.memory_budget,
-          r->conv_error, r->tuning);
-  for (int i = 0; i < r->n_feeds; i++) {
-    const Tensor *t = r->feeds[i].value;
-    str_fmt(&s, "|%s:%d", r->feeds[i].name, t->dtype);
-    for (int d = 0; d < t->rank; d++) str_fmt(&s, ",%lld", (long long)t->dims[d]);
-    for (int64_t k = 0; feed_is_lod(&r->feeds[i]) && k < tensor_numel(t); k++)
-      str_fmt(&s, ";%lld", (long long)((const int64_t *)t->data)[k]);
-  }
-  str_add(&s, "|>");
-  for (int i = 0; i < r->n_fetch; i++) str_fmt(&s, "|%s", r->fetch[i]);
-  return s.s;
-}
-
-/* Has the state in the scope the types and shapes that the executable was compiled for? */
-static bool state_fits(const Executable *x, Scope *s) {
-  if (x->lods != scope_lods(s)) return false;
-  for (int i = 0; i < x->graph->nodes.n; i++) {
-    const Node *n = x->graph->nodes.v[i];
-    if (n->prim != P_STATE) continue;
-    Tensor t;
-    if (!scope_shape(s, n->s, &t) || t.dtype != n->dtype || t.rank != n->rank) return false;
-    t = tensor_layout(&t, n->n_ia ? n->ia : NULL);
-    if (memcmp(t.dims, n->dims, sizeof *t.dims * (size_t)t.rank)) return false;
-  }
-  return true;
-}
-
-static void drop_kept(Executable *x) {
-  kept_drop(x);
-  x->seen[x->graph->buffers.n] = 0;
-}
-
-static void limit(Executable **list, int most) {
-  int n = 1;
-  bool dropped = false;
-  Executable *first = *list;
-  int64_t bytes = (int64_t)first->bytes, kept = first->graph->kept_bytes;
-  for (Executable **link = &first->next, *x; (x = *link);) {
-    bytes += (int64_t)x->bytes;
-    if (++n > most || bytes > CACHED_BYTES) {
-      *link = x->next;
-      executable_free(x);
-      dropped = true;
-      continue;
-    }
-    if (x->kept && (kept += x->graph->kept_bytes) > KEPT_BYTES) {
-      drop_kept(x);
-      dropped = true;
-    }
-    link = &x->next;
-  }
-  if (dropped) mem_trim();
-}
-
-static Executable *find_executable(Executor *e, const CompileRequest *r) {
-  char *key = make_key(e->tmp, e, r);
-  for (Executable **link = &e->cache; *link; link = &(*link)->next) {
-    Executable *x = *link;
-    if (strcmp(x->key, key)) continue;
-    bool fits = state_fits(x, r->scope);
-    if (!fits && !exec_finish(e, 0)) return NULL;
-    *link = x->next;
-    if (!fits) {
-      executable_free(x);
-      break;
-    }
-    x->next = e->cache;
-    return e->cache = x;
-  }
-  Executable *x = exec_finish(e, 0) ? compile(r) : NULL; /* others may have to go */
-  if (!x) return NULL;
-  x->key = "";
-  x->next = e->cache;
-  e->cache = x;
-  x->key = arena_str(x->arena, key);
-  limit(&e->cache, CACHED_EXECUTABLES);
-  e->compiled++;
-  return x;
-}
-
-/* ---- the same for sections, which run often: no text is made of the shapes ---- */
-
-static bool same_shape(const Tensor *a, const Tensor *b) {
-  return a->dtype == b->dtype && a->rank == b->rank &&
-         !memcmp(a->dims, b->dims, sizeof *a->dims * (size_t)a->rank);
-}
-
-/* Is it compiled for the value of a feed? For offsets of sequences that nobody has looked at not even for the shape. */
-static bool is_compiled_in(const Executable *x, const CompileRequest *r, int i, bool lod) {
-  return lod ? x->graph->lods_read && map_get(x->graph->lods_read, r->feeds[i].name) : r->known[i];
-}
-
-/* Offsets of sequences follow the other feeds: the same inputs must have some. */
-static bool feeds_fit(const Executable *x, const CompileRequest *r) {
-  if (x->n_feeds != r->n_feeds) return false;
-  for (int i = 0; i < r->n_feeds; i++) {
-    const Tensor *t = r->feeds[i].value;
-    bool lod = i >= r->n_inputs, compiled = is_compiled_in(x, r, i, lod);
-    if (lod && !map_get(x->lod_feeds, r->feeds[i].name)) return false;
-    if (lod && !compiled) continue;
-    if (!same_shape(t, &x->feeds[i])) return false;
-    if (compiled && memcmp(t->data, x->feeds[i].data, tensor_bytes(t))) return false;
-  }
-  return true;
-}
-
-static void note_feeds(Executable *x, const CompileRequest *r) {
-  x->feeds = arena_array(x->arena, Tensor, r->n_feeds + 1);
-  x->lod_feeds = map_new(x->arena);
-  x->n_feeds = r->n_feeds;
-  for (int i = 0; i < r->n_feeds; i++) {
-    bool lod = i >= r->n_inputs;
-    x->feeds[i] = *r->feeds[i].value;
-    if (lod) map_put(x->lod_feeds, arena_str(x->arena, r->feeds[i].name), x);
-    if (is_compiled_in(x, r, i, lod))
-      x->feeds[i].data = arena_dup(x->arena, x->feeds[i].data, tensor_bytes(&x->feeds[i]));
-  }
-}
-
-/* Results that are an input, or the same as an earlier result, need not be copied. */
-static void note_same(Executable *x) {
-  const Graph *g = x->graph;
-  x->same = arena_array(x->arena, Same, g->fetches.n + 1);
-  for (int i = 0; i < g->fetches.n; i++) {
-    const Node *n = g->fetches.v[i].node;
-    x->same[i] = (Same){-1, n->prim == P_FEED ? n->s : NULL, g->fetch_lods[i]};
-    for (int j = 0; j < i && x->same[i].result < 0; j++)
-      if (g->fetches.v[j].node == n) x->same[i].result = j;
-  }
-}
-
-static Executable *find_section(const CompileRequest *r, Executable **list) {
-  for (Executable **link = list; *link; link = &(*link)->next) {
-    Executable *x = *link;
-    if (!feeds_fit(x, r)) continue;
-    *link = x->next;
-    if (!state_fits(x, r->scope)) {
-      executable_free(x);
-      break;
-    }
-    x->next = *list;
-    return *list = x;
-  }
-  Executable *x = compile(r);
-  if (!x) return NULL;
-  x->next = *list;
-  *list = x;
-  x->key = "";
-  note_feeds(x, r);
-  note_same(x);
-  limit(list, CACHED_SECTIONS);
-  return x;
-}
-
-/* ---- running ---- */
-
-typedef struct Run {
-  Executor *e;
-  Device *device; /* NULL: the host */
-  Executable *x;
-  Scope *scope;
-  const CompileRequest *req;
-  Executable **list; /* of a section: those made for it */
-  const Same *same;  /* of its results */
-  void **at;         /* address per buffer id */
-  void **args;       /* of the kernels that run */
-  int n_state;       /* states written */
-  Tensor *fresh;     /* of each: data of mem_alloc if the scope's own tensor does not do */
-  int n_fetch;
-  Tensor *out; /* fetched */
-  bool *own;   /* of each: its data is new */
-  bool kept;   /* constant kernels need not run */
-  bool later;  /* results are looked at by exec_finish */
-  Tensor *to;  /* the caller's */
-  CheckRecord check;
-  uint64_t seed, step;
-} Run;
-
-static void check_failed(RunCtx *c, int64_t node, int64_t index, int64_t value) {
-  /* Threads race for the record; the smallest (node, index) wins, so the message is the same each time. */
-  CheckRecord *r = c->record;
-  while (__atomic_exchange_n(&r->lock, 1, __ATOMIC_ACQUIRE)) {}
-  if (!r->failed || node < r->node || (node == r->node && index < r->index))
-    *r = (CheckRecord){.failed = 1, .node = node, .index = index, .value = value, .lock = 1};
-  __atomic_store_n(&r->lock, 0, __ATOMIC_RELEASE);
-}
+/* ---- memory ---- */
 
 static void ensure_memory(Device *d, uint8_t **p, size_t *have, size_t want) {
   if (*have >= want) return;
@@ -345,22 +145,6 @@ static void ensure_memory(Device *d, uint8_t **p, size_t *have, size_t want) {
   *have = 0;
   *p = place_take(d, want);
   *have = want;
-}
-
-static Tensor shape_of(const Node *n) {
-  Tensor t = {.dtype = n->dtype, .rank = n->rank};
-  memcpy(t.dims, n->dims, sizeof *t.dims * (size_t)n->rank);
-  return t;
-}
-
-static const Tensor *feed_value(const CompileRequest *r, const char *name) {
-  for (int i = 0; i < r->n_feeds; i++)
-    if (!strcmp(r->feeds[i].name, name)) return r->feeds[i].value;
-  return NULL;
-}
-
-static bool is_same(const Run *u, int i) {
-  return u->same && (u->same[i].feed || u->same[i].result >= 0);
 }
 
 /* Memory for what the graph fetches and for state that is new or gets another size. */
@@ -399,212 +183,10 @@ static void give_back(Run *u) {
     if (u->own[i]) mem_free(u->out[i].data);
 }
 
-static void *state_data(const Run *u, const StateUse *s) {
-  if (s->write >= 0 && u->fresh[s->write].data &&
-      tensor_bytes(&u->fresh[s->write]) == (size_t)s->buf->bytes)
-    return u->fresh[s->write].data;
-  return scope_data(u->scope, s->buf->name, u->device, s->layout, s->write >= 0, u->e->pool);
-}
-
-/* State is looked up when a kernel wants it, since what is kept may save that; but not while a run writes state, since it
- * must not fail then. */
-static void bind_states(Run *u) {
-  if (!u->device && !u->x->graph->writes.n && !u->e->opt.check_nan) return;
-  for (int i = 0; i < u->x->n_states; i++)
-    u->at[u->x->states[i].buf->id] = state_data(u, &u->x->states[i]);
-}
-
-static void *address(Run *u, const Buffer *b) {
-  const StateUse *s = u->x->use[b->id];
-  if (!u->at[b->id] && s) u->at[b->id] = state_data(u, s);
-  return u->at[b->id];
-}
-
-static void bind_buffers(Run *u) {
-  const Graph *g = u->x->graph;
-  u->at = arena_array(u->e->tmp, void *, g->buffers.n + 1);
-  for (int i = 0; i < g->buffers.n; i++) {
-    const Buffer *b = g->buffers.v[i];
-    switch (b->kind) {
-    case B_ARENA: u->at[i] = u->e->memory + b->offset; break;
-    case B_KEPT: u->at[i] = u->x->kept + b->offset; break;
-    case B_DATA: u->at[i] = (void *)b->data; break;
-    case B_FEED: u->at[i] = feed_value(u->req, b->name)->data; break;
-    case B_STATE: break;
-    }
-  }
-  if (u->device) place_constants(u->x, u->at);
-  bind_states(u);
-  int most = 0;
-  for (int i = 0, sum = 0; i < g->kernels.n; i++) {
-    sum = g->kernels.v[i]->chained && !g->kernels.v[i]->chain ? sum : 0;
-    sum += u->x->n_bufs[i];
-    if (sum > most) most = sum;
-  }
-  u->args = arena_array(u->e->tmp, void *, most + 1);
-}
-
-typedef struct Phase {
-  KernelFn *fn;
-  const void *self;
-  void *const *bufs;
-  Run *run;
-} Phase;
-
-static void phase_share(void *user, int thread, int64_t begin, int64_t end) {
-  const Phase *p = user;
-  Executor *e = p->run->e;
-  RunCtx c = {.seed = p->run->seed,
-              .step = p->run->step,
-              .check_failed = check_failed,
-              .scratch = e->scratch + (size_t)thread * (size_t)p->run->x->scratch_bytes,
-              .scratch_bytes = (size_t)p->run->x->scratch_bytes,
-              .record = &p->run->check};
-  if (begin < end) p->fn(p->self, p->bufs, begin, end, &c);
-}
-
-/* Is what is kept made from the present state? Notes the versions from which it is being made otherwise. */
-static bool is_kept(Run *u) {
-  const Graph *g = u->x->graph;
-  bool kept = true;
-  if (!g->kept_bytes) return false;
-  for (int i = 0; i < g->buffers.n; i++) {
-    const Buffer *b = g->buffers.v[i];
-    if (b->kind != B_STATE || b->written) continue;
-    uint64_t now = scope_version(u->scope, b->name, NULL);
-    kept &= u->x->seen[i] == now;
-    u->x->seen[i] = now;
-  }
-  kept &= u->x->seen[g->buffers.n] != 0;
-  u->x->seen[g->buffers.n] = kept; /* until the run has succeeded */
-  return kept;
-}
-
-/* Its buffers, and all its phases but the last `less`. */
-static void run_phases(Run *u, int i, void **args, int less) {
-  Executable *x = u->x;
-  const KernelCode *c = &x->code[i];
-  const Kernel *k = x->graph->kernels.v[i];
-  bool prepared = u->kept && k->ws && k->ws->kind == B_KEPT && kept_holds(x, k->ws, u->e->pool);
-  for (int j = 0; j < x->n_bufs[i]; j++)
-    args[j] = prepared && j == k->prepares - 1 ? NULL : address(u, x->bufs[i][j]);
-  for (int j = prepared; j < c->n_phases - less; j++) {
-    Phase p = {c->phase[j].fn, c->phase[j].self, args, u};
-    if (c->cost < INLINE_COST_NS)
-      pool_run_here(c->phase[j].n_tasks, phase_share, &p);
-    else
-      pool_run(u->e->pool, c->phase[j].n_tasks, phase_share, &p);
-  }
-}
-
-/* How many kernels from the i-th on run together, item by item. Where each is timed for itself none do. */
-static int chain_length(const Run *u, int i) {
-  const KernelCode *c = &u->x->code[i];
-  bool alone = !c->chain || u->e->profile || c->items < 2 * pool_threads(u->e->pool);
-  return alone ? 1 : c->chain;
-}
-
-typedef struct Chain {
-  Run *run;
-  int first;
-  const KernelCode *code; /* of the first */
-} Chain;
-
-static void chain_share(void *user, int thread, int64_t begin, int64_t end) {
-  const Chain *c = user;
-  const Executable *x = c->run->x;
-  void **args[KL_CHAIN] = {c->run->args};
-  for (int i = 1; i < c->code->chain; i++) args[i] = args[i - 1] + x->n_bufs[c->first + i - 1];
-  for (int64_t item = begin; item < end; item++)
-    for (int i = 0; i < c->code->n_steps; i++) {
-      const ChainStep *s = &c->code->steps[i];
-      const KernelCode *k = &c->code[s->kernel];
-      int last = k->n_phases - 1;
-      int64_t at = item * (k->phase[last].n_tasks / c->code->items);
-      Phase p = {k->phase[last].fn, k->phase[last].self, args[s->kernel], c->run};
-      phase_share(&p, thread, at + s->begin, at + s->end);
-    }
-}
-
-static void run_chain(Run *u, int i, int n) {
-  Chain c = {u, i, &u->x->code[i]};
-  void **args = u->args;
-  for (int j = i; j < i + n; args += u->x->n_bufs[j++]) run_phases(u, j, args, n > 1);
-  if (n > 1) pool_run(u->e->pool, c.code->items, chain_share, &c);
-}
-
-bool report_check(const Executable *x, const CheckRecord *check, uint64_t step) {
-  const Node *n = x->graph->nodes.v[check->node];
-  const int64_t *c = n->ia;
-  int64_t row = check->index;
-  err_set((ErrCode)c[4], "value %lld at element %lld is outside %lld..%lld",
-          (long long)check->value, (long long)row, (long long)c[0], (long long)c[1] - 1);
-  err_note("the checked tensor is %s", shape_text(n->dtype, n->rank, n->dims));
-  err_help("correct the data, or the number of classes or rows in the program");
-  if (n->op) err_where("%s", op_text(n->op));
-  err_where("step %llu", (unsigned long long)step);
-  return false;
-}
-
-static bool run_on_host(Run *u) {
-  Executable *x = u->x;
-  Executor *e = u->e;
-  for (int i = 0, n; i < x->graph->kernels.n; i += n) {
-    n = chain_length(u, i);
-    if (u->kept && x->graph->kernels.v[i]->constant) continue;
-    double t0 = e->profile ? now_seconds() : 0;
-    run_chain(u, i, n);
-    if (e->profile) profile_add(e->profile, x, i, t0, now_seconds());
-    if (u->check.failed || err_any()) break; /* a custom operator may fail */
-  }
-  return !err_any();
-}
-
-static void add_time(void *user, int kernel, double seconds) {
-  const Run *u = user;
-  double now = now_seconds();
-  profile_add(u->e->profile, u->x, kernel, now - seconds, now);
-}
-
-/* The same, all at once, with the copies of feeds, fetches and state. */
-static bool run_on_device(Run *u) {
-  const Graph *g = u->x->graph;
-  DeviceCopy *in = arena_array(u->e->tmp, DeviceCopy, g->buffers.n + 1);
-  DeviceCopy *out = arena_array(u->e->tmp, DeviceCopy, g->fetches.n + 1);
-  DeviceRun r = {
-      .at = u->at, .kept = u->kept, .seed = u->seed, .step = u->step, .in = in, .out = out};
-  for (int i = 0; i < g->buffers.n; i++) {
-    Buffer *b = g->buffers.v[i];
-    if (b->kind == B_FEED) in[r.n_in++] = (DeviceCopy){b, u->at[i], (size_t)b->bytes};
-  }
-  for (int i = 0; i < g->fetches.n; i++)
-    if (!is_same(u, i))
-      out[r.n_out++] =
-          (DeviceCopy){g->fetches.v[i].node->buf, u->out[i].data, tensor_bytes(&u->out[i])};
-  if (u->e->profile) r.timed = add_time, r.user = u;
-  r.later = u->later;
-  if (u->later) late_reserve(u->e, r.n_out, g->fetches.n);
-  bool ok = u->device->calls->run(u->x->module, &r, &u->check);
-  u->x->plan.launches = r.launches;
-  u->x->plan.graphs = r.graphs;
-  u->x->plan.copies = r.copies;
-  u->x->plan.calls = r.calls;
-  if (ok && u->later) late_add(u->e, u->x, r.n_out, out, g->fetches.n, u->to, u->own, u->step);
-  return ok;
-}
-
-static bool run_kernels(Run *u) {
-  u->kept = is_kept(u);
-  if (!(u->device ? run_on_device(u) : run_on_host(u))) return false;
-  if (u->check.failed) return report_check(u->x, &u->check, u->step);
-  u->x->seen[u->x->graph->buffers.n] = 1;
-  return true;
-}
-
 /* Reshapes share their operand's buffer, so a node's value is found at its buffer whatever its shape. */
 static Tensor node_tensor(Run *u, const Node *n) {
   Tensor t = shape_of(n);
-  t.data = address(u, n->buf);
+  t.data = buffer_address(u, n->buf);
   if (!u->device || n->buf->kind == B_FEED) return t;
   t.data = arena_alloc(u->e->tmp, tensor_bytes(&t));
   place_get(u->device, t.data, u->at[n->buf->id], tensor_bytes(&t));
@@ -626,7 +208,8 @@ static bool finish(Run *u, Tensor *out) {
   const Graph *g = u->x->graph;
   for (int i = 0; !u->device && i < g->fetches.n; i++)
     if (!is_same(u, i))
-      memcpy(u->out[i].data, address(u, g->fetches.v[i].node->buf), tensor_bytes(&u->out[i]));
+      memcpy(u->out[i].data, buffer_address(u, g->fetches.v[i].node->buf),
+             tensor_bytes(&u->out[i]));
   for (int i = 0; !u->device && i < g->copies.n; i++) {
     const ExitCopy *c = &g->copies.v[i];
     memcpy(u->at[c->to->id], u->at[c->from->id], (size_t)c->to->bytes);
@@ -734,7 +317,7 @@ static bool run_compiled(Run *u, Tensor *out) {
   ensure_memory(NULL, &e->scratch, &e->scratch_bytes,
                 (size_t)x->scratch_bytes * (size_t)pool_threads(e->pool) + 64);
   if (!x->kept && x->graph->kept_bytes) {
-    limit(u->list ? u->list : &e->cache, u->list ? CACHED_SECTIONS : CACHED_EXECUTABLES);
+    executables_limit(u->list ? u->list : &e->cache, u->list != NULL);
     kept_take(x, u->scope, e->pool);
   }
   take_memory(u, x->graph, out);

@@ -1,0 +1,220 @@
+/* The kernels of a run: their buffers bound to memory, then run phase by phase on the pool, several of a chain item by item,
+ * or handed to a device all at once.
+ *
+ * In: a Run whose executable and memory are there. Out: values in buffers, or the record of a check that failed. */
+#include "run.h"
+#include <string.h>
+
+static const int64_t INLINE_COST_NS =
+    12000; /* kernels cheaper than this are not worth waking the pool */
+
+static void check_failed(RunCtx *c, int64_t node, int64_t index, int64_t value) {
+  /* Threads race for the record; the smallest (node, index) wins, so the message is the same each time. */
+  CheckRecord *r = c->record;
+  while (__atomic_exchange_n(&r->lock, 1, __ATOMIC_ACQUIRE)) {}
+  if (!r->failed || node < r->node || (node == r->node && index < r->index))
+    *r = (CheckRecord){.failed = 1, .node = node, .index = index, .value = value, .lock = 1};
+  __atomic_store_n(&r->lock, 0, __ATOMIC_RELEASE);
+}
+
+static void *state_data(const Run *u, const StateUse *s) {
+  if (s->write >= 0 && u->fresh[s->write].data &&
+      tensor_bytes(&u->fresh[s->write]) == (size_t)s->buf->bytes)
+    return u->fresh[s->write].data;
+  return scope_data(u->scope, s->buf->name, u->device, s->layout, s->write >= 0, u->e->pool);
+}
+
+/* State is looked up when a kernel wants it, since what is kept may save that; but not while a run writes state, since it
+ * must not fail then. */
+static void bind_states(Run *u) {
+  if (!u->device && !u->x->graph->writes.n && !u->e->opt.check_nan) return;
+  for (int i = 0; i < u->x->n_states; i++)
+    u->at[u->x->states[i].buf->id] = state_data(u, &u->x->states[i]);
+}
+
+void *buffer_address(Run *u, const Buffer *b) {
+  const StateUse *s = u->x->use[b->id];
+  if (!u->at[b->id] && s) u->at[b->id] = state_data(u, s);
+  return u->at[b->id];
+}
+
+void bind_buffers(Run *u) {
+  const Graph *g = u->x->graph;
+  u->at = arena_array(u->e->tmp, void *, g->buffers.n + 1);
+  for (int i = 0; i < g->buffers.n; i++) {
+    const Buffer *b = g->buffers.v[i];
+    switch (b->kind) {
+    case B_ARENA: u->at[i] = u->e->memory + b->offset; break;
+    case B_KEPT: u->at[i] = u->x->kept + b->offset; break;
+    case B_DATA: u->at[i] = (void *)b->data; break;
+    case B_FEED: u->at[i] = feed_value(u->req, b->name)->data; break;
+    case B_STATE: break;
+    }
+  }
+  if (u->device) place_constants(u->x, u->at);
+  bind_states(u);
+  int most = 0;
+  for (int i = 0, sum = 0; i < g->kernels.n; i++) {
+    sum = g->kernels.v[i]->chained && !g->kernels.v[i]->chain ? sum : 0;
+    sum += u->x->n_bufs[i];
+    if (sum > most) most = sum;
+  }
+  u->args = arena_array(u->e->tmp, void *, most + 1);
+}
+
+typedef struct Phase {
+  KernelFn *fn;
+  const void *self;
+  void *const *bufs;
+  Run *run;
+} Phase;
+
+static void phase_share(void *user, int thread, int64_t begin, int64_t end) {
+  const Phase *p = user;
+  Executor *e = p->run->e;
+  RunCtx c = {.seed = p->run->seed,
+              .step = p->run->step,
+              .check_failed = check_failed,
+              .scratch = e->scratch + (size_t)thread * (size_t)p->run->x->scratch_bytes,
+              .scratch_bytes = (size_t)p->run->x->scratch_bytes,
+              .record = &p->run->check};
+  if (begin < end) p->fn(p->self, p->bufs, begin, end, &c);
+}
+
+/* Is what is kept made from the present state? Notes the versions from which it is being made otherwise. */
+static bool is_kept(Run *u) {
+  const Graph *g = u->x->graph;
+  bool kept = true;
+  if (!g->kept_bytes) return false;
+  for (int i = 0; i < g->buffers.n; i++) {
+    const Buffer *b = g->buffers.v[i];
+    if (b->kind != B_STATE || b->written) continue;
+    uint64_t now = scope_version(u->scope, b->name, NULL);
+    kept &= u->x->seen[i] == now;
+    u->x->seen[i] = now;
+  }
+  kept &= u->x->seen[g->buffers.n] != 0;
+  u->x->seen[g->buffers.n] = kept; /* until the run has succeeded */
+  return kept;
+}
+
+/* Its buffers, and all its phases but the last `less`. */
+static void run_phases(Run *u, int i, void **args, int less) {
+  Executable *x = u->x;
+  const KernelCode *c = &x->code[i];
+  const Kernel *k = x->graph->kernels.v[i];
+  bool prepared = u->kept && k->ws && k->ws->kind == B_KEPT && kept_holds(x, k->ws, u->e->pool);
+  for (int j = 0; j < x->n_bufs[i]; j++)
+    args[j] = prepared && j == k->prepares - 1 ? NULL : buffer_address(u, x->bufs[i][j]);
+  for (int j = prepared; j < c->n_phases - less; j++) {
+    Phase p = {c->phase[j].fn, c->phase[j].self, args, u};
+    if (c->cost < INLINE_COST_NS)
+      pool_run_here(c->phase[j].n_tasks, phase_share, &p);
+    else
+      pool_run(u->e->pool, c->phase[j].n_tasks, phase_share, &p);
+  }
+}
+
+/* How many kernels from the i-th on run together, item by item. Where each is timed for itself none do. */
+static int chain_length(const Run *u, int i) {
+  const KernelCode *c = &u->x->code[i];
+  bool alone = !c->chain || u->e->profile || c->items < 2 * pool_threads(u->e->pool);
+  return alone ? 1 : c->chain;
+}
+
+typedef struct Chain {
+  Run *run;
+  int first;
+  const KernelCode *code; /* of the first */
+} Chain;
+
+static void chain_share(void *user, int thread, int64_t begin, int64_t end) {
+  const Chain *c = user;
+  const Executable *x = c->run->x;
+  void **args[KL_CHAIN] = {c->run->args};
+  for (int i = 1; i < c->code->chain; i++) args[i] = args[i - 1] + x->n_bufs[c->first + i - 1];
+  for (int64_t item = begin; item < end; item++)
+    for (int i = 0; i < c->code->n_steps; i++) {
+      const ChainStep *s = &c->code->steps[i];
+      const KernelCode *k = &c->code[s->kernel];
+      int last = k->n_phases - 1;
+      int64_t at = item * (k->phase[last].n_tasks / c->code->items);
+      Phase p = {k->phase[last].fn, k->phase[last].self, args[s->kernel], c->run};
+      phase_share(&p, thread, at + s->begin, at + s->end);
+    }
+}
+
+static void run_chain(Run *u, int i, int n) {
+  Chain c = {u, i, &u->x->code[i]};
+  void **args = u->args;
+  for (int j = i; j < i + n; args += u->x->n_bufs[j++]) run_phases(u, j, args, n > 1);
+  if (n > 1) pool_run(u->e->pool, c.code->items, chain_share, &c);
+}
+
+bool report_check(const Executable *x, const CheckRecord *check, uint64_t step) {
+  const Node *n = x->graph->nodes.v[check->node];
+  const int64_t *c = n->ia;
+  int64_t row = check->index;
+  err_set((ErrCode)c[4], "value %lld at element %lld is outside %lld..%lld",
+          (long long)check->value, (long long)row, (long long)c[0], (long long)c[1] - 1);
+  err_note("the checked tensor is %s", shape_text(n->dtype, n->rank, n->dims));
+  err_help("correct the data, or the number of classes or rows in the program");
+  if (n->op) err_where("%s", op_text(n->op));
+  err_where("step %llu", (unsigned long long)step);
+  return false;
+}
+
+static bool run_on_host(Run *u) {
+  Executable *x = u->x;
+  Executor *e = u->e;
+  for (int i = 0, n; i < x->graph->kernels.n; i += n) {
+    n = chain_length(u, i);
+    if (u->kept && x->graph->kernels.v[i]->constant) continue;
+    double t0 = e->profile ? now_seconds() : 0;
+    run_chain(u, i, n);
+    if (e->profile) profile_add(e->profile, x, i, t0, now_seconds());
+    if (u->check.failed || err_any()) break; /* a custom operator may fail */
+  }
+  return !err_any();
+}
+
+static void add_time(void *user, int kernel, double seconds) {
+  const Run *u = user;
+  double now = now_seconds();
+  profile_add(u->e->profile, u->x, kernel, now - seconds, now);
+}
+
+/* The same, all at once, with the copies of feeds, fetches and state. */
+static bool run_on_device(Run *u) {
+  const Graph *g = u->x->graph;
+  DeviceCopy *in = arena_array(u->e->tmp, DeviceCopy, g->buffers.n + 1);
+  DeviceCopy *out = arena_array(u->e->tmp, DeviceCopy, g->fetches.n + 1);
+  DeviceRun r = {
+      .at = u->at, .kept = u->kept, .seed = u->seed, .step = u->step, .in = in, .out = out};
+  for (int i = 0; i < g->buffers.n; i++) {
+    Buffer *b = g->buffers.v[i];
+    if (b->kind == B_FEED) in[r.n_in++] = (DeviceCopy){b, u->at[i], (size_t)b->bytes};
+  }
+  for (int i = 0; i < g->fetches.n; i++)
+    if (!is_same(u, i))
+      out[r.n_out++] =
+          (DeviceCopy){g->fetches.v[i].node->buf, u->out[i].data, tensor_bytes(&u->out[i])};
+  if (u->e->profile) r.timed = add_time, r.user = u;
+  r.later = u->later;
+  if (u->later) late_reserve(u->e, r.n_out, g->fetches.n);
+  bool ok = u->device->calls->run(u->x->module, &r, &u->check);
+  u->x->plan.launches = r.launches;
+  u->x->plan.graphs = r.graphs;
+  u->x->plan.copies = r.copies;
+  u->x->plan.calls = r.calls;
+  if (ok && u->later) late_add(u->e, u->x, r.n_out, out, g->fetches.n, u->to, u->own, u->step);
+  return ok;
+}
+
+bool run_kernels(Run *u) {
+  u->kept = is_kept(u);
+  if (!(u->device ? run_on_device(u) : run_on_host(u))) return false;
+  if (u->check.failed) return report_check(u->x, &u->check, u->step);
+  u->x->seen[u->x->graph->buffers.n] = 1;
+  return true;
+}

@@ -1,0 +1,52 @@
+/* A run in progress: run.c begins and ends it, kernels.c does its work. */
+#ifndef KILN_RUN_H
+#define KILN_RUN_H
+#include "internal.h"
+#include <string.h>
+
+typedef struct Run {
+  Executor *e;
+  Device *device; /* NULL: the host */
+  Executable *x;
+  Scope *scope;
+  const CompileRequest *req;
+  Executable **list; /* of a section: those made for it */
+  const Same *same;  /* of its results */
+  void **at;         /* address per buffer id */
+  void **args;       /* of the kernels that run */
+  int n_state;       /* states written */
+  Tensor *fresh;     /* of each: data of mem_alloc if the scope's own tensor does not do */
+  int n_fetch;
+  Tensor *out; /* fetched */
+  bool *own;   /* of each: its data is new */
+  bool kept;   /* constant kernels need not run */
+  bool later;  /* results are looked at by exec_finish */
+  Tensor *to;  /* the caller's */
+  CheckRecord check;
+  uint64_t seed, step;
+} Run;
+
+static inline Tensor shape_of(const Node *n) {
+  Tensor t = {.dtype = n->dtype, .rank = n->rank};
+  memcpy(t.dims, n->dims, sizeof *t.dims * (size_t)n->rank);
+  return t;
+}
+
+static inline const Tensor *feed_value(const CompileRequest *r, const char *name) {
+  for (int i = 0; i < r->n_feeds; i++)
+    if (!strcmp(r->feeds[i].name, name)) return r->feeds[i].value;
+  return NULL;
+}
+
+/* Is its result i an input, or the same as an earlier result? */
+static inline bool is_same(const Run *u, int i) {
+  return u->same && (u->same[i].feed || u->same[i].result >= 0);
+}
+
+/* kernels.c */
+/* Addresses of all buffers but those of state that is looked up when it is wanted. Throws. */
+void bind_buffers(Run *u);
+void *buffer_address(Run *u, const Buffer *b);
+/* E-NUM and other errors of checks, of custom operators, of the device. */
+bool run_kernels(Run *u);
+#endif
