@@ -97,12 +97,15 @@ def read_varint(b, at):
             return v, at
 
 
-def read_params(path, names):
-    """{name: array} of a .pdiparams file that holds these names."""
+def read_tensors(path, names):
+    """{name: (array, offsets of its sequences at each level, the outermost first)} of a .pdiparams file that holds these names."""
     b, at, out = open(path, "rb").read(), 0, []
     while at < len(b):
-        for _ in range(struct.unpack_from("<Q", b, at + 4)[0]):  # levels of sequences
-            at += 8 + struct.unpack_from("<Q", b, at + 12)[0]
+        levels = []
+        for _ in range(struct.unpack_from("<Q", b, at + 4)[0]):
+            n = struct.unpack_from("<Q", b, at + 12)[0]
+            levels.append(np.frombuffer(b, "<u8", n // 8, at + 20).tolist())
+            at += 8 + n
         n = struct.unpack_from("<i", b, at + 16)[0]
         desc, at, kind, dims, p = b[at + 20:at + 20 + n], at + 20 + n, 5, [], 0
         while p < len(desc):
@@ -116,8 +119,13 @@ def read_params(path, names):
                 p += v
         t = np.dtype(TYPES[kind])
         size = int(np.prod(dims, dtype=np.int64)) * t.itemsize
-        out.append(np.frombuffer(b[at:at + size], t).reshape(dims))
+        out.append((np.frombuffer(b[at:at + size], t).reshape(dims), levels))
         at += size
     if len(out) != len(names):
         raise KilnError(f"{path}: {len(out)} tensors for {len(names)} names")
     return dict(zip(sorted(names, key=str.encode), out))
+
+
+def read_params(path, names):
+    """{name: array} of a .pdiparams file that holds these names."""
+    return {name: value for name, (value, _) in read_tensors(path, names).items()}

@@ -63,47 +63,59 @@ def save_forms(folder, main, exe, x, out):
 
 
 def round_trip(build_folder, path, folder):
-    once, twice = f"{folder}/once.pdmodel", f"{folder}/twice.pdmodel"
-    kiln(build_folder, "convert", path, "-o", once)
-    kiln(build_folder, "convert", once, "-o", twice)
-    if open(once, "rb").read() != open(twice, "rb").read():
-        raise KilnError("the second round trip gives other bytes")
-    with open(once, "rb") as f:
-        return static.Program.parse_from_string(f.read())
+    """The path without extension of the program that Kiln writes, and of the parameters beside it if there are some at path."""
+    first, files = f"{path}/first.pdiparams", [f"{path}/main.pdmodel", *(f"{folder}/{n}.pdmodel" for n in ("once", "twice"))]
+    for i in range(2):
+        kiln(build_folder, "convert", files[i], "-o", files[i + 1], *(["--params", first] if i == 0 and os.path.exists(first) else []))
+    for kind in ("pdmodel", "pdiparams") if os.path.exists(first) else ("pdmodel",):
+        once, twice = (open(f"{folder}/{n}.{kind}", "rb").read() for n in ("once", "twice"))
+        if once != twice:
+            raise KilnError(f"the second round trip gives other bytes of .{kind}")
+    return f"{folder}/once"
 
 
 def fed(name, feeds):
-    """The first run's value, with its sequences if it has some."""
-    offsets = feeds.get(name + "@LOD")
-    inner = feeds.get(name + "@LOD@LOD")
-    lengths = [list(np.diff(o[0])) for o in (inner, offsets) if o is not None]
-    return paddle.base.create_lod_tensor(feeds[name][0], lengths, paddle.CPUPlace()) if lengths else feeds[name][0]
+    """The first run's value, with its sequences if it has some: NAME@LOD has the innermost offsets, NAME@LOD@LOD those around."""
+    levels, suffix = [], "@LOD"
+    while name + suffix in feeds:
+        levels.insert(0, feeds[name + suffix][0].tolist())
+        suffix += "@LOD"
+    return tensor(feeds[name][0], levels) if levels else feeds[name][0]
+
+
+def tensor(value, levels):
+    t = paddle.base.core.LoDTensor()
+    t.set(value, paddle.CPUPlace())
+    t.set_lod(levels)
+    return t
 
 
 def fixture(build_folder, path, folder):
-    """Worst difference of the outputs that PaddlePaddle computes before and after."""
-    worst = 0.0
+    """Worst differences of the outputs that PaddlePaddle computes: from the fixture's, and after a round trip from those before it."""
     read = lambda p: static.Program.parse_from_string(open(p, "rb").read())
-    programs = [read(f"{path}/main.pdmodel"), round_trip(build_folder, f"{path}/main.pdmodel", folder)]
-    feeds = {os.path.basename(f)[5:-4].replace("%", "/"): np.load(f) for f in glob.glob(f"{path}/feed-*.npy")}
-    names = [os.path.basename(f)[6:-4].replace("%", "/") for f in glob.glob(f"{path}/fetch-*.npy") if "@LOD" not in f]
-    results = []
-    for p in programs:
+    columns = lambda kind: {os.path.basename(f)[len(kind) + 1:-4].replace("%", "/"): np.load(f) for f in glob.glob(f"{path}/{kind}-*.npy")}
+    feeds, fetched = columns("feed"), columns("fetch")
+    names, results = [n for n in fetched if "@LOD" not in n], []
+    after = round_trip(build_folder, path, folder)
+    for model, params in (f"{path}/main", f"{path}/first"), (after, after):
+        p = read(model + ".pdmodel")
         with static.scope_guard(static.Scope()):
             exe = static.Executor(paddle.CPUPlace())
             if os.path.exists(f"{path}/startup.pdmodel"):
                 paddle.seed(1)
                 exe.run(read(f"{path}/startup.pdmodel"))
             else:
-                block = p.global_block()
                 wanted = [v.name for v in p.list_vars() if v.persistable and v.name not in ("feed", "fetch")]
-                for n, v in read_params(f"{path}/first.pdiparams", wanted).items():
-                    static.global_scope().var(n).get_tensor().set(v, paddle.CPUPlace())
-            ends = {op.type for op in p.global_block().ops} & {"feed", "fetch"}
+                for n, (v, levels) in read_tensors(params + ".pdiparams", wanted).items():
+                    t = static.global_scope().var(n).get_tensor()
+                    t.set(v, paddle.CPUPlace())
+                    t.set_lod(levels)
             fetch = [p.global_block().var(n) for n in names]
             results.append(exe.run(p, feed={n: fed(n, feeds) for n in feeds if "@LOD" not in n}, fetch_list=fetch, return_numpy=False))
     lods = [[v.lod() for v in r] for r in results]
-    return float("inf") if lods[0] != lods[1] else max(error(np.array(a), np.array(b)) for a, b in zip(*results))
+    before, after = ([np.array(v) for v in r] for r in results)
+    known = max(error(v, fetched[n][0]) for n, v in zip(names, before))
+    return known, float("inf") if lods[0] != lods[1] else max(map(error, after, before))
 
 
 def edited(build_folder, folder, d):
@@ -181,7 +193,10 @@ def cases(build, folder):
 
 
 def compare(build, name, path, folder):
-    return Outcome({"after a round trip": (fixture(build, path, folder), 0)}) if path else forms(build, folder)
+    if not path:
+        return forms(build, folder)
+    known, after = fixture(build, path, folder)
+    return Outcome({"the fixture's values": (known, 1e-4), "after a round trip": (after, 0)})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ usage: fixtures.py [FOLDER [NAME ...]]
 Each folder NAME holds main.pdmodel, perhaps startup.pdmodel and first.pdiparams to start from, feed-NAME.npy and fetch-NAME.npy
 with a first dimension for the runs ('%' stands for '/'), and last.pdiparams with all persistable variables afterwards.
 """
+import sys
+
 from train import *
 
 RUNS, ROWS = 4, 3

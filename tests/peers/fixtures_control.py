@@ -3,6 +3,8 @@ saves them, and what PaddlePaddle computes from them. Layout as in fixtures.py.
 
 usage: fixtures_control.py [FOLDER]
 """
+import sys
+
 from fixtures import *
 
 nn = static.nn
