@@ -224,6 +224,18 @@ bool backward_mark(Backward *w) {
   return true;
 }
 
+bool backward_mark_given(Backward *w, const Map *given) {
+  void *unused;
+  w->vars = map_new(w->a);
+  backward_begin(w);
+  for (int i = 0; i < map_n(given); i++) {
+    GradVar *g = grad_var(w, map_at(given, i, &unused));
+    g->reached = g->given = true;
+    g->n_parts = g->n_written = 1;
+  }
+  return backward_mark(w);
+}
+
 /* ---- emitting ---- */
 
 static void declare_like(Backward *w, const char *name, const char *like) {

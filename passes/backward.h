@@ -1,4 +1,4 @@
-/* What backward.c and backward_block.c share. */
+/* What backward.c, backward_block.c and backward_recurrent.c share. */
 #ifndef KILN_BACKWARD_H
 #define KILN_BACKWARD_H
 #include "passes.h"
@@ -42,6 +42,8 @@ void backward_step(Backward *w, const Op *op);
 bool is_wanted(const Backward *w, const char *name);
 void mark_wanted(Backward *w, int n_params, const char *const *params);
 bool backward_mark(Backward *w);
+/* The same of a block from its end on, where the gradients of the names in `given` are given. */
+bool backward_mark_given(Backward *w, const Map *given);
 bool backward_emit(Backward *w);
 GradVar *grad_var(Backward *w, const char *name); /* of the version at this place */
 const char *grad_name(Backward *w, const char *name);

@@ -34,20 +34,6 @@ static bool differentiable(const Backward *w, const char *name) {
   return v && !v->stop_gradient && dtype_is_float(v->dtype);
 }
 
-/* From the end of the block with e@GRAD given, to its beginning. */
-static bool mark_inner(Inner *in) {
-  Backward *n = &in->n;
-  void *unused;
-  n->vars = map_new(n->a);
-  backward_begin(n);
-  for (int i = 0; i < map_n(in->ends); i++) {
-    GradVar *g = grad_var(n, map_at(in->ends, i, &unused));
-    g->reached = g->given = true;
-    g->n_parts = g->n_written = 1;
-  }
-  return backward_mark(n);
-}
-
 /* Does the block leave a gradient of x, as x was when the block began? What it may change it may also not change: a loop
  * without steps, a branch that is not taken. After the mark. */
 static bool leaves(Inner *in, const char *x) {
@@ -92,7 +78,7 @@ static bool analyse(Backward *w, const Op *op, Inner *in) {
   }
   mark_wanted(&in->n, 0, NULL);
   do
-    if (!mark_inner(in)) return false;
+    if (!backward_mark_given(&in->n, in->ends)) return false;
   while (grow_ends(in));
   return true;
 }

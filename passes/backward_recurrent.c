@@ -72,19 +72,6 @@ static void find_wanted(Inner *in) {
   }
 }
 
-static bool mark_inner(Inner *in) {
-  Backward *n = &in->n;
-  void *unused;
-  n->vars = map_new(n->a);
-  backward_begin(n);
-  for (int i = 0; i < map_n(in->given); i++) {
-    GradVar *g = grad_var(n, map_at(in->given, i, &unused));
-    g->reached = g->given = true;
-    g->n_parts = g->n_written = 1;
-  }
-  return backward_mark(n);
-}
-
 /* Does the block leave a gradient of the variable, as it was when the row began? After the mark. */
 static bool leaves(Inner *in, const char *inner) {
   return is_wanted(&in->n, inner) && differentiable(&in->n, inner) &&
@@ -132,7 +119,7 @@ static bool analyse(Backward *w, const Op *op, Inner *in) {
   }
   find_wanted(in);
   do
-    if (!mark_inner(in)) return false;
+    if (!backward_mark_given(&in->n, in->given)) return false;
   while (grow(in));
   return true;
 }

@@ -268,12 +268,18 @@ static bool nest_task_rows(const Nest *t, int64_t tasks, int64_t points, TaskRow
   return true;
 }
 
-int64_t loop_items(const Kernel *k, LoopPart part) {
-  Arena *a = arena_scratch();
+/* Enough of a generator to plan with. */
+static Gen *plan_only(Arena *a, const Kernel *k, LoopPart part) {
   Gen *g = arena_new_of(a, Gen);
   g->a = a;
   g->k = (Kernel *)k;
   g->part = part;
+  return g;
+}
+
+int64_t loop_items(const Kernel *k, LoopPart part) {
+  Arena *a = arena_scratch();
+  Gen *g = plan_only(a, k, part);
   int64_t tasks = 0, per = 0, points;
   Stencil *stencil = stencil_plan(a, k, part);
   if (stencil) {
@@ -291,10 +297,7 @@ int64_t loop_items(const Kernel *k, LoopPart part) {
 
 bool loop_rows(const Kernel *k, LoopPart part, TaskRows *to) {
   Arena *a = arena_scratch();
-  Gen *g = arena_new_of(a, Gen);
-  g->a = a;
-  g->k = (Kernel *)k;
-  g->part = part;
+  Gen *g = plan_only(a, k, part);
   Stencil *stencil = stencil_plan(a, k, part);
   bool known;
   if (stencil)
@@ -312,10 +315,7 @@ bool loop_rows(const Kernel *k, LoopPart part, TaskRows *to) {
 
 int64_t loop_tasks(const Kernel *k, LoopPart part) {
   Arena *a = arena_scratch();
-  Gen *g = arena_new_of(a, Gen);
-  g->a = a;
-  g->k = (Kernel *)k;
-  g->part = part;
+  Gen *g = plan_only(a, k, part);
   Stencil *stencil = stencil_plan(a, k, part);
   int64_t tasks = stencil ? stencil_tasks(stencil, part) : 0;
   for (int i = 0; !stencil && i < nest_n(k, part); i++) {

@@ -152,16 +152,6 @@ bool x_fused_elemwise_activation(Expand *x) {
   return formula_expand(x, text);
 }
 
-static Node *normalised(Graph *g, Node *v, Node *scale, Node *bias, double eps) {
-  if (!v) return NULL;
-  uint32_t last = 1u << (v->rank - 1);
-  double n = (double)v->dims[v->rank - 1];
-  Node *d = ops_sub(g, v, ops_times(g, g_reduce(g, P_RSUM, v, last, true), 1 / n));
-  Node *var = ops_times(g, g_reduce(g, P_RSUM, ops_mul(g, d, d), last, true), 1 / n);
-  Node *y = ops_div(g, d, g_map1(g, P_SQRT, ops_plus(g, var, eps)));
-  return ops_add(g, ops_mul(g, y, scale), bias);
-}
-
 bool x_fused_embedding_eltwise_layernorm(Expand *x) {
   Graph *g = x->g;
   Node *sum = NULL, *scale = x_in(x, "Scale"), *bias = x_in(x, "Bias");
@@ -180,7 +170,7 @@ bool x_fused_embedding_eltwise_layernorm(Expand *x) {
     Node *rows = g_reshape(g, ops_take(g, w, ids, 0), 3, dims);
     sum = sum ? ops_add(g, sum, rows) : rows;
   }
-  return x_out(x, "Out", normalised(g, sum, scale, bias, op_float(x->op, "epsilon")));
+  return x_out(x, "Out", ops_normed(g, sum, scale, bias, op_float(x->op, "epsilon")));
 }
 
 static Node *softmax_last(Graph *g, Node *v) {

@@ -276,6 +276,17 @@ static bool layer_read(Expand *x, Norm *n, int *begin, double *eps, Node **scale
          layer_param(x, "Scale", n->x, *begin, scale) && layer_param(x, "Bias", n->x, *begin, bias);
 }
 
+Node *ops_normed(Graph *g, Node *v, Node *scale, Node *bias, double eps) {
+  if (!v) return NULL;
+  uint32_t last = 1u << (v->rank - 1);
+  double n = (double)v->dims[v->rank - 1];
+  Node *d = ops_sub(g, v, ops_times(g, g_reduce(g, P_RSUM, v, last, true), 1 / n));
+  Node *var = ops_times(g, g_reduce(g, P_RSUM, ops_mul(g, d, d), last, true), 1 / n);
+  Node *y = ops_div(g, d, g_map1(g, P_SQRT, ops_plus(g, var, eps)));
+  if (scale) y = ops_mul(g, y, scale);
+  return bias ? ops_add(g, y, bias) : y;
+}
+
 bool x_layer_norm(Expand *x) {
   Graph *g = x->g;
   Norm n;

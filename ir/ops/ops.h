@@ -84,6 +84,8 @@ static inline Node *ops_times(Graph *g, Node *a, double c) { return g_map2c(g, P
 Node *ops_inverse(Graph *g, Node *a);
 /* factor.c: the m x m matrices that swap rows as the vectors of pivots say. */
 Node *ops_pivots(Graph *g, Node *pivots, DType t, int64_t m);
+/* norm.c: layer normalisation over the last dimension; scale, bias, or NULL. NULL passes through. */
+Node *ops_normed(Graph *g, Node *v, Node *scale, Node *bias, double eps);
 /* 1 / (1 + e^-v), v at least -80: its derivative is never 0 * inf. */
 Node *ops_sigmoid(Graph *g, Node *v);
 

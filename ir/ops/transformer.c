@@ -58,18 +58,6 @@ static bool part_grad(Expand *x, const Part *p) {
 
 /* ---- what parts are made of ---- */
 
-/* Over the last dimension. */
-static Node *normed(Graph *g, Node *v, Node *scale, Node *bias, double eps) {
-  if (!v) return NULL;
-  uint32_t last = 1u << (v->rank - 1);
-  double n = (double)v->dims[v->rank - 1];
-  Node *d = ops_sub(g, v, ops_times(g, g_reduce(g, P_RSUM, v, last, true), 1 / n));
-  Node *var = ops_times(g, g_reduce(g, P_RSUM, ops_mul(g, d, d), last, true), 1 / n);
-  Node *y = ops_div(g, d, g_map1(g, P_SQRT, ops_plus(g, var, eps)));
-  if (scale) y = ops_mul(g, y, scale);
-  return bias ? ops_add(g, y, bias) : y;
-}
-
 static Node *plus(Graph *g, Node *v, Node *bias) { return bias ? ops_add(g, v, bias) : v; }
 
 /* v [.., K] times w [K, M]. */
@@ -180,14 +168,14 @@ static Node *attention(Expand *x, Node **in) {
     err_set(E_OPR_004, "attention to a cache of earlier steps");
     return NULL;
   }
-  Node *v =
-      before ? normed(g, in[A_X], in[A_SCALE], in[A_SHIFT], op_float(x->op, "epsilon")) : in[A_X];
+  Node *v = before ? ops_normed(g, in[A_X], in[A_SCALE], in[A_SHIFT], op_float(x->op, "epsilon"))
+                   : in[A_X];
   Node *qkv = three(g, v, in[A_W], in[A_BIAS], op_int(x->op, "num_heads"),
                     op_bool(x->op, "transpose_qkv_wb"), false);
   Node *y = projected(g, attended(x, qkv, in[A_MASK], &attention_drop), in[A_OUT_W], false);
   y = dropped(x, &out_drop, 1, plus(g, y, in[A_OUT_BIAS]));
   if (op_bool(x->op, "add_residual")) y = ops_add(g, y, in[A_X]);
-  return before ? y : normed(g, y, in[A_SCALE2], in[A_SHIFT2], op_float(x->op, "ln_epsilon"));
+  return before ? y : ops_normed(g, y, in[A_SCALE2], in[A_SHIFT2], op_float(x->op, "ln_epsilon"));
 }
 
 static const Part attention_part = {A_N,
@@ -215,13 +203,14 @@ static const Dropout second_drop = {"dropout2_rate", "dropout2_implementation", 
 static Node *feedforward(Expand *x, Node **in) {
   Graph *g = x->g;
   bool before = op_bool(x->op, "pre_layer_norm");
-  Node *v = before ? normed(g, in[F_X], in[F_SCALE1], in[F_SHIFT1], op_float(x->op, "ln1_epsilon"))
-                   : in[F_X];
+  Node *v = before
+                ? ops_normed(g, in[F_X], in[F_SCALE1], in[F_SHIFT1], op_float(x->op, "ln1_epsilon"))
+                : in[F_X];
   v = activated(x, plus(g, projected(g, v, in[F_W1], false), in[F_B1]));
   v = projected(g, dropped(x, &first_drop, 0, v), in[F_W2], false);
   v = dropped(x, &second_drop, 1, plus(g, v, in[F_B2]));
   if (op_bool(x->op, "add_residual")) v = ops_add(g, v, in[F_X]);
-  return before ? v : normed(g, v, in[F_SCALE2], in[F_SHIFT2], op_float(x->op, "ln2_epsilon"));
+  return before ? v : ops_normed(g, v, in[F_SCALE2], in[F_SHIFT2], op_float(x->op, "ln2_epsilon"));
 }
 
 static const Part feedforward_part = {F_N,
@@ -241,7 +230,7 @@ bool x_fused_feedforward_grad(Expand *x) { return part_grad(x, &feedforward_part
 
 static Node *residual_norm(Expand *x, Node **in) {
   Node *v = ops_add(x->g, dropped(x, &out_drop, 0, plus(x->g, in[0], in[2])), in[1]);
-  return normed(x->g, v, in[3], in[4], op_float(x->op, "ln_epsilon"));
+  return ops_normed(x->g, v, in[3], in[4], op_float(x->op, "ln_epsilon"));
 }
 
 static const Part residual_part = {5,
@@ -268,19 +257,19 @@ static Node *layer(Expand *x, int i, Node *v) {
   double eps = op_float(x->op, "epsilon");
   Node *scale = of_layer(x, "LnScale", i), *shift = of_layer(x, "LnBias", i);
   Node *mask = x_n_in(x, "SrcMask") > 0 ? x_in(x, "SrcMask") : NULL;
-  Node *h = before ? normed(g, v, scale, shift, eps) : v;
+  Node *h = before ? ops_normed(g, v, scale, shift, eps) : v;
   Node *qkv = three(g, h, of_layer(x, "QKVW", i), of_layer(x, "QKVBias", i), 0, false,
                     !op_bool(x->op, "trans_qkvw"));
   h = projected(g, attended(x, qkv, mask, NULL), of_layer(x, "OutLinearW", i), false);
   v = ops_add(g, v, plus(g, h, of_layer(x, "OutLinearBias", i)));
-  if (!before) v = normed(g, v, scale, shift, eps);
+  if (!before) v = ops_normed(g, v, scale, shift, eps);
   scale = of_layer(x, "FFNLnScale", i), shift = of_layer(x, "FFNLnBias", i);
-  h = before ? normed(g, v, scale, shift, eps) : v;
+  h = before ? ops_normed(g, v, scale, shift, eps) : v;
   h = activated(x, plus(g, projected(g, h, of_layer(x, "FFN1Weight", i), false),
                         of_layer(x, "FFN1Bias", i)));
   h = plus(g, projected(g, h, of_layer(x, "FFN2Weight", i), false), of_layer(x, "FFN2Bias", i));
   v = ops_add(g, v, h);
-  return before ? v : normed(g, v, scale, shift, eps);
+  return before ? v : ops_normed(g, v, scale, shift, eps);
 }
 
 bool x_fused_multi_transformer(Expand *x);
