@@ -24,7 +24,7 @@ enum { MAX_OUT = 3, MAX_SIDE = 1 << 15 };
 typedef struct Problem {
   int m, n, k; /* k: the smaller */
   double *a, *out[MAX_OUT];
-  int columns; /* of the first result */
+  int columns; /* of the first result; 0: it is one number */
 } Problem;
 
 typedef struct Factor {
@@ -171,7 +171,7 @@ static bool on_factors(const CustomOp *op, int n_in, const Tensor *in, int n_out
   for (int64_t i = 0; ok && i < n; i++) {
     Problem p = {(int)rows, (int)cols, (int)(rows < cols ? rows : cols), v, {NULL}, 0};
     double *next = v + all;
-    p.columns = (int)out->dims[out->rank - 1];
+    p.columns = out->rank ? (int)out->dims[out->rank - 1] : 0;
     for (int64_t e = 0; e < all; e++) v[e % cols * rows + e / cols] = tensor_get(in, i * all + e);
     for (int k = 0; k < n_out; k++) p.out[k] = next, next += each_of(&out[k], batch);
     memset(v + all, 0, sizeof *v * (size_t)(room - all));
