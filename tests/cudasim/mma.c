@@ -15,6 +15,17 @@ typedef struct Tile {
 } Tile;
 
 #define MMA(shape, types) "mma sync aligned " shape " row col " types
+/* The four pairs of signed and unsigned. */
+#define PAIR(m, n, k, bits, s, t, a, b)                                                            \
+  {                                                                                                \
+    MMA("m" #m "n" #n "k" #k, "satfinite? s32 " #s " " #t " s32"), m, n, k, a, b, bits,            \
+        KIND_SIGNED, 4                                                                             \
+  }
+#define INTEGERS(m, n, k, bits, s, u)                                                              \
+  PAIR(m, n, k, bits, s, s, KIND_SIGNED, KIND_SIGNED),                                             \
+      PAIR(m, n, k, bits, s, u, KIND_SIGNED, KIND_UNSIGNED),                                       \
+      PAIR(m, n, k, bits, u, s, KIND_UNSIGNED, KIND_SIGNED),                                       \
+      PAIR(m, n, k, bits, u, u, KIND_UNSIGNED, KIND_UNSIGNED)
 static const Tile shapes[] = {
     {MMA("m16n8k4", "f32 tf32 tf32 f32"), 16, 8, 4, KIND_TF32, KIND_TF32, 32, KIND_FLOAT, 4},
     {MMA("m16n8k8", "f32 tf32 tf32 f32"), 16, 8, 8, KIND_TF32, KIND_TF32, 32, KIND_FLOAT, 4},
@@ -24,54 +35,12 @@ static const Tile shapes[] = {
     {MMA("m16n8k16", "f32 f16 f16 f32"), 16, 8, 16, KIND_FLOAT, KIND_FLOAT, 16, KIND_FLOAT, 4},
     {MMA("m16n8k16", "f16 f16 f16 f16"), 16, 8, 16, KIND_FLOAT, KIND_FLOAT, 16, KIND_FLOAT, 2},
     {MMA("m16n8k16", "f32 bf16 bf16 f32"), 16, 8, 16, KIND_BFLOAT, KIND_BFLOAT, 16, KIND_FLOAT, 4},
-    {MMA("m8n8k16", "satfinite? s32 s8 s8 s32"), 8, 8, 16, KIND_SIGNED, KIND_SIGNED, 8, KIND_SIGNED,
-     4},
-    {MMA("m8n8k16", "satfinite? s32 s8 u8 s32"), 8, 8, 16, KIND_SIGNED, KIND_UNSIGNED, 8,
-     KIND_SIGNED, 4},
-    {MMA("m8n8k16", "satfinite? s32 u8 s8 s32"), 8, 8, 16, KIND_UNSIGNED, KIND_SIGNED, 8,
-     KIND_SIGNED, 4},
-    {MMA("m8n8k16", "satfinite? s32 u8 u8 s32"), 8, 8, 16, KIND_UNSIGNED, KIND_UNSIGNED, 8,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k16", "satfinite? s32 s8 s8 s32"), 16, 8, 16, KIND_SIGNED, KIND_SIGNED, 8,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k16", "satfinite? s32 s8 u8 s32"), 16, 8, 16, KIND_SIGNED, KIND_UNSIGNED, 8,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k16", "satfinite? s32 u8 s8 s32"), 16, 8, 16, KIND_UNSIGNED, KIND_SIGNED, 8,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k16", "satfinite? s32 u8 u8 s32"), 16, 8, 16, KIND_UNSIGNED, KIND_UNSIGNED, 8,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k32", "satfinite? s32 s8 s8 s32"), 16, 8, 32, KIND_SIGNED, KIND_SIGNED, 8,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k32", "satfinite? s32 s8 u8 s32"), 16, 8, 32, KIND_SIGNED, KIND_UNSIGNED, 8,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k32", "satfinite? s32 u8 s8 s32"), 16, 8, 32, KIND_UNSIGNED, KIND_SIGNED, 8,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k32", "satfinite? s32 u8 u8 s32"), 16, 8, 32, KIND_UNSIGNED, KIND_UNSIGNED, 8,
-     KIND_SIGNED, 4},
-    {MMA("m8n8k32", "satfinite? s32 s4 s4 s32"), 8, 8, 32, KIND_SIGNED, KIND_SIGNED, 4, KIND_SIGNED,
-     4},
-    {MMA("m8n8k32", "satfinite? s32 s4 u4 s32"), 8, 8, 32, KIND_SIGNED, KIND_UNSIGNED, 4,
-     KIND_SIGNED, 4},
-    {MMA("m8n8k32", "satfinite? s32 u4 s4 s32"), 8, 8, 32, KIND_UNSIGNED, KIND_SIGNED, 4,
-     KIND_SIGNED, 4},
-    {MMA("m8n8k32", "satfinite? s32 u4 u4 s32"), 8, 8, 32, KIND_UNSIGNED, KIND_UNSIGNED, 4,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k32", "satfinite? s32 s4 s4 s32"), 16, 8, 32, KIND_SIGNED, KIND_SIGNED, 4,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k32", "satfinite? s32 s4 u4 s32"), 16, 8, 32, KIND_SIGNED, KIND_UNSIGNED, 4,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k32", "satfinite? s32 u4 s4 s32"), 16, 8, 32, KIND_UNSIGNED, KIND_SIGNED, 4,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k32", "satfinite? s32 u4 u4 s32"), 16, 8, 32, KIND_UNSIGNED, KIND_UNSIGNED, 4,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k64", "satfinite? s32 s4 s4 s32"), 16, 8, 64, KIND_SIGNED, KIND_SIGNED, 4,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k64", "satfinite? s32 s4 u4 s32"), 16, 8, 64, KIND_SIGNED, KIND_UNSIGNED, 4,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k64", "satfinite? s32 u4 s4 s32"), 16, 8, 64, KIND_UNSIGNED, KIND_SIGNED, 4,
-     KIND_SIGNED, 4},
-    {MMA("m16n8k64", "satfinite? s32 u4 u4 s32"), 16, 8, 64, KIND_UNSIGNED, KIND_UNSIGNED, 4,
-     KIND_SIGNED, 4},
+    INTEGERS(8, 8, 16, 8, s8, u8),
+    INTEGERS(16, 8, 16, 8, s8, u8),
+    INTEGERS(16, 8, 32, 8, s8, u8),
+    INTEGERS(8, 8, 32, 4, s4, u4),
+    INTEGERS(16, 8, 32, 4, s4, u4),
+    INTEGERS(16, 8, 64, 4, s4, u4),
     {MMA("m8n8k4", "f64 f64 f64 f64"), 8, 8, 4, KIND_FLOAT, KIND_FLOAT, 64, KIND_FLOAT, 8},
     {MMA("m16n8k4", "f64 f64 f64 f64"), 16, 8, 4, KIND_FLOAT, KIND_FLOAT, 64, KIND_FLOAT, 8},
     {MMA("m16n8k8", "f64 f64 f64 f64"), 16, 8, 8, KIND_FLOAT, KIND_FLOAT, 64, KIND_FLOAT, 8},
