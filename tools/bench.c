@@ -20,9 +20,8 @@ typedef struct Options {
   const char *startup, *params, *fetch;
   List shapes;
   int64_t threads, reps;
-  int64_t memory_budget;
   bool json, profile, start, once;
-  ExecOptions exec; /* device and math */
+  ExecOptions exec; /* but for threads and profile */
   int argc;
   char **argv; /* of the verb */
 } Options;
@@ -272,14 +271,9 @@ static bool report_result(const Options *o, Run *run, Result *r) {
 
 static bool bench(const Options *o, const char *path) {
   Model m;
-  ExecOptions eo = {.threads = (int)o->threads,
-                    .profile = o->profile,
-                    .device = o->exec.device,
-                    .math = o->exec.math,
-                    .memory_budget = o->memory_budget,
-                    .conv_error = o->exec.conv_error,
-                    .deterministic = o->exec.deterministic,
-                    .tune = o->exec.tune};
+  ExecOptions eo = o->exec;
+  eo.threads = (int)o->threads;
+  eo.profile = o->profile;
   Run run = {.e = exec_new(&eo), .s = scope_new(), .m = &m};
   Result r = {.n = (int)o->reps};
   bool ok = run.e && model_open(&m, path, o->params);
@@ -309,7 +303,7 @@ int verb_bench(int argc, char **argv) {
       {"--threads", FLAG_COUNT, &o.threads, "N", "threads (all cores)"},
       DEVICE_FLAGS(o.exec),
       {"--reps", FLAG_COUNT, &o.reps, "N", "runs to time (100; at most a minute after the tenth)"},
-      {"--memory-budget", FLAG_BYTES, &o.memory_budget, "BYTES",
+      {"--memory-budget", FLAG_BYTES, &o.exec.memory_budget, "BYTES",
        "compute values again until the plan fits; K, M, G"},
       ALGORITHM_FLAGS(o.exec),
       {"--profile", FLAG_BOOL, &o.profile, NULL, "times per operator and kernel, with bounds"},

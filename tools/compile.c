@@ -5,8 +5,7 @@
 typedef struct Options {
   const char *target, *fetch, *emit, *out, *plan;
   List shapes;
-  int64_t memory_budget;
-  ExecOptions exec; /* how algorithms are chosen */
+  ExecOptions exec; /* how algorithms are chosen, and the memory budget */
   PassOptions passes;
 } Options;
 
@@ -123,7 +122,9 @@ static bool run(Options *o, const char *path) {
   Model m = {0};
   Str s;
   Executable *x = NULL;
-  CompileRequest r = {.target = o->target, .passes = &o->passes, .memory_budget = o->memory_budget};
+  CompileRequest r = {.target = o->target,
+                      .passes = &o->passes,
+                      .memory_budget = o->exec.memory_budget};
   int n_fetch = 0;
   const char **fetch;
   bool ok = choose_by(&o->exec, &r) && model_open(&m, path, NULL) &&
@@ -168,7 +169,7 @@ int verb_compile(int argc, char **argv) {
       {"--fetch", FLAG_TEXT, &o.fetch, "A,B", "what to compute (the program's fetches)"},
       {"--emit", FLAG_TEXT, &o.emit, "FORM", "program|graph|dot|html|llvm|asm|ptx|object (graph)"},
       {"-o", FLAG_TEXT, &o.out, "FILE", "where to (stdout)"},
-      {"--memory-budget", FLAG_BYTES, &o.memory_budget, "BYTES",
+      {"--memory-budget", FLAG_BYTES, &o.exec.memory_budget, "BYTES",
        "compute values again until the plan fits; K, M, G"},
       ALGORITHM_FLAGS(o.exec),
       {"--plan", FLAG_TEXT, &o.plan, "FILE",
