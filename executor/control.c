@@ -70,13 +70,6 @@ void control_forget(Executor *e) {
 
 /* ---- sections ---- */
 
-static uint64_t mix(uint64_t x) { /* splitmix64 of Steele, Lea and Flood */
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return x ^ x >> 31;
-}
-
 Value *missing_grad(Control *c, Frame *f, const char *name) {
   const char *at = strstr(name, "@GRAD");
   Ref r;
@@ -248,7 +241,7 @@ static bool run_step_section(Control *c, Frame *f, Step *s) {
 Frame *control_push(Control *c, Frame *f, PlanBlock *b, Frame *forward) {
   Frame *child = frame_new(c, b, f, forward);
   vec_add(c->arena, &c->stack, child);
-  child->seed = mix(c->seed ^ mix((uint64_t)++c->n_steps));
+  child->seed = mix_seed(c->seed ^ mix_seed((uint64_t)++c->n_steps));
   for (int i = 0; b->snaps && i < map_n(b->snaps); i++) {
     void *slot;
     map_at(b->snaps, i, &slot);
@@ -261,7 +254,7 @@ bool control_again(Control *c, Frame *f) {
   if (f->b->snaps) return false;
   frame_clear(c, f);
   f->at = 0;
-  f->seed = mix(c->seed ^ mix((uint64_t)++c->n_steps));
+  f->seed = mix_seed(c->seed ^ mix_seed((uint64_t)++c->n_steps));
   vec_add(c->arena, &c->stack, f);
   return true;
 }

@@ -50,7 +50,8 @@ void exec_free(Executor *e);
 ExecOptions *
 exec_options(Executor *e); /* may be changed between runs, except threads, device, math and trace */
 /* Random numbers depend on (seed, step): step counts this executor's runs of programs that hold backward or optimise
- * operators, and is saved in checkpoints. */
+ * operators, and is saved in checkpoints. Runs of other programs draw anew each time, and leave the numbers of training as
+ * they are. */
 uint64_t exec_step(const Executor *e);
 /* How many shapes of programs this executor has compiled; one that it has seen is not compiled again while it is among the
  * 512 last used, of at most 512 MiB together. */

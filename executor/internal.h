@@ -81,10 +81,14 @@ struct Executor {
   uint8_t *scratch; /* one piece per thread */
   size_t scratch_bytes;
   uint64_t step;
+  uint64_t draws; /* runs of programs without updates since the last one with them */
   Profile *profile;
   Late late[DEVICE_LATE]; /* under way, the oldest first */
   int n_late;
 };
+
+/* run.c: splitmix64 of Steele, Lea and Flood. */
+uint64_t mix_seed(uint64_t x);
 
 /* run.c: a section of a program. `list`: the executables made for it, most recently used first. out[i].data stays NULL
  * where (*same)[i] says what the result is. *same is valid until the next run. */

@@ -60,7 +60,17 @@ void exec_free(Executor *e) {
 ExecOptions *exec_options(Executor *e) { return &e->opt; }
 uint64_t exec_step(const Executor *e) { return e->step; }
 int exec_compiled(const Executor *e) { return e->compiled; }
-void exec_set_step(Executor *e, uint64_t step) { e->step = step; }
+uint64_t mix_seed(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+  return x ^ x >> 31;
+}
+
+void exec_set_step(Executor *e, uint64_t step) {
+  e->step = step;
+  e->draws = 0;
+}
 PlanInfo exec_last_plan(const Executor *e) { return e->last ? e->last->plan : (PlanInfo){0}; }
 void exec_profile_print(const Executor *e, const Roof *roof, FILE *to, bool json) {
   if (e->profile) profile_print(e->profile, roof, to, json);
@@ -411,7 +421,9 @@ static bool start(Executor *e, Scope *s, const Program *p, int n_feeds, const Fe
   if (!choose_by(&e->opt, &req)) return false;
   PassOptions words = {0};
   if (e->opt.debug && pass_options_parse(&words, e->opt.debug)) req.passes = &words;
+  bool updates = has_updates(p);
   uint64_t seed = e->opt.seed ? e->opt.seed : (uint64_t)p->seed;
+  if (!updates && e->draws) seed = mix_seed(seed ^ mix_seed(e->draws));
   Run u = {.e = e,
            .device = req.device,
            .scope = s,
@@ -421,7 +433,8 @@ static bool start(Executor *e, Scope *s, const Program *p, int n_feeds, const Fe
            .later = later,
            .to = out};
   bool ok = !err_any() && run_whole(&u, out);
-  if (ok && has_updates(p)) e->step++;
+  if (ok && updates) exec_set_step(e, e->step + 1);
+  if (ok && !updates) e->draws++;
   if (!ok) give_back(&u);
   if (!ok && p->file) err_where("%s", p->file);
   return ok;
