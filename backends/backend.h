@@ -112,6 +112,8 @@ typedef struct Backend {
   unsigned no_kinds; /* bits 1 << KernelKind: what it has no code for */
   /* Fills in Kernel.workspace, flops, bytes. E-GEN-002 for a kernel it cannot run. */
   bool (*schedule)(Kernel *k);
+  /* Would k's code, as scheduled, compute operand x of its core where it reads it (kernel_operand)? NULL: never. */
+  bool (*takes_operand)(const Kernel *k, int x);
   /* code[i] for kernels[i]; lives until module_free. Equal kernels share code. */
   Module *(*compile)(const Graph *g, int n, Kernel *const *kernels, const CompileOptions *o,
                      KernelCode *code);

@@ -229,6 +229,7 @@ Executable *compile(const CompileRequest *r) {
   g->conv_error = r->conv_error;
   g->tuning = passes.libraries ? TUNE_LIBRARY : r->tuning;
   g->no_kinds = backend->no_kinds;
+  g->takes_operand = backend->takes_operand;
   if (!r->memory_budget) g->options = &x->options; /* libraries may want more memory */
   bool ok = passes_run(g, &passes, &stopped) && within_budget(g) &&
             (r->no_code || is_planned(g, stopped));

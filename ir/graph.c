@@ -291,3 +291,9 @@ int kernel_input(const Kernel *k, const Node *n) {
     if (n->prim != P_RESHAPE) return -1;
   }
 }
+
+int kernel_operand(const Kernel *k) {
+  for (int x = 0; k->kind == K_CONTRACT && x < 2; x++)
+    if (kernel_input(k, k->core->in[x]) < 0) return x;
+  return -1;
+}

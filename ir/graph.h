@@ -110,6 +110,7 @@ struct Graph {
   int64_t memory_budget;            /* bytes of the arena that recomputation is to reach; 0: none */
   double conv_error;                /* see Kernel */
   unsigned no_kinds;                /* bits 1 << KernelKind: what the backend has no code for */
+  bool (*takes_operand)(const struct Kernel *k, int x); /* the backend's, or NULL: see backend.h */
   Tuning tuning;
   const struct CompileOptions *options; /* see Kernel */
 };

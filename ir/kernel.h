@@ -37,7 +37,8 @@ typedef enum KernelKind {
  * K_CONTRACT: core is the CONTRACT; outputs[0] is it, or the last of a chain of maps (the epilogue) of core's shape in which
  *   other operands are read at the same index or broadcast; ext = the result's dims, reduce = 0. If core itself is not an
  *   output it exists only inside outputs[0]'s buffer, which has core's type and is never shared with an input. Further
- *   outputs are other maps of the epilogue (all have core's shape), or core.
+ *   outputs are other maps of the epilogue (all have core's shape), or core. One operand of core may be computed inside where
+ *   it is read (kernel_operand): by maps from one input of its shape and smaller ones.
  * K_SCATTER, K_SORT, K_CONCAT, K_CALL: core is the node; operands are inputs (K_CALL's outputs: the call and its OUTs;
  *   K_CONCAT: the producers of operands may be inlined like in a map; K_SCATTER: base may share the output's buffer).
  * K_ATTENTION: core is the CONTRACT that sums values with weights; outputs[0] is core, ext its dims, reduce = 0. Inside are another
@@ -90,6 +91,8 @@ static inline bool kernel_sweeps(const Kernel *k, const Node *n) {
 
 /* The input of k that holds n, or what n is a reshape of; -1: none. In graph.c. */
 int kernel_input(const Kernel *k, const Node *n);
+/* Of a K_CONTRACT: which operand of core it computes from its inputs; -1: both are inputs. */
+int kernel_operand(const Kernel *k);
 
 /* Storage: a range of the executable's arena, or bound at run time to a feed, a scope tensor or constant data. Or kept:
  * values that depend only on data, and on state that the program does not write, stay from run to run.

@@ -13,7 +13,7 @@ typedef struct PassOptions {
   const char *dump_dir;
   bool time_passes;
   bool libraries; /* for the compiler: TUNE_LIBRARY */
-  /* the backend's: run on every kernel after fuse, attention and recompute; NULL: none */
+  /* the backend's: run on every kernel after fuse, attention, operands and recompute; NULL: none */
   bool (*schedule)(Kernel *k);
   FILE *log; /* NULL: stderr */
 } PassOptions;

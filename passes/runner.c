@@ -102,6 +102,13 @@ static bool schedule(Graph *g, const PassOptions *o) {
   return true;
 }
 
+/* Of all kernels. */
+static int64_t nodes_inside(const Graph *g) {
+  int64_t n = 0;
+  for (int i = 0; i < g->kernels.n; i++) n += g->kernels.v[i]->nodes.n;
+  return n;
+}
+
 static bool run_all(Graph *g, Dump *d, bool *stopped) {
   const PassOptions *o = d->o;
   double checks = 0, start = passes_clock();
@@ -113,7 +120,8 @@ static bool run_all(Graph *g, Dump *d, bool *stopped) {
     const PassInfo *p = &pass_info[i];
     if (listed(o->disable, p->name)) continue;
     char note[48];
-    int before = g->nodes.n, kernels = g->kernels.n;
+    int before = g->nodes.n;
+    int64_t inside = nodes_inside(g);
     start = passes_clock();
     p->run(g);
     snprintf(note, sizeof note, "%6d -> %d nodes", before, g->nodes.n);
@@ -121,8 +129,9 @@ static bool run_all(Graph *g, Dump *d, bool *stopped) {
     start = passes_clock();
     verify(g, p->name);
     checks += passes_clock() - start;
-    bool fresh = p->run == pass_fuse || (p->run == pass_recompute && g->memory_budget) ||
-                 (p->run == pass_attention && g->kernels.n != kernels);
+    bool fresh =
+        p->run == pass_fuse || (p->run == pass_recompute && g->memory_budget) ||
+        ((p->run == pass_attention || p->run == pass_operands) && nodes_inside(g) != inside);
     if (fresh && !schedule(g, o)) return false;
     if (!print_and_dump(d, g, i + 1, p->name)) return false;
     if (o->stop_after && !strcmp(o->stop_after, p->name)) {

@@ -242,9 +242,20 @@ static bool window_plan(Arena *a, Plan *p, int x) {
   return im2col_plan(a, p, x);
 }
 
+/* The input of the shape of the operand that is computed; -1. */
+static int input_like(const Kernel *k, const Node *operand) {
+  for (int i = 0; i < k->inputs.n; i++) {
+    const Node *n = k->inputs.v[i].node;
+    if (node_same_shape(n, operand) && n->dtype == operand->dtype) return i;
+  }
+  return -1;
+}
+
 static bool frame_of(const Kernel *k, Frame *f) {
+  f->computed = kernel_operand(k);
   for (int x = 0; x < 2; x++) {
-    if ((f->x[x] = kernel_input(k, k->core->in[x])) < 0) return false;
+    const Node *n = k->core->in[x];
+    if ((f->x[x] = x == f->computed ? input_like(k, n) : kernel_input(k, n)) < 0) return false;
     f->constant[x] = k->inputs.v[f->x[x]].constant;
   }
   f->out = k->inputs.n;
@@ -309,6 +320,7 @@ static PlanKind by_window(Arena *a, Plan *p) {
 
 static PlanKind by_rule(Arena *a, Plan *p) {
   static PlanKind (*const all[])(Arena *, Plan *) = {by_conv, by_filter, by_gemm, by_window};
+  if (p->frame.computed >= 0) return by_filter(a, p);
   if (is_plain(p) && gemm_shares_plan(a, p)) return PLAN_GEMM;
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
     PlanKind kind = all[i](a, p);
@@ -330,7 +342,8 @@ static Plan *plan_of(Arena *a, const Kernel *k, Way way, const TileRow *only, bo
   p->chained = k->chained;
   if (!frame_of(k, &p->frame) || !facts_of(k->core, &p->facts) || loop_is_stencil(k)) return p;
   p->kind = way_plan[way](a, p);
-  if (no_blas && !p->set) p->kind = PLAN_LOOPS;
+  if ((no_blas && !p->set) || (p->frame.computed >= 0 && p->kind != PLAN_FILTER))
+    p->kind = PLAN_LOOPS;
   return p;
 }
 

@@ -116,6 +116,14 @@ static bool cpu_schedule(Kernel *k) {
   return true;
 }
 
+static bool cpu_takes_operand(const Kernel *k, int x) {
+  Arena *a = arena_scratch();
+  const Plan *p = contract_plan(a, k, false);
+  bool takes = p->kind == PLAN_FILTER && filter_takes(p, k, x);
+  arena_free(a);
+  return takes;
+}
+
 /* ---- compile ---- */
 
 /* What the generator makes for a kernel; false: nothing. */
@@ -155,6 +163,8 @@ static void want_code(CodeBatch *b, Kernel *k, Part *p) {
   if (p->attention) attention_want(p->attention, b);
   if (p->gradient) attention_grad_want(p->gradient, b);
   if (p->plan) plan_micro(p->plan, b);
+  if (p->plan && p->plan->kind == PLAN_FILTER && p->plan->frame.computed >= 0)
+    loop_code(b, k, LOOP_OPERAND, &p->plan->frame.operand);
   if (!part_of(k, p->plan, &p->part)) return;
   loop_code(b, k, p->part, &p->fn);
   p->tasks = loop_tasks(k, p->part);
@@ -293,6 +303,7 @@ static void describe(Str *out) {
 const Backend backend_cpu = {
     .name = "cpu",
     .schedule = cpu_schedule,
+    .takes_operand = cpu_takes_operand,
     .compile = cpu_compile,
     .module_free = cpu_module_free,
     .emit = cpu_emit,

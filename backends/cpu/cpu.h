@@ -67,6 +67,8 @@ typedef struct Frame {
   int64_t rows;      /* extent of the result's outermost loop */
   int64_t parts;     /* rows of the epilogue in each of those */
   KernelFn *fn;      /* the epilogue; self is NULL */
+  int computed; /* the operand that is computed where it is read, from x[computed] of its shape; -1: none */
+  KernelFn *operand; /* LOOP_OPERAND; NULL, while algorithms are compared: it is read as it is */
 } Frame;
 
 /* How a kernel's work divides: filled in by a plan. */
@@ -215,6 +217,7 @@ void add_shares(Plan *p, int n);
 
 /* ---- conv.c (winograd.c), filter.c, gemm.c, im2col.c, col2im.c: five ways ---- */
 bool filter_plan(Arena *a, Plan *p);
+bool filter_takes(const Plan *p, const Kernel *k, int x); /* see Backend.takes_operand */
 bool conv_plan(Arena *a, Plan *p);
 int64_t conv_items(const Plan *p);                            /* KernelCode.items */
 bool conv_rows(const Plan *p, const Kernel *k, TaskRows *to); /* see loop_rows */

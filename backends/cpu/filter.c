@@ -11,6 +11,7 @@
  * of shares that follows from the shape, whose sums are added up in order. The tiles of one block of positions fetch the next
  * one into the L2 cache. */
 #include "tiles.h"
+#include "../llvm/llvm.h"
 
 enum { BLOCK_BYTES = 896 << 10, MOST_COLUMNS = 256, MOST_CHANNELS = 256, FEW_CHANNELS = 16 };
 enum { CHUNK = 512 /* the most positions */, LONG_ROW = 28 };
@@ -91,6 +92,47 @@ static void pack_a(const Plan *plan, const FilterPlan *f, const char *a, int64_t
   }
 }
 
+/* A as it is read: copied, or where the kernel computes it (kernel_operand) made from the input that lies the same way. */
+typedef struct Source {
+  const Plan *plan;
+  void *const *bufs;
+  RunCtx *ctx;
+} Source;
+
+/* `n` channels of `positions` neighbours along a row of A, the first at `from`, to every `pitch` bytes. */
+static void compute_a(const Source *s, const char *from, int64_t positions, int64_t n, char *to,
+                      int64_t pitch) {
+  const FilterPlan *f = s->plan->filter;
+  const Frame *frame = &s->plan->frame;
+  int64_t size = s->plan->facts.size, at = (from - (const char *)s->bufs[frame->x[f->a]]) / size,
+          channel = at % f->w.stride;
+  OperandPart part = {channel, channel + n, pitch / size, to};
+  if (positions > 0)
+    frame->operand(&part, s->bufs, at / f->w.stride, at / f->w.stride + positions, s->ctx);
+}
+
+/* As pack_a, without folded taps. */
+static void pack_computed(const Source *s, const char *a, int64_t th, int64_t tw, int64_t p0,
+                          int64_t p1, int64_t i0, int64_t n, char *to) {
+  const FilterPlan *f = s->plan->filter;
+  int64_t size = s->plan->facts.size, bytes = n * size;
+  for (int64_t p = p0; p < p1;) {
+    Run r = run_at(f, p, p1);
+    int64_t y = f->h.at + f->h.step * r.y + f->h.tap_step * th;
+    const char *line =
+        a + (list_at(&s->plan->facts, &f->images, r.image, f->a) + y * f->h.stride + i0) * size;
+    int64_t x = f->w.at + f->w.step * r.x + f->w.tap_step * tw, once = f->w.step == 1 ? r.n : 1;
+    for (int64_t i = 0; i < r.n; i += once, x += f->w.step * once, to += once * bytes) {
+      int64_t lo = least(most(-x, 0), once), hi = most(least(once, f->w.size - x), lo);
+      if (y < 0 || y >= f->h.size) hi = lo;
+      memset(to, 0, (size_t)(lo * bytes));
+      compute_a(s, line + (x + lo) * f->w.stride * size, hi - lo, n, to + lo * bytes, bytes);
+      memset(to + hi * bytes, 0, (size_t)((once - hi) * bytes));
+    }
+    p += r.n;
+  }
+}
+
 /* The first position of a block of rows, of all images. */
 static int64_t block_at(const FilterPlan *f, int64_t block) {
   return (block / f->lines.n * f->h.n + block_start(&f->lines, block % f->lines.n)) * f->w.n;
@@ -141,8 +183,9 @@ static int64_t strip_rows(const FilterPlan *f, int64_t rows) {
 }
 
 /* What rows y.. of an image read at all taps. */
-static void copy_strip(const Plan *plan, const FilterPlan *f, const Task *t, int64_t p, int64_t n,
-                       char *to) {
+static void copy_strip(const Source *s, const Task *t, int64_t p, int64_t n, char *to) {
+  const Plan *plan = s->plan;
+  const FilterPlan *f = plan->filter;
   int64_t size = plan->facts.size, bytes = f->pixel * size, w = f->strip_w;
   int64_t left = least(most(-f->w.at, 0), w),
           right = least(most(f->w.at + w - f->w.size, 0), w - left), some = w - left - right;
@@ -158,7 +201,9 @@ static void copy_strip(const Plan *plan, const FilterPlan *f, const Task *t, int
     }
     const char *line = image + y * f->h.stride * size;
     memset(to, 0, (size_t)(left * bytes));
-    if (f->pixel == f->w.stride)
+    if (plan->frame.operand)
+      compute_a(s, line, some, t->rows, to + left * bytes, bytes);
+    else if (f->pixel == f->w.stride)
       memcpy(to + left * bytes, line, (size_t)(some * bytes));
     else
       for (int64_t x = 0; x < some; x++)
@@ -261,7 +306,8 @@ static void product(Product *k, bool add) {
 }
 
 /* A at a tap: packed now, or a part of the strip. */
-static void read_tap(Product *k, const Task *t, int64_t p, int64_t th, int64_t tw, char *packed) {
+static void read_tap(Product *k, const Source *s, const Task *t, int64_t p, int64_t th, int64_t tw,
+                     char *packed) {
   const FilterPlan *f = k->f;
   int64_t size = k->plan->facts.size, line = f->strip_w * f->pixel;
   k->a = packed;
@@ -273,7 +319,10 @@ static void read_tap(Product *k, const Task *t, int64_t p, int64_t th, int64_t t
     return;
   }
   if (!f->lines.n) {
-    pack_a(k->plan, f, t->a, th, tw, p, p + k->positions, t->i0, t->rows, packed);
+    if (k->plan->frame.operand)
+      pack_computed(s, t->a, th, tw, p, p + k->positions, t->i0, t->rows, packed);
+    else
+      pack_a(k->plan, f, t->a, th, tw, p, p + k->positions, t->i0, t->rows, packed);
     return;
   }
   k->a +=
@@ -289,6 +338,7 @@ static void filter_tasks(const void *self, void *const *bufs, int64_t begin, int
   const FilterPlan *f = plan->filter;
   int64_t size = plan->facts.size, tw = f->fold ? 1 : f->w.taps;
   int64_t widest = div_up(f->cols.size + (f->cols.more > 0), f->tile.lanes) * f->tile.lanes;
+  Source s = {plan, bufs, ctx};
   char *packed_b = ctx->scratch, *packed_a = packed_b + (f->keep ? widest * f->chunk * size : 0);
   for (int64_t t = begin; t < end; t++) {
     Task x = task_at(plan, bufs, t), after = t + 1 < end ? task_at(plan, bufs, t + 1) : x;
@@ -301,9 +351,9 @@ static void filter_tasks(const void *self, void *const *bufs, int64_t begin, int
       k.ahead = q < x.p1 ? ahead_of(plan, f, &x, q) : ahead_of(plan, f, &after, after.p0);
       k.b = x.b + (p * f->b_pos + x.o0) * size;
       k.made = false;
-      if (f->lines.n) copy_strip(plan, f, &x, p, k.positions / f->w.n, packed_a);
+      if (f->lines.n) copy_strip(&s, &x, p, k.positions / f->w.n, packed_a);
       for (int64_t tap = 0; tap < f->h.taps * tw; tap++) {
-        read_tap(&k, &x, p, tap / tw, tap % tw, packed_a);
+        read_tap(&k, &s, &x, p, tap / tw, tap % tw, packed_a);
         k.c = to + (x.c + tap / tw * f->h.c + tap % tw * f->w.c) * size;
         product(&k, p > x.p0);
       }
@@ -493,11 +543,13 @@ bool filter_plan(Arena *arena, Plan *plan) {
   const Facts *f = &plan->facts;
   FilterPlan p;
   if ((!find(f, 0, &p) || !worth(plan, &p)) && (!find(f, 1, &p) || !worth(plan, &p))) return false;
+  bool computed = plan->frame.computed >= 0;
+  if (computed && plan->frame.computed != p.a) return false;
   p.a_base = f->base[p.a] - p.w.at * p.w.stride - p.h.at * p.h.stride;
   p.b_base = f->base[p.b];
   divide(f, &p);
   if (!choose_tile(f, &p, plan->only)) return false;
-  p.a_plain = is_plain(f, &p) && p.w.stride * f->size < PAGE;
+  p.a_plain = !computed && is_plain(f, &p) && p.w.stride * f->size < PAGE;
   bool in_place = p.a_plain && p.b_pos == p.cols.size; /* B has no gaps and serves one tap */
   p.keep = !in_place && (p.cols.n > 1 || vector_blocks(p.columns, &p.tile).n > 1);
   for (int i = 0; i < 2; i++)
@@ -525,4 +577,11 @@ bool filter_plan(Arena *arena, Plan *plan) {
   plan->set = &plan->filter->set;
   plan->tile = &plan->filter->tile;
   return true;
+}
+
+/* A, whose rows are those of the operand. */
+bool filter_takes(const Plan *p, const Kernel *k, int x) {
+  const FilterPlan *f = p->filter;
+  const Node *n = k->core->in[x];
+  return f->a == x && !f->fold && n->rank > 1 && f->w.stride == n->dims[n->rank - 1];
 }

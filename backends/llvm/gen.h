@@ -233,6 +233,8 @@ void loop_close(Gen *g, const Loop *l, LoopHint hint);
 
 /* loop.c: nest i of the kernel over the tasks begin..end-1. */
 void gen_nest(Gen *g, int i, Val begin, Val end);
+/* operand.c: rows begin..end-1 of the operand that the kernel computes; self: an OperandPart. */
+void gen_operand(Gen *g, Val self, Val begin, Val end);
 
 /* stencil.c: NULL: not such a contraction. stencil_gen.c: its code. */
 typedef struct Stencil Stencil;

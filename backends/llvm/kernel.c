@@ -51,7 +51,9 @@ static void cpu_function(Gen *g, const char *symbol) {
   g->step =
       LLVMBuildLoad2(g->b, g->i64, LLVMBuildInBoundsGEP2(g->b, g->i8, g->ctx, &at, 1, ""), "");
   Stencil *stencil = stencil_plan(g->a, g->k, g->part);
-  if (stencil)
+  if (g->part == LOOP_OPERAND)
+    gen_operand(g, LLVMGetParam(g->fn, 0), g->begin, g->end);
+  else if (stencil)
     gen_stencil(g, stencil, g->begin, g->end);
   else
     do_nests(g);

@@ -9,6 +9,7 @@
  * merge.c    which dimensions are traversed as one loop
  * nest.c     the shape of a kernel's loop nest; tasks
  * loop.c     the loop nests around emit, for the CPU and for CUDA
+ * operand.c  operands of contractions that are computed where they are read
  * stencil.c  depthwise contractions in register tiles: the plan; stencil_gen.c: the code
  * kernel.c   functions around the nests
  * cuda_*.c   the same for CUDA: functions around the launches that backends/cuda plans, and their loop nests
@@ -28,8 +29,15 @@ typedef enum LoopPart {
   LOOP_EPILOGUE,
   LOOP_CONTRACT, /* K_CONTRACT: the whole kernel as plain loops, any AffDim; tasks = loop_tasks() */
   LOOP_PARTS, /* the second step of LOOP_CONTRACT: adds up the sums that it left in the workspace */
-  LOOP_ROWS   /* K_LOOP that reduces its last axis: a task is one row, row-major */
+  LOOP_ROWS,  /* K_LOOP that reduces its last axis: a task is one row, row-major */
+  LOOP_OPERAND /* K_CONTRACT: the operand that it computes, rows begin..end-1; `self` is an OperandPart */
 } LoopPart;
+
+/* What LOOP_OPERAND stores: elements from..to-1 of each row, the last dimension of the operand, at at[(row-begin)*pitch]. */
+typedef struct OperandPart {
+  int64_t from, to, pitch;
+  void *at;
+} OperandPart;
 
 typedef struct LoopJob {
   Kernel *kernel;
@@ -46,7 +54,7 @@ bool loop_rows(const Kernel *k, LoopPart part, TaskRows *to);
 bool loop_is_stencil(const Kernel *k);
 /* Bytes of workspace that LOOP_CONTRACT fills; 0: there is no second step. */
 int64_t loop_workspace(const Kernel *k);
-/* Code for a part of k, with the signature of backend.h; `self` is unused. See code_want. */
+/* Code for a part of k, with the signature of backend.h; `self` is used by LOOP_OPERAND alone. See code_want. */
 void loop_code(CodeBatch *b, Kernel *k, LoopPart part, KernelFn **fn);
 /* All that the generated code of a kernel depends on, its name left out; key's arena is used. */
 void loop_key(Kernel *k, LoopPart part, Str *key);
