@@ -1,7 +1,8 @@
-/* Arrays from files: .npy, .npz, IDX (the MNIST format), each also gzipped; tensor files of PaddlePaddle (ir/params.c).
+/* Arrays from files: .npy, .npz, IDX (the MNIST format), each also gzipped; tensor files of PaddlePaddle (ir/params.c); bare
+ * numbers.
  *
- * In: a path; "FILE.npz:NAME" names a member of an archive, otherwise it must hold one. Out: a tensor in memory of its
- * own. The format is recognised by content. Formats: NumPy's NEP 1 (.npy), PKZIP with stored or deflated members (.npz), LeCun's
+ * In: a path; "FILE.npz:NAME" names a member of an archive, otherwise it must hold one; "FILE:float32:64x784" says what bare
+ * numbers are. Out: a tensor in memory of its own. Otherwise the format is recognised by content. Formats: NumPy's NEP 1 (.npy), PKZIP with stored or deflated members (.npz), LeCun's
  * IDX. Every count is checked against the bytes that are there; inflation is bounded. */
 #include "internal.h"
 #include <ctype.h>
@@ -19,7 +20,8 @@ static const size_t MAX_INFLATED = (size_t)4 << 30;
 static bool bad(const char *path, const char *what) {
   err_set(E_DAT_003, "%s", what);
   err_where("%s", path);
-  err_help("arrays can be .npy, .npz or IDX files, each also gzipped");
+  err_help("arrays can be .npy, .npz or IDX files, each also gzipped, or bare numbers, as "
+           "FILE:float32:64x784");
   return false;
 }
 
@@ -74,34 +76,41 @@ static bool inflate_all(Arena *a, Bytes in, int window_bits, size_t hint, const 
   return ok || bad(path, "the compressed data is damaged, cut off, or inflates to over 4 GiB");
 }
 
-static bool make(kl_tensor *to, DType t, int rank, const int64_t *dims, size_t have,
+/* width: bytes of an element in the file. */
+static bool make(kl_tensor *to, DType t, size_t width, int rank, const int64_t *dims, size_t have,
                  const char *path) {
   int64_t n;
   *to = (kl_tensor){.dtype = (kl_dtype)t, .rank = rank};
   if (!dims_numel(t, rank, dims, &n)) return err_where("%s", path), false;
   memcpy(to->dims, dims, sizeof *dims * (size_t)rank);
-  size_t want = (size_t)n * (size_t)dtype_info[t].size;
+  size_t want = (size_t)n * width;
   if (have != want) {
-    err_set(E_DAT_003, "the header says %s, which needs %zu bytes; %zu are there",
-            shape_text(t, rank, dims), want, have);
+    err_set(E_DAT_003, "%s needs %zu bytes; %zu are there", shape_text(t, rank, dims), want, have);
     return err_where("%s", path), false;
   }
-  to->data = mem_alloc(want ? want : 1);
+  to->data = mem_alloc(tensor_bytes(as_tensor(to)) + 1);
   return true;
 }
 
-/* Copies big-endian or little-endian elements to the machine's (little-endian) order. */
-static void copy_elements(kl_tensor *to, const uint8_t *from, bool swap) {
-  size_t size = (size_t)dtype_info[to->dtype].size, n = tensor_bytes(as_tensor(to));
+/* Copies elements of this width, unsigned where the type is wider, to the machine's (little-endian) order. False: one has no
+ * place in the type. */
+static bool copy_elements(kl_tensor *to, const uint8_t *from, size_t width, bool swap,
+                          bool positive) {
+  size_t size = (size_t)dtype_info[to->dtype].size, n = (size_t)kl_numel(to);
   uint8_t *d = to->data;
-  memcpy(d, from, n);
-  if (!swap || size == 1) return;
-  for (size_t i = 0; i < n; i += size)
-    for (size_t j = 0; j < size / 2; j++) {
-      uint8_t t = d[i + j];
-      d[i + j] = d[i + size - 1 - j];
-      d[i + size - 1 - j] = t;
-    }
+  bool fits = true;
+  if (to->dtype == KL_BOOL) {
+    for (size_t i = 0; i < n; i++) d[i] = from[i] != 0;
+  } else if (!swap && width == size) {
+    memcpy(d, from, n * size);
+  } else {
+    memset(d, 0, n * size);
+    for (size_t i = 0; i < n; i++)
+      for (size_t j = 0; j < width; j++)
+        d[i * size + j] = from[i * width + (swap ? width - 1 - j : j)];
+  }
+  for (size_t i = 0; positive && i < n; i++) fits = fits && d[(i + 1) * size - 1] < 128;
+  return fits;
 }
 
 /* ---- IDX: 0 0 type rank, dims as big-endian u32, elements big-endian ---- */
@@ -124,9 +133,58 @@ static bool read_idx(Bytes b, const char *path, kl_tensor *to) {
     dims[i] = (int64_t)p[0] << 24 | (int64_t)p[1] << 16 | (int64_t)p[2] << 8 | p[3];
   }
   size_t head = 4 + 4 * (size_t)rank;
-  if (!make(to, t, rank, dims, b.n - head, path)) return false;
-  copy_elements(to, b.p + head, true);
-  return true;
+  size_t width = (size_t)dtype_info[t].size;
+  return make(to, t, width, rank, dims, b.n - head, path) &&
+         copy_elements(to, b.p + head, width, true, false);
+}
+
+/* ---- bare numbers, little-endian ---- */
+
+typedef struct Place {
+  const char *file, *member; /* member: NULL, or of an archive */
+  DType raw;                 /* DT_NONE: recognised by content */
+  int rank;
+  int64_t dims[KL_VAR_RANK]; /* the first may be -1: as many as there are */
+} Place;
+
+static bool raw_dims(const char *p, Place *to) {
+  for (to->rank = 0; to->rank < KL_VAR_RANK;) {
+    char *end;
+    int64_t d = strtoll(p, &end, 10);
+    if (end == p || d < (to->rank ? 0 : -1)) return false;
+    to->dims[to->rank++] = d;
+    if (!*end) return true;
+    if (*end != 'x') return false;
+    p = end + 1;
+  }
+  return false;
+}
+
+static Place place_of(Arena *a, const char *path) {
+  Place p = {.file = path, .raw = DT_NONE};
+  const char *member = strstr(path, ".npz:"), *dims = strrchr(path, ':'), *type = dims;
+  if (member) {
+    p.file = arena_strn(a, path, (size_t)(member + 4 - path));
+    p.member = member + 5;
+    return p;
+  }
+  while (type && type > path && *--type != ':') {}
+  if (!type || type == path) return p;
+  DType raw = dtype_find(arena_strn(a, type + 1, (size_t)(dims - type - 1)));
+  if (raw == DT_NONE || !raw_dims(dims + 1, &p)) return p;
+  p.raw = raw;
+  p.file = arena_strn(a, path, (size_t)(type - path));
+  return p;
+}
+
+static bool read_raw(const Place *p, Bytes b, kl_tensor *to) {
+  int64_t dims[KL_VAR_RANK], rest;
+  size_t width = (size_t)dtype_info[p->raw].size;
+  memcpy(dims, p->dims, sizeof dims);
+  if (!dims_numel(p->raw, p->rank - 1, dims + 1, &rest)) return err_where("%s", p->file), false;
+  if (dims[0] < 0) dims[0] = rest ? (int64_t)(b.n / width) / rest : 0;
+  return make(to, p->raw, width, p->rank, dims, b.n, p->file) &&
+         copy_elements(to, b.p, width, false, false);
 }
 
 /* ---- npy: magic, version, header length, a Python dict literal, elements ---- */
@@ -139,19 +197,27 @@ static const char *after_key(const char *head, const char *key) {
   return p;
 }
 
-static DType npy_type(const char *descr, bool *swap) {
-  static const struct {
-    const char *code;
-    DType t;
-  } types[] = {{"f4", DT_FLOAT32}, {"f8", DT_FLOAT64}, {"f2", DT_FLOAT16}, {"i1", DT_INT8},
-               {"i2", DT_INT16},   {"i4", DT_INT32},   {"i8", DT_INT64},   {"u1", DT_UINT8},
-               {"b1", DT_BOOL},    {"?", DT_BOOL}};
+typedef struct NpyType {
+  const char *code;
+  DType t;
+  size_t width; /* unsigned numbers become the next wider type */
+  bool positive;
+} NpyType;
+
+static const NpyType *npy_type(const char *descr, bool *swap) {
+  static const NpyType types[] = {{"f4", DT_FLOAT32, 4, false}, {"f8", DT_FLOAT64, 8, false},
+                                  {"f2", DT_FLOAT16, 2, false}, {"i1", DT_INT8, 1, false},
+                                  {"i2", DT_INT16, 2, false},   {"i4", DT_INT32, 4, false},
+                                  {"i8", DT_INT64, 8, false},   {"u1", DT_UINT8, 1, false},
+                                  {"u2", DT_INT32, 2, false},   {"u4", DT_INT64, 4, false},
+                                  {"u8", DT_INT64, 8, true},    {"b1", DT_BOOL, 1, false},
+                                  {"?", DT_BOOL, 1, false}};
   if (*descr == '\'' || *descr == '"') descr++;
   *swap = *descr == '>';
   if (strchr("<>|=", *descr) && *descr) descr++;
   for (size_t i = 0; i < sizeof types / sizeof *types; i++)
-    if (!strncmp(descr, types[i].code, strlen(types[i].code))) return types[i].t;
-  return DT_NONE;
+    if (!strncmp(descr, types[i].code, strlen(types[i].code))) return &types[i];
+  return NULL;
 }
 
 static bool npy_dims(const char *p, int *rank, int64_t *dims) {
@@ -164,6 +230,21 @@ static bool npy_dims(const char *p, int *rank, int64_t *dims) {
     dims[*rank] = strtoll(p, &end, 10);
     p = end;
   }
+}
+
+/* From the order in which the first index runs fastest to the other one. */
+static void to_c_order(kl_tensor *t) {
+  size_t size = (size_t)dtype_info[t->dtype].size, n = (size_t)kl_numel(t);
+  int64_t at[KL_VAR_RANK] = {0};
+  uint8_t *from = t->data, *to = mem_alloc(n * size + 1);
+  for (size_t i = 0; i < n; i++) {
+    int64_t f = 0;
+    for (int d = t->rank - 1; d >= 0; d--) f = f * t->dims[d] + at[d];
+    memcpy(to + i * size, from + (size_t)f * size, size);
+    for (int d = t->rank - 1; d >= 0 && ++at[d] == t->dims[d]; d--) at[d] = 0;
+  }
+  mem_free(from);
+  t->data = to;
 }
 
 static bool read_npy(Arena *a, Bytes b, const char *path, kl_tensor *to) {
@@ -179,13 +260,14 @@ static bool read_npy(Arena *a, Bytes b, const char *path, kl_tensor *to) {
   int rank;
   int64_t dims[KL_VAR_RANK];
   bool swap = false;
-  DType t = descr ? npy_type(descr, &swap) : DT_NONE;
-  if (t == DT_NONE || !shape || !order || !npy_dims(shape, &rank, dims))
-    return bad(path, "the .npy header names a type or shape that Kiln does not read");
-  if (!strncmp(order, "True", 4))
-    return bad(path, "the array is in Fortran order; save it in C order");
-  if (!make(to, t, rank, dims, b.n - at - len, path)) return false;
-  copy_elements(to, b.p + at + len, swap);
+  const NpyType *t = descr ? npy_type(descr, &swap) : NULL;
+  if (!shape || !order || !npy_dims(shape, &rank, dims))
+    return bad(path, "the .npy header names no shape that Kiln reads");
+  if (!t) return bad(path, "the .npy header names no element type that Kiln reads");
+  if (!make(to, t->t, t->width, rank, dims, b.n - at - len, path)) return false;
+  if (!copy_elements(to, b.p + at + len, t->width, swap, t->positive))
+    return bad(path, "a number of type uint64 is larger than any of int64");
+  if (!strncmp(order, "True", 4) && rank > 1) to_c_order(to);
   return true;
 }
 
@@ -270,9 +352,10 @@ int kl_read_lod(const char *path, kl_tensor *levels, int max) {
   Bytes b;
   uint8_t *data;
   size_t n;
-  bool ok = vfs_read(a, path, &data, &n);
+  Place p = place_of(a, path);
+  bool ok = vfs_read(a, p.file, &data, &n);
   b = (Bytes){data, n};
-  if (ok && is_tensor_file(b)) ok = read_tensor(a, b, path, &t, &all);
+  if (ok && p.raw == DT_NONE && is_tensor_file(b)) ok = read_tensor(a, b, path, &t, &all);
   int count = ok ? all.all.n : -1;
   for (int i = 0; i < count && all.all.v[i].depth < max; i++)
     hand_out(&all.all.v[i].offsets, &levels[all.all.v[i].depth]);
@@ -285,19 +368,21 @@ bool kl_read_array(const char *path, kl_tensor *to) {
   if (err_any()) return false;
   Arena *a = arena_scratch();
   *to = (kl_tensor){0};
-  const char *member = strstr(path, ".npz:");
-  const char *file = member ? arena_strn(a, path, (size_t)(member + 4 - path)) : path;
+  Place p = place_of(a, path);
+  const char *file = p.file;
   uint8_t *data;
   size_t n;
   bool ok = vfs_read(a, file, &data, &n);
   Bytes b = {data, n};
-  if (ok && n > 2 && data[0] == 0x1f && data[1] == 0x8b)
+  if (ok && p.raw == DT_NONE && n > 2 && data[0] == 0x1f && data[1] == 0x8b)
     ok = inflate_all(a, b, 15 + 16, 0, file, &b);
   if (!ok) {
-  } else if (b.n > 6 && !memcmp(b.p, "\x93NUMPY", 6))
+  } else if (p.raw != DT_NONE)
+    ok = read_raw(&p, b, to);
+  else if (b.n > 6 && !memcmp(b.p, "\x93NUMPY", 6))
     ok = read_npy(a, b, file, to);
   else if (b.n > 4 && !memcmp(b.p, "PK\3\4", 4))
-    ok = read_npz(a, b, member ? member + 5 : NULL, file, to);
+    ok = read_npz(a, b, p.member, file, to);
   else if (is_tensor_file(b)) {
     Tensor t;
     ok = read_tensor(a, b, file, &t, NULL) && hand_out(&t, to);

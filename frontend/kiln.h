@@ -497,7 +497,8 @@ KL_API bool kl_set(kl_exec *exe, const char *name, const kl_tensor *value); /* c
 /* Training state in a folder, complete or not there; `note` is kept verbatim. kl_resume returns the step, or -1. */
 KL_API bool kl_checkpoint(kl_exec *exe, const kl_program *p, const char *folder, const char *note);
 KL_API int64_t kl_resume(kl_exec *exe, const kl_program *p, const char *folder);
-/* .npy, .npz member, IDX, each also gzipped; a tensor file of PaddlePaddle. Memory is new: kl_tensor_free. */
+/* .npy, .npz or FILE.npz:MEMBER, IDX, each also gzipped; a tensor file of PaddlePaddle; bare numbers as
+ * FILE:float32:64x784, whose first dimension may be -1. Memory is new: kl_tensor_free. */
 KL_API bool kl_read_array(const char *path, kl_tensor *to);
 /* Offsets of sequences that a tensor file of PaddlePaddle holds, at most `max`: levels[0] those of the rows, levels[1] those
  * of these sequences, ... Memory is new. How many levels there are, 0 in other files; -1: an error. */

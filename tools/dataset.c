@@ -5,6 +5,7 @@
  * reshaped; other shapes are an error that names both. Scale may be a fraction such as 1/255. Where offsets cut a column's
  * rows into sequences (NAME@LOD, given or from the file), batches are of whole sequences. */
 #include "tools.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -95,14 +96,28 @@ static bool column_shape(const Var *v, const Tensor *file, const char *path, Ten
   return false;
 }
 
-static void convert(const Tensor *from, Tensor *to, double scale, double shift) {
+/* Has a value, cut to a whole one, no place in this type? */
+static bool no_place(DType t, double v) {
+  if (dtype_is_float(t) || t == DT_BOOL) return false;
+  double span = ldexp(1, 8 * dtype_info[t].size - (t != DT_UINT8));
+  return !(trunc(v) < span && trunc(v) >= (t == DT_UINT8 ? 0 : -span));
+}
+
+static bool convert(const Tensor *from, Tensor *to, const Spec *s) {
   int64_t n = tensor_numel(from);
-  bool plain = scale == 1 && shift == 0;
+  bool plain = s->scale == 1 && s->shift == 0;
   if (plain && from->dtype == to->dtype) {
     memcpy(to->data, from->data, tensor_bytes(from));
-    return;
+    return true;
   }
-  for (int64_t i = 0; i < n; i++) tensor_set(to, i, tensor_get(from, i) * scale + shift);
+  for (int64_t i = 0; i < n; i++) {
+    double v = tensor_get(from, i) * s->scale + s->shift;
+    if (no_place(to->dtype, v))
+      return err_set(E_DAT_001, "element %lld of %s, %g, has no place in %s, which is %s",
+                     (long long)i, quoted(s->file), v, quoted(s->name), dtype_info[to->dtype].name);
+    tensor_set(to, i, v);
+  }
+  return true;
 }
 
 /* NAME@LOD from "0,3,5". */
@@ -156,7 +171,7 @@ static bool open_column(Dataset *d, const Program *p, const char *text) {
     c->name = s.name;
     c->file = s.file;
     c->all.data = mem_alloc(bytes ? bytes : 1);
-    convert(as_tensor(&file), &c->all, s.scale, s.shift);
+    ok = convert(as_tensor(&file), &c->all, &s);
     c->batch = c->all;
     c->batch.data = NULL;
     d->n++;

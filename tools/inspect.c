@@ -3,6 +3,22 @@
 #include <string.h>
 #include <unistd.h>
 
+/* Lines "key: value" as an object. */
+static void print_object(char *text, Arena *a) {
+  Str o;
+  str_init(&o, a);
+  for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+    char *colon = strstr(line, ": ");
+    if (!colon) continue;
+    *colon = 0;
+    str_add(&o, o.n ? ",\n  " : "{\n  ");
+    str_json(line, &o);
+    str_add(&o, ": ");
+    str_json(colon + 2, &o);
+  }
+  printf("%s\n}\n", o.s);
+}
+
 int verb_info(int argc, char **argv) {
   bool json = false;
   Flag flags[] = {{"--json", FLAG_BOOL, &json, NULL, "as JSON"}, {0}};
@@ -17,21 +33,13 @@ int verb_info(int argc, char **argv) {
   str_fmt(&s, "operators: %d\n", opdef_n());
   str_fmt(&s, "cores: %ld\n", sysconf(_SC_NPROCESSORS_ONLN));
   backend_cpu.describe(&s);
+  CacheInfo cache = cache_info(a);
+  str_fmt(&s, "cache: %s\n", cache.dir ? cache.dir : "off");
   backend_cuda.describe(&s);
-  if (!json)
+  if (json)
+    print_object(s.s, a);
+  else
     fputs(s.s, stdout);
-  else {
-    printf("{");
-    const char *sep = "";
-    for (char *line = strtok(s.s, "\n"); line; line = strtok(NULL, "\n")) {
-      char *colon = strchr(line, ':');
-      if (!colon) continue;
-      printf("%s\n  \"%.*s\": \"%s\"", sep, (int)(colon - line), line,
-             colon + 1 + (colon[1] == ' '));
-      sep = ",";
-    }
-    printf("\n}\n");
-  }
   arena_free(a);
   return 0;
 }

@@ -1,5 +1,6 @@
 /* run: one pass of a model over values from files. eval: means of metrics over a data set, batch by batch. */
 #include "tools.h"
+#include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
@@ -14,9 +15,14 @@ typedef struct Options {
 static void print_tensor(const char *name, const Tensor *t) {
   printf("%s %s\n", name, shape_text(t->dtype, t->rank, t->dims));
   int64_t n = tensor_numel(t), row = t->rank ? t->dims[t->rank - 1] : 1;
-  for (int64_t i = 0; i < n && i < 64; i++)
-    printf("%s%.6g%s", i % row ? " " : "  ", tensor_get(t, i),
-           (i + 1) % row && i + 1 < n && i < 63 ? "" : "\n");
+  for (int64_t i = 0; i < n && i < 64; i++) {
+    fputs(i % row ? " " : "  ", stdout);
+    if (t->dtype == DT_INT64)
+      printf("%" PRId64, ((const int64_t *)t->data)[i]);
+    else
+      printf(dtype_is_float(t->dtype) ? "%.6g" : "%.0f", tensor_get(t, i));
+    if ((i + 1) % row == 0 || i + 1 == n || i == 63) putchar('\n');
+  }
   if (n > 64) printf("  ... %s more\n", grouped(n - 64));
 }
 
