@@ -109,7 +109,8 @@ typedef struct CompileOptions {
 
 typedef struct Backend {
   const char *name;
-  unsigned no_kinds; /* bits 1 << KernelKind: what it has no code for */
+  unsigned no_kinds;         /* bits 1 << KernelKind: what it has no code for */
+  bool (*images_last)(void); /* are there kernels for convolutions with the images last? NULL: no */
   /* Fills in Kernel.workspace, flops, bytes. E-GEN-002 for a kernel it cannot run. */
   bool (*schedule)(Kernel *k);
   /* Would k's code, as scheduled, compute operand x of its core where it reads it (kernel_operand)? NULL: never. */

@@ -45,14 +45,14 @@ static void spread_from(Spread *s, const Node *n) {
   }
 }
 
-static void choose(Spread *s, Graph *g) {
+static void choose(Spread *s, Graph *g, bool images) {
   s->layout = arena_array(s->a, Layout, g->nodes.n + 1);
   s->users = arena_array(s->a, NodeList, g->nodes.n + 1);
   for (int i = 0; i < g->nodes.n; i++) {
     Node *n = g->nodes.v[i];
     ConvForm f;
     for (int k = 0; k < n->n_in; k++) vec_add(s->a, &s->users[n->in[k]->id], n);
-    if (!conv_form(n, &f)) continue;
+    if (!conv_form(n, images, &f)) continue;
     set(s, n->in[f.x], &f.layout[0]);
     set(s, n->in[!f.x], &f.layout[1]);
     set(s, n, &f.layout[2]);
@@ -71,10 +71,11 @@ static void choose(Spread *s, Graph *g) {
 
 void pass_layout(Graph *g) {
   graph_sweep(g);
-  if (!conv_pays(g)) return;
+  bool images = conv_images_pay(g);
+  if (!images && !conv_pays(g)) return;
   Spread s = {.a = arena_scratch()};
-  choose(&s, g);
-  layout_build(g, s.layout);
+  choose(&s, g, images);
+  layout_build(g, images, s.layout);
   arena_free(s.a);
   simplify_layouts(g);
   pass_cse(g);

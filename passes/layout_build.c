@@ -8,12 +8,13 @@
 
 typedef struct Build {
   Graph *g;
+  bool images;          /* see conv_form */
   const Layout *layout; /* by id of the old nodes */
   Node **own, **twin;   /* by id: as the node was, and in its layout; NULL: not made yet */
   bool *constant;       /* by id: state that the program does not write */
 } Build;
 
-static Layout own_layout(int rank) { return layout_channels(rank, 0); }
+static Layout own_layout(int rank) { return layout_channels(rank, 0, false); }
 
 static Layout layout_of(const Build *b, const Node *n) {
   return b->layout[n->id].set ? b->layout[n->id] : own_layout(n->rank);
@@ -142,7 +143,7 @@ static Node *build_contract(Build *b, const Node *n, const Layout *l) {
   AffDim map[2][KL_RANK];
   int64_t ext[KL_LOOPS];
   ConvForm f;
-  if (conv_form(n, &f)) {
+  if (conv_form(n, b->images, &f)) {
     Node *x = get(b, n->in[f.x], &f.layout[0]);
     if (is_packed(b, n->in[!f.x], &f)) conv_keep_filter(n, &f);
     Node *w = get(b, n->in[!f.x], &f.layout[1]);
@@ -212,12 +213,16 @@ static void write_state(Build *b, int n_old, Node **old, NamedNode *w) {
     w->node = get_own(b, w->node);
 }
 
-void layout_build(Graph *g, const Layout *layout) {
+void layout_build(Graph *g, bool images, const Layout *layout) {
   Arena *a = arena_scratch();
   Node **old = g->nodes.v;
   int n_old = g->nodes.n;
   const Op *op = g->op;
-  Build b = {g, layout, arena_array(a, Node *, n_old + 1), arena_array(a, Node *, n_old + 1),
+  Build b = {g,
+             images,
+             layout,
+             arena_array(a, Node *, n_old + 1),
+             arena_array(a, Node *, n_old + 1),
              arena_array(a, bool, n_old + 1)};
   for (int i = 0; i < n_old; i++)
     b.constant[i] = old[i]->prim == P_STATE && !state_is_written(g, old[i]->s);

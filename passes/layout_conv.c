@@ -17,10 +17,10 @@
 #include "layout.h"
 #include <string.h>
 
-/* Vectors run along the output channels: what they must be filled to, on average over the arithmetic. */
+/* Vectors run along the output channels, or the images: what they must be filled to, on average over the arithmetic. */
 enum { LANES = 16 };
 static const double FILLED = 0.85;
-bool layout_always;
+int layout_always;
 
 typedef enum LoopRole { END, M, N, GROUP, K, SPACE_M, SPACE_K } LoopRole;
 
@@ -87,23 +87,41 @@ typedef struct FormInfo {
   LoopRole order[4][4]; /* of x, w, result; sums */
   LoopRole behind[3];   /* behind a group, left out if its size is 1 */
 } FormInfo;
-static const FormInfo forms[] = {
-    [FORM_FORWARD] = {{{M, SPACE_M, GROUP, K},
-                       {SPACE_K, K, GROUP, N},
-                       {M, SPACE_M, GROUP, N},
-                       {SPACE_K, K, END}},
-                      {K, N, N}},
-    [FORM_INPUT] = {{{M, SPACE_M, GROUP, K},
-                     {SPACE_K, N, GROUP, K},
-                     {M, SPACE_M, GROUP, N},
-                     {SPACE_K, K, END}},
-                    {K, K, N}},
-    [FORM_FILTER] = {{{K, SPACE_M, GROUP, M},
-                      {K, SPACE_K, GROUP, N},
-                      {SPACE_M, M, GROUP, N},
-                      {K, SPACE_K, END}},
-                     {M, N, N}},
-};
+static const FormInfo forms[2][3] = {{
+                                         [FORM_FORWARD] = {{{M, SPACE_M, GROUP, K},
+                                                            {SPACE_K, K, GROUP, N},
+                                                            {M, SPACE_M, GROUP, N},
+                                                            {SPACE_K, K, END}},
+                                                           {K, N, N}},
+                                         [FORM_INPUT] = {{{M, SPACE_M, GROUP, K},
+                                                          {SPACE_K, N, GROUP, K},
+                                                          {M, SPACE_M, GROUP, N},
+                                                          {SPACE_K, K, END}},
+                                                         {K, K, N}},
+                                         [FORM_FILTER] = {{{K, SPACE_M, GROUP, M},
+                                                           {K, SPACE_K, GROUP, N},
+                                                           {SPACE_M, M, GROUP, N},
+                                                           {K, SPACE_K, END}},
+                                                          {M, N, N}},
+                                     },
+                                     /* with the images last */
+                                     {
+                                         [FORM_FORWARD] = {{{SPACE_M, GROUP, K, M},
+                                                            {N, GROUP, SPACE_K, K},
+                                                            {SPACE_M, GROUP, N, M},
+                                                            {SPACE_K, K, END}},
+                                                           {K, N, N}},
+                                         [FORM_INPUT] = {{{SPACE_M, GROUP, K, M},
+                                                          {K, GROUP, SPACE_K, N},
+                                                          {SPACE_M, GROUP, N, M},
+                                                          {SPACE_K, K, END}},
+                                                         {K, K, N}},
+                                         [FORM_FILTER] = {{{SPACE_M, GROUP, M, K},
+                                                           {SPACE_K, GROUP, N, K},
+                                                           {N, GROUP, SPACE_M, M},
+                                                           {SPACE_K, K, END}},
+                                                          {M, N, N}},
+                                     }};
 /* The tensor that is a filter. */
 static int filter_of(Form form) { return form == FORM_FILTER ? 2 : 1; }
 
@@ -119,7 +137,8 @@ static void add_role(const Node *n, const Loops *l, ConvForm *f, int t, LoopRole
   for (int at = 0; at < n_at; at++)
     for (int i = 0; i < n->n_loops; i++) {
       if (l->role[i] != r || (by >= 0 ? l->dim[by][i] : i) != at) continue;
-      if (l->groups && n->ext[i] == 1 && t < 3 && r == forms[f->form].behind[t]) continue;
+      if (l->groups && n->ext[i] == 1 && t < 3 && r == forms[f->images][f->form].behind[t])
+        continue;
       to[(*count)++] = (int8_t)(t < 2 ? l->dim[t][i] : i);
     }
 }
@@ -136,29 +155,29 @@ static Layout layout_of(const ConvForm *f, int t, int rank, int lead) {
   }
   for (int d = 0; d < rank; d++)
     if (!(listed >> d & 1)) own.perm[at++] = (int8_t)d;
-  Layout last = layout_channels(rank, channels);
+  Layout last = layout_channels(rank, channels, f->images);
   bool ordered = true; /* but for what is left out */
   for (int i = 0, j = 0; i < rank; i++)
     if (listed >> last.perm[i] & 1) ordered &= last.perm[i] == f->dims[t][j++];
   return lead && ordered ? last : own;
 }
 
-bool conv_form(const Node *n, ConvForm *f) {
+bool conv_form(const Node *n, bool images, ConvForm *f) {
   Loops l = {0};
   if (n->prim != P_CONTRACT || !dtype_is_float(n->dtype)) return false;
-  *f = (ConvForm){.x = !has_windows(n, 0)};
+  *f = (ConvForm){.x = !has_windows(n, 0), .images = images};
   if (has_windows(n, !f->x) || !has_windows(n, f->x)) return false;
   if (!find_dims(n, f->x, &l) || !find_roles(n, f->x, &l)) return false;
-  f->depthwise = l.groups;
+  f->depthwise = f->groups = l.groups;
   for (int i = 0; i < n->n_loops; i++)
     f->depthwise &= (l.role[i] != N && l.role[i] != K) || n->ext[i] == 1;
   bool sums_images = l.role[n->map[f->x][0].l0] == K;
   f->form = sums_images ? FORM_FILTER : l.mirrored ? FORM_INPUT : FORM_FORWARD;
   for (int t = 0; t < 4; t++) {
-    const LoopRole *order = forms[f->form].order[t];
+    const LoopRole *order = forms[images][f->form].order[t];
     int lead = 0;
     for (int i = 0; i < 4; i++) {
-      if (i == 2 && t < 3) lead = f->n[t];
+      if (i == (images ? 1 : 2) && t < 3) lead = f->n[t];
       if (order[i] != END) add_role(n, &l, f, t, order[i]);
     }
     if (t == 3) break;
@@ -171,7 +190,7 @@ bool conv_form(const Node *n, ConvForm *f) {
 void conv_keep_filter(const Node *n, ConvForm *f) {
   f->n[1] = n->in[!f->x]->rank;
   for (int d = 0; d < f->n[1]; d++) f->dims[1][d] = (int8_t)d;
-  f->layout[1] = layout_channels(f->n[1], 0);
+  f->layout[1] = layout_channels(f->n[1], 0, false);
 }
 
 static AffDim renumber(const AffDim *m, const int8_t *loop) {
@@ -214,10 +233,11 @@ Node *conv_build(Graph *g, const Node *n, const ConvForm *f, Node *x, Node *w) {
 
 bool conv_pays(const Graph *g) {
   double all = 0, filled = 0;
+  if (layout_always) return layout_always == 1;
   for (int i = 0; i < g->nodes.n; i++) {
     const Node *n = g->nodes.v[i];
     ConvForm f;
-    if (!conv_form(n, &f) || f.form == FORM_FILTER) continue;
+    if (!conv_form(n, false, &f) || f.form == FORM_FILTER) continue;
     double flops = 1, lanes = 1;
     for (int l = 0; l < n->n_loops; l++) flops *= (double)n->ext[l];
     for (int d = 0; d < n->rank; d++)
@@ -226,5 +246,23 @@ bool conv_pays(const Graph *g) {
     all += flops;
     if (vectors > 0) filled += flops * lanes / (double)(vectors * LANES);
   }
-  return all > 0 && (layout_always || filled >= FILLED * all);
+  return all > 0 && filled >= FILLED * all;
+}
+
+bool conv_images_pay(const Graph *g) {
+  double all = 0, filled = 0;
+  if (layout_always) return layout_always == 2;
+  for (int i = 0; i < g->nodes.n && g->images_last; i++) {
+    const Node *n = g->nodes.v[i];
+    ConvForm f;
+    if (!conv_form(n, true, &f)) continue;
+    const Node *x = n->in[f.x];
+    int64_t images = x->dims[f.layout[0].perm[x->rank - 1]], vectors = (images + LANES - 1) / LANES;
+    double flops = 1;
+    if (f.groups || n->dtype != DT_FLOAT32) return false;
+    for (int l = 0; l < n->n_loops; l++) flops *= (double)n->ext[l];
+    all += flops;
+    if (images >= LANES) filled += flops * (double)images / (double)(vectors * LANES);
+  }
+  return all > 0 && filled >= FILLED * all && !conv_pays(g);
 }

@@ -8,12 +8,15 @@
 #include "layout.h"
 #include <string.h>
 
-Layout layout_channels(int rank, uint32_t channels) {
-  Layout l = {.set = true, .channels = channels};
+Layout layout_channels(int rank, uint32_t channels, bool images) {
+  Layout l = {.set = true, .channels = channels, .images = images};
   int at = 0;
-  for (int last = 0; last < 2; last++)
-    for (int d = 0; d < rank; d++)
-      if ((channels >> d & 1) == (unsigned)last) l.perm[at++] = (int8_t)d;
+  for (int d = 0; d < rank; d++)
+    if (!(channels >> d & 1)) l.perm[at++] = (int8_t)d;
+  for (int i = 0; i < rank; i++) {
+    int d = images ? rank - 1 - i : i;
+    if (channels >> d & 1) l.perm[at++] = (int8_t)d;
+  }
   return l;
 }
 
@@ -42,7 +45,7 @@ static bool moves_view(const Node *n, bool down, const Layout *from, Layout *to)
       channels |= from->channels & 1u << d; /* broadcast */
   }
   if (!channels || (channels & others)) return false;
-  *to = layout_channels(down ? n->rank : x->rank, channels);
+  *to = layout_channels(down ? n->rank : x->rank, channels, from->images);
   return true;
 }
 
@@ -106,7 +109,7 @@ static bool moves_reshape(const Node *n, bool down, const Layout *from, Layout *
     for (int e = 0; e < rank_to; e++)
       if ((from->channels >> d & 1) && gf[d] >= 0 && gf[d] == gt[e]) channels |= 1u << e;
   if (!channels) return false;
-  *to = layout_channels(rank_to, channels);
+  *to = layout_channels(rank_to, channels, from->images);
   return down ? layout_reshapes(n, from, to) : layout_reshapes(n, to, from);
 }
 

@@ -41,8 +41,8 @@ void pass_options_from_env(PassOptions *o);
 #include "passes.def"
 #undef PASS
 
-/* layout_conv.c: tests set it, so that channels come last also where it does not pay. */
-extern bool layout_always;
+/* layout_conv.c: tests set it, so that channels (1) or images (2) come last also where it does not pay. */
+extern int layout_always;
 
 /* memplan.c: no two buffers that are live at once overlap, and every node of a kernel's interface has one. Asserted in
  * debug builds after memplan; false, with the reason in `why` (may be NULL), if the plan is broken. */

@@ -441,6 +441,56 @@ static void test_channels_last(void **state) {
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) check_channels_last(&all[i]);
 }
 
+/* The same of one group with the images last: [h, w, c, n] and [o, kh, kw, c] to [h, w, o, n]. */
+static void check_images_last(const Nhwc *v, DType t) {
+  Feeds f = feeds_new();
+  Graph *g = graph_new(NULL, false);
+  int64_t dx[4] = {v->h, v->w, v->c, v->n}, dw[4] = {v->o, v->kh, v->kw, v->c};
+  int s = (int)v->stride, d = (int)v->dilation, p = -(int)v->pad;
+  int64_t ext[7] = {
+      out_size(v, v->h, v->kh), out_size(v, v->w, v->kw), v->o, v->n, v->kh, v->kw, v->c};
+  AffDim mx[4] = {loop2(0, s, 4, d, p), loop2(1, s, 5, d, p), aff_loop(6), aff_loop(3)};
+  AffDim mw[4] = {aff_loop(2), aff_loop(4), aff_loop(5), aff_loop(6)};
+  Node *x = random_feed(g, &f, "x", t, 4, dx), *w = random_feed(g, &f, "w", t, 4, dw);
+  Node *y = g_contract(g, x, w, 4, 7, ext, mx, mw);
+  assert_non_null(y);
+  assert_non_null(g_contract(g, w, x, 4, 7, ext, mw, mx)); /* operands swapped */
+  Node *gy = random_feed(g, &f, "gy", t, 4, y->dims), *xs[2] = {x, w}, *gxs[2];
+  assert_true(derive(g, 1, &y, &gy, 2, xs, gxs));
+  check_graph(g, &f, NULL, true);
+  Tensor **values = arena_array(f.a, Tensor *, g->nodes.n);
+  assert_true(graph_eval(g, &(EvalEnv){.lookup = feed, .user = &f}, f.a, values));
+  int found[8] = {0};
+  choice = WAY_IMAGES;
+  for (int i = 0; i < g->nodes.n; i++)
+    for (int e = 0; e < 2 && g->nodes.v[i]->prim == P_CONTRACT; e++)
+      found[check_contract(f.a, g->nodes.v[i], values, e, false)]++;
+  choice = WAY_RULE;
+  if (ext[0] > 1 && ext[1] > 1 && v->kh > 1 && v->kw > 1 && v->n > 1) {
+    assert_int_equal(found[PLAN_IMAGES], 6); /* forward, swapped, gradient of the input */
+    assert_int_equal(found[PLAN_IMAGES_GRAD], 2);
+  }
+  graph_free(g);
+  arena_free(f.a);
+}
+
+/* Strides, paddings, dilations; whole and partial vectors of images; few channels; taps that are nowhere inside. */
+static void test_images_last(void **state) {
+  (void)state;
+  static const Nhwc all[] = {
+      {64, 7, 6, 20, 1, 50, 5, 5, 1, 1, 0}, {32, 14, 28, 1, 1, 20, 5, 5, 1, 1, 0},
+      {48, 9, 10, 3, 1, 7, 3, 3, 1, 1, 1},  {50, 8, 7, 5, 1, 33, 3, 3, 2, 1, 1},
+      {16, 11, 12, 6, 1, 9, 5, 5, 2, 1, 2}, {100, 6, 5, 4, 1, 10, 3, 2, 3, 1, 1},
+      {17, 9, 9, 8, 1, 6, 3, 3, 1, 2, 2},   {33, 1, 20, 7, 1, 12, 1, 5, 1, 1, 0},
+      {80, 5, 5, 3, 1, 16, 5, 5, 1, 1, 4},  {20, 6, 6, 9, 1, 8, 6, 6, 1, 1, 0},
+      {24, 3, 4, 5, 1, 6, 3, 3, 1, 1, 5},   {8, 10, 9, 30, 1, 29, 3, 3, 4, 1, 1},
+      {19, 7, 7, 16, 1, 8, 1, 1, 2, 1, 0},  {40, 3, 2, 70, 1, 60, 2, 2, 1, 1, 0},
+      {1, 9, 9, 4, 1, 6, 3, 3, 1, 1, 1},    {256, 4, 40, 2, 1, 5, 3, 3, 1, 1, 1},
+  };
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    check_images_last(&all[i], i % 4 == 2 ? DT_FLOAT64 : DT_FLOAT32);
+}
+
 /* Products whose strides BLAS does not take: gathered. Mirrored, stepped and transposed batches. */
 static void test_awkward(void **state) {
   (void)state;
@@ -811,12 +861,12 @@ static void test_pool(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_pool),          cmocka_unit_test(test_products),
-      cmocka_unit_test(test_convolutions),  cmocka_unit_test(test_algorithms),
-      cmocka_unit_test(test_channels_last), cmocka_unit_test(test_awkward),
-      cmocka_unit_test(test_microkernels),  cmocka_unit_test(test_scatter),
-      cmocka_unit_test(test_sort),          cmocka_unit_test(test_choices),
-      cmocka_unit_test(test_tuning),
+      cmocka_unit_test(test_pool),         cmocka_unit_test(test_products),
+      cmocka_unit_test(test_convolutions), cmocka_unit_test(test_algorithms),
+      cmocka_unit_test(test_images_last),  cmocka_unit_test(test_channels_last),
+      cmocka_unit_test(test_awkward),      cmocka_unit_test(test_microkernels),
+      cmocka_unit_test(test_scatter),      cmocka_unit_test(test_sort),
+      cmocka_unit_test(test_choices),      cmocka_unit_test(test_tuning),
   };
   blas_setup();
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -337,12 +337,12 @@ static void test_executor(void **state) {
     if (!opcase_chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM | OF_HOST | OF_LOD)))
       continue;
     for (int k = 0; k < example_count(def); k++)
-      for (int t = 0; t < 2; t++) {
-        layout_always = t; /* the channel last in float64 */
-        sweep_executor(def, k, t ? DT_FLOAT64 : DT_FLOAT32, exec);
+      for (int t = 0; t < 3; t++) {
+        layout_always = t; /* the channel last in float64, the images in float32 */
+        sweep_executor(def, k, t == 1 ? DT_FLOAT64 : DT_FLOAT32, exec);
       }
   }
-  layout_always = false;
+  layout_always = 0;
   for (int t = 0; t < 2; t++) exec_free(exec[t]);
   printf("%d examples compiled and interpreted alike\n", n_cases - n_bad);
   assert_int_equal(n_bad, 0);

@@ -726,36 +726,76 @@ static kl_var *channels(kl_net *net) {
 }
 
 /* Permuting views are left where tensors come in and go out, at the flattening layer and its gradient, and behind the
- * gradient of the transposed convolution's filter. */
+ * gradient of the transposed convolution's filter; with the images last also around what has groups. */
 static void test_layout(void **state) {
   (void)state;
-  for (int all = 0; all < 2; all++) {
+  for (int way = 0; way < 4; way++) {
+    bool all = way % 2, images = way / 2;
     kl_net *net = kl_net_new();
     kl_var *loss = channels(net);
     kl_minimize(loss, kl_momentum(0.01, 0.9));
     Graph *g = graph_of(net, loss, 3);
     bool stopped;
-    layout_always = true;
+    layout_always = images ? 2 : 1;
     if (all)
       check_passes(g, 2e-4);
     else
       assert_true(passes_run(g, &(PassOptions){.stop_after = "layout"}, &stopped));
-    layout_always = false;
+    layout_always = 0;
     int inside = 0, convs = 0;
     for (int i = 0; i < g->nodes.n; i++) {
       const Node *n = g->nodes.v[i];
       if (n->prim == P_CONTRACT && n->rank == 4) {
         convs++;
-        assert_true(n->dims[3] == n->in[1]->dims[3] || n->dims[3] == n->in[1]->dims[2]);
+        if (images)
+          assert_true(n->dims[3] == 3 || n->in[1]->dims[3] == 3);
+        else
+          assert_true(n->dims[3] == n->in[1]->dims[3] || n->dims[3] == n->in[1]->dims[2]);
       }
       inside += permutes(n) && !node_is_source(n->in[0]);
     }
     for (int i = 0; i < g->writes.n; i++) inside -= permutes(g->writes.v[i].node);
     print_message("%d contractions over windows, %d permutations\n", convs, inside);
-    assert_int_equal(inside, 3);
+    assert_int_equal(inside, images ? 6 : 3);
     graph_free(g);
     kl_net_free(net);
   }
+}
+
+/* How many contractions over windows have the images last. */
+static int images_last(int64_t filters, int64_t groups, int64_t batch, bool there) {
+  kl_net *net = kl_net_new();
+  kl_var *x = kl_data(net, "x", KL_FLOAT32, -1, 2, 9, 8);
+  kl_var *y = kl_data(net, "label", KL_INT64, -1, 1);
+  kl_var *h = kl_pool2d(kl_conv2d(x, filters, 3, .act = "relu"), "max", 2);
+  h = kl_conv2d(h, filters, 2, .pad = 1, .groups = groups, .act = "relu");
+  kl_var *loss = loss_of(kl_fc(h, 10), y);
+  kl_minimize(loss, kl_momentum(0.01, 0.9));
+  Graph *g = graph_of(net, loss, batch);
+  bool stopped;
+  int n = 0;
+  g->images_last = there;
+  assert_true(passes_run(g, &(PassOptions){.stop_after = "layout"}, &stopped));
+  for (int i = 0; i < g->nodes.n; i++) {
+    const Node *c = g->nodes.v[i];
+    n += c->prim == P_CONTRACT && c->n_loops > 4 &&
+         (c->dims[c->rank - 1] == batch || c->in[1]->dims[c->in[1]->rank - 1] == batch);
+  }
+  graph_free(g);
+  kl_net_free(net);
+  return n;
+}
+
+/* Where the channels would not fill vectors and the images do; in all passes: forward, two gradients of filters, one of an input. */
+static void test_images_last(void **state) {
+  (void)state;
+  assert_int_equal(images_last(20, 1, 64, true), 5);
+  assert_int_equal(images_last(20, 1, 100, true), 5);
+  assert_int_equal(images_last(20, 1, 64, false), 0); /* no such kernels */
+  assert_int_equal(images_last(32, 1, 64, true), 0);  /* channels fill them */
+  assert_int_equal(images_last(20, 1, 5, true), 0);
+  assert_int_equal(images_last(20, 1, 18, true), 0);
+  assert_int_equal(images_last(20, 4, 64, true), 0);
 }
 
 static void test_plan_check(void **state) {
@@ -853,6 +893,7 @@ int main(void) {
       cmocka_unit_test_teardown(test_programs, clear_error),
       cmocka_unit_test_teardown(test_lenet_groups, clear_error),
       cmocka_unit_test_teardown(test_layout, clear_error),
+      cmocka_unit_test_teardown(test_images_last, clear_error),
       cmocka_unit_test_teardown(test_plan_check, clear_error),
       cmocka_unit_test_teardown(test_failing_checks_leave_state, clear_error),
       cmocka_unit_test_teardown(test_workspace, clear_error),

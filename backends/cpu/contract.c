@@ -318,9 +318,19 @@ static PlanKind by_window(Arena *a, Plan *p) {
   return p->im2col ? PLAN_IM2COL : PLAN_COL2IM;
 }
 
+static PlanKind by_images(Arena *a, Plan *p) {
+  for (int x = 0; x < 2; x++) {
+    if (images_plan(a, p, x)) return PLAN_IMAGES;
+    if (images_grad_plan(a, p, x)) return PLAN_IMAGES_GRAD;
+  }
+  return PLAN_LOOPS;
+}
+
 static PlanKind by_rule(Arena *a, Plan *p) {
   static PlanKind (*const all[])(Arena *, Plan *) = {by_conv, by_filter, by_gemm, by_window};
   if (p->frame.computed >= 0) return by_filter(a, p);
+  PlanKind images = by_images(a, p);
+  if (images != PLAN_LOOPS) return images;
   if (is_plain(p) && gemm_shares_plan(a, p)) return PLAN_GEMM;
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
     PlanKind kind = all[i](a, p);
@@ -329,8 +339,9 @@ static PlanKind by_rule(Arena *a, Plan *p) {
   return PLAN_LOOPS;
 }
 
-static PlanKind (*const way_plan[WAY_N])(Arena *, Plan *) = {by_rule, by_conv, by_direct, by_filter,
-                                                             by_gemm, by_gemm, by_window};
+static PlanKind (*const way_plan[WAY_N])(Arena *, Plan *) = {by_rule,   by_conv,  by_direct,
+                                                             by_filter, by_gemm,  by_gemm,
+                                                             by_window, by_images};
 
 /* By generated loops alone if nothing else serves it. */
 static Plan *plan_of(Arena *a, const Kernel *k, Way way, const TileRow *only, bool no_blas) {
@@ -359,7 +370,8 @@ Plan *contract_plan(Arena *a, const Kernel *k, bool no_blas) {
 }
 
 void plan_text(const Plan *p, char text[24]) {
-  static const char *const names[] = {"loops", "gemm", "im2col", "col2im", "conv", "filter"};
+  static const char *const names[] = {"loops", "gemm",   "im2col", "col2im",
+                                      "conv",  "filter", "images", "images"};
   const TileRow *t = p->tile;
   const char *name = names[p->kind];
   if (p->kind == PLAN_CONV && p->conv->winograd.m) name = "winograd";

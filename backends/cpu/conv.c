@@ -102,15 +102,14 @@ static PartAxis turned(PartAxis p) {
   return p;
 }
 
-/* The parts of one axis; 0: not of the form. */
-static int axis_parts(const Facts *f, const Found *r, int i, PartAxis *to) {
-  if (i >= r->n) {
+int conv_axis(const Facts *f, int x, int dim, int pos, int tap, PartAxis *to) {
+  if (dim < 0) {
     *to = (PartAxis){.out_step = 1, .n = 1, .in_step = 1, .taps = 1, .k_step = 1};
     return 1;
   }
-  const CDim *c = &f->dim[r->x][r->sp[i].dim];
-  int64_t n = f->loop[r->sp[i].pos].ext, taps = r->sp[i].tap < 0 ? 1 : f->loop[r->sp[i].tap].ext;
-  int64_t cp = dim_factor(c, r->sp[i].pos), ct = dim_factor(c, r->sp[i].tap), s = c->div;
+  const CDim *c = &f->dim[x][dim];
+  int64_t n = f->loop[pos].ext, taps = tap < 0 ? 1 : f->loop[tap].ext;
+  int64_t cp = dim_factor(c, pos), ct = dim_factor(c, tap), s = c->div;
   PartAxis p = {.out_step = 1, .n = n, .in = c->off, .in_step = cp, .tap_step = ct, .taps = taps};
   p.k_step = 1;
   if (s == 1) {
@@ -133,6 +132,12 @@ static int axis_parts(const Facts *f, const Found *r, int i, PartAxis *to) {
     *q = turned(*q);
   }
   return (int)s;
+}
+
+static int axis_parts(const Facts *f, const Found *r, int i, PartAxis *to) {
+  const Spatial *s = &r->sp[i];
+  return i < r->n ? conv_axis(f, r->x, s->dim, s->pos, s->tap, to)
+                  : conv_axis(f, r->x, -1, -1, -1, to);
 }
 
 static bool inside(const PartAxis *p, int64_t size) {

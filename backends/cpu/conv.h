@@ -68,6 +68,9 @@ typedef struct ConvPlan {
 } ConvPlan;
 
 KernelFn conv_pack, conv_tasks; /* conv_run.c */
+/* The parts of an axis, at most 4: positions and taps (loops; -1: none) meet in dimension `dim` of operand x; -1: one position.
+ * 0: not of the form. */
+int conv_axis(const Facts *f, int x, int dim, int pos, int tap, PartAxis *to);
 /* Elements *e0..*e1-1 of an image's result, those of all columns, are what a chunk computes. */
 void conv_chunk(const ConvPlan *p, int64_t chunk, int64_t *e0, int64_t *e1);
 

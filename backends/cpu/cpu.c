@@ -300,8 +300,11 @@ static void describe(Str *out) {
   loops_describe(out);
 }
 
+static bool cpu_images_last(void) { return tile_of_form(DT_FLOAT32, FORM_DOT) != NULL; }
+
 const Backend backend_cpu = {
     .name = "cpu",
+    .images_last = cpu_images_last,
     .schedule = cpu_schedule,
     .takes_operand = cpu_takes_operand,
     .compile = cpu_compile,

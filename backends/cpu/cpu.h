@@ -88,7 +88,9 @@ typedef enum PlanKind {
   PLAN_IM2COL,
   PLAN_COL2IM,
   PLAN_CONV,
-  PLAN_FILTER
+  PLAN_FILTER,
+  PLAN_IMAGES,
+  PLAN_IMAGES_GRAD
 } PlanKind;
 /* Algorithms that can be asked for: Kernel.choice is one of them, plus WAY_N * (1 + a row of the table of tiles) if it is to
  * use that tile. */
@@ -100,6 +102,7 @@ typedef enum Way {
   WAY_GEMM,   /* one product after another, by microkernels */
   WAY_BLAS,   /* the same by OpenBLAS */
   WAY_WINDOW, /* im2col, col2im */
+  WAY_IMAGES, /* vectors along the images */
   WAY_N
 } Way;
 typedef struct Plan {
@@ -117,6 +120,8 @@ typedef struct Plan {
   struct Col2imPlan *col2im;
   struct ConvPlan *conv;
   struct FilterPlan *filter;
+  struct ImagesPlan *images;
+  struct ImagesGrad *images_grad;
   struct MicroPlan *micro; /* of its matrix products; NULL: by BLAS */
   int64_t pack_at;         /* where the thread's scratch for them begins */
   struct MicroSet *set;    /* the microkernels to compile; NULL: none */
@@ -215,12 +220,14 @@ enum { MOST_SHARES = 16 };
 /* A last phase: the result is the sum of n parts that the phases before leave in the workspace. */
 void add_shares(Plan *p, int n);
 
-/* ---- conv.c (winograd.c), filter.c, gemm.c, im2col.c, col2im.c: five ways ---- */
+/* ---- conv.c (winograd.c), filter.c, images.c, images_grad.c, gemm.c, im2col.c, col2im.c: seven ways ---- */
 bool filter_plan(Arena *a, Plan *p);
 bool filter_takes(const Plan *p, const Kernel *k, int x); /* see Backend.takes_operand */
 bool conv_plan(Arena *a, Plan *p);
 int64_t conv_items(const Plan *p);                            /* KernelCode.items */
 bool conv_rows(const Plan *p, const Kernel *k, TaskRows *to); /* see loop_rows */
+bool images_plan(Arena *a, Plan *p, int x);                   /* x: the operand that has images */
+bool images_grad_plan(Arena *a, Plan *p, int x);              /* x: the operand with windows */
 bool gemm_plan(Arena *a, Plan *p);
 bool gemm_shares_plan(Arena *a, Plan *p);   /* only if K is divided */
 bool im2col_plan(Arena *a, Plan *p, int x); /* x: the operand that is gathered */

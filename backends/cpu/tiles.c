@@ -29,6 +29,12 @@ Isa tile_isa(void) {
   return ISA_NONE;
 }
 
+const TileRow *tile_of_form(DType t, Form form) {
+  for (const TileRow *r = tile_table; r->isa != ISA_NONE; r++)
+    if (r->isa == tile_isa() && r->dtype == t && r->form == form) return r;
+  return NULL;
+}
+
 int64_t tile_unit(const TileRow *t) { return t->form == FORM_DOT ? 1 : t->lanes; }
 
 Blocks equal_blocks(int64_t total, int64_t largest) {

@@ -33,7 +33,8 @@ static inline int64_t block_start(const Blocks *b, int64_t i) {
 
 /* What this thread's plans are for: the machine, or the one that tiles_for was last told. ISA_NONE: no microkernels. */
 Isa tile_isa(void);
-void tiles_for(const char *target);  /* as in CompileOptions; NULL: this machine */
+void tiles_for(const char *target);              /* as in CompileOptions; NULL: this machine */
+const TileRow *tile_of_form(DType t, Form form); /* the first that this machine has; NULL: none */
 int64_t tile_unit(const TileRow *t); /* columns of a "vector": lanes, or 1 in the form DOT */
 Blocks equal_blocks(int64_t total, int64_t largest);
 Blocks vector_blocks(int64_t n, const TileRow *t); /* n columns in panels, counted in vectors */

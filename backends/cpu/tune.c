@@ -249,7 +249,8 @@ static int fastest(const Trial *t) {
 static bool measure(Trial *t) {
   for (int way = WAY_RULE; way < WAY_N; way++) add(t, way);
   if (!compare(t, 0, 0)) return false;
-  static const Way by_kind[] = {WAY_RULE, WAY_GEMM, WAY_WINDOW, WAY_WINDOW, WAY_CONV, WAY_FILTER};
+  static const Way by_kind[] = {WAY_RULE, WAY_GEMM,   WAY_WINDOW, WAY_WINDOW,
+                                WAY_CONV, WAY_FILTER, WAY_IMAGES, WAY_IMAGES};
   int best = fastest(t), way = t->c[best].choice, from = t->n;
   if (way == WAY_RULE) way = by_kind[t->c[best].plan->kind];
   for (int i = 0; tile_table[i].isa != ISA_NONE; i++)
