@@ -110,7 +110,7 @@ static void print_text(FILE *to, const char *s, const char *indent) {
     else if (!n || *p < 0x20 || *p == 0x7f)
       fprintf(to, "\\x%02x", *p++);
     else
-      p += fwrite(p, 1, (size_t)n, to);
+      fwrite(p, 1, (size_t)n, to), p += n;
   }
 }
 

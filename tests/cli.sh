@@ -326,6 +326,22 @@ expect_error "train: --log is no folder" E-IO-002 'notadir' "${train[@]}" "${fee
 "$kiln" dump main.pdmodel >/dev/full 2>err
 rc=$?
 [ $rc -eq 1 ] && grep -q 'E-IO-002' err && pass "standard output is full" || bad "standard output is full" "exit $rc"
+for args in --help --version 'ops --markdown' 'ops --help'; do
+  # shellcheck disable=SC2086
+  "$kiln" $args >/dev/full 2>err
+  rc=$?
+  [ $rc -eq 1 ] && grep -q 'E-IO-002' err && pass "standard output is full: $args" || bad "standard output is full: $args" "exit $rc"
+done
+"${train[@]}" "${feeds[@]}" --epochs 1 >/dev/full 2>err
+rc=$?
+[ $rc -eq 1 ] && grep -q 'E-IO-002' err && pass "standard output is full: train" || bad "standard output is full: train" "exit $rc"
+for to in /dev/full '&-'; do # an error that nobody can read still ends the program
+  eval "timeout 20 '$kiln' dump none.pdmodel 2>$to" >out
+  rc=$?
+  [ $rc -eq 1 ] && pass "standard error is $to" || bad "standard error is $to" "exit $rc"
+done
+"$kiln" convert main.kl -o held.pdmodel >&- 2>&- <&-
+same "closed streams reach no file" held.pdmodel main.pdmodel
 mkdir small
 if [ "$(id -u)" = 0 ] && mount -t tmpfs -o size=8k none small 2>/dev/null; then
   cp kept.pdmodel small/x.pdmodel

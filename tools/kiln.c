@@ -2,7 +2,9 @@
  *   --plugin LIB.so        load custom operators (repeatable)
  *   --error-format=json    errors as one JSON object on stderr */
 #include "tools.h"
+#include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 static const Verb verbs[] = {
 #define VERB(name, summary) {#name, verb_##name, summary},
@@ -36,8 +38,27 @@ static int global_flag(int argc, char **argv, int i) {
   return 0;
 }
 
+/* A file that is opened later must not become one of the standard streams where these are closed. */
+static void hold_streams(void) {
+  int fd;
+  do fd = open("/dev/null", O_RDONLY);
+  while (fd >= 0 && fd <= STDERR_FILENO);
+  if (fd >= 0) close(fd);
+}
+
+static int run_verb(int argc, char **argv) {
+  const char *name = argv[0];
+  if (!strcmp(name, "--help") || !strcmp(name, "-h") || !strcmp(name, "help"))
+    return print_help(stdout), 0;
+  if (!strcmp(name, "--version")) return printf("kiln %s\n", KILN_VERSION), 0;
+  for (int v = 0; v < N_VERBS; v++)
+    if (!strcmp(name, verbs[v].name)) return verbs[v].run(argc, argv);
+  return unknown_verb(name);
+}
+
 int main(int argc, char **argv) {
   int i = 1;
+  hold_streams();
   while (i < argc) {
     int took = global_flag(argc, argv, i);
     if (err_any()) return report();
@@ -45,18 +66,10 @@ int main(int argc, char **argv) {
     i += took;
   }
   if (i >= argc) return print_help(stderr), 2;
-  const char *name = argv[i];
-  if (!strcmp(name, "--help") || !strcmp(name, "-h") || !strcmp(name, "help"))
-    return print_help(stdout), 0;
-  if (!strcmp(name, "--version")) return printf("kiln %s\n", KILN_VERSION), 0;
-  for (int v = 0; v < N_VERBS; v++) {
-    if (strcmp(name, verbs[v].name)) continue;
-    int rc = verbs[v].run(argc - i, argv + i);
-    if (fflush(stdout) != 0 && !rc) {
-      err_set(E_IO_002, "standard output cannot be written");
-      rc = report();
-    }
-    return rc;
+  int rc = run_verb(argc - i, argv + i);
+  if ((fflush(stdout) != 0 || ferror(stdout)) && !rc) {
+    err_set(E_IO_002, "standard output cannot be written");
+    rc = report();
   }
-  return unknown_verb(name);
+  return rc;
 }
