@@ -187,6 +187,15 @@ static int *effective_uses(const Fuse *f) {
   return uses;
 }
 
+/* Do its neighbours lie apart in what it reads? Then a window is read better in the order in which it lies. */
+static bool turns(const Node *v) {
+  const Node *x = v->in[0];
+  int d = x->rank - 1, l = v->rank - 1;
+  while (d > 0 && x->dims[d] == 1) d--;
+  while (l > 0 && v->dims[l] == 1) l--;
+  return d >= 0 && l >= 0 && v->map[0][d].l0 != l && v->map[0][d].l1 != l;
+}
+
 void choose_roots(Fuse *f) {
   int *depth = arena_array(f->a, int, f->n);
   forced(f);
@@ -199,6 +208,8 @@ void choose_roots(Fuse *f) {
       Node *x = n->in[k];
       bool again = (n->prim == P_VIEW && view_repeats(n)) || (n->prim == P_GATHER && k == 0);
       if (again && f->cost[x->id] > CHEAP && x->prim != P_RESHAPE) make_root(f, x);
+      bool pooled = prim_is_reduce(node_base(x)->prim) && f->cost[x->id] > CHEAP;
+      if (n->prim == P_VIEW && pooled && turns(n)) make_root(f, x);
       if (n->prim == P_RESHAPE && !unit_reshape(n) && f->cost[x->id] > 0) make_root(f, x);
     }
     f->cost[i] = map_cost(f, n);

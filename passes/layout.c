@@ -1,5 +1,6 @@
-/* Channels last: convolutions and what is around them are computed on permuted tensors. In: a simplified Graph. Out: an equal
- * one up to the order of summation; without convolutions, or where it does not pay (conv_pays), the same.
+/* Channels last, or images last: convolutions and what is around them are computed on permuted tensors. In: a simplified
+ * Graph. Out: an equal one up to the order of summation; without convolutions, or where it does not pay (conv_pays,
+ * conv_images_pay), the same.
  *
  *   layout_conv.c    which contractions are convolutions, and the order of dimensions that suits each
  *   layout_move.c    what a layout on one side of a node is on the other

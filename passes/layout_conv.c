@@ -11,8 +11,14 @@
  *   input gradient    m.. space.. group.. k..  taps.. n.. group k..   m.. space.. group n..    taps.. k..
  *   filter gradient   k.. space.. group.. m..  k.. space.. group n..  taps.. m.. group n..     k.. space..
  *
- * that is, a filter is [KH, KW, I, O] in all three. With groups, a channel loop of size 1 is left out behind the group,
- * so that depthwise is [N, H, W, C] with [KH, KW, 1, C] to [N, OH, OW, C]. x becomes the first operand, and in a window
+ * that is, a filter is [KH, KW, I, O] in all three. With the images last, [H, W, C, N], it is [O, KH, KW, I]:
+ *
+ *   convolution       space.. group.. k.. m..  n.. taps.. k..          space.. group.. n.. m..    taps.. k..
+ *   input gradient    space.. group.. k.. m..  k.. taps.. n..          space.. group.. n.. m..    taps.. k..
+ *   filter gradient   space.. group.. m.. k..  space.. group.. n.. k..  n.. taps.. m..             space.. k..
+ *
+ * With groups, a channel loop of size 1 is left out behind the group, so that depthwise is [N, H, W, C] with
+ * [KH, KW, 1, C] to [N, OH, OW, C]. x becomes the first operand, and in a window
  * the result's loop is the first term. */
 #include "layout.h"
 #include <string.h>

@@ -490,6 +490,14 @@ static const FuseCase fuse_cases[] = {
      "%2 float32 [1] = const 0.9\n%3 float32 [1] = mul %0 %2\n%4 float32 [1] = mul %1 %2\n"
      "write \"a\" %3\nwrite \"b\" %4\n",
      1},
+    {"a window's largest is found in the order in which it lies",
+     "graph\n%0 float32 [4, 6, 8] = feed \"x\"\n%1 float32 [1, 6, 8] = rmax %0 {axes=[0]}\n"
+     "%2 float32 [8, 6] = view %1 [0, i1, i0] pad 0\nfetch \"y\" %2\n",
+     2},
+    {"and only if that differs",
+     "graph\n%0 float32 [4, 6, 8] = feed \"x\"\n%1 float32 [1, 6, 8] = rmax %0 {axes=[0]}\n"
+     "%2 float32 [6, 8] = view %1 [0, -i0+5, i1] pad 0\nfetch \"y\" %2\n",
+     1},
     {"constants and sources as results",
      "graph\n" X23 C("4") "%2 int32 [3] = iota {axis=0}\n"
                           "fetch \"x\" %0\nfetch \"c\" %1\nfetch \"i\" %2\n",

@@ -2,6 +2,8 @@
  *
  * In: the kernel's CONTRACT, a sum of products over loops whose operands are addressed by AffDims. Out: a Plan.
  * The loops of extent 1 are dropped, and each other loop is classed by the tensors it moves through. Then
+ *   windows, and neighbouring images in operand and result                  images.c      direct convolution
+ *   the same summed over images and positions                               images_grad.c gradients of filters
  *   neighbouring channels in one operand and columns in the result          conv.c     direct convolution, products,
  *                                                                           winograd.c and 3x3 if an error is allowed
  *   the same summed over positions                                          filter.c   gradients of filters

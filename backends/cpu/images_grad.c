@@ -196,7 +196,7 @@ static bool choose_tile(const Plan *plan, ImagesGrad *p) {
     for (int i = 0; i < 4; i++) {
       double mr = (double)(r.size + (i & 1)), nv = (double)(v.size + i / 2);
       c += (double)(i & 1 ? r.more : r.n - r.more) * (double)(i / 2 ? v.more : v.n - v.more) *
-           (steps * tile_cycles(mr, nv) + 12 * mr + 30);
+           (steps * tile_cycles(mr, nv) + 16 * mr + 60);
     }
     if (best && c >= best) continue;
     best = c;
