@@ -340,6 +340,10 @@ for to in /dev/full '&-'; do # an error that nobody can read still ends the prog
   rc=$?
   [ $rc -eq 1 ] && pass "standard error is $to" || bad "standard error is $to" "exit $rc"
 done
+mkdir limit
+(ulimit -f 1 && exec "$kiln" convert main.kl -o limit/x.pdmodel) 2>err
+rc=$?
+[ $rc -eq 1 ] && grep -q 'E-IO-002' err && [ -z "$(ls -A limit)" ] && pass "a limit on the size of files" || bad "a limit on the size of files" "exit $rc"
 "$kiln" convert main.kl -o held.pdmodel >&- 2>&- <&-
 same "closed streams reach no file" held.pdmodel main.pdmodel
 mkdir small

@@ -3,6 +3,7 @@
  *   --error-format=json    errors as one JSON object on stderr */
 #include "tools.h"
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -59,6 +60,7 @@ static int run_verb(int argc, char **argv) {
 int main(int argc, char **argv) {
   int i = 1;
   hold_streams();
+  signal(SIGXFSZ, SIG_IGN); /* a write over the limit of ulimit -f fails like one on a full disk */
   while (i < argc) {
     int took = global_flag(argc, argv, i);
     if (err_any()) return report();
