@@ -8,13 +8,13 @@
  *
  * Mapping reads the entry's head. Each kernel's part is verified when the kernel needs it for the first time, which brings it
  * into the processor's caches; a part that is damaged is made again in its place. When a run has verified all, later processes
- * need not. Less than LEAST bytes are not worth a file. */
+ * need not. Less than LEAST bytes are not worth a file: the caches of a core hold them, if they lie in huge pages. */
 #include "internal.h"
 #include "../passes/rewrite.h"
 #include <stdatomic.h>
 #include <string.h>
 
-static const int64_t LEAST = (int64_t)1 << 20;
+static const int64_t LEAST = (int64_t)4 << 20;
 
 /* ---- the key ---- */
 
@@ -195,7 +195,8 @@ void kept_take(Executable *x, Scope *scope, Pool *pool) {
   bool known = find_key(x, scope, &key), found = known && map_kept(x, scope, a, &key, pool);
   arena_free(a);
   if (found) return;
-  x->kept = place_take(x->options.device, kept_size(x));
+  x->kept = place_take(x->options.device,
+                       x->options.device ? kept_size(x) : mem_whole_pages(kept_size(x)));
   x->to_store = known && cache_takes_large(kept_size(x));
   if (x->to_store) pool_run(pool, all_blocks(x), clear_share, &(Blocks){.x = x});
 }

@@ -150,6 +150,7 @@ static bool check_feeds(const Program *p, int n, const Feed *feeds) {
 
 static void ensure_memory(Device *d, uint8_t **p, size_t *have, size_t want) {
   if (*have >= want) return;
+  if (!d) want = mem_whole_pages(want);
   place_free(d, *p);
   *p = NULL;
   *have = 0;

@@ -112,6 +112,9 @@ _Noreturn void mem_rethrow(void); /* after a guard caught: on to the next outer 
 #define MEM_GUARD(g) (mem_guard(&(g)), setjmp((g).jump))
 void *mem_alloc(size_t n); /* zeroed, 64-byte aligned; outside any arena; free with mem_free */
 void *mem_take(size_t n);  /* the same, not zeroed: for what is written before it is read */
+/* n, or a little more than n, such that a block of so many bytes lies in huge pages, not scattered over the sets of a cache:
+ * for what is to stay in the second-level cache from run to run. */
+size_t mem_whole_pages(size_t n);
 void mem_free(void *p);
 void mem_trim(void); /* gives what is free back to the system; takes milliseconds */
 Arena *arena_new(void);

@@ -18,10 +18,13 @@ enum {
   BIG = 512
 };
 
+static const size_t HUGE = (size_t)2 << 20;
+
+size_t mem_whole_pages(size_t n) { return n < HUGE / 4 ? n : (n + HUGE - 1) / HUGE * HUGE; }
+
 /* Large blocks ask for huge pages: tensors are read and written all over. */
 static void *default_alloc(size_t n) {
-  enum { HUGE = 2 << 20 };
-  if (n < 2 * HUGE) return aligned_alloc(64, (n + 63) & ~(size_t)63);
+  if (n < 2 * HUGE && n % HUGE) return aligned_alloc(64, (n + 63) & ~(size_t)63);
   void *p = aligned_alloc(HUGE, (n + HUGE - 1) / HUGE * HUGE);
   if (p) madvise(p, n / HUGE * HUGE, MADV_HUGEPAGE); /* a refusal costs speed only */
   return p;
