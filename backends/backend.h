@@ -153,8 +153,16 @@ void pool_free(Pool *p);
 int pool_threads(const Pool *p);
 /* fn(user, thread, begin, end) on each thread's static share of n tasks; returns when all are done. */
 typedef void PoolFn(void *user, int thread, int64_t begin, int64_t end);
-/* The same on the calling thread alone. Both run fn with denormal numbers flushed to zero. */
+/* On the calling thread alone. All of these run fn with denormal numbers flushed to zero. */
 void pool_run_here(int64_t n, PoolFn *fn, void *user);
 void pool_run(Pool *p, int64_t n, PoolFn *fn, void *user);
+/* One step after the other: each sees what those before it did. */
+typedef struct PoolStep {
+  PoolFn *fn;
+  void *user;
+  int64_t n; /* tasks */
+  bool here; /* on the calling thread, while the others wait */
+} PoolStep;
+void pool_run_steps(Pool *p, int n, const PoolStep *steps);
 
 #endif

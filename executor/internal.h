@@ -73,10 +73,11 @@ struct Executor {
   Pool *pool;
   Executable *cache; /* most recently used first */
   Executable *last;
-  int compiled;       /* see exec_compiled */
-  struct Plan *plans; /* of programs that run in parts, the same */
-  Arena *tmp;         /* of the run in progress; emptied by the next one */
-  uint8_t *memory;    /* the arena of the executables, as large as the largest */
+  int compiled;        /* see exec_compiled */
+  struct Plan *plans;  /* of programs that run in parts, the same */
+  Arena *tmp;          /* of the run in progress; emptied by the next one */
+  struct Again *again; /* the last run, in tmp, if the next may be the same; else NULL */
+  uint8_t *memory;     /* the arena of the executables, as large as the largest */
   size_t memory_bytes;
   uint8_t *scratch; /* one piece per thread */
   size_t scratch_bytes;
@@ -172,6 +173,8 @@ bool scope_map_params(Scope *s, const Program *p, const char *path);
 /* All of them or, if memory is refused, none, with their offsets of sequences as NAME@LOD. origin: of each, or NULL. */
 void scope_set_all(Scope *s, Arena *a, int n, Var *const *vars, const Tensor *t,
                    const ParamLevels *levels, const uint64_t *origin);
+/* Differs whenever any value, or the address of one, may. */
+uint64_t scope_changes(const Scope *s);
 /* Differs whenever the offsets of sequences of any variable do; 0: none has any. */
 uint64_t scope_lods(Scope *s);
 /* The variable, if it may be the offsets of sequences; else NULL. */

@@ -53,31 +53,29 @@ void bind_buffers(Run *u) {
   }
   if (u->device) place_constants(u->x, u->at);
   bind_states(u);
-  int most = 0;
-  for (int i = 0, sum = 0; i < g->kernels.n; i++) {
-    sum = g->kernels.v[i]->chained && !g->kernels.v[i]->chain ? sum : 0;
-    sum += u->x->n_bufs[i];
-    if (sum > most) most = sum;
-  }
-  u->args = arena_array(u->e->tmp, void *, most + 1);
 }
 
+/* Of a kernel, or of several that run item by item: then chain is the first one's code, and bufs are those of all, one
+ * kernel's after the other's. */
 typedef struct Phase {
   KernelFn *fn;
   const void *self;
-  void *const *bufs;
-  Run *run;
+  void **bufs;
+  const Steps *of;
+  const KernelCode *chain;
+  const int *n_bufs; /* of a chain's kernels */
 } Phase;
 
 static void phase_share(void *user, int thread, int64_t begin, int64_t end) {
   const Phase *p = user;
-  Executor *e = p->run->e;
-  RunCtx c = {.seed = p->run->seed,
-              .step = p->run->step,
+  Run *u = p->of->run;
+  size_t scratch = (size_t)u->x->scratch_bytes;
+  RunCtx c = {.seed = u->seed,
+              .step = u->step,
               .check_failed = check_failed,
-              .scratch = e->scratch + (size_t)thread * (size_t)p->run->x->scratch_bytes,
-              .scratch_bytes = (size_t)p->run->x->scratch_bytes,
-              .record = &p->run->check};
+              .scratch = u->e->scratch + (size_t)thread * scratch,
+              .scratch_bytes = scratch,
+              .record = &u->check};
   if (begin < end) p->fn(p->self, p->bufs, begin, end, &c);
 }
 
@@ -99,19 +97,21 @@ static bool is_kept(Run *u) {
 }
 
 /* Its buffers, and all its phases but the last `less`. */
-static void run_phases(Run *u, int i, void **args, int less) {
+static void add_phases(Run *u, int i, int less) {
   Executable *x = u->x;
+  Steps *all = u->steps;
   const KernelCode *c = &x->code[i];
   const Kernel *k = x->graph->kernels.v[i];
   bool prepared = u->kept && k->ws && k->ws->kind == B_KEPT && kept_holds(x, k->ws, u->e->pool);
-  for (int j = 0; j < x->n_bufs[i]; j++)
+  void **args = all->args + all->n_args;
+  for (int j = 0; j < x->n_bufs[i]; j++) {
     args[j] = prepared && j == k->prepares - 1 ? NULL : buffer_address(u, x->bufs[i][j]);
+    all->arg_of[all->n_args++] = x->bufs[i][j];
+  }
   for (int j = prepared; j < c->n_phases - less; j++) {
-    Phase p = {c->phase[j].fn, c->phase[j].self, args, u};
-    if (c->cost < INLINE_COST_NS)
-      pool_run_here(c->phase[j].n_tasks, phase_share, &p);
-    else
-      pool_run(u->e->pool, c->phase[j].n_tasks, phase_share, &p);
+    Phase *p = &all->phase[all->n];
+    *p = (Phase){c->phase[j].fn, c->phase[j].self, args, all, NULL, NULL};
+    all->step[all->n++] = (PoolStep){phase_share, p, c->phase[j].n_tasks, c->cost < INLINE_COST_NS};
   }
 }
 
@@ -122,33 +122,30 @@ static int chain_length(const Run *u, int i) {
   return alone ? 1 : c->chain;
 }
 
-typedef struct Chain {
-  Run *run;
-  int first;
-  const KernelCode *code; /* of the first */
-} Chain;
-
 static void chain_share(void *user, int thread, int64_t begin, int64_t end) {
-  const Chain *c = user;
-  const Executable *x = c->run->x;
-  void **args[KL_CHAIN] = {c->run->args};
-  for (int i = 1; i < c->code->chain; i++) args[i] = args[i - 1] + x->n_bufs[c->first + i - 1];
+  const Phase *c = user;
+  void **args[KL_CHAIN] = {c->bufs};
+  for (int i = 1; i < c->chain->chain; i++) args[i] = args[i - 1] + c->n_bufs[i - 1];
   for (int64_t item = begin; item < end; item++)
-    for (int i = 0; i < c->code->n_steps; i++) {
-      const ChainStep *s = &c->code->steps[i];
-      const KernelCode *k = &c->code[s->kernel];
+    for (int i = 0; i < c->chain->n_steps; i++) {
+      const ChainStep *s = &c->chain->steps[i];
+      const KernelCode *k = &c->chain[s->kernel];
       int last = k->n_phases - 1;
-      int64_t at = item * (k->phase[last].n_tasks / c->code->items);
-      Phase p = {k->phase[last].fn, k->phase[last].self, args[s->kernel], c->run};
+      int64_t at = item * (k->phase[last].n_tasks / c->chain->items);
+      Phase p = {k->phase[last].fn, k->phase[last].self, args[s->kernel], c->of, NULL, NULL};
       phase_share(&p, thread, at + s->begin, at + s->end);
     }
 }
 
-static void run_chain(Run *u, int i, int n) {
-  Chain c = {u, i, &u->x->code[i]};
-  void **args = u->args;
-  for (int j = i; j < i + n; args += u->x->n_bufs[j++]) run_phases(u, j, args, n > 1);
-  if (n > 1) pool_run(u->e->pool, c.code->items, chain_share, &c);
+static void add_kernels(Run *u, int i, int n) {
+  Steps *all = u->steps;
+  const KernelCode *c = &u->x->code[i];
+  void **args = all->args + all->n_args;
+  for (int j = i; j < i + n; j++) add_phases(u, j, n > 1);
+  if (n == 1) return;
+  Phase *p = &all->phase[all->n];
+  *p = (Phase){.bufs = args, .of = all, .chain = c, .n_bufs = &u->x->n_bufs[i]};
+  all->step[all->n++] = (PoolStep){chain_share, p, c->items, false};
 }
 
 bool report_check(const Executable *x, const CheckRecord *check, uint64_t step) {
@@ -164,18 +161,62 @@ bool report_check(const Executable *x, const CheckRecord *check, uint64_t step) 
   return false;
 }
 
+static void new_steps(Run *u) {
+  const Executable *x = u->x;
+  Arena *a = u->e->tmp;
+  Steps *s = u->steps = arena_new_of(a, Steps);
+  int n = 0, n_args = 0;
+  for (int i = 0; i < x->graph->kernels.n; i++) {
+    n += x->code[i].n_phases + 1;
+    n_args += x->n_bufs[i];
+  }
+  s->step = arena_array(a, PoolStep, n + 1);
+  s->phase = arena_array(a, Phase, n + 1);
+  s->stop = arena_array(a, int, x->graph->kernels.n + 1);
+  s->args = arena_array(a, void *, n_args + 1);
+  s->arg_of = arena_array(a, const Buffer *, n_args + 1);
+  s->run = u;
+}
+
+static bool may_fail(const Kernel *k) {
+  bool may = k->kind == K_CALL;
+  for (int i = 0; i < k->nodes.n; i++) may |= k->nodes.v[i]->prim == P_CHECK;
+  return may;
+}
+
+/* What the kernels do that have been added since the last stop. False: one of them has failed. */
+static bool run_to(Run *u, int from, int to) {
+  pool_run_steps(u->e->pool, to - from, u->steps->step + from);
+  return !u->check.failed && !err_any();
+}
+
+/* All up to a kernel that may fail are one job of the pool. Where each kernel is timed, or looks for what is kept on the disk, each
+ * is one. */
 static bool run_on_host(Run *u) {
   Executable *x = u->x;
   Executor *e = u->e;
-  for (int i = 0, n; i < x->graph->kernels.n; i += n) {
+  new_steps(u);
+  Steps *s = u->steps;
+  bool ok = true;
+  for (int i = 0, n, from = 0; i < x->graph->kernels.n && ok; i += n) {
     n = chain_length(u, i);
-    if (u->kept && x->graph->kernels.v[i]->constant) continue;
-    double t0 = e->profile ? now_seconds() : 0;
-    run_chain(u, i, n);
-    if (e->profile) profile_add(e->profile, x, i, t0, now_seconds());
-    if (u->check.failed || err_any()) break; /* a custom operator may fail */
+    bool skip = u->kept && x->graph->kernels.v[i]->constant, stop = e->profile || x->unverified;
+    double t0 = e->profile && !skip ? now_seconds() : 0;
+    if (!skip) add_kernels(u, i, n);
+    for (int j = i; j < i + n; j++) stop |= !skip && may_fail(x->graph->kernels.v[j]);
+    if (!stop && i + n < x->graph->kernels.n) continue;
+    ok = run_to(u, from, s->n);
+    from = s->stop[s->n_stops++] = s->n;
+    if (e->profile && !skip) profile_add(e->profile, x, i, t0, now_seconds());
   }
   return !err_any();
+}
+
+bool run_steps_again(Run *u) {
+  Steps *s = u->steps;
+  s->run = u;
+  for (int i = 0; i < s->n_stops && run_to(u, i ? s->stop[i - 1] : 0, s->stop[i]); i++) {}
+  return u->check.failed ? report_check(u->x, &u->check, u->step) : !err_any();
 }
 
 static void add_time(void *user, int kernel, double seconds) {

@@ -158,6 +158,18 @@ static void ensure_memory(Device *d, uint8_t **p, size_t *have, size_t want) {
   *have = want;
 }
 
+void take_results(Run *u, const Graph *g, const Tensor *out) {
+  for (; u->n_fetch < g->fetches.n; u->n_fetch++) {
+    const Tensor *to = &out[u->n_fetch];
+    Tensor *t = &u->out[u->n_fetch];
+    *t = shape_of(g->fetches.v[u->n_fetch].node);
+    if (is_same(u, u->n_fetch)) continue;
+    bool fits = to->data && to->dtype == t->dtype && tensor_bytes(to) == tensor_bytes(t);
+    t->data = fits ? to->data : mem_take(tensor_bytes(t) + 1);
+    u->own[u->n_fetch] = !fits;
+  }
+}
+
 /* Memory for what the graph fetches and for state that is new or gets another size. */
 static void take_memory(Run *u, const Graph *g, const Tensor *out) {
   Arena *a = u->e->tmp;
@@ -176,19 +188,10 @@ static void take_memory(Run *u, const Graph *g, const Tensor *out) {
     scope_reserve(u->scope, w->name);
     t->data = place_take(u->device, tensor_bytes(t) + 64);
   }
-  for (; u->n_fetch < g->fetches.n; u->n_fetch++) {
-    const Tensor *to = &out[u->n_fetch];
-    Tensor *t = &u->out[u->n_fetch];
-    *t = shape_of(g->fetches.v[u->n_fetch].node);
-    if (is_same(u, u->n_fetch)) continue;
-    bool fits = to->data && to->dtype == t->dtype && tensor_bytes(to) == tensor_bytes(t);
-    t->data = fits ? to->data : mem_take(tensor_bytes(t) + 1);
-    u->own[u->n_fetch] = !fits;
-  }
+  take_results(u, g, out);
 }
 
-/* After a failure. */
-static void give_back(Run *u) {
+void give_back(Run *u) {
   for (int i = 0; i < u->n_state; i++) place_free(u->device, u->fresh[i].data);
   for (int i = 0; i < u->n_fetch; i++)
     if (u->own[i]) mem_free(u->out[i].data);
@@ -215,7 +218,7 @@ static void hand_over(Run *u, const Graph *g, Tensor *out) {
   }
 }
 
-static bool finish(Run *u, Tensor *out) {
+void finish(Run *u, Tensor *out) {
   const Graph *g = u->x->graph;
   for (int i = 0; !u->device && i < g->fetches.n; i++)
     if (!is_same(u, i))
@@ -226,7 +229,6 @@ static bool finish(Run *u, Tensor *out) {
     memcpy(u->at[c->to->id], u->at[c->from->id], (size_t)c->to->bytes);
   }
   hand_over(u, g, out);
-  return true;
 }
 
 /* ---- NaN checks ---- */
@@ -336,7 +338,8 @@ static bool run_compiled(Run *u, Tensor *out) {
   void **saved = e->opt.check_nan ? save_state(u) : NULL;
   u->later &= u->device && !saved && !e->profile;
   for (int i = 0; i < u->n_state; i++) u->later &= !u->fresh[i].data;
-  if (!run_kernels(u) || (saved && !check_finite(u, saved)) || !finish(u, out)) return false;
+  if (!run_kernels(u) || (saved && !check_finite(u, saved))) return false;
+  finish(u, out);
   if (x->kept) kept_made(x, u->scope, e->pool);
   return true;
 }
@@ -353,6 +356,7 @@ static bool run(Run *u, Tensor *out) {
   MemGuard guard;
   if (MEM_GUARD(guard)) return false;
   Executor *e = u->e;
+  e->again = NULL;
   arena_free(e->tmp);
   e->tmp = NULL;
   e->tmp = arena_new();
@@ -360,6 +364,7 @@ static bool run(Run *u, Tensor *out) {
   bool ok = (u->list || check_feeds(r->prog, r->n_feeds, r->feeds)) &&
             (e->opt.interpret ? run_interpreted(u, out) : run_compiled(u, out));
   mem_unguard(&guard);
+  if (ok && !has_updates(r->prog)) note_run(u);
   return ok;
 }
 
@@ -407,8 +412,8 @@ static bool run_whole(Run *u, Tensor *out) {
   return ok;
 }
 
-static bool start(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *feeds,
-                  int n_fetch, const char *const *fetch, Tensor *out, bool later) {
+static bool run_new(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *feeds,
+                    int n_fetch, const char *const *fetch, Tensor *out, uint64_t seed, bool later) {
   CompileRequest req = {.prog = p,
                         .scope = s,
                         .n_feeds = n_feeds,
@@ -422,9 +427,6 @@ static bool start(Executor *e, Scope *s, const Program *p, int n_feeds, const Fe
   if (!choose_by(&e->opt, &req)) return false;
   PassOptions words = {0};
   if (e->opt.debug && pass_options_parse(&words, e->opt.debug)) req.passes = &words;
-  bool updates = has_updates(p);
-  uint64_t seed = e->opt.seed ? e->opt.seed : (uint64_t)p->seed;
-  if (!updates && e->draws) seed = mix_seed(seed ^ mix_seed(e->draws));
   Run u = {.e = e,
            .device = req.device,
            .scope = s,
@@ -434,9 +436,20 @@ static bool start(Executor *e, Scope *s, const Program *p, int n_feeds, const Fe
            .later = later,
            .to = out};
   bool ok = !err_any() && run_whole(&u, out);
+  if (!ok) give_back(&u);
+  return ok;
+}
+
+static bool start(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *feeds,
+                  int n_fetch, const char *const *fetch, Tensor *out, bool later) {
+  bool again = is_again(e, s, p, n_feeds, feeds, n_fetch, fetch);
+  bool updates = !again && has_updates(p);
+  uint64_t seed = e->opt.seed ? e->opt.seed : (uint64_t)p->seed;
+  if (!updates && e->draws) seed = mix_seed(seed ^ mix_seed(e->draws));
+  bool ok = again ? run_again(e, seed, feeds, out)
+                  : run_new(e, s, p, n_feeds, feeds, n_fetch, fetch, out, seed, later);
   if (ok && updates) exec_set_step(e, e->step + 1);
   if (ok && !updates) e->draws++;
-  if (!ok) give_back(&u);
   if (!ok && p->file) err_where("%s", p->file);
   return ok;
 }

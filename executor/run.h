@@ -4,7 +4,21 @@
 #include "internal.h"
 #include <string.h>
 
-typedef struct Run {
+typedef struct Run Run;
+/* What the kernels do on the host, one step after the other. */
+typedef struct Steps {
+  Run *run;
+  int n;
+  PoolStep *step;
+  struct Phase *phase; /* of each */
+  int *stop;           /* positions in step[] after which somebody looks; the last is n */
+  int n_stops;
+  int n_args;
+  void **args; /* addresses for the kernels */
+  const Buffer **arg_of;
+} Steps;
+
+struct Run {
   Executor *e;
   Device *device; /* NULL: the host */
   Executable *x;
@@ -13,7 +27,7 @@ typedef struct Run {
   Executable **list; /* of a section: those made for it */
   const Same *same;  /* of its results */
   void **at;         /* address per buffer id */
-  void **args;       /* of the kernels that run */
+  Steps *steps;      /* on the host */
   int n_state;       /* states written */
   Tensor *fresh;     /* of each: data of mem_alloc if the scope's own tensor does not do */
   int n_fetch;
@@ -24,7 +38,7 @@ typedef struct Run {
   Tensor *to;  /* the caller's */
   CheckRecord check;
   uint64_t seed, step;
-} Run;
+};
 
 static inline Tensor shape_of(const Node *n) {
   Tensor t = {.dtype = n->dtype, .rank = n->rank};
@@ -49,4 +63,23 @@ void bind_buffers(Run *u);
 void *buffer_address(Run *u, const Buffer *b);
 /* E-NUM and other errors of checks, of custom operators, of the device. */
 bool run_kernels(Run *u);
+/* The same steps once more, of a run that has succeeded. */
+bool run_steps_again(Run *u);
+
+/* run.c */
+/* Memory for what the graph fetches: the caller's, where it fits. Throws. */
+void take_results(Run *u, const Graph *g, const Tensor *out);
+/* What was fetched, and new state, goes out. */
+void finish(Run *u, Tensor *out);
+/* After a failure: what was taken. */
+void give_back(Run *u);
+
+/* again.c */
+/* After a run that has succeeded and whose program changes nothing: the next one may be the same. */
+void note_run(const Run *u);
+/* Is it? */
+bool is_again(const Executor *e, const Scope *s, const Program *p, int n_feeds, const Feed *feeds,
+              int n_fetch, const char *const *fetch);
+/* The noted run, with other values of the feeds. */
+bool run_again(Executor *e, uint64_t seed, const Feed *feeds, Tensor *out);
 #endif

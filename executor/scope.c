@@ -16,6 +16,7 @@
  * longer right keeps its memory for the next copy, so that addresses stay. */
 #include "internal.h"
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -65,6 +66,7 @@ struct kl_scope {
   Mapping *mappings;
   Map *by_name;  /* name -> Entry*; removed variables keep their (empty) Entry for reuse */
   uint64_t lods; /* see scope_lods */
+  atomic_uint_least64_t changes;
   pthread_mutex_t lock;
 };
 
@@ -122,6 +124,7 @@ static void set_layout(Form *f, int rank, const int64_t *layout) {
 /* Those on a device stay as old ones. */
 static void drop_copies(Scope *s, Entry *e) {
   Form *kept = NULL;
+  atomic_fetch_add(&s->changes, 1);
   for (Form *f = e->copies, *next; f; f = next) {
     next = f->next;
     if (f->device) {
@@ -419,6 +422,9 @@ void scope_give(Scope *s, const char *name, const Tensor *value, Device *d, cons
   if (is_lod(name)) s->lods = e->version;
   pthread_mutex_unlock(&s->lock);
 }
+
+/* All that change a value drop its copies. */
+uint64_t scope_changes(const Scope *s) { return atomic_load(&s->changes); }
 
 uint64_t scope_lods(Scope *s) {
   pthread_mutex_lock(&s->lock);

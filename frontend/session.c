@@ -109,10 +109,16 @@ bool kl_run(kl_exec *exe, const kl_program *p, const kl_feed *feeds, const kl_fe
   int n_feeds = 0, n_fetch = 0;
   while (feeds && feeds[n_feeds].name) n_feeds++;
   while (fetches && fetches[n_fetch].name) n_fetch++;
-  Arena *a = arena_scratch();
-  Feed *in = arena_array(a, Feed, n_feeds + 1);
-  const char **names = arena_array(a, const char *, n_fetch + 1);
-  Tensor *out = arena_array(a, Tensor, n_fetch + 1);
+  enum { FEW = 8 };
+  Feed few_in[FEW], *in = few_in;
+  const char *few_names[FEW], **names = few_names;
+  Tensor few_out[FEW], *out = few_out;
+  Arena *a = n_feeds > FEW || n_fetch > FEW ? arena_scratch() : NULL;
+  if (a) {
+    in = arena_array(a, Feed, n_feeds + 1);
+    names = arena_array(a, const char *, n_fetch + 1);
+    out = arena_array(a, Tensor, n_fetch + 1);
+  }
   bool ok = true;
   for (int i = 0; i < n_feeds; i++) in[i] = (Feed){feeds[i].name, as_tensor(feeds[i].value)};
   for (int i = 0; i < n_fetch && ok; i++) {
