@@ -42,18 +42,20 @@ static void copy_request(Again *a, Arena *arena, const CompileRequest *r) {
   for (int i = 0; i < r->n_fetch; i++) a->fetch[i] = arena_str(arena, r->fetch[i]);
 }
 
+/* Is nothing made or looked up that the next run would not need, and does nothing change? */
 static bool can_be_again(const Run *u) {
-  const Graph *g = u->x ? u->x->graph : NULL;
-  if (!g || u->list || u->device || u->e->profile || u->e->opt.check_nan) return false;
+  const Graph *g = u->x->graph;
+  if (u->list || u->e->opt.check_nan || g->writes.n || g->copies.n) return false;
   for (int i = 0; i < u->req->n_feeds; i++)
     if (feed_is_lod(&u->req->feeds[i])) return false;
-  return !g->writes.n && !g->copies.n && (u->kept || !g->kept_bytes);
+  return (u->kept || !g->kept_bytes) && !has_updates(u->req->prog);
 }
 
-static Again *note(const Run *u) {
+void note_run(Run *u) {
   Arena *arena = u->e->tmp;
   const Graph *g = u->x->graph;
-  Again *a = arena_new_of(arena, Again);
+  if (!can_be_again(u)) return;
+  Again *a = u->note = arena_new_of(arena, Again);
   copy_request(a, arena, u->req);
   a->run = *u;
   a->changes = scope_changes(u->scope);
@@ -61,18 +63,6 @@ static Again *note(const Run *u) {
   for (int i = 0; i < g->buffers.n; i++) add_slots(a, arena, g->buffers.v[i], &u->at[i]);
   for (int i = 0; i < u->steps->n_args; i++)
     if (u->steps->args[i]) add_slots(a, arena, u->steps->arg_of[i], &u->steps->args[i]);
-  return a;
-}
-
-void note_run(const Run *u) {
-  MemGuard guard;
-  if (!can_be_again(u)) return;
-  if (MEM_GUARD(guard)) { /* the run has succeeded all the same */
-    err_clear();
-    return;
-  }
-  u->e->again = note(u);
-  mem_unguard(&guard);
 }
 
 static bool is_same_feed(const Feed *a, const Feed *b) {
@@ -97,7 +87,7 @@ static bool take_and_run(Run *u, Tensor *out) {
   MemGuard guard;
   if (MEM_GUARD(guard)) return false;
   take_results(u, u->x->graph, out);
-  bool ok = run_steps_again(u);
+  bool ok = run_steps(u);
   if (ok) finish(u, out);
   mem_unguard(&guard);
   return ok;

@@ -184,39 +184,43 @@ static bool may_fail(const Kernel *k) {
   return may;
 }
 
-/* What the kernels do that have been added since the last stop. False: one of them has failed. */
-static bool run_to(Run *u, int from, int to) {
-  pool_run_steps(u->e->pool, to - from, u->steps->step + from);
+/* The steps up to the i-th stop. False: one of them has failed. */
+static bool run_to_stop(Run *u, int i) {
+  const Steps *s = u->steps;
+  int from = i ? s->stop[i - 1] : 0;
+  pool_run_steps(u->e->pool, s->stop[i] - from, s->step + from);
   return !u->check.failed && !err_any();
 }
 
-/* All up to a kernel that may fail are one job of the pool. Where each kernel is timed, or looks for what is kept on the disk, each
- * is one. */
-static bool run_on_host(Run *u) {
-  Executable *x = u->x;
-  Executor *e = u->e;
-  new_steps(u);
-  Steps *s = u->steps;
-  bool ok = true;
-  for (int i = 0, n, from = 0; i < x->graph->kernels.n && ok; i += n) {
-    n = chain_length(u, i);
-    bool skip = u->kept && x->graph->kernels.v[i]->constant, stop = e->profile || x->unverified;
-    double t0 = e->profile && !skip ? now_seconds() : 0;
-    if (!skip) add_kernels(u, i, n);
-    for (int j = i; j < i + n; j++) stop |= !skip && may_fail(x->graph->kernels.v[j]);
-    if (!stop && i + n < x->graph->kernels.n) continue;
-    ok = run_to(u, from, s->n);
-    from = s->stop[s->n_stops++] = s->n;
-    if (e->profile && !skip) profile_add(e->profile, x, i, t0, now_seconds());
-  }
-  return !err_any();
-}
-
-bool run_steps_again(Run *u) {
+bool run_steps(Run *u) {
   Steps *s = u->steps;
   s->run = u;
-  for (int i = 0; i < s->n_stops && run_to(u, i ? s->stop[i - 1] : 0, s->stop[i]); i++) {}
+  for (int i = 0; i < s->n_stops && run_to_stop(u, i); i++) {}
   return u->check.failed ? report_check(u->x, &u->check, u->step) : !err_any();
+}
+
+/* All up to a kernel that may fail are one job of the pool. Where each kernel is timed, or looks for what is kept on the disk, it
+ * runs before the next one is looked at. */
+static bool run_on_host(Run *u) {
+  const Executable *x = u->x;
+  const Graph *g = x->graph;
+  Profile *profile = u->e->profile;
+  bool singly = profile || x->unverified, ok = true;
+  new_steps(u);
+  Steps *s = u->steps;
+  for (int i = 0, n; i < g->kernels.n && ok; i += n) {
+    n = chain_length(u, i);
+    bool stop = singly || i + n == g->kernels.n, skip = u->kept && g->kernels.v[i]->constant;
+    double t0 = profile ? now_seconds() : 0;
+    if (!skip) add_kernels(u, i, n);
+    for (int j = i; j < i + n && !skip; j++) stop |= may_fail(g->kernels.v[j]);
+    if (stop) s->stop[s->n_stops++] = s->n;
+    if (singly) ok = run_to_stop(u, s->n_stops - 1);
+    if (profile && !skip) profile_add(profile, x, i, t0, now_seconds());
+  }
+  if (singly) return u->check.failed ? report_check(x, &u->check, u->step) : !err_any();
+  note_run(u);
+  return run_steps(u);
 }
 
 static void add_time(void *user, int kernel, double seconds) {
@@ -249,13 +253,12 @@ static bool run_on_device(Run *u) {
   u->x->plan.copies = r.copies;
   u->x->plan.calls = r.calls;
   if (ok && u->later) late_add(u->e, u->x, r.n_out, out, g->fetches.n, u->to, u->own, u->step);
-  return ok;
+  return ok && (!u->check.failed || report_check(u->x, &u->check, u->step));
 }
 
 bool run_kernels(Run *u) {
   u->kept = is_kept(u);
   if (!(u->device ? run_on_device(u) : run_on_host(u))) return false;
-  if (u->check.failed) return report_check(u->x, &u->check, u->step);
   u->x->seen[u->x->graph->buffers.n] = 1;
   return true;
 }

@@ -344,7 +344,7 @@ static bool run_compiled(Run *u, Tensor *out) {
   return true;
 }
 
-static bool has_updates(const Program *p) {
+bool has_updates(const Program *p) {
   const Block *b = p->blocks.v[0];
   for (int i = b->ops.n - 1; i >= 0; i--)
     if (op_role(b->ops.v[i]) & (ROLE_BACKWARD | ROLE_OPTIMIZE)) return true;
@@ -364,7 +364,7 @@ static bool run(Run *u, Tensor *out) {
   bool ok = (u->list || check_feeds(r->prog, r->n_feeds, r->feeds)) &&
             (e->opt.interpret ? run_interpreted(u, out) : run_compiled(u, out));
   mem_unguard(&guard);
-  if (ok && !has_updates(r->prog)) note_run(u);
+  if (ok) e->again = u->note;
   return ok;
 }
 

@@ -24,12 +24,13 @@ struct Run {
   Executable *x;
   Scope *scope;
   const CompileRequest *req;
-  Executable **list; /* of a section: those made for it */
-  const Same *same;  /* of its results */
-  void **at;         /* address per buffer id */
-  Steps *steps;      /* on the host */
-  int n_state;       /* states written */
-  Tensor *fresh;     /* of each: data of mem_alloc if the scope's own tensor does not do */
+  Executable **list;  /* of a section: those made for it */
+  const Same *same;   /* of its results */
+  void **at;          /* address per buffer id */
+  Steps *steps;       /* on the host */
+  struct Again *note; /* NULL: the same run once more would not be the same */
+  int n_state;        /* states written */
+  Tensor *fresh;      /* of each: data of mem_alloc if the scope's own tensor does not do */
   int n_fetch;
   Tensor *out; /* fetched */
   bool *own;   /* of each: its data is new */
@@ -63,10 +64,11 @@ void bind_buffers(Run *u);
 void *buffer_address(Run *u, const Buffer *b);
 /* E-NUM and other errors of checks, of custom operators, of the device. */
 bool run_kernels(Run *u);
-/* The same steps once more, of a run that has succeeded. */
-bool run_steps_again(Run *u);
+/* On the host: what run_kernels has made of them. */
+bool run_steps(Run *u);
 
 /* run.c */
+bool has_updates(const Program *p); /* operators of gradients or optimisers */
 /* Memory for what the graph fetches: the caller's, where it fits. Throws. */
 void take_results(Run *u, const Graph *g, const Tensor *out);
 /* What was fetched, and new state, goes out. */
@@ -75,8 +77,8 @@ void finish(Run *u, Tensor *out);
 void give_back(Run *u);
 
 /* again.c */
-/* After a run that has succeeded and whose program changes nothing: the next one may be the same. */
-void note_run(const Run *u);
+/* A run is about to begin: if it succeeds, u->note will do for the same run. Throws. */
+void note_run(Run *u);
 /* Is it? */
 bool is_again(const Executor *e, const Scope *s, const Program *p, int n_feeds, const Feed *feeds,
               int n_fetch, const char *const *fetch);
