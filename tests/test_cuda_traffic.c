@@ -14,6 +14,8 @@
 #include <cmocka.h>
 
 static const double TRANSPOSE = 1.25;
+/* Passes over the banks that conflicts may cost, of all, outside of products: neighbours of rows that are copied lie anywhere. */
+static const double CLASHES = 0.5;
 
 typedef struct Case {
   const char *op, *text, *math;
@@ -93,19 +95,28 @@ static const Case cases[] = {
 
 /* Shapes that fit nothing: odd widths, channels and rows, batches of 1 and 3. Limits are what they reach. */
 static const Case odd[] = {
-    {"elementwise_add", "X=37x131 Y=131", NULL, 1.07, 1.22},
+    {"elementwise_add", "X=37x131 Y=131", NULL, 1.05, 0},
     {"relu", "X=3x33x13x13", NULL, 1.05, 0},
     {"softmax", "X=65x67", NULL, 1.05, 0},
     {"softmax", "X=3x5x17x17", NULL, 1.05, 0},
     {"log_softmax", "X=33x77", NULL, 1.05, 0},
-    {"layer_norm", "X=33x67 Scale=67 Bias=67", NULL, 1.16, 0},
+    {"layer_norm", "X=33x67 Scale=67 Bias=67", NULL, 1.05, 0},
     {"layer_norm", "X=3x7x96 Scale=96 Bias=96 begin_norm_axis=2", NULL, 1.05, 0},
-    {"reduce_sum", "X=67x33 dim=[0]", NULL, 1.15, 1.18},
+    {"reduce_sum", "X=67x33 dim=[0]", NULL, 1.05, 0},
     {"reduce_mean", "X=3x17x13x13 dim=[2,3]", NULL, 1.05, 0},
     {"transpose2", "X=1x3x15x15 axis=[0,2,3,1]", NULL, 1.25, 0},
     {"pool2d", "X=2x16x16x16 ksize=[3,3] strides=[2,2] paddings=[1,1] pooling_type='max'", NULL,
-     1.05, 1.31},
-    {"pool2d", "X=2x8x15x15 ksize=[2,2] strides=[2,2] pooling_type='max'", NULL, 2.4, 2.65},
+     1.05, 0},
+    {"pool2d", "X=2x8x15x15 ksize=[2,2] strides=[2,2] pooling_type='max'", NULL, 1.05, 0},
+    {"pool2d", "X=2x6x13x29 ksize=[3,3] strides=[1,1] paddings=[1,1] pooling_type='avg'", NULL,
+     1.05, 0},
+    {"pool2d", "X=2x6x27x17 ksize=[5,5] strides=[3,3] paddings=[2,2] pooling_type='max'", NULL,
+     1.05, 0},
+    {"reduce_mean", "X=4x17x9x9 dim=[0,2]", NULL, 1.05, 0},
+    {"reduce_mean", "X=5x7x9x11 dim=[1,3]", NULL, 1.05, 0},
+    {"reduce_mean", "X=6x50x31 dim=[2]", NULL, 1.05, 0},
+    {"concat", "X=40x3x5,40x7x5,40x2x5 axis=1", NULL, 1.05, 1.25},
+    {"transpose2", "X=30x16x16 axis=[0,2,1]", NULL, 1.05, 0},
     {"conv2d", "Input=3x18x13x13 Filter=36x18x1x1", NULL, 1.36, 1.45},
     {"conv2d", "Input=1x17x15x15 Filter=33x17x3x3 paddings=[1,1]", NULL, 1.57, 1.65},
     {"lookup_table_v2", "W=100x50 Ids=3x33:int64:0..99", NULL, 1.1, 1.25},
@@ -124,17 +135,43 @@ static const Case first_layers[] = {
     {"conv2d", "Input=3x20x14x14 Filter=24x20x3x3 paddings=[1,1] strides=[2,2]", NULL, 1.15, 1.18},
 };
 
+/* Rows of every kind of length: @ is replaced by each of these, & by twice as many, # by as many rows as make 5000 elements. */
+static const int widths[] = {3, 7, 10, 17, 33, 50, 67, 100, 127, 129, 300, 1001};
+enum { N_WIDTHS = sizeof widths / sizeof *widths };
+
+static const Case rows[] = {
+    {"reduce_sum", "X=#x@ dim=[0]", NULL, 1.14, 1.15},
+    {"reduce_max", "X=#x@ dim=[1]", NULL, 1.05, 0},
+    {"reduce_mean", "X=2x#x@ dim=[1]", NULL, 1.34, 1.34},
+    {"arg_max", "X=#x@ axis=1", NULL, 1.05, 0},
+    {"arg_max", "X=#x@ axis=0", NULL, 1.12, 1.13},
+    {"softmax", "X=#x@", NULL, 1.05, 0},
+    {"layer_norm", "X=#x@ Scale=@ Bias=@", NULL, 1.14, 1.16},
+    {"batch_norm", "X=#x@ Scale=@ Bias=@ Mean=@ Variance=@", NULL, 1.15, 1.21},
+    {"elementwise_add", "X=#x@ Y=@", NULL, 1.14, 1.15},
+    {"elementwise_mul", "X=#x@ Y=# axis=0", NULL, 1.05, 0},
+    {"relu", "X=#x@", NULL, 1.05, 0},
+    {"concat", "X=#x@,#x& axis=1", NULL, 1.07, 2.1},
+    {"concat", "X=#x@,#x@ axis=0", NULL, 1.05, 0},
+    {"split", "X=#x& Out=*2 num=2 axis=1", NULL, 1.05, 0},
+    {"slice", "Input=#x@ axes=[1] starts=[1] ends=[@]", NULL, 1.05, 0},
+    {"pad", "X=#x@ paddings=[0,1,2,3]", NULL, 1.05, 0},
+    {"transpose2", "X=#x@ axis=[1,0]", NULL, 1.25, 0},
+    {"gather", "X=100x@ Index=#:int64:0..99", NULL, 1.45, 1.45},
+};
+
 /* The operator and its gradient on the device. */
-static int run_case(const void *arg) {
-  const Case *c = arg;
+static int run_text(const Case *c, const char *text) {
   const char *names[64];
   Tensor out[64];
   int n = 0, n_feeds;
   OpCase o;
   OpGrads g = {0};
   memset(out, 0, sizeof out);
-  if (!opcase_text(&o, opdef_find(c->op), c->text, 7, DT_FLOAT32) || !infer_program(o.prog, true))
+  if (!opcase_text(&o, opdef_find(c->op), text, 7, DT_FLOAT32) || !infer_program(o.prog, true)) {
+    err_print(stderr, false);
     return 1;
+  }
   const Block *b = o.prog->blocks.v[0];
   for (int s = 0; s < o.op->outs.n; s++)
     for (int i = 0; i < o.op->outs.v[s].n; i++)
@@ -154,6 +191,24 @@ static int run_case(const void *arg) {
   return !ok;
 }
 
+static int run_case(const void *arg) {
+  const Case *c = arg;
+  if (!strpbrk(c->text, "@&#")) return run_text(c, c->text);
+  for (int i = 0; i < N_WIDTHS; i++) {
+    char text[256];
+    size_t n = 0;
+    int w = widths[i];
+    for (const char *p = c->text; *p && n + 16 < sizeof text; p++)
+      if (strchr("@&#", *p))
+        n += (size_t)snprintf(text + n, 16, "%d", *p == '@' ? w : *p == '&' ? 2 * w : 5000 / w);
+      else
+        text[n++] = *p;
+    text[n] = 0;
+    if (run_text(c, text)) return 1;
+  }
+  return 0;
+}
+
 static double number(const char *line, const char *name) {
   const char *at = strstr(line, name);
   return at ? strtod(at + strlen(name), NULL) : 0;
@@ -170,14 +225,17 @@ static int check_report(const char *path, const Case *c, bool copies) {
     double sectors = number(line, "\"sectors\": "), least = number(line, "\"ideal_sectors\": ");
     double conflicts = number(line, "\"bank_conflicts\": ");
     bool copy = number(line, "\"float\": ") + number(line, "\"mma\": ") == 0;
+    double shared = number(line, "\"wavefronts\": ");
+    bool product = strncmp(c->op, "conv", 4) == 0 || strncmp(c->op, "matmul", 6) == 0;
     double reachable = number(line, "\"reachable_sectors\": "), most = least;
     double limit = copy ? TRANSPOSE : c->limit, strict = c->strict ? c->strict : limit;
     if (reachable > most) most = reachable;
     if (strncmp(line, "{\"name\"", 7)) continue;
     if (copy && !copies) continue;
     bool over = (sectors > limit * most || sectors > strict * least) && sectors > FEW;
-    bad += over || conflicts > 0;
-    if (over || conflicts > 0 || getenv("KILN_TEST_SHOW"))
+    bool clash = conflicts > (product && !copy ? 0 : CLASHES * shared);
+    bad += over || clash;
+    if (over || clash || getenv("KILN_TEST_SHOW"))
       printf("%s %s %s: %.40s: %.0f sectors, %.3f of the least, %.3f strictly, %.0f conflicts%s\n",
              c->op, c->text, c->math ? c->math : "", line + 10, sectors, sectors / most,
              sectors / least, conflicts, over ? " OVER" : "");
@@ -210,6 +268,11 @@ static void test_odd(void **state) {
   run_cases(sizeof odd / sizeof *odd, odd, true);
 }
 
+static void test_rows(void **state) {
+  (void)state;
+  run_cases(sizeof rows / sizeof *rows, rows, true);
+}
+
 static void test_first_layers(void **state) {
   (void)state;
   layout_always = true;
@@ -220,6 +283,7 @@ static void test_first_layers(void **state) {
 int main(int argc, char *argv[]) {
   (void)argc;
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_traffic), cmocka_unit_test(test_odd),
+                                     cmocka_unit_test(test_rows),
                                      cmocka_unit_test(test_first_layers)};
   if (!simulator(argv)) return 1;
   return cmocka_run_group_tests(tests, NULL, NULL);

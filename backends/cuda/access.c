@@ -5,12 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_VISITS = 2000 };
+enum { MOST_VISITS = 2000, MOST_PARTS = 1 << 12 };
 
-/* An index: sum of c[l] * loop l, or not of that form. */
+/* An index: sum of c[l] * loop l, and something else; or not of that form. `kept`: whether or not, it lies within
+ * (sum of of[l] * loop l + lo..hi) / parts, where lo..hi are multiples of `even` (0: both are 0). */
 typedef struct Lin {
-  bool known;
-  int64_t c[KL_LOOPS];
+  bool known, kept;
+  int64_t c[KL_LOOPS], of[KL_LOOPS], lo, hi, even, parts;
 } Lin;
 
 typedef struct Walk {
@@ -18,14 +19,63 @@ typedef struct Walk {
   const Nest *t;
   CudaAccesses *out;
   int visits;
+  int64_t times; /* that the place being visited is read, at different elements, for a point */
+  bool all;      /* every place is in `out` */
 } Walk;
 
-static void add_term(Lin *to, const Lin *x, int64_t factor) {
-  to->known &= x->known;
-  for (int l = 0; l < KL_LOOPS; l++) to->c[l] += factor * x->c[l];
+static int64_t common(int64_t a, int64_t b) {
+  while (b) {
+    int64_t rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a < 0 ? -a : a;
 }
 
-static Lin zero(void) { return (Lin){.known = true}; }
+static void add_range(Lin *to, int64_t lo, int64_t hi, int64_t even) {
+  to->lo += lo;
+  to->hi += hi;
+  to->even = common(to->even, even);
+}
+
+/* Counted in n times as many parts. */
+static void divide(Lin *x, int64_t n) {
+  for (int l = 0; l < KL_LOOPS; l++) x->of[l] *= n;
+  x->lo *= n;
+  x->hi *= n;
+  x->even *= n;
+  x->parts *= n;
+}
+
+static void add_term(Lin *to, const Lin *x, int64_t factor) {
+  Lin same = *x;
+  int64_t shared = common(to->parts, x->parts);
+  to->known &= x->known;
+  to->kept &= x->kept && to->parts * x->parts < MOST_PARTS;
+  divide(&same, to->parts / shared);
+  divide(to, x->parts / shared);
+  for (int l = 0; l < KL_LOOPS; l++) {
+    to->c[l] += factor * x->c[l];
+    to->of[l] += factor * same.of[l];
+  }
+  add_range(to, factor * (factor < 0 ? same.hi : same.lo),
+            factor * (factor < 0 ? same.lo : same.hi), factor * same.even);
+}
+
+static Lin zero(void) { return (Lin){.known = true, .kept = true, .parts = 1}; }
+
+static Lin loop_of(int l) {
+  Lin r = zero();
+  r.c[l] = r.of[l] = 1;
+  return r;
+}
+
+/* Any of 0..n-1, which nothing else follows from. */
+static Lin any(int64_t n) {
+  Lin r = zero();
+  add_range(&r, 0, n > 0 ? n - 1 : 0, 1);
+  return r;
+}
 
 static Lin linear(const Lin *ix, const int64_t *dims, int from, int to) {
   Lin r = zero();
@@ -40,29 +90,41 @@ static Lin behind(const AffDim *m, const Lin *ix) {
   Lin r = zero();
   if (m->l0 >= 0) add_term(&r, &ix[m->l0], m->c0);
   if (m->l1 >= 0) add_term(&r, &ix[m->l1], m->c1);
+  add_range(&r, r.parts * m->off, r.parts * m->off, r.parts * m->off);
   for (int l = 0; m->div > 1 && l < KL_LOOPS; l++) {
     r.known &= r.c[l] % m->div == 0;
     r.c[l] /= m->div;
   }
+  if (m->div <= 1) return r;
+  /* rounded down */
+  r.lo -= (m->div - 1) * r.parts;
+  r.parts *= m->div;
+  r.even = 1;
   return r;
 }
 
 /* x / d and x mod d, where no term crosses a multiple of d. */
 static void split(const Walk *w, const Lin *x, int64_t d, Lin *q, Lin *r) {
-  int64_t most = 0;
+  int64_t most = 0, reach = x->hi;
   *q = *r = zero();
   q->known = r->known = x->known;
   for (int l = 0; l < w->t->rank; l++) {
     bool whole = x->c[l] % d == 0;
     (whole ? q : r)->c[l] = whole ? x->c[l] / d : x->c[l];
     if (!whole) most += llabs(x->c[l]) * (w->t->ext[l] - 1);
+    whole = x->of[l] % d == 0;
+    (whole ? q : r)->of[l] = whole ? x->of[l] / d : x->of[l];
+    if (!whole) reach += llabs(x->of[l]) * (w->t->ext[l] - 1);
   }
+  q->kept = r->kept = x->kept && x->parts == 1 && x->lo >= 0 && reach < d;
+  add_range(r, x->lo, x->hi, x->even);
   if (most >= d) q->known = r->known = false;
 }
 
-static void reshape(const Walk *w, const Lin *ix, const Node *n, Lin *to) {
-  const Node *x = n->in[0];
-  Lin all = linear(ix, n->dims, 0, n->rank), r;
+/* The same place of x, counted by dims. */
+static void reshape(const Walk *w, const Lin *ix, int rank, const int64_t *dims, const Node *x,
+                    Lin *to) {
+  Lin all = linear(ix, dims, 0, rank), r;
   for (int d = x->rank - 1; d >= 0; d--) {
     to[d] = zero();
     if (x->dims[d] == 1) continue;
@@ -72,45 +134,70 @@ static void reshape(const Walk *w, const Lin *ix, const Node *n, Lin *to) {
 }
 
 static void add_access(Walk *w, int input, const Node *n, const Lin *at) {
-  CudaAccess a = {.input = input, .known = at->known, .bytes = dtype_info[n->dtype].size};
-  for (int l = 0; l < KL_LOOPS; l++) a.step[l] = at->c[l];
+  CudaAccess a = {.input = input,
+                  .known = at->known,
+                  .kept = at->kept,
+                  .parts = at->parts,
+                  .bytes = dtype_info[n->dtype].size,
+                  .lo = at->lo,
+                  .hi = at->hi,
+                  .even = at->even,
+                  .times = w->times};
+  for (int l = 0; l < KL_LOOPS; l++) a.step[l] = at->c[l], a.of[l] = at->of[l];
   vec_add(w->g->a, w->out, a);
+}
+
+/* Elements of an operand that are read for one of n. */
+static int64_t summed(const Node *n) {
+  int64_t p = 1;
+  for (int d = 0; prim_is_reduce(n->prim) && d < n->in[0]->rank; d++)
+    if (n->i >> d & 1) p *= n->in[0]->dims[d];
+  for (int l = n->rank; n->prim == P_CONTRACT && l < n->n_loops; l++) p *= n->ext[l];
+  return p > 0 ? p : 1;
 }
 
 static void visit(Walk *w, Node *n, const Lin *ix) {
   NodeInfo *f = gen_info(w->g, n);
-  Lin to[KL_LOOPS];
-  if (++w->visits > MOST_VISITS) return;
+  Lin to[KL_LOOPS], of[KL_LOOPS];
+  if (++w->visits > MOST_VISITS) {
+    w->all = false;
+    return;
+  }
   if (f->input >= 0) {
     Lin at = linear(ix, n->dims, 0, n->rank);
     add_access(w, f->input, n, &at);
     return;
   }
-  if (!f->inside || kernel_sweeps(w->g->k, n)) return;
+  if (!f->inside || (kernel_sweeps(w->g->k, n) && !w->t->unroll)) return;
   if (n == w->g->k->core && w->g->part == LOOP_EPILOGUE) return;
+  for (int d = 0; d < KL_LOOPS; d++)
+    of[d] = d < n->rank ? ix[d] : d < n->n_loops ? any(n->ext[d]) : zero();
   for (int i = 0; i < n->n_in; i++) {
     const Node *x = n->in[i];
-    for (int d = 0; d < KL_LOOPS; d++) to[d] = zero(); /* also loops that a contraction sums over */
+    for (int d = 0; d < KL_LOOPS; d++) to[d] = zero();
     for (int d = 0; d < x->rank; d++) {
       if (n->prim == P_VIEW || n->prim == P_CONTRACT)
-        to[d] = behind(&n->map[i][d], ix);
+        to[d] = behind(&n->map[i][d], of);
       else if (n->prim == P_GATHER && i == 0 && d == n->i)
-        to[d].known = false;
-      else if (d < n->rank && !(prim_is_reduce(n->prim) && n->i >> d & 1))
+        to[d].known = to[d].kept = false;
+      else if (prim_is_reduce(n->prim) && n->i >> d & 1)
+        to[d] = any(x->dims[d]);
+      else if (d < n->rank)
         to[d] = ix[d];
     }
-    if (n->prim == P_RESHAPE) reshape(w, ix, n, to);
+    if (n->prim == P_RESHAPE) reshape(w, ix, n->rank, n->dims, x, to);
+    w->times *= summed(n);
     visit(w, n->in[i], to);
+    w->times /= summed(n);
   }
 }
 
-void cuda_accesses(Gen *g, const Nest *t, CudaAccesses *out) {
-  Walk w = {.g = g, .t = t, .out = out};
+bool cuda_accesses(Gen *g, const Nest *t, CudaAccesses *out) {
+  Walk w = {.g = g, .t = t, .out = out, .times = 1, .all = true};
   Lin ix[KL_LOOPS + 1], row[KL_LOOPS + 1];
   for (int l = 0; l < KL_LOOPS; l++) {
-    ix[l] = row[l] = zero();
-    if (l < t->rank) ix[l].c[l] = 1;
-    if (l < t->rank && !(t->red >> l & 1)) row[l].c[l] = 1;
+    ix[l] = l < t->rank ? loop_of(l) : zero();
+    row[l] = l < t->rank && !(t->red >> l & 1) ? loop_of(l) : zero();
   }
   for (int i = 0; t->contract && i < 2; i++) {
     Lin to[KL_LOOPS];
@@ -119,11 +206,16 @@ void cuda_accesses(Gen *g, const Nest *t, CudaAccesses *out) {
     for (int d = 0; d < x->rank; d++) to[d] = behind(&t->contract->map[i][d], ix);
     visit(&w, x, to);
   }
-  for (int r = 0; r < t->roots.n; r++)
-    if (t->roots.v[r].n->rank == t->rank && t->roots.v[r].n != t->contract)
+  for (int r = 0; r < t->roots.n; r++) {
+    if (t->roots.v[r].n == t->contract) continue;
+    if (t->roots.v[r].n->rank == t->rank)
       visit(&w, t->roots.v[r].n, t->roots.v[r].full ? ix : row);
+    else
+      w.all = false;
+  }
   for (int i = 0; i < g->k->nodes.n && t->red && !t->unroll; i++)
     if (kernel_sweeps(g->k, g->k->nodes.v[i])) visit(&w, g->k->nodes.v[i]->in[0], ix);
+  return w.all;
 }
 
 /* The step of the innermost loop of an axis. */

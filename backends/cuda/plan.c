@@ -90,22 +90,28 @@ static int64_t most_blocks(int64_t n) { return n < CUDA_MOST_BLOCKS ? n : CUDA_M
 
 static bool plan_points(Planning *p, LoopPart part, const CudaGemm *sums) {
   Gen *g = nests_of(p, part);
-  int64_t threads = 0;
+  int64_t blocks = 0;
+  const CudaSpans *spans = NULL;
   for (int i = 0; i < nest_n(p->k, part); i++) {
     Nest t;
     nest_plan(g, i, &t);
-    int64_t n = t.rows / cuda_points_vector(g, &t);
-    if (n > threads) threads = n;
+    int vector = cuda_points_vector(g, &t);
+    spans = sums ? NULL : cuda_spans(g, &t, vector);
+    int64_t n = div_up(t.rows, spans ? spans->points : vector * CUDA_THREADS);
+    if (n > blocks) blocks = n;
   }
-  if (threads)
-    launch(p, CUDA_POINTS, part, most_blocks(div_up(threads, CUDA_THREADS)), CUDA_THREADS)->gemm =
-        sums;
+  if (!blocks) return true;
+  CudaStage *s = launch(p, CUDA_POINTS, part, most_blocks(blocks), CUDA_THREADS);
+  s->gemm = sums;
+  s->spans = spans;
   return true;
 }
 
 static bool plan_tiles(Planning *p, Gen *g, const Nest *t) {
   CudaStage tile = {.form = CUDA_TILES, .part = g->part};
-  if (!cuda_transposes(g, t, &tile)) return plan_points(p, g->part, NULL);
+  const CudaSpans *spans = cuda_spans(g, t, cuda_points_vector(g, t));
+  bool boxes = spans && spans->box > 1 && spans->points % spans->box == 0; /* small matrices */
+  if (boxes || !cuda_transposes(g, t, &tile)) return plan_points(p, g->part, NULL);
   int64_t ea = t->out[tile.a].ext, eb = t->out[tile.b].ext;
   int64_t blocks = div_up(ea, tile.size_a) * div_up(eb, tile.size_b) * (t->rows / ea / eb);
   *launch(p, CUDA_TILES, g->part, most_blocks(blocks), CUDA_THREADS) = tile;
@@ -114,7 +120,12 @@ static bool plan_tiles(Planning *p, Gen *g, const Nest *t) {
 
 /* ---- reductions ---- */
 
-enum { MOST_TEAM = 512, MANY_THREADS = 132 * 1024, LEAST_POINTS = 8 /* of a lane */ };
+enum {
+  MOST_TEAM = 512,
+  MANY_THREADS = 132 * 1024,
+  LEAST_POINTS = 8 /* of a lane */,
+  SMALL = 1 << 16 /* points that few blocks do soon enough */
+};
 
 /* Neighbouring threads are of one team where the summed axis is contiguous, else of different teams. */
 static void team_shape(Gen *g, const Nest *t, CudaStage *s) {
@@ -135,22 +146,52 @@ static void team_shape(Gen *g, const Nest *t, CudaStage *s) {
   while (s->teams * s->lanes < 32) s->teams *= 2;
 }
 
+/* Rows that a block copies, without vectors: of `teams` or fewer, or more if they lie between one another. */
+static void team_spans(Gen *g, const Nest *t, CudaStage *s) {
+  int unit = cuda_team_unit(t), most = unit * (unit < s->teams ? s->teams / unit : 1);
+  bool up = false;
+  for (int teams = most; unit <= MOST_TEAM && !s->spans; teams = up ? 2 * teams : teams / 2) {
+    if (!up && (teams == 0 || teams % unit)) up = true, teams = 2 * most;
+    if (teams > MOST_TEAM || (up && !s->columns)) break;
+    int lanes = s->lanes;
+    while (lanes > 1 && lanes * teams > MOST_TEAM) lanes /= 2;
+    s->spans = cuda_team_spans(g, t, teams, lanes * teams, true, 0);
+    if (s->spans) s->lanes = lanes, s->teams = teams, s->vec = 1;
+  }
+  int64_t chunk = s->columns && t->rows * t->n_sums <= SMALL ? t->sum[0].ext : 0;
+  for (; chunk > 1 && most <= MOST_TEAM && !s->spans; chunk = (chunk + 1) / 2) {
+    int lanes = s->lanes;
+    while (lanes > 1 && lanes * most > MOST_TEAM) lanes /= 2;
+    s->spans = cuda_team_spans(g, t, most, lanes * most, true, chunk);
+    if (s->spans) s->lanes = lanes, s->teams = most;
+  }
+  if (!s->spans) s->spans = cuda_team_spans(g, t, s->teams, s->lanes * s->teams, false, 0);
+}
+
 static bool plan_teams(Planning *p, Gen *g, const Nest *t) {
   CudaStage shape = {0};
   if (t->rows == 0) return true;
   team_shape(g, t, &shape);
+  team_spans(g, t, &shape);
   CudaStage *s = launch(p, CUDA_TEAMS, g->part, most_blocks(div_up(t->rows, shape.teams)),
                         shape.lanes * shape.teams);
   s->vec = shape.vec;
   s->lanes = shape.lanes;
   s->teams = shape.teams;
   s->columns = shape.columns;
+  s->spans = shape.spans;
   return true;
 }
 
 static bool plan_nest(Planning *p, LoopPart part) {
   Gen *g = nests_of(p, part);
   Nest t;
+  const CudaSpans *join = p->k->kind == K_CONCAT ? cuda_join_spans(g) : NULL;
+  if (join) {
+    int64_t blocks = div_up(node_numel(p->k->core), join->points);
+    launch(p, CUDA_JOINS, part, most_blocks(blocks), CUDA_THREADS)->spans = join;
+    return true;
+  }
   if (nest_n(p->k, part) > 1) return plan_points(p, part, NULL);
   nest_plan(g, 0, &t);
   if (t.red && !t.unroll) return plan_teams(p, g, &t);

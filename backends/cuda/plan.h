@@ -5,7 +5,8 @@
 #include "cuda.h"
 
 typedef enum CudaForm {
-  CUDA_POINTS,  /* a thread for each vector of results */
+  CUDA_POINTS, /* a thread for each vector of results */
+  CUDA_JOINS, /* concatenations whose parts begin anywhere, through shared memory: a thread for each result */
   CUDA_TILES,   /* the same through a tile of shared memory: transposes */
   CUDA_GEMM,    /* a block for each tile of a matrix product */
   CUDA_TEAMS,   /* a team of threads of one block for each row of results, which it reduces */
@@ -13,6 +14,32 @@ typedef enum CudaForm {
   CUDA_RUNS,    /* sorting: the order inside runs, by counting */
   CUDA_MERGE    /* sorting: pairs of runs become one */
 } CudaForm;
+
+/* What a block reads of a buffer, or writes to it, through shared memory: see span.c. */
+typedef struct CudaSpan {
+  int buffer, bytes;
+  bool result;            /* written */
+  bool whole;             /* the same for all blocks */
+  int64_t step[KL_LOOPS]; /* elements between neighbours of each axis of results; 0 in boxes */
+  int64_t inner;          /* those of the last axis, also in boxes */
+  int64_t lo, hi;         /* a point's elements, from its place on */
+  int64_t part, part_at; /* JOINS: so many of each row of results are this buffer's, from here on */
+  int64_t chunk_step;    /* between neighbours of the outermost sum, if it goes by chunks */
+  int64_t parts;         /* steps, lo and hi are in so many parts of an element */
+  int64_t size, length;  /* elements of the buffer, and most of a block */
+  int pad;               /* after so many elements in shared memory one is left out; or 0 */
+  int64_t reads;         /* elements, of a point */
+  int64_t box;           /* points that read the same */
+} CudaSpan;
+enum { CUDA_SPANS = 8 };
+typedef struct CudaSpans {
+  int64_t points; /* of a block; rows of teams */
+  int64_t box;    /* points that no block should part */
+  int64_t chunk;  /* TEAMS: of the outermost sum that is copied at once; 0: all */
+  bool lines;     /* TEAMS: among them is what neighbouring threads read together */
+  int threads, n;
+  CudaSpan v[CUDA_SPANS];
+} CudaSpans;
 
 struct CudaStage {
   CudaForm form;
@@ -24,10 +51,11 @@ struct CudaStage {
   int size_a, size_b, step_a,
       step_b; /* a tile along them; elements between neighbours in shared memory */
   const struct CudaGemm
-      *gemm;       /* GEMM; POINTS of LOOP_EPILOGUE: what left its sums in the workspace */
-  int64_t classes; /* SCATTER: residue classes, a power of two */
-  int64_t run;     /* RUNS, MERGE: elements of a run */
-  int from, to;    /* MERGE, RUNS: buffers of indices; 8 bytes each */
+      *gemm;              /* GEMM; POINTS of LOOP_EPILOGUE: what left its sums in the workspace */
+  const CudaSpans *spans; /* POINTS, TEAMS: or NULL */
+  int64_t classes;        /* SCATTER: residue classes, a power of two */
+  int64_t run;            /* RUNS, MERGE: elements of a run */
+  int from, to;           /* MERGE, RUNS: buffers of indices; 8 bytes each */
 };
 
 enum {
@@ -40,15 +68,28 @@ enum {
 /* access.c */
 typedef struct CudaAccess {
   int input, bytes;
-  bool known;
+  bool known, kept;
   int64_t step[KL_LOOPS]; /* elements between neighbours of each loop of the domain */
+  /* if kept: the place is within (sum of of[l] * loop l + lo..hi) / parts; without divisions also a multiple of even */
+  int64_t of[KL_LOOPS], lo, hi, even, parts;
+  int64_t times; /* elements that one point reads there */
 } CudaAccess;
 typedef VEC(CudaAccess) CudaAccesses;
-void cuda_accesses(Gen *g, const Nest *t, CudaAccesses *out);
+bool cuda_accesses(Gen *g, const Nest *t, CudaAccesses *out); /* false: there may be more */
 /* How many neighbouring points along the axis (NULL: none) are worth doing at once: 1, 2 or 4. */
 int cuda_vector(Gen *g, const Nest *t, const Axis *x);
 /* Is an input contiguous along axis s->a of the results while the outputs are along another, s->b? Then also the tile. */
 bool cuda_transposes(Gen *g, const Nest *t, CudaStage *s);
+
+/* span.c: NULL: nothing is copied. */
+const CudaSpans *cuda_spans(Gen *g, const Nest *t, int vector);
+/* Of a block of teams; lines: of what neighbouring threads read together, or only of the rest. */
+const CudaSpans *cuda_team_spans(Gen *g, const Nest *t, int teams, int threads, bool lines,
+                                 int64_t chunk);
+/* Of a concatenation whose operands are stored; NULL: all their parts are whole sectors, or they are too many. */
+const CudaSpans *cuda_join_spans(Gen *g);
+/* A block that copies lines has a multiple of so many teams: rows that are whole sectors together, or all columns. */
+int cuda_team_unit(const Nest *t);
 
 /* plan.c */
 /* The vector of points of a nest. */

@@ -106,9 +106,9 @@ void cuda_check_record(Gen *g, LLVMBuilderRef b, Val fn, const Val what[4],
 
 typedef void FormFn(Gen *g, const CudaLaunch *l);
 static FormFn *const forms[] = {
-    [CUDA_POINTS] = cuda_points, [CUDA_GEMM] = cuda_gemm,       [CUDA_TILES] = cuda_tiles,
-    [CUDA_TEAMS] = cuda_teams,   [CUDA_SCATTER] = cuda_scatter, [CUDA_RUNS] = cuda_runs,
-    [CUDA_MERGE] = cuda_merge};
+    [CUDA_POINTS] = cuda_points, [CUDA_JOINS] = cuda_joins, [CUDA_GEMM] = cuda_gemm,
+    [CUDA_TILES] = cuda_tiles,   [CUDA_TEAMS] = cuda_teams, [CUDA_SCATTER] = cuda_scatter,
+    [CUDA_RUNS] = cuda_runs,     [CUDA_MERGE] = cuda_merge};
 
 /* ---- the function ---- */
 
@@ -180,6 +180,7 @@ bool gen_cuda(Gen *g, const Kernel *k, const CudaLaunch *l) {
   if (!gen_start(g, (Kernel *)k, l->stage->part)) return false;
   g->active = NULL;
   g->tile = NULL;
+  g->copies = NULL;
   g->sums = l->stage->form == CUDA_POINTS ? l->stage->gemm : NULL;
   g->columns = false;
   declare(g, l);

@@ -35,6 +35,18 @@ Val cuda_pack_load(Gen *g, const Node *n, int buf, const Aff *at, int least);
 /* Values of n elements of a buffer: as one vector if they are neighbours. */
 void cuda_pack_store(Gen *g, int buf, DType t, int n, const Aff *at, const Val *v);
 
+/* cuda_copy.c: spans of buffers in shared memory, plan.h. */
+CudaCopies *cuda_copies_new(Gen *g, const Nest *t, const CudaSpans *spans);
+/* The block's points are *first.. *first + n - 1, n at least 1: reads what they read, in the chunk of sums from *skip on. */
+void cuda_copies_fill(Gen *g, CudaCopies *c, const Aff *first, Val n, const Aff *skip);
+void cuda_copies_flush(Gen *g, CudaCopies *c); /* writes what they wrote */
+/* The value of an element, or NULL: it is in no span. */
+Val cuda_copy_load(Gen *g, DType t, int buf, const Aff *at);
+/* Keeps a result until the block's are written; false: its buffer has no span. */
+bool cuda_copy_store(Gen *g, DType t, int buf, const Aff *at, Val v);
+
+void cuda_joins(Gen *g, const CudaLaunch *l);
+
 /* cuda_team.c, cuda_order.c */
 void cuda_teams(Gen *g, const CudaLaunch *l);
 /* cuda_gemm.c */

@@ -65,6 +65,11 @@ void cuda_pack_store(Gen *g, int buf, DType t, int n, const Aff *at, const Val *
     next.k += i;
     together &= aff_equal(&at[i], &next);
   }
+  for (int i = 0; i < n && g->copies; i++)
+    if (!cuda_copy_store(g, t, buf, &at[i], v[i]))
+      break;
+    else if (i + 1 == n)
+      return;
   for (int i = 0; i < n && !together; i++) {
     Val to = emit_address(g, buf, t, &at[i]);
     gen_at(g, g->depth);
@@ -81,6 +86,68 @@ void cuda_pack_store(Gen *g, int buf, DType t, int n, const Aff *at, const Val *
 
 /* ---- points ---- */
 
+/* The points of vector `at`. */
+static void do_vector(Work *w, int v, Aff at) {
+  Gen *g = w->g;
+  const Nest *t = w->t;
+  int last = t->n_out - 1;
+  Aff inner;
+  if (v > 1) {
+    aff_divmod(g, &at, t->out[last].ext / v, &at, &inner);
+    cuda_place(g, t, last, at, w->out);
+    w->out[last] = aff_mul(inner, v);
+  } else {
+    cuda_place(g, t, t->n_out, at, w->out);
+  }
+  g->sweep = 0;
+  inner = last >= 0 ? w->out[last] : aff_k(0);
+  g->pack = v;
+  do_points(w, v > 1 ? &w->out[last] : NULL, &inner, v);
+  g->pack = 0;
+}
+
+static void points_of_grid(Work *w, const CudaLaunch *l, int v) {
+  Gen *g = w->g;
+  int var;
+  int64_t n = w->t->rows / v;
+  Val size = gen_i64(g, l->block[0]), block = cuda_register(g, "ctaid.x");
+  Val from = LLVMBuildNSWMul(g->b, block, size, "");
+  from = LLVMBuildNSWAdd(g->b, from, cuda_register(g, "tid.x"), "");
+  Loop loop = loop_open(g, from, gen_i64(g, n), gen_i64(g, (int64_t)l->grid[0] * l->block[0]), 0,
+                        n - 1, &var);
+  do_vector(w, v, n == 1 ? aff_k(0) : aff_var(var, 1));
+  loop_close(g, &loop, LOOP_PLAIN);
+}
+
+/* A block does neighbouring points, whose spans it copies. */
+static void points_of_block(Work *w, const CudaLaunch *l, int v) {
+  Gen *g = w->g;
+  const Nest *t = w->t;
+  const CudaSpans *spans = l->stage->spans;
+  int64_t per = spans->points / v, n = t->rows / v, blocks = (n + per - 1) / per;
+  int var;
+  CudaCopies *c = cuda_copies_new(g, t, spans);
+  Loop loop = cuda_blocks(g, l, blocks, &var);
+  Aff block = blocks == 1 ? aff_k(0) : aff_var(var, 1), first = aff_mul(block, per);
+  Val from = aff_value(g, &first), many = gen_i64(g, n < per ? n : per);
+  gen_at(g, g->depth);
+  if (n % per && n > per) many = gen_min(g, many, LLVMBuildNSWSub(g->b, gen_i64(g, n), from, ""));
+  first = aff_mul(first, v);
+  Aff all = aff_k(0);
+  Val values = v > 1 ? LLVMBuildNSWMul(g->b, many, gen_i64(g, v), "") : many;
+  cuda_copies_fill(g, c, &first, values, &all);
+  g->copies = c;
+  gen_at(g, 0);
+  Loop points = loop_open(g, cuda_register(g, "tid.x"), many, gen_i64(g, l->block[0]), 0,
+                          (n < per ? n : per) - 1, &var);
+  Val at = LLVMBuildNSWAdd(g->b, from, points.phi, "");
+  do_vector(w, v, n == 1 ? aff_k(0) : aff_var(gen_var(g, at, 0, n - 1), 1));
+  loop_close(g, &points, LOOP_PLAIN);
+  g->copies = NULL;
+  cuda_copies_flush(g, c);
+  loop_close(g, &loop, LOOP_PLAIN);
+}
+
 static void points_of(Gen *g, int i, const CudaLaunch *l) {
   Nest t;
   Work *w = arena_new_of(g->a, Work);
@@ -89,27 +156,11 @@ static void points_of(Gen *g, int i, const CudaLaunch *l) {
   g->columns = false;
   plan_sweeps(w);
   if (t.rows == 0) return;
-  int v = cuda_points_vector(g, &t), last = t.n_out - 1, var;
-  int64_t n = t.rows / v;
-  Val size = gen_i64(g, l->block[0]), block = cuda_register(g, "ctaid.x");
-  Val from = LLVMBuildNSWMul(g->b, block, size, "");
-  from = LLVMBuildNSWAdd(g->b, from, cuda_register(g, "tid.x"), "");
-  Loop loop = loop_open(g, from, gen_i64(g, n), gen_i64(g, (int64_t)l->grid[0] * l->block[0]), 0,
-                        n - 1, &var);
-  Aff at = n == 1 ? aff_k(0) : aff_var(var, 1), inner;
-  if (v > 1) {
-    aff_divmod(g, &at, t.out[last].ext / v, &at, &inner);
-    cuda_place(g, &t, last, at, w->out);
-    w->out[last] = aff_mul(inner, v);
-  } else {
-    cuda_place(g, &t, t.n_out, at, w->out);
-  }
-  g->sweep = 0;
-  inner = last >= 0 ? w->out[last] : aff_k(0);
-  g->pack = v;
-  do_points(w, v > 1 ? &w->out[last] : NULL, &inner, v);
-  g->pack = 0;
-  loop_close(g, &loop, LOOP_PLAIN);
+  int v = cuda_points_vector(g, &t);
+  if (l->stage->spans)
+    points_of_block(w, l, v);
+  else
+    points_of_grid(w, l, v);
 }
 
 void cuda_points(Gen *g, const CudaLaunch *l) {

@@ -14,6 +14,9 @@ typedef struct Team {
   int threads;
   Aff lane, team;
   Val lane_v, team_v, tid;
+  CudaCopies *copies;
+  Aff first; /* row of the block */
+  Val n;     /* rows of the block */
 } Team;
 
 /* One value of an accumulator, or for ARGMAX two: what is combined. */
@@ -189,7 +192,9 @@ static int sector_vectors(const Team *m, Aff *behind) {
   const Axis *last = t->n_sum ? &t->sum[t->n_sum - 1] : NULL;
   CudaAccesses all = {0};
   *behind = aff_k(0);
-  if (m->s->columns || m->s->lanes == 1 || !last || last->ext < SHORT) return 0;
+  if ((m->s->spans && m->s->spans->lines) || m->s->columns || m->s->lanes == 1 || !last ||
+      last->ext < SHORT)
+    return 0;
   cuda_accesses(g, t, &all);
   for (int i = 0; i < all.n; i++) {
     const CudaAccess *x = &all.v[i];
@@ -227,7 +232,21 @@ static Val place_vector(Team *m, int sector, const Aff *behind, const Aff *at) {
   return inside;
 }
 
-static void sweep(Team *m) {
+/* Place `at` of a chunk of the outermost sum. */
+static Aff skipped(Gen *g, const Nest *t, const Aff *at, const Aff *skip) {
+  Aff sum = aff_add(g, at, skip);
+  return aff_var(gen_var(g, aff_value(g, &sum), 0, t->sum[0].ext - 1), 1);
+}
+
+/* What the block's rows read, in the chunk from *skip on. */
+static void fill_copies(Team *m, const Aff *skip) {
+  Gen *g = m->w->g;
+  cuda_copies_fill(g, m->copies, &m->first, m->n, skip);
+  g->copies = m->copies;
+}
+
+/* `count` places of the outermost sum, from *skip on; NULL: all. */
+static void sweep_part(Team *m, Val count, const Aff *skip) {
   Work *w = m->w;
   Gen *g = w->g;
   const Nest *t = w->t;
@@ -238,21 +257,26 @@ static void sweep(Team *m) {
   Aff behind;
   int sector = sector_vectors(m, &behind);
   for (int a = 0; a < from; a++) {
-    open[a] = loop_open(g, zero, gen_i64(g, t->sum[a].ext), one, 0, t->sum[a].ext - 1, &var);
+    Val hi = a == 0 && count ? count : gen_i64(g, t->sum[a].ext);
+    open[a] = loop_open(g, zero, hi, one, 0, t->sum[a].ext - 1, &var);
     w->sum[a] = aff_var(var, 1);
+    if (a == 0 && count) w->sum[0] = skipped(g, t, &w->sum[0], skip);
   }
-  int64_t points = 1, v = m->s->vec, row = t->n_sum ? t->sum[last].ext / v : 1;
+  int64_t points = 1, inner = 1, v = m->s->vec, row = t->n_sum ? t->sum[last].ext / v : 1;
   if (sector) row = (row + 2 * sector - 2) / sector * sector;
-  for (int a = from; a < t->n_sum; a++) points *= a == last ? row : t->sum[a].ext;
-  Val hi = gen_i64(g, points);
-  if (g->active) {
-    gen_at(g, 1);
-    hi = LLVMBuildSelect(g->b, g->active, hi, zero, "");
+  for (int a = from; a < t->n_sum; a++) {
+    points *= a == last ? row : t->sum[a].ext;
+    inner *= a == from ? 1 : a == last ? row : t->sum[a].ext;
   }
+  Val hi = gen_i64(g, points);
+  gen_at(g, g->depth);
+  if (count && from == 0) hi = LLVMBuildNSWMul(g->b, count, gen_i64(g, inner), "");
+  if (g->active) hi = LLVMBuildSelect(g->b, g->active, hi, zero, "");
   Loop loop = loop_open(g, m->lane_v, hi, gen_i64(g, m->s->lanes), 0, points - 1, &var);
   Aff at = aff_var(var, 1), first = aff_k(0);
   for (int a = last; a > from; a--)
     aff_divmod(g, &at, a == last ? row : t->sum[a].ext, &at, &w->sum[a]);
+  if (count && from == 0) at = skipped(g, t, &at, skip);
   if (t->n_sum) w->sum[from] = at;
   if (sector) {
     at = w->sum[last];
@@ -269,6 +293,26 @@ static void sweep(Team *m) {
   if (sector) loop_close(g, &inside, LOOP_PLAIN);
   loop_close(g, &loop, LOOP_PLAIN);
   for (int a = from - 1; a >= 0; a--) loop_close(g, &open[a], LOOP_PLAIN);
+}
+
+static void sweep(Team *m) {
+  Gen *g = m->w->g;
+  int64_t chunk = m->copies ? m->s->spans->chunk : 0, all = m->w->t->sum[0].ext;
+  int var;
+  if (!chunk) {
+    sweep_part(m, NULL, NULL);
+    return;
+  }
+  Loop chunks = loop_open(g, gen_i64(g, 0), gen_i64(g, (all + chunk - 1) / chunk), gen_i64(g, 1), 0,
+                          (all + chunk - 1) / chunk - 1, &var);
+  Aff skip = aff_var(var, chunk);
+  Val from = aff_value(g, &skip), count = gen_i64(g, chunk);
+  gen_at(g, g->depth);
+  if (all % chunk) count = gen_min(g, count, LLVMBuildNSWSub(g->b, gen_i64(g, all), from, ""));
+  fill_copies(m, &skip);
+  sweep_part(m, count, &skip);
+  g->copies = NULL;
+  loop_close(g, &chunks, LOOP_PLAIN);
 }
 
 /* The team's row, kept inside; g->active says whether it is one. */
@@ -304,6 +348,18 @@ static void store(Team *m) {
   loop_close(g, &once, LOOP_PLAIN);
 }
 
+/* The block's rows. */
+static void place_block(Team *m, const Aff *block) {
+  Gen *g = m->w->g;
+  int64_t rows = m->w->t->rows, teams = m->s->teams;
+  m->first = aff_mul(*block, teams);
+  Val from = aff_value(g, &m->first);
+  m->n = gen_i64(g, rows < teams ? rows : teams);
+  gen_at(g, g->depth);
+  if (rows > teams && rows % teams)
+    m->n = gen_min(g, m->n, LLVMBuildNSWSub(g->b, gen_i64(g, rows), from, ""));
+}
+
 void cuda_teams(Gen *g, const CudaLaunch *l) {
   Nest t;
   int var;
@@ -322,9 +378,13 @@ void cuda_teams(Gen *g, const CudaLaunch *l) {
   m.lane_v = aff_value(g, &m.lane);
   m.team_v = aff_value(g, &m.team);
   int64_t n = (t.rows + m.s->teams - 1) / m.s->teams;
+  if (m.s->spans) m.copies = cuda_copies_new(g, &t, m.s->spans);
   Loop loop = cuda_blocks(g, l, n, &var);
   Aff block = n == 1 ? aff_k(0) : aff_var(var, 1);
   place_row(&m, &block);
+  Aff none = aff_k(0);
+  if (m.copies) place_block(&m, &block);
+  if (m.copies && !m.s->spans->chunk) fill_copies(&m, &none);
   init_accs(w, NULL);
   for (int s = 0; s < w->n_sweep && t.n_sums; s++) {
     g->sweep = s;
@@ -332,5 +392,7 @@ void cuda_teams(Gen *g, const CudaLaunch *l) {
     combine(&m, s);
   }
   store(&m);
+  g->copies = NULL;
+  if (m.copies) cuda_copies_flush(g, m.copies);
   loop_close(g, &loop, LOOP_PLAIN);
 }

@@ -17,6 +17,7 @@ static Val load(Gen *g, const Node *n, int buf, const Index *ix, int least) {
   Aff lin = index_linear(g, ix, n->dims, 0, n->rank);
   Val v = NULL;
   if (g->probe) return NULL;
+  if (g->copies && (v = cuda_copy_load(g, n->dtype, buf, &lin))) return v;
   bool staged = g->tile && cuda_tile_load(g, n->dtype, &lin, &v);
   if (v) return v;
   if (g->pack > 1 && (v = cuda_pack_load(g, n, buf, &lin, least))) return v;

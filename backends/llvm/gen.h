@@ -57,6 +57,7 @@ typedef struct NodeInfo {
 
 typedef struct Gen Gen;
 typedef struct CudaTile CudaTile;
+typedef struct CudaCopies CudaCopies;
 struct Gen {
   Arena *a;
   LLVMContextRef c;
@@ -75,7 +76,9 @@ struct Gen {
   const struct CudaGemm *sums; /* GPU: what left the contraction in parts, or NULL */
   int pack;              /* GPU: neighbours that are computed together, and read at once; or 0 */
   struct CudaTile *tile; /* GPU: reads that go through shared memory, or NULL */
-  Val active; /* GPU: i1 of depth 1, whether the thread has a row of its own; NULL: yes */
+  struct CudaCopies
+      *copies; /* GPU: buffers of which the block has a span in shared memory, or NULL */
+  Val active;  /* GPU: i1 of depth 1, whether the thread has a row of its own; NULL: yes */
   int n_bufs;
   VEC(LoopVar) vars;
   int depth; /* of the innermost open loop; 0 = function entry */

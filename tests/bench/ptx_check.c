@@ -56,9 +56,9 @@ typedef struct Check {
 enum { MOST_TARGETS = 16 };
 
 static const char *const form_name[] = {
-    [CUDA_POINTS] = "maps",      [CUDA_TILES] = "transposes", [CUDA_GEMM] = "products",
-    [CUDA_TEAMS] = "reductions", [CUDA_SCATTER] = "scatters", [CUDA_RUNS] = "sort runs",
-    [CUDA_MERGE] = "sort merges"};
+    [CUDA_POINTS] = "maps",    [CUDA_JOINS] = "joins",      [CUDA_TILES] = "transposes",
+    [CUDA_GEMM] = "products",  [CUDA_TEAMS] = "reductions", [CUDA_SCATTER] = "scatters",
+    [CUDA_RUNS] = "sort runs", [CUDA_MERGE] = "sort merges"};
 static const char *const math_name[] = {
     [CUDA_F32] = "exact", [CUDA_TF32] = "tf32", [CUDA_BF16] = "bf16"};
 enum { N_FORMS = sizeof form_name / sizeof *form_name };
