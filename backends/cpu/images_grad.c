@@ -238,6 +238,8 @@ bool images_grad_plan(Arena *a, Plan *plan, int x) {
   if ((plan->way != WAY_IMAGES && f->flops < FLOPS) || !find(f, x, &p) || p.images < LEAST_IMAGES ||
       p.d_o >= INT32_MAX / 64)
     return false;
+  /* with more taps than positions it is rather a gradient of one image, whose taps are summed */
+  if (plan->way != WAY_IMAGES && p.h.taps * p.w.taps > p.h.n * p.w.n) return false;
   fold_taps(&p);
   if (p.h.taps * (p.fold ? 1 : p.w.taps) > MOST_TAPS || !choose_tile(plan, &p)) return false;
   cut(f, &p);
