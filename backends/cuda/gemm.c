@@ -91,16 +91,21 @@ static void make_zero(Node *c, const Divided *f) {
   c->map[f->x][f->dim] = aff_const(-1);
 }
 
+static Node *copy_core(Gen *g, const Node *c) {
+  Node *to = arena_dup(g->a, c, sizeof *c);
+  to->ext = arena_dup(g->a, c->ext, sizeof *c->ext * (size_t)c->n_loops);
+  for (int x = 0; x < 2; x++)
+    to->map[x] = arena_dup(g->a, c->map[x], sizeof *c->map[x] * (size_t)c->in[x]->rank);
+  return to;
+}
+
 static const Node *class_core(Gen *g, int class, CudaGemm *p) {
   const Node *c = g->k->core;
   Divided v[MOST_DIVIDED];
   int n = cuda_gemm_classes(c) > 1 ? divided_dims(c, v) : 0;
   for (int l = 0; l < KL_LOOPS; l++) p->step[l] = 1;
   if (!n) return c;
-  Node *to = arena_dup(g->a, c, sizeof *c);
-  to->ext = arena_dup(g->a, c->ext, sizeof *c->ext * (size_t)c->n_loops);
-  for (int x = 0; x < 2; x++)
-    to->map[x] = arena_dup(g->a, c->map[x], sizeof *c->map[x] * (size_t)c->in[x]->rank);
+  Node *to = copy_core(g, c);
   const Divided *none = NULL;
   for (int i = 0; i < n; i++) {
     AffDim *m = &to->map[v[i].x][v[i].dim];
@@ -119,6 +124,24 @@ static const Node *class_core(Gen *g, int class, CudaGemm *p) {
   if (none) make_zero(to, none);
   for (int l = 0; l < c->rank; l++) to->dims[l] = to->ext[l];
   return to;
+}
+
+/* Summed loops that move an operand backwards, as taps of a gradient do, run the other way, unless that breaks its runs. */
+static const Node *forward_core(Gen *g, const Node *c) {
+  Node *to = NULL;
+  for (int l = c->rank; l < c->n_loops; l++)
+    for (int x = 0; x < 2; x++)
+      if (cuda_side_move(c, x, l) == -1 && c->ext[l] > 1) return c;
+  for (int l = c->rank; l < c->n_loops; l++) {
+    int64_t ext = c->ext[l];
+    bool back = false;
+    for (int x = 0; x < 2; x++) back |= cuda_side_move(c, x, l) < 0;
+    if (!back || ext == 1) continue;
+    if (!to) c = to = copy_core(g, c);
+    spread_loop(to, l, -1, ext - 1);
+    to->ext[l] = ext;
+  }
+  return c;
 }
 
 /* ---- classes ---- */
@@ -256,6 +279,26 @@ static void plan_side(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
   if (along_own || along_sum) side->shift = shift_of(p, side, along_own ? own : sum);
 }
 
+/* Rows that start anywhere in a sector come from panels, where shared memory has room for them. */
+static void plan_panels(CudaGemm *p) {
+  enum { SHARED = 99 << 10 };
+  int64_t room = SHARED / dtype_info[p->tile->type].size;
+  for (int s = 0; s < 2; s++)
+    room -= p->tile->stages * cuda_side_rows(p, s) * cuda_side_pitch(p, s);
+  for (int s = 0; s < 2; s++) {
+    CudaSide *side = &p->side[s];
+    const CudaAxes *along = side->k_major ? &p->k : &side->axes;
+    if (p->tile->type != DT_FLOAT32 || !side->async) continue;
+    if (!starts_anywhere(p->core, side->x, along->axis[along->n - 1].last, 8)) continue;
+    if (!cuda_panel_plan(p, s, room)) continue;
+    room -= side->panel.size;
+    side->async = false;
+    side->vec = 1;
+    side->shift = 0;
+    side->run = CUDA_STEP;
+  }
+}
+
 /* Copies along K that end in the next step's memory need a stage more than those that do not. */
 static void plan_stages(Gen *g, CudaGemm *p) {
   bool over = false;
@@ -373,8 +416,15 @@ int cuda_near_rows(const CudaGemm *p, int side) {
   return cuda_side_pitch(p, side) % 16 == 8 ? 1 : 2; /* banks 0, 8, 16, 24 in some order */
 }
 
+int64_t cuda_panel_at(const CudaGemm *p, int side) {
+  return p->stage_size * p->tile->stages + (side ? p->side[0].panel.size : 0);
+}
+
+int64_t cuda_gemm_part(const CudaGemm *p) { return div_up(node_numel(p->core), 8) * 8; }
+
 int64_t cuda_gemm_shared(const CudaGemm *p) {
-  int64_t in = p->stage_size * p->tile->stages, out = p->out_pitch * p->tile->bm / p->tile->parts;
+  int64_t in = cuda_panel_at(p, 1) + p->side[1].panel.size,
+          out = p->out_pitch * p->tile->bm / p->tile->parts;
   return (in > out ? in : out) * dtype_info[p->tile->type].size;
 }
 
@@ -389,17 +439,39 @@ static bool reads_neighbours(Gen *g, int loop) {
   return true;
 }
 
+/* Rows of odd length: which threads store what. */
+static void plan_results(CudaGemm *p) {
+  const Node *c = p->core;
+  int64_t dense = 1, stride = 1;
+  bool flat = p->side[1].blocks == 1 && p->side[0].run != 8, every = true;
+  int shares = p->tile->bm / p->tile->warps_m / 8 / p->tile->parts; /* rows of a thread */
+  flat &= p->side[0].k_major || p->tile->math != CUDA_F32 || shares % 4 == 0;
+  for (int l = 0; l < c->rank; l++) every &= p->step[l] == 1;
+  for (int s = 1; s >= 0; s--)
+    for (int a = p->side[s].axes.n - 1; a >= 0; a--)
+      for (int l = p->side[s].axes.axis[a].last; l >= p->side[s].axes.axis[a].first; l--) {
+        stride = 1;
+        for (int d = l + 1; d < c->rank; d++) stride *= c->dims[d];
+        flat &= c->ext[l] == 1 || stride == dense;
+        dense *= c->ext[l];
+      }
+  p->flat = p->vec == 1 && every && flat && p->tile->type == DT_FLOAT32;
+  p->turn = p->vec == 1 && every && !flat && p->tile->type == DT_FLOAT32;
+}
+
 CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
-  enum { LEAST = 8, LEAST_K = 8 };
+  enum { LEAST = 64, LEAST_K = 2 };
   CudaGemm *p = arena_new_of(g->a, CudaGemm);
   const Node *c = p->core = class_core(g, class, p);
   bool whole = c == g->k->core;
+  c = p->core = forward_core(g, c);
   if (!dtype_is_float(c->dtype) || node_numel(c) == 0) return NULL;
   for (int x = 0; x < 2; x++) p->side[x] = (CudaSide){.x = x, .axes = axes_of(g, p, SIDE_0 + x)};
   p->batch = axes_of(g, p, BATCH);
   p->k = axes_of(g, p, SUM);
   for (int x = 0; x < 2; x++)
-    if (p->side[x].axes.total < LEAST) return NULL;
+    if (p->side[x].axes.total < 2) return NULL;
+  if (p->side[0].axes.total * p->side[1].axes.total < LEAST) return NULL;
   if (p->k.n == 0 || (whole && p->k.total < LEAST_K)) return NULL;
   int last = c->rank - 1;
   while (c->ext[last] == 1) last--;
@@ -413,12 +485,14 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   /* classes leave their sums whole */
   choose_tile(p, c->dtype, whole ? node_numel(c) * dtype_info[c->dtype].size : INT64_MAX, t);
   for (int s = 0; s < 2; s++) plan_side(g, p, s, t);
+  plan_panels(p);
   choose_threads(p);
   plan_stages(g, p);
   const CudaAxes *n = &p->side[1].axes;
   const Axis *col = &n->axis[n->n - 1];
   p->even = p->padded % CUDA_STEP == 0;
   p->vec = col->last == last && col->ext % 4 == 0 ? 4 : 1;
+  plan_results(p);
   p->pack = p->vec > 1 && reads_neighbours(g, last);
   p->out_pitch =
       p->tile->bn + (p->tile->math == CUDA_F32 ? 16 / dtype_info[p->tile->type].size : 8);

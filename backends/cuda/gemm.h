@@ -18,6 +18,20 @@ typedef struct CudaAxes {
   int64_t total;
 } CudaAxes;
 
+/* What a side's tile needs as it lies in memory, see panel.c; elements. */
+typedef struct CudaPanel {
+  int64_t size;         /* 0: none */
+  bool whole;           /* of all the sum, not of a step */
+  int slots;            /* steps in shared memory at once */
+  int64_t span;         /* elements of a run */
+  int sign;             /* -1: it goes backwards */
+  int64_t runs, pieces; /* areas are runs x pieces */
+  int outer;   /* loops across whose positions are of different pieces, the first so many; */
+  int64_t per; /* positions of a piece */
+  int64_t length, pitch; /* of an area; between areas */
+} CudaPanel;
+enum { CUDA_PANEL_AHEAD = 2 /* steps that panels are ahead of the tiles made of them */ };
+
 /* One side of the product. */
 typedef struct CudaSide {
   int x; /* operand of the contraction */
@@ -28,6 +42,7 @@ typedef struct CudaSide {
   int vec;        /* neighbouring elements read at once: of 16 bytes, or 1 */
   bool async;     /* cp.async */
   int shift; /* elements of a sector, where rows in memory start anywhere in one: copies are cut where sectors are; else 0 */
+  CudaPanel panel;
   int run; /* along K, of neighbouring threads, before the next row's: CUDA_STEP; 8, 4: near_run */
 } CudaSide;
 
@@ -44,6 +59,8 @@ typedef struct CudaGemm {
   int64_t steps;         /* of the whole sum */
   int64_t splits, per;   /* parts of the sum, steps of each */
   int vec;               /* neighbouring results stored at once */
+  bool flat;             /* rows of results are side by side in memory and stored as one run, */
+  bool turn;             /* or each from its first whole sector on */
   bool pack;             /* what follows the product reads neighbours for them */
   int ahead;             /* steps that copies are ahead of the products */
   int threads;
@@ -61,6 +78,15 @@ int cuda_side_rows(const CudaGemm *p, int side);
 /* Runs of 8 go to four rows so far apart in shared memory that they are in different banks: with 2, row i of eight is row
  * i % 4 * 2 + i / 4 of the tile; with 1, row i. */
 int cuda_near_rows(const CudaGemm *p, int side);
+/* Where a side's panel lies in shared memory, behind the stages. */
+int64_t cuda_panel_at(const CudaGemm *p, int side);
+int64_t cuda_gemm_part(const CudaGemm *p);   /* elements between parts of a split sum */
 int64_t cuda_gemm_shared(const CudaGemm *p); /* bytes */
+
+/* panel.c */
+/* Elements between neighbours of the operand along a loop, where nothing divides. */
+int64_t cuda_side_move(const Node *c, int x, int loop);
+/* Gives the side a panel of at most so many elements; false: it stays as it is. */
+bool cuda_panel_plan(CudaGemm *p, int s, int64_t most);
 
 #endif

@@ -250,7 +250,7 @@ static bool plan_loop(Planning *p) { return plan_nest(p, LOOP_MAIN); }
 static void launch_product(Planning *p, const CudaGemm *m) {
   int64_t blocks = m->side[0].blocks * m->side[1].blocks * m->batch.total * m->splits;
   if (m->splits > 1)
-    p->plan->workspace = m->splits * node_numel(p->k->core) * dtype_info[m->tile->type].size;
+    p->plan->workspace = m->splits * cuda_gemm_part(m) * dtype_info[m->tile->type].size;
   CudaStage *s = launch(p, CUDA_GEMM, LOOP_EPILOGUE, blocks, m->threads);
   p->plan->launch[p->plan->n - 1].shared = (uint32_t)cuda_gemm_shared(m);
   s->gemm = m;

@@ -3,8 +3,7 @@
  *   for each step of 16 products, `stages` - 1 of them ahead: elements of both sides go to shared memory
  *     (cp.async; where it cannot be used they are read to registers before the products and stored after)
  *   one barrier; each warp multiplies its share from shared memory (cuda_products.c)
- *   the sums go through shared memory, so that rows of results are stored by neighbouring threads; there everything that
- *     fusion put behind the product is emitted on them, or they are stored as a part of a split sum
+ *   the sums go through shared memory to where they belong (cuda_results.c)
  *
  * What an operand holds at (row, k) is found through its AffDims: parts that depend on the row alone land before the loop. */
 #include "cuda_gemm.h"
@@ -12,8 +11,7 @@
 
 /* ---- places ---- */
 
-/* The loops of a class at the merged index `at`. */
-static void place_loops(Gen *g, const CudaAxes *axes, Aff at, Index *ix) {
+void gemm_place(Gen *g, const CudaAxes *axes, Aff at, Index *ix) {
   for (int a = axes->n - 1; a >= 0; a--) {
     const Axis *x = &axes->axis[a];
     Aff here = at;
@@ -23,8 +21,7 @@ static void place_loops(Gen *g, const CudaAxes *axes, Aff at, Index *ix) {
   }
 }
 
-/* The first of `vec` neighbours, kept below n; both are multiples of vec; *ok (NULL: always) = it was. */
-static Aff keep(Gen *g, const Aff *at, int64_t n, int vec, Val *ok) {
+Aff gemm_keep(Gen *g, const Aff *at, int64_t n, int vec, Val *ok) {
   int64_t lo, hi;
   aff_range(g, at, &lo, &hi);
   if (hi < n) return *at;
@@ -38,8 +35,7 @@ static Aff keep(Gen *g, const Aff *at, int64_t n, int vec, Val *ok) {
   return aff_var(gen_var(g, v, lo / vec, n / vec - 1), vec);
 }
 
-/* The summed loops at element kk of step t. */
-static void place_sums(Gemm *m, const Aff *t, const Aff *kk, int vec, Index *ix, Val *ok) {
+void gemm_place_sums(Gemm *m, const Aff *t, const Aff *kk, int vec, Index *ix, Val *ok) {
   Gen *g = m->g;
   const CudaGemm *p = m->p;
   const CudaAxes *k = &p->k;
@@ -54,12 +50,12 @@ static void place_sums(Gemm *m, const Aff *t, const Aff *kk, int vec, Index *ix,
   } else {
     Aff at = aff_mul(*t, CUDA_STEP);
     at = aff_add(g, &at, kk);
-    at = keep(g, &at, k->total / p->inner * p->padded, vec, ok);
+    at = gemm_keep(g, &at, k->total / p->inner * p->padded, vec, ok);
     aff_divmod(g, &at, p->padded, &q, &r);
   }
-  r = keep(g, &r, p->inner, vec, ok);
-  place_loops(g, &inner, r, ix);
-  place_loops(g, &outer, q, ix);
+  r = gemm_keep(g, &r, p->inner, vec, ok);
+  gemm_place(g, &inner, r, ix);
+  gemm_place(g, &outer, q, ix);
 }
 
 /* ---- reading ---- */
@@ -76,8 +72,7 @@ static Val address(Gen *g, Node *n, Index *ix) {
   return emit_address(g, gen_info(g, n)->input, n->dtype, &lin);
 }
 
-/* Of lanes for which `use` (NULL: always) holds; where `ok` (NULL: always) does not, zeros. */
-static void copy_async(Gen *g, int bytes, Val to, Val from, Val ok, Val use) {
+void gemm_copy(Gen *g, int bytes, Val to, Val from, Val ok, Val use) {
   const char *name = bytes == 16  ? "llvm.nvvm.cp.async.cg.shared.global.16.s"
                      : bytes == 8 ? "llvm.nvvm.cp.async.ca.shared.global.8.s"
                                   : "llvm.nvvm.cp.async.ca.shared.global.4.s";
@@ -150,11 +145,11 @@ static Aff element_at(Gemm *m, int s, const Aff *own, const Aff *k) {
   Index ix = {.rank = c->n_loops}, to;
   Val ok = NULL;
   Aff base = aff_mul(m->block[s], side->tile), at = aff_add(g, &base, own), kk = *k;
-  at = keep(g, &at, side->axes.total, 1, &ok);
-  kk = keep(g, &kk, m->p->k.total, 1, &ok);
-  place_loops(g, &side->axes, at, &ix);
-  place_loops(g, &m->p->batch, m->batch, &ix);
-  place_loops(g, &m->p->k, kk, &ix);
+  at = gemm_keep(g, &at, side->axes.total, 1, &ok);
+  kk = gemm_keep(g, &kk, m->p->k.total, 1, &ok);
+  gemm_place(g, &side->axes, at, &ix);
+  gemm_place(g, &m->p->batch, m->batch, &ix);
+  gemm_place(g, &m->p->k, kk, &ix);
   if (!index_map(g, &ix, c->ext, c->map[side->x], in->rank, in->dims, &to, &ok)) return aff_k(0);
   return index_linear(g, &to, in->dims, 0, in->rank);
 }
@@ -225,29 +220,26 @@ static Val tile_at(Gemm *m, int s, Val n, const Chunk *c) {
   return gemm_shared(m, LLVMBuildNSWAdd(g->b, v, stage, ""));
 }
 
-/* The operand's index at a chunk of step t; false: nothing but zeros is there. */
-static bool operand_index(Gemm *m, int s, const Chunk *chunk, const Aff *t, Index *to, Val *ok) {
+/* The loops at a chunk of step t. */
+static Index loops_at(Gemm *m, int s, const Chunk *chunk, const Aff *t, Val *ok) {
   Gen *g = m->g;
-  const Node *c = m->p->core;
   const CudaSide *side = &m->p->side[s];
   Aff base = aff_mul(m->block[s], side->tile);
-  Index ix = {.rank = c->n_loops};
+  Index ix = {.rank = m->p->core->n_loops};
   Aff at = aff_add(g, &base, &chunk->own);
-  at = keep(g, &at, side->axes.total, side->k_major ? 1 : side->vec, ok);
-  place_loops(g, &side->axes, at, &ix);
-  place_loops(g, &m->p->batch, m->batch, &ix);
-  place_sums(m, t, &chunk->k, side->k_major ? side->vec : 1, &ix, ok);
-  return index_map(g, &ix, c->ext, c->map[side->x], c->in[side->x]->rank, c->in[side->x]->dims, to,
-                   ok);
+  at = gemm_keep(g, &at, side->axes.total, side->k_major ? 1 : side->vec, ok);
+  gemm_place(g, &side->axes, at, &ix);
+  gemm_place(g, &m->p->batch, m->batch, &ix);
+  gemm_place_sums(m, t, &chunk->k, side->k_major ? side->vec : 1, &ix, ok);
+  return ix;
 }
 
-/* A step that is read: the n-th of the block's, t of the sum's. */
-typedef struct Step {
-  Val n;
-  Aff t;
-  Val inside; /* it is one of the block's; NULL: always */
-  Val next;   /* so is the one after it */
-} Step;
+/* The operand's index there; false: nothing but zeros is. */
+static bool operand_index(Gemm *m, int s, const Index *loops, Index *to, Val *ok) {
+  const Node *c = m->p->core;
+  int x = m->p->side[s].x;
+  return index_map(m->g, loops, c->ext, c->map[x], c->in[x]->rank, c->in[x]->dims, to, ok);
+}
 
 static void copy_chunk(Gemm *m, int s, int j, const Step *t) {
   Gen *g = m->g;
@@ -257,7 +249,8 @@ static void copy_chunk(Gemm *m, int s, int j, const Step *t) {
   Index ix;
   bool shifted = side->shift && side->k_major;
   Val ok = shifted ? NULL : t->inside, use = NULL;
-  if (!operand_index(m, s, &c, &t->t, &ix, &ok)) {
+  Index loops = loops_at(m, s, &c, &t->t, &ok);
+  if (!operand_index(m, s, &loops, &ix, &ok)) {
     ix = (Index){.rank = in->rank};
     ok = LLVMConstInt(g->i1, 0, 0);
   }
@@ -268,7 +261,7 @@ static void copy_chunk(Gemm *m, int s, int j, const Step *t) {
     use = LLVMBuildSelect(g->b, here, t->inside, t->next, "");
   }
   Val to = tile_at(m, s, t->n, &c);
-  copy_async(g, side->vec * dtype_info[m->p->tile->type].size, to, address(g, in, &ix), ok, use);
+  gemm_copy(g, side->vec * dtype_info[m->p->tile->type].size, to, address(g, in, &ix), ok, use);
 }
 
 /* To values, vec of them. */
@@ -280,7 +273,12 @@ static void read_chunk(Gemm *m, int s, int j, const Step *t, Val *v) {
   Chunk c = chunk(m, s, j);
   Index ix;
   Val ok = t->inside;
-  bool any = operand_index(m, s, &c, &t->t, &ix, &ok);
+  Index loops = loops_at(m, s, &c, &t->t, &ok);
+  bool any = operand_index(m, s, &loops, &ix, &ok);
+  if (any && side->panel.size) {
+    v[0] = gemm_panel_read(m, s, t, &loops, ok);
+    return;
+  }
   if (any && side->vec > 1) {
     Val from = address(g, in, &ix);
     gen_at(g, g->depth);
@@ -310,8 +308,8 @@ static void store_chunk(Gemm *m, int s, int j, Val n, const Val *v) {
   LLVMBuildStore(g->b, x, to);
 }
 
-enum { MOST_CHUNKS = 32, MOST_VEC = 4 };
-typedef Val Chunks[2][MOST_CHUNKS][MOST_VEC];
+enum { MOST_CHUNKS = 32 };
+typedef Val Chunks[2][MOST_CHUNKS][GEMM_VEC];
 
 static void read_step(Gemm *m, const Step *t, Chunks v) {
   for (int s = 0; s < 2; s++)
@@ -321,10 +319,29 @@ static void read_step(Gemm *m, const Step *t, Chunks v) {
       else
         read_chunk(m, s, j, t, v[s][j]);
     }
-  if (m->p->side[0].async || m->p->side[1].async) {
-    gen_at(m->g, m->g->depth);
-    gen_call(m->g, "llvm.nvvm.cp.async.commit.group", NULL, 0, NULL);
+}
+
+/* Steps that copies are ahead of those who wait for them; 0: there are none. */
+static int copies_ahead(const CudaGemm *p) {
+  int ahead = 0;
+  for (int s = 0; s < 2; s++) {
+    const CudaSide *side = &p->side[s];
+    int n = side->async ? p->ahead : side->panel.size && !side->panel.whole ? CUDA_PANEL_AHEAD : 0;
+    if (n && (!ahead || n < ahead)) ahead = n;
   }
+  return ahead;
+}
+
+static void commit_copies(Gemm *m) {
+  gen_at(m->g, m->g->depth);
+  gen_call(m->g, "llvm.nvvm.cp.async.commit.group", NULL, 0, NULL);
+}
+
+/* Until all but the last `left` groups of copies are there. */
+static void wait_copies(Gemm *m, int left) {
+  Val n = LLVMConstInt(m->g->i32, (uint64_t)left, 0);
+  gen_at(m->g, m->g->depth);
+  gen_call(m->g, "llvm.nvvm.cp.async.wait.group", NULL, 1, &n);
 }
 
 static void store_step(Gemm *m, const Step *t, Chunks v) {
@@ -349,12 +366,24 @@ static Step step_at(Gemm *m, Val n) {
   return s;
 }
 
-static void wait_copies(Gemm *m) {
+/* Panels of the n-th step that are copied step by step. */
+static void copy_panels(Gemm *m, Val n) {
+  Step t = step_at(m, n);
+  for (int s = 0; s < 2; s++)
+    if (m->p->side[s].panel.size && !m->p->side[s].panel.whole) gemm_panel_copy(m, s, &t);
+}
+
+/* Whole panels, and those of the first steps. */
+static void start_panels(Gemm *m) {
   Gen *g = m->g;
-  bool any = m->p->side[0].async || m->p->side[1].async;
-  Val left = LLVMConstInt(g->i32, (uint64_t)m->p->ahead - 1, 0);
-  gen_at(g, g->depth);
-  if (any) gen_call(g, "llvm.nvvm.cp.async.wait.group", NULL, 1, &left);
+  bool any = false;
+  for (int s = 0; s < 2; s++) {
+    any |= m->p->side[s].panel.size > 0;
+    if (m->p->side[s].panel.whole && m->p->side[s].panel.size) gemm_panel_copy(m, s, NULL);
+  }
+  if (!any) return;
+  for (int n = 0; n < CUDA_PANEL_AHEAD; n++) copy_panels(m, gen_i64(g, n));
+  commit_copies(m);
 }
 
 /* What of the first step would have been copied by the step before it. */
@@ -370,102 +399,34 @@ static void read_before(Gemm *m) {
 /* Registers hold one step, so with them the stage that is filled is the next one. */
 static void sum_steps(Gemm *m) {
   Gen *g = m->g;
-  int ahead = m->p->ahead, var;
+  int ahead = m->p->ahead, copies = copies_ahead(m->p), var;
   Chunks v;
+  start_panels(m);
   read_before(m);
   for (int n = 0; n < ahead; n++) {
     Step t = step_at(m, gen_i64(g, n));
+    if (m->p->side[0].panel.size || m->p->side[1].panel.size) {
+      wait_copies(m, 0);
+      cuda_barrier(g);
+      copy_panels(m, gen_i64(g, n + CUDA_PANEL_AHEAD));
+    }
     read_step(m, &t, v);
+    if (copies) commit_copies(m);
     store_step(m, &t, v);
   }
   Loop loop = loop_open(g, gen_i64(g, 0), m->count, gen_i64(g, 1), 0, m->p->per - 1, &var);
-  wait_copies(m);
+  if (copies) wait_copies(m, copies - 1);
   cuda_barrier(g);
   gen_at(g, g->depth);
   Step t = step_at(m, LLVMBuildNSWAdd(g->b, loop.phi, gen_i64(g, ahead), ""));
+  copy_panels(m, LLVMBuildNSWAdd(g->b, t.n, gen_i64(g, CUDA_PANEL_AHEAD), ""));
   read_step(m, &t, v);
+  if (copies) commit_copies(m);
   gemm_products(m, stage_of(m, loop.phi));
   store_step(m, &t, v);
   loop_close(g, &loop, LOOP_PLAIN);
   gen_at(g, 0);
-  Val none = LLVMConstInt(g->i32, 0, 0);
-  if (m->p->side[0].async || m->p->side[1].async)
-    gen_call(g, "llvm.nvvm.cp.async.wait.group", NULL, 1, &none);
-}
-
-/* ---- results ---- */
-
-static void store_results(Gemm *m, Index *ix, const Val *sum) {
-  Gen *g = m->g;
-  const CudaGemm *p = m->p;
-  Kernel *k = g->k;
-  int n_out = k->outputs.n, n_vec = p->vec;
-  const Axis *last = &p->side[1].axes.axis[p->side[1].axes.n - 1];
-  Val *v = arena_array(g->a, Val, n_out * n_vec);
-  Index *at = arena_array(g->a, Index, n_vec);
-  g->pack = p->pack ? n_vec : 0;
-  for (int i = 0; i < n_vec; i++) {
-    Aff off = aff_k(i * p->step[last->first]);
-    at[i] = *ix;
-    at[i].d[last->first] = aff_add(g, &ix->d[last->first], &off);
-    emit_known(g, k->core, &at[i], sum[i]);
-    for (int o = 0; o < n_out && p->splits == 1; o++)
-      v[o * n_vec + i] = emit(g, k->outputs.v[o], &at[i]);
-  }
-  g->pack = 0;
-  Aff *lin = arena_array(g->a, Aff, n_vec);
-  for (int i = 0; i < n_vec; i++) {
-    Aff skip = aff_mul(m->split, node_numel(k->core));
-    lin[i] = index_linear(g, &at[i], k->core->dims, 0, k->core->rank);
-    lin[i] = aff_add(g, &lin[i], &skip);
-  }
-  if (p->splits > 1) cuda_pack_store(g, k->inputs.n + n_out, p->tile->type, n_vec, lin, sum);
-  for (int o = 0; o < n_out && p->splits == 1; o++)
-    cuda_pack_store(g, k->inputs.n + o, k->outputs.v[o]->dtype, n_vec, lin, &v[o * n_vec]);
-}
-
-/* The results of a part that are in shared memory, each thread those of one column in every so manieth row. */
-static void results(Gemm *m, int part) {
-  Gen *g = m->g;
-  const CudaGemm *p = m->p;
-  int width = p->tile->bn / p->vec, rows = p->tile->bm / p->tile->parts, var;
-  int step = p->threads / width;
-  Aff row0, c, col, base;
-  Val ok = NULL;
-  aff_divmod(g, &m->tid, width, &row0, &c);
-  col = aff_mul(c, p->vec);
-  base = aff_mul(m->block[1], p->tile->bn);
-  Aff n = aff_add(g, &base, &col);
-  n = keep(g, &n, p->side[1].axes.total, p->vec, &ok);
-  Loop loop =
-      loop_open(g, gen_i64(g, 0), gen_i64(g, rows / step), gen_i64(g, 1), 0, rows / step - 1, &var);
-  Aff r = aff_var(var, step);
-  r = aff_add(g, &r, &row0);
-  Aff mm = aff_mul(m->block[0], p->tile->bm), in_tile = gemm_spilled(m, part, &r);
-  mm = aff_add(g, &mm, &in_tile);
-  mm = keep(g, &mm, p->side[0].axes.total, 1, &ok);
-  Loop inside;
-  if (ok) inside = cuda_if(g, ok);
-  Index ix = {.rank = g->k->core->rank};
-  place_loops(g, &p->batch, m->batch, &ix);
-  place_loops(g, &p->side[0].axes, mm, &ix);
-  place_loops(g, &p->side[1].axes, n, &ix);
-  for (int l = 0; l < ix.rank; l++) {
-    Aff first = aff_k(p->at[l]);
-    if (p->step[l] == 1) continue;
-    ix.d[l] = aff_mul(ix.d[l], p->step[l]);
-    ix.d[l] = aff_add(g, &ix.d[l], &first);
-  }
-  Aff at = aff_mul(r, p->out_pitch);
-  at = aff_add(g, &at, &col);
-  Val from = aff_value(g, &at), sum[MOST_VEC];
-  gen_at(g, g->depth);
-  for (int i = 0; i < p->vec; i++)
-    sum[i] = LLVMBuildLoad2(g->b, gemm_type(m),
-                            gemm_shared(m, LLVMBuildNSWAdd(g->b, from, gen_i64(g, i), "")), "");
-  store_results(m, &ix, sum);
-  if (ok) loop_close(g, &inside, LOOP_PLAIN);
-  loop_close(g, &loop, LOOP_PLAIN);
+  if (copies) wait_copies(m, 0);
 }
 
 /* ---- the function ---- */
@@ -512,23 +473,6 @@ void cuda_gemm(Gen *g, const CudaLaunch *l) {
     cuda_barrier(g); /* what was there has been read */
     gemm_spill(&m, part);
     cuda_barrier(g);
-    results(&m, part);
+    gemm_results(&m, part);
   }
-}
-
-/* ---- split sums ---- */
-
-Val cuda_sum_parts(Gen *g, Node *n, const Index *ix) {
-  const CudaGemm *p = g->sums;
-  Aff lin = index_linear(g, ix, n->dims, 0, n->rank);
-  int buf = g->k->inputs.n + g->k->outputs.n;
-  Val sum = NULL;
-  for (int64_t s = 0; s < p->splits; s++) {
-    Aff skip = aff_k(s * node_numel(n)), at = aff_add(g, &lin, &skip);
-    Val from = emit_address(g, buf, p->tile->type, &at);
-    gen_at(g, g->depth);
-    Val v = val_load(g, p->tile->type, from);
-    sum = sum ? LLVMBuildFAdd(g->b, sum, v, "") : v;
-  }
-  return sum;
 }

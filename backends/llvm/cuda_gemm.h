@@ -4,7 +4,10 @@
 #include "../cuda/gemm.h"
 #include "cuda_gen.h"
 
-enum { GEMM_SUMS = 128 /* most of a thread */ };
+enum {
+  GEMM_SUMS = 128 /* most of a thread */,
+  GEMM_VEC = 4 /* most elements read or stored at once */
+};
 
 typedef struct Gemm {
   Gen *g;
@@ -18,13 +21,46 @@ typedef struct Gemm {
   Val sum[GEMM_SUMS]; /* stack slots */
 } Gemm;
 
+/* A step that is read: the n-th of the block's, t of the sum's. */
+typedef struct Step {
+  Val n;
+  Aff t;
+  Val inside; /* it is one of the block's; NULL: always */
+  Val next;   /* so is the one after it */
+} Step;
+
 LLVMTypeRef gemm_type(const Gemm *m);
 Val gemm_shared(Gemm *m, Val at); /* the address of an element of shared memory */
+
+/* cuda_gemm.c */
+/* The loops of a class at the merged index `at`. */
+void gemm_place(Gen *g, const CudaAxes *axes, Aff at, Index *ix);
+/* The summed loops at element kk of step t, the first of vec; *ok (NULL: always): it is not behind the end. */
+void gemm_place_sums(Gemm *m, const Aff *t, const Aff *kk, int vec, Index *ix, Val *ok);
+/* The first of `vec` neighbours, kept below n; both are multiples of vec; *ok (NULL: always) = it was. */
+Aff gemm_keep(Gen *g, const Aff *at, int64_t n, int vec, Val *ok);
+/* cp.async of lanes for which `use` (NULL: always) holds; where `ok` (NULL: always) does not, zeros. */
+void gemm_copy(Gen *g, int bytes, Val to, Val from, Val ok, Val use);
+
+/* cuda_panel.c */
+void gemm_panel_copy(Gemm *m, int s, const Step *t); /* the panel of a step, or the whole one */
+/* The element of the operand at these loops, 0 where `ok` does not hold; of the panel of step t. */
+Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok);
+
+/* A float of shared memory, 0 where `ok` (NULL: always) does not hold. Lanes whose `phase` of 0..phases-1 differs are in rows
+ * that may be anywhere in the banks: they are served one phase after the other. */
+Val gemm_load(Gemm *m, Val from, const Aff *phase, int phases, Val ok);
+
+/* cuda_results.c */
+void gemm_results(Gemm *m, int part); /* of a part, from shared memory */
 
 /* cuda_products.c */
 void gemm_start(Gemm *m);               /* sums = 0 */
 void gemm_products(Gemm *m, Val stage); /* sums += the products of the step that lies at `stage` */
 void gemm_spill(Gemm *m, int part);     /* the sums of a part to shared memory, rows of out_pitch */
 Aff gemm_spilled(Gemm *m, int part, const Aff *at); /* the row of the tile that row `at` holds */
+
+/* The row of the part that holds the order-th row of the tile among those of the part, and which of the tile that is. */
+void gemm_ordered(Gemm *m, int part, const Aff *order, Aff *row, Aff *in_tile);
 
 #endif

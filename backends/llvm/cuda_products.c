@@ -253,3 +253,24 @@ Aff gemm_spilled(Gemm *m, int part, const Aff *at) {
   row = aff_add(g, &eight, &in);
   return aff_add(g, &row, &q);
 }
+
+/* With sums across, row 8 i + j of a warp's 32 holds row 4 j + i of the tile. */
+void gemm_ordered(Gemm *m, int part, const Aff *order, Aff *row, Aff *in_tile) {
+  Gen *g = m->g;
+  int rows = 8 * (is_mma(m) ? share(m, 0) / 8 : per_thread(m, 0)) / m->p->tile->parts;
+  Aff warp, v, i, j, k;
+  aff_divmod(g, order, rows, &warp, &v);
+  *in_tile = aff_mul(warp, share(m, 0));
+  *in_tile = aff_add(g, in_tile, &v);
+  in_tile->k += part * rows;
+  *row = *order;
+  if (is_mma(m) || m->p->side[0].k_major) return;
+  aff_divmod(g, &v, 32, &k, &v);
+  aff_divmod(g, &v, 4, &j, &i);
+  warp = aff_mul(warp, rows);
+  k = aff_mul(k, 32);
+  i = aff_mul(i, 8);
+  *row = aff_add(g, &warp, &k);
+  *row = aff_add(g, row, &i);
+  *row = aff_add(g, row, &j);
+}

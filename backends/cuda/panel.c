@@ -1,0 +1,107 @@
+/* Operands of products that are staged as they lie in memory. In: a side of a product; out: whether its tile comes from a panel.
+ *
+ * Rows of windows overlap, or lie side by side without being multiples of a sector. Copied row by row they would ask for the
+ * same sectors again and again. A panel is what a tile needs as runs of memory, from sector to sector, each element once; the
+ * tile is made of it, from shared memory to shared memory. The loops along which the operand is contiguous divide into an inner
+ * part, one run of `span` elements, and an outer one, of several runs: filter rows in a convolution. Along the loops across a run
+ * moves by a row of elements and, where inner loops carry, by a jump. As long as jumps are short, all positions of a run need
+ * one area of memory; where they are not, as between images, positions divide into pieces with areas of their own.
+ *   contiguous along K    the panel holds the whole sum; runs are along K, pieces along the tile
+ *   contiguous along rows the panel holds a step, there are several; runs are along the tile, pieces along K
+ * Areas lie so far apart that neighbours along the contiguous loops are in neighbouring banks. */
+#include "gemm.h"
+
+typedef struct Moves {
+  int n;
+  int64_t ext[KL_LOOPS], by[KL_LOOPS];
+} Moves;
+
+/* Elements between neighbours along a loop. */
+int64_t cuda_side_move(const Node *c, int x, int loop) {
+  int64_t sum = 0, stride = 1;
+  for (int d = c->in[x]->rank - 1; d >= 0; stride *= c->in[x]->dims[d--]) {
+    const AffDim *m = &c->map[x][d];
+    sum += ((m->l0 == loop ? m->c0 : 0) + (m->l1 == loop ? m->c1 : 0)) * stride;
+  }
+  return sum;
+}
+
+static bool divides(const Node *c, int x) {
+  for (int d = 0; d < c->in[x]->rank; d++)
+    if (c->map[x][d].div != 1) return true;
+  return false;
+}
+
+static Moves moves_along(const Node *c, int x, const CudaAxes *axes) {
+  Moves r = {0};
+  for (int a = 0; a < axes->n; a++)
+    for (int l = axes->axis[a].first; l <= axes->axis[a].last; l++) {
+      if (c->ext[l] == 1) continue;
+      r.ext[r.n] = c->ext[l];
+      r.by[r.n++] = cuda_side_move(c, x, l);
+    }
+  return r;
+}
+
+/* The loops across that an area holds, of n positions: as many as leave most of what it holds needed. False: not even one. */
+static bool divide(const Moves *m, int64_t n, CudaPanel *to) {
+  int64_t row = m->by[m->n - 1], usual = 0;
+  int i = m->n - 1;
+  to->per = m->ext[i];
+  to->length = (n < to->per ? n : to->per) * row - row + to->span;
+  if (row <= 0) return false;
+  for (; i > 0; i--) {
+    int64_t jump = m->by[i - 1] - m->ext[i] * m->by[i];
+    usual += n * jump / to->per;
+    if (jump < 0 || usual > n * row / 2 + to->span) break;
+    int64_t per = to->per * m->ext[i - 1], most = n < per ? n : per;
+    to->length = (most - 1) * row + to->span;
+    to->per = per;
+  }
+  to->outer = i;
+  for (int64_t per = 1, j = m->n - 1; j > i; j--) {
+    per *= m->ext[j];
+    to->length += (n - 1 + per - 1) / per * (m->by[j - 1] - m->ext[j] * m->by[j]);
+  }
+  to->pieces = 1;
+  while (i-- > 0) to->pieces *= m->ext[i];
+  int64_t touched = n < 2 ? 1 : (n - 2) / to->per + 2;
+  if (touched < to->pieces) to->pieces = touched;
+  return true;
+}
+
+static bool plan_panel(CudaGemm *p, int s, bool k_major, int64_t most) {
+  enum { GAP = 12 /* elements */, STREAM = 4 };
+  CudaSide *side = &p->side[s];
+  const Node *c = p->core;
+  Moves own = moves_along(c, side->x, &side->axes), sum = moves_along(c, side->x, &p->k);
+  const Moves *along = k_major ? &sum : &own, *across = k_major ? &own : &sum;
+  int64_t tile = side->tile < side->axes.total ? side->tile : side->axes.total;
+  CudaPanel panel = {.span = 1, .runs = 1, .whole = k_major, .slots = k_major ? 1 : STREAM};
+  int i = along->n;
+  if (k_major && p->splits > 1) return false;
+  panel.sign = k_major && along->by[i - 1] < 0 ? -1 : 1;
+  for (; i > 0 && along->by[i - 1] == panel.sign * panel.span; i--) panel.span *= along->ext[i - 1];
+  while (i-- > 0) panel.runs *= along->ext[i];
+  if (panel.span == 1 || across->n == 0) return false;
+  int64_t needed = panel.span;
+  if (!k_major) {
+    int64_t touched = tile < 2 ? 1 : (tile - 2) / panel.span + 2;
+    if (touched < panel.runs) panel.runs = touched;
+    if (tile < needed) needed = tile;
+  }
+  if (!divide(across, k_major ? tile : CUDA_STEP, &panel)) return false;
+  if (across->by[across->n - 1] - needed >= GAP) return false;
+  panel.pitch = panel.length + (panel.sign * panel.span - panel.length) % 32;
+  if (panel.pitch < panel.length) panel.pitch += 32;
+  panel.size = panel.runs * panel.pieces * panel.pitch * panel.slots;
+  if (panel.size > most) return false;
+  side->panel = panel;
+  side->k_major = k_major;
+  return true;
+}
+
+bool cuda_panel_plan(CudaGemm *p, int s, int64_t most) {
+  if (divides(p->core, p->side[s].x) || !p->side[s].axes.n) return false;
+  return plan_panel(p, s, p->side[s].k_major, most) || plan_panel(p, s, !p->side[s].k_major, most);
+}

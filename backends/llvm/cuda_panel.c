@@ -1,0 +1,268 @@
+/* Panels: operands of products as they lie in memory, see backends/cuda/panel.c. In: a side of a product that has one; out: the
+ * copies from global memory, aligned to sectors, and reads of elements by the loops of the product. */
+#include "cuda_gemm.h"
+
+static Val add(Gen *g, Val x, Val y) {
+  gen_at_vals(g, 2, (Val[]){x, y});
+  return LLVMBuildNSWAdd(g->b, x, y, "");
+}
+
+static Val sub(Gen *g, Val x, Val y) {
+  gen_at_vals(g, 2, (Val[]){x, y});
+  return LLVMBuildNSWSub(g->b, x, y, "");
+}
+
+static Val and (Gen * g, Val x, Val y) {
+  gen_at_vals(g, 2, (Val[]){x, y});
+  return LLVMBuildAnd(g->b, x, y, "");
+}
+
+static Val less(Gen *g, Val x, Val y) {
+  gen_at_vals(g, 2, (Val[]){x, y});
+  return LLVMBuildICmp(g->b, LLVMIntSLT, x, y, "");
+}
+
+static Val equal(Gen *g, Val x, Val y) {
+  gen_at_vals(g, 2, (Val[]){x, y});
+  return LLVMBuildICmp(g->b, LLVMIntEQ, x, y, "");
+}
+
+static Val choose(Gen *g, Val c, Val x, Val y) {
+  gen_at_vals(g, 3, (Val[]){c, x, y});
+  return LLVMBuildSelect(g->b, c, x, y, "");
+}
+
+/* v in lo..hi-1. */
+static Aff variable(Gen *g, Val v, int64_t lo, int64_t hi) {
+  gen_at(g, gen_depth(g, v));
+  v = gen_min(g, v, gen_i64(g, hi - 1));
+  return aff_var(gen_var(g, v, lo, hi - 1), 1);
+}
+
+/* Loops of axes one by one, outermost first; those of one iteration are left out. */
+typedef struct Loops {
+  int n, at[KL_LOOPS];
+  int64_t total;
+} Loops;
+
+static Loops loops_of(const Gemm *m, const CudaAxes *axes) {
+  Loops r = {.total = 1};
+  for (int a = 0; a < axes->n; a++)
+    for (int l = axes->axis[a].first; l <= axes->axis[a].last; l++)
+      if (m->p->core->ext[l] > 1) r.at[r.n++] = l, r.total *= m->p->core->ext[l];
+  return r;
+}
+
+static const CudaAxes *along(const Gemm *m, int s) {
+  return m->p->side[s].k_major ? &m->p->k : &m->p->side[s].axes;
+}
+
+static const CudaAxes *across(const Gemm *m, int s) {
+  return m->p->side[s].k_major ? &m->p->side[s].axes : &m->p->k;
+}
+
+/* The row-major index of the loops of axes. */
+static Aff merged(Gemm *m, const CudaAxes *axes, const Index *ix) {
+  Aff at = aff_k(0);
+  for (int a = 0; a < axes->n; a++) {
+    at = aff_mul(at, axes->axis[a].ext);
+    at = aff_add(m->g, &at, &ix->d[axes->axis[a].first]);
+  }
+  return at;
+}
+
+/* Elements of the operand that the loops from..n-1 at their row-major index `at` move it by. */
+static Val moved(Gemm *m, int s, const Loops *l, int from, Aff at) {
+  Gen *g = m->g;
+  Val sum = gen_i64(g, 0);
+  for (int i = l->n - 1; i >= from; i--) {
+    Aff here = at;
+    if (i > from) aff_divmod(g, &at, m->p->core->ext[l->at[i]], &at, &here);
+    here = aff_mul(here, cuda_side_move(m->p->core, m->p->side[s].x, l->at[i]));
+    sum = add(g, sum, aff_value(g, &here));
+  }
+  return sum;
+}
+
+/* What the panel of a step holds: positions low..high across, the first piece, the first run. */
+typedef struct Extent {
+  Aff low, high, piece, run;
+  Aff start; /* place of the first position in its piece */
+} Extent;
+
+static Extent extent_of(Gemm *m, int s, const Step *t) {
+  Gen *g = m->g;
+  const CudaSide *side = &m->p->side[s];
+  Extent e = {.run = aff_k(0)};
+  Aff own = aff_mul(m->block[s], side->tile), rest;
+  if (side->k_major) {
+    Aff last = aff_k(side->tile - 1);
+    last = aff_add(g, &own, &last);
+    e.low = own;
+    int64_t lo, hi;
+    aff_range(g, &last, &lo, &hi);
+    e.high = hi < side->axes.total ? last : variable(g, aff_value(g, &last), lo, side->axes.total);
+  } else {
+    for (int i = 0; i < 2; i++) {
+      Index ix = {.rank = m->p->core->n_loops};
+      Val ok = NULL;
+      Aff kk = aff_k(i ? CUDA_STEP - 1 : 0);
+      gemm_place_sums(m, &t->t, &kk, 1, &ix, &ok);
+      *(i ? &e.high : &e.low) = merged(m, &m->p->k, &ix);
+    }
+    aff_divmod(g, &own, side->panel.span, &e.run, &rest);
+  }
+  aff_divmod(g, &e.low, side->panel.per, &e.piece, &e.start);
+  return e;
+}
+
+/* Where the panel of the n-th step lies in shared memory. */
+static Val panel_base(Gemm *m, int s, Val n) {
+  Gen *g = m->g;
+  const CudaPanel *panel = &m->p->side[s].panel;
+  Val at = gen_i64(g, cuda_panel_at(m->p, s));
+  if (panel->slots == 1) return at;
+  gen_at(g, gen_depth(g, n));
+  Val slot = LLVMBuildAnd(g->b, n, gen_i64(g, panel->slots - 1), "");
+  slot = LLVMBuildNSWMul(g->b, slot, gen_i64(g, panel->size / panel->slots), "");
+  return LLVMBuildNSWAdd(g->b, slot, at, "");
+}
+
+/* The operand's element where a run of a piece starts. */
+static Val area_start(Gemm *m, int s, Aff run, Aff piece) {
+  Gen *g = m->g;
+  const Node *c = m->p->core;
+  const CudaSide *side = &m->p->side[s];
+  int64_t fixed = 0, stride = 1;
+  for (int d = c->in [side->x]->rank - 1; d >= 0; stride *= c->in[side->x]->dims[d--])
+    fixed += c->map[side->x][d].off * stride;
+  Loops runs = loops_of(m, along(m, s)), pieces = loops_of(m, across(m, s)),
+        batch = loops_of(m, &m->p->batch);
+  Index ix = {.rank = c->n_loops};
+  gemm_place(g, &m->p->batch, m->batch, &ix);
+  Val at = add(g, gen_i64(g, fixed), moved(m, s, &runs, 0, aff_mul(run, side->panel.span)));
+  at = add(g, at, moved(m, s, &pieces, 0, aff_mul(piece, side->panel.per)));
+  return add(g, at, moved(m, s, &batch, 0, merged(m, &m->p->batch, &ix)));
+}
+
+void gemm_panel_copy(Gemm *m, int s, const Step *t) {
+  Gen *g = m->g;
+  const CudaSide *side = &m->p->side[s];
+  const CudaPanel *panel = &side->panel;
+  Node *in = m->p->core->in[side->x];
+  int64_t width = (panel->length + 7 + 31) / 32 * 32, all = panel->runs * panel->pieces * width;
+  int64_t rounds = (all + m->p->threads - 1) / m->p->threads;
+  Loops runs = loops_of(m, along(m, s)), places = loops_of(m, across(m, s));
+  int64_t n_runs = runs.total / panel->span, n_pieces = places.total / panel->per;
+  Extent e = extent_of(m, s, t);
+  Val base = panel_base(m, s, t ? t->n : NULL);
+  int var;
+  Loop loop = loop_open(g, gen_i64(g, 0), gen_i64(g, rounds), gen_i64(g, 1), 0, rounds - 1, &var);
+  Aff at = aff_var(var, m->p->threads), area, j, run, piece, q, last;
+  at = aff_add(g, &at, &m->tid);
+  Val use = less(g, aff_value(g, &at), gen_i64(g, all));
+  aff_divmod(g, &at, width, &area, &j);
+  aff_divmod(g, &area, panel->runs, &piece, &run);
+  run = aff_add(g, &run, &e.run);
+  piece = aff_add(g, &piece, &e.piece);
+  /* positions of this piece: place from..to in it */
+  aff_divmod(g, &e.high, panel->per, &q, &last);
+  Val here = aff_value(g, &piece), zero = gen_i64(g, 0);
+  use = gen_and(g, use, less(g, here, add(g, aff_value(g, &q), gen_i64(g, 1))));
+  Val from = choose(g, equal(g, here, aff_value(g, &e.piece)), aff_value(g, &e.start), zero);
+  Val to =
+      choose(g, equal(g, here, aff_value(g, &q)), aff_value(g, &last), gen_i64(g, panel->per - 1));
+  Val low = moved(m, s, &places, panel->outer, variable(g, from, 0, panel->per));
+  Val high = moved(m, s, &places, panel->outer, variable(g, to, 0, panel->per));
+  use = gen_and(g, use, less(g, aff_value(g, &run), gen_i64(g, n_runs)));
+  run = variable(g, aff_value(g, &run), 0, n_runs);
+  piece = variable(g, here, 0, n_pieces);
+  Val start = add(g, area_start(m, s, run, piece), low);
+  if (panel->sign < 0) start = sub(g, start, gen_i64(g, panel->span - 1));
+  Val i = sub(g, aff_value(g, &j), and(g, start, gen_i64(g, 7)));
+  /* what of the run is the tile's */
+  Val first = zero, end = gen_i64(g, panel->span);
+  if (!side->k_major) {
+    Aff own = aff_mul(m->block[s], side->tile), before = aff_mul(run, panel->span);
+    Val lo = sub(g, aff_value(g, &own), aff_value(g, &before));
+    Val hi = add(g, lo, gen_i64(g, side->tile));
+    gen_at(g, gen_depth(g, lo));
+    first = gen_max(g, lo, first);
+    gen_at(g, gen_depth(g, hi));
+    end = gen_min(g, hi, end);
+    use = gen_and(g, use, less(g, zero, hi));
+  }
+  end = add(g, end, sub(g, high, low));
+  use = gen_and(g, use, less(g, sub(g, first, gen_i64(g, 1)), i));
+  use = gen_and(g, use, less(g, i, end));
+  Val element = add(g, start, i);
+  use = gen_and(g, use, less(g, gen_i64(g, -1), element));
+  use = gen_and(g, use, less(g, element, gen_i64(g, node_numel(in))));
+  if (t) use = gen_and(g, use, t->inside);
+  Aff out = aff_mul(area, panel->pitch);
+  Val target = add(g, add(g, base, aff_value(g, &out)), i);
+  gen_at(g, g->depth);
+  Val source =
+      LLVMBuildInBoundsGEP2(g->b, g->f32, g->bufs[gen_info(g, in)->input], &element, 1, "");
+  gemm_copy(g, 4, gemm_shared(m, target), source, NULL, use);
+  loop_close(g, &loop, LOOP_PLAIN);
+}
+
+Val gemm_load(Gemm *m, Val from, const Aff *phase, int phases, Val ok) {
+  enum { MOST = 40 };
+  Gen *g = m->g;
+  LLVMTypeRef types[1 + MOST] = {g->i64};
+  Val args[1 + MOST], at = aff_value(g, phase);
+  Str code, limits;
+  str_init(&code, g->a);
+  str_init(&limits, g->a);
+  str_add(&code, "{ mov.f32 $0, 0f00000000;");
+  str_add(&limits, "=&f,l");
+  for (int i = 0; i < phases; i++) {
+    gen_at(g, gen_depth(g, at));
+    Val now = LLVMBuildICmp(g->b, LLVMIntEQ, at, gen_i64(g, i), "");
+    args[1 + i] = gen_and(g, phases == 1 ? NULL : now, ok);
+    if (!args[1 + i]) args[1 + i] = LLVMConstInt(g->i1, 1, 0);
+    types[1 + i] = g->i1;
+    str_fmt(&code, " @$%d ld.shared.f32 $0, [$1];", 2 + i);
+    str_add(&limits, ",b");
+  }
+  str_add(&code, " }");
+  LLVMTypeRef type = LLVMFunctionType(g->f32, types, (unsigned)(1 + phases), 0);
+  Val load =
+      LLVMGetInlineAsm(type, code.s, code.n, limits.s, limits.n, 1, 0, LLVMInlineAsmDialectATT, 0);
+  gen_at(g, g->depth);
+  args[0] = LLVMBuildPtrToInt(g->b, from, g->i64, "");
+  return LLVMBuildCall2(g->b, type, load, args, (unsigned)(1 + phases), "");
+}
+
+Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok) {
+  Gen *g = m->g;
+  const CudaPanel *panel = &m->p->side[s].panel;
+  Loops places = loops_of(m, across(m, s));
+  Extent e = extent_of(m, s, t);
+  Aff run_at = merged(m, along(m, s), loops), place_at = merged(m, across(m, s), loops), run, in,
+      piece, place;
+  aff_divmod(g, &run_at, panel->span, &run, &in);
+  aff_divmod(g, &place_at, panel->per, &piece, &place);
+  Val first_piece = sub(g, aff_value(g, &piece), aff_value(g, &e.piece));
+  Val start = moved(m, s, &places, panel->outer, e.start);
+  if (places.total > panel->per)
+    start = choose(g, equal(g, first_piece, gen_i64(g, 0)), start, gen_i64(g, 0));
+  gen_at(g, gen_depth(g, first_piece));
+  Val area = LLVMBuildNSWMul(g->b, first_piece, gen_i64(g, panel->runs), "");
+  area = add(g, area, sub(g, aff_value(g, &run), aff_value(g, &e.run)));
+  gen_at(g, gen_depth(g, area));
+  area = LLVMBuildNSWMul(g->b, area, gen_i64(g, panel->pitch), "");
+  in = aff_mul(in, panel->sign);
+  if (panel->sign < 0) in.k += panel->span - 1;
+  Val at = add(g, moved(m, s, &places, panel->outer, place), aff_value(g, &in));
+  at = add(g, sub(g, at, start), area);
+  at = add(g, at, panel_base(m, s, t->n));
+  gen_at(g, g->depth);
+  Val from = gemm_shared(m, at);
+  Aff rest, lane, half; /* along K lanes are of two rows */
+  aff_divmod(g, &m->tid, 32, &rest, &lane);
+  aff_divmod(g, &lane, 16, &half, &lane);
+  return gemm_load(m, from, &half, panel->whole ? 2 : 1, ok);
+}

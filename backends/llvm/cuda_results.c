@@ -1,0 +1,166 @@
+/* Results of a tile of a matrix product. In: sums in shared memory; out: stored results.
+ *
+ * Neighbouring threads store neighbouring results: everything that fusion put behind the product is emitted on them, or they are
+ * stored as a part of a split sum. Rows of odd length, side by side in memory, are stored as one run, cut where sectors
+ * are; where a tile has not all of a row, each row is turned so that its requests start with a sector. */
+#include "cuda_gemm.h"
+
+static void store_results(Gemm *m, Index *ix, const Val *sum) {
+  Gen *g = m->g;
+  const CudaGemm *p = m->p;
+  Kernel *k = g->k;
+  int n_out = k->outputs.n, n_vec = p->vec;
+  const Axis *last = &p->side[1].axes.axis[p->side[1].axes.n - 1];
+  Val *v = arena_array(g->a, Val, n_out * n_vec);
+  Index *at = arena_array(g->a, Index, n_vec);
+  g->pack = p->pack ? n_vec : 0;
+  for (int i = 0; i < n_vec; i++) {
+    Aff off = aff_k(i * p->step[last->first]);
+    at[i] = *ix;
+    at[i].d[last->first] = aff_add(g, &ix->d[last->first], &off);
+    emit_known(g, k->core, &at[i], sum[i]);
+    for (int o = 0; o < n_out && p->splits == 1; o++)
+      v[o * n_vec + i] = emit(g, k->outputs.v[o], &at[i]);
+  }
+  g->pack = 0;
+  Aff *lin = arena_array(g->a, Aff, n_vec);
+  for (int i = 0; i < n_vec; i++) {
+    Aff skip = aff_mul(m->split, cuda_gemm_part(p));
+    if (p->splits == 1) skip = aff_k(0);
+    lin[i] = index_linear(g, &at[i], k->core->dims, 0, k->core->rank);
+    lin[i] = aff_add(g, &lin[i], &skip);
+  }
+  if (p->splits > 1) cuda_pack_store(g, k->inputs.n + n_out, p->tile->type, n_vec, lin, sum);
+  for (int o = 0; o < n_out && p->splits == 1; o++)
+    cuda_pack_store(g, k->inputs.n + o, k->outputs.v[o]->dtype, n_vec, lin, &v[o * n_vec]);
+}
+
+/* The result's loops at row mm and column n of it. */
+static Index result_at(Gemm *m, Aff mm, Aff n) {
+  Gen *g = m->g;
+  const CudaGemm *p = m->p;
+  Index ix = {.rank = g->k->core->rank};
+  gemm_place(g, &p->batch, m->batch, &ix);
+  gemm_place(g, &p->side[0].axes, mm, &ix);
+  gemm_place(g, &p->side[1].axes, n, &ix);
+  for (int l = 0; l < ix.rank; l++) {
+    Aff first = aff_k(p->at[l]);
+    if (p->step[l] == 1) continue;
+    ix.d[l] = aff_mul(ix.d[l], p->step[l]);
+    ix.d[l] = aff_add(g, &ix.d[l], &first);
+  }
+  return ix;
+}
+
+/* The place of a result in its sector. */
+static Aff in_sector(Gemm *m, Aff mm, Aff n) {
+  Gen *g = m->g;
+  Node *c = g->k->core;
+  Index ix = result_at(m, mm, n);
+  Aff lin = index_linear(g, &ix, c->dims, 0, c->rank), rest;
+  aff_divmod(g, &lin, 8, &rest, &lin);
+  return lin;
+}
+
+/* Results in shared memory and where they belong. */
+typedef struct Place {
+  Aff row, col; /* of the part */
+  Aff in_tile;  /* row of the tile */
+  Val ok;       /* NULL: always */
+  int phases;   /* rows that neighbouring lanes may be in, */
+  Aff phase;    /* one after the other */
+} Place;
+
+/* Row-major place `at` of the part, counted from the start of a sector. */
+static Place flat_place(Gemm *m, int part, Aff at) {
+  Gen *g = m->g;
+  const CudaGemm *p = m->p;
+  int64_t n = p->side[1].axes.total, rows = p->tile->bm / p->tile->parts, lo, hi;
+  Place r = {.phases = (int)(30 / n) + 2};
+  Aff skip = in_sector(m, aff_mul(m->block[0], p->tile->bm), aff_k(0)), rest, order;
+  skip = aff_mul(skip, -1);
+  at = aff_add(g, &at, &skip);
+  aff_range(g, &at, &lo, &hi);
+  Val v = aff_value(g, &at);
+  gen_at(g, gen_depth(g, v));
+  if (lo < 0) r.ok = LLVMBuildICmp(g->b, LLVMIntSGE, v, gen_i64(g, 0), "");
+  if (hi >= rows * n)
+    r.ok = gen_and(g, r.ok, LLVMBuildICmp(g->b, LLVMIntSLT, v, gen_i64(g, rows * n), ""));
+  v = gen_max(g, gen_min(g, v, gen_i64(g, rows * n - 1)), gen_i64(g, 0));
+  at = aff_var(gen_var(g, v, 0, rows * n - 1), 1);
+  aff_divmod(g, &at, n, &order, &r.col);
+  gemm_ordered(m, part, &order, &r.row, &r.in_tile);
+  aff_divmod(g, &order, r.phases, &rest, &r.phase);
+  return r;
+}
+
+static Place row_place(Gemm *m, int part, Aff at) {
+  Gen *g = m->g;
+  const CudaGemm *p = m->p;
+  int width = p->tile->bn / p->vec;
+  Place r = {.phases = 1};
+  aff_divmod(g, &at, width, &r.row, &r.col);
+  r.col = aff_mul(r.col, p->vec);
+  r.in_tile = gemm_spilled(m, part, &r.row);
+  if (!p->turn) return r;
+  Aff mm = aff_mul(m->block[0], p->tile->bm), rest;
+  mm = aff_add(g, &mm, &r.in_tile);
+  mm = gemm_keep(g, &mm, p->side[0].axes.total, 1, &r.ok);
+  Aff skip = in_sector(m, mm, aff_mul(m->block[1], p->tile->bn));
+  skip = aff_mul(skip, -1);
+  skip.k += 8;
+  r.ok = NULL;
+  r.col = aff_add(g, &r.col, &skip);
+  aff_divmod(g, &r.col, p->tile->bn, &rest, &r.col);
+  return r;
+}
+
+void gemm_results(Gemm *m, int part) {
+  Gen *g = m->g;
+  const CudaGemm *p = m->p;
+  int64_t all = (int64_t)p->tile->bm / p->tile->parts * p->tile->bn / p->vec;
+  if (p->flat) all = p->tile->bm / p->tile->parts * p->side[1].axes.total + 7;
+  int64_t rounds = (all + p->threads - 1) / p->threads;
+  int var;
+  Loop loop = loop_open(g, gen_i64(g, 0), gen_i64(g, rounds), gen_i64(g, 1), 0, rounds - 1, &var);
+  Aff at = aff_var(var, p->threads);
+  at = aff_add(g, &at, &m->tid);
+  Place r = p->flat ? flat_place(m, part, at) : row_place(m, part, at);
+  Aff n = aff_mul(m->block[1], p->tile->bn), mm = aff_mul(m->block[0], p->tile->bm);
+  n = aff_add(g, &n, &r.col);
+  n = gemm_keep(g, &n, p->side[1].axes.total, p->vec, &r.ok);
+  mm = aff_add(g, &mm, &r.in_tile);
+  mm = gemm_keep(g, &mm, p->side[0].axes.total, 1, &r.ok);
+  Loop inside;
+  if (r.ok) inside = cuda_if(g, r.ok);
+  Index ix = result_at(m, mm, n);
+  Aff from = aff_mul(r.row, p->out_pitch);
+  from = aff_add(g, &from, &r.col);
+  Val first = aff_value(g, &from), sum[GEMM_VEC];
+  gen_at(g, g->depth);
+  for (int i = 0; i < p->vec; i++) {
+    Val place = gemm_shared(m, LLVMBuildNSWAdd(g->b, first, gen_i64(g, i), ""));
+    sum[i] = r.phases == 1 ? LLVMBuildLoad2(g->b, gemm_type(m), place, "")
+                           : gemm_load(m, place, &r.phase, r.phases, NULL);
+  }
+  store_results(m, &ix, sum);
+  if (r.ok) loop_close(g, &inside, LOOP_PLAIN);
+  loop_close(g, &loop, LOOP_PLAIN);
+}
+
+/* ---- split sums ---- */
+
+Val cuda_sum_parts(Gen *g, Node *n, const Index *ix) {
+  const CudaGemm *p = g->sums;
+  Aff lin = index_linear(g, ix, n->dims, 0, n->rank);
+  int buf = g->k->inputs.n + g->k->outputs.n;
+  Val sum = NULL;
+  for (int64_t s = 0; s < p->splits; s++) {
+    Aff skip = aff_k(s * cuda_gemm_part(p)), at = aff_add(g, &lin, &skip);
+    Val from = emit_address(g, buf, p->tile->type, &at);
+    gen_at(g, g->depth);
+    Val v = val_load(g, p->tile->type, from);
+    sum = sum ? LLVMBuildFAdd(g->b, sum, v, "") : v;
+  }
+  return sum;
+}
