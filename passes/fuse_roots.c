@@ -106,15 +106,37 @@ static void make_root(Fuse *f, Node *n) {
   if (!node_is_source(n)) f->root[n->id] = true;
 }
 
+/* The one map of x's shape through which all that uses x goes, at the end of a few such maps (x times a function of x, such as
+ * gelu); NULL: there is none. */
+static Node *meets_at(const Fuse *f, Node *x) {
+  enum { MOST = 16 };
+  Node *in[MOST];
+  int n = 0;
+  for (Node *first = x; first;) {
+    if (n == MOST || f->target[first->id]) return NULL;
+    in[n++] = first;
+    first = NULL;
+    bool more = false;
+    for (int i = 0; i < n; i++)
+      for (int j = 0; j < f->users[in[i]->id].n; j++) {
+        Node *u = f->users[in[i]->id].v[j];
+        bool inside = false;
+        for (int k = 0; k < n; k++) inside |= u == in[k];
+        if (inside || u == first) continue;
+        if (!prim_is_map(u->prim) || !node_same_shape(u, x)) return NULL;
+        more |= first != NULL;
+        if (!first || u->id < first->id) first = u;
+      }
+    if (!more) return first;
+  }
+  return NULL;
+}
+
 /* The maps of its shape that follow a contraction and that alone: their end is stored, so that they become the epilogue
  * rather than part of what comes next. */
 static void end_epilogue(Fuse *f, Node *c) {
   Node *x = c;
-  while (!f->target[x->id] && x->n_uses == 1 && f->users[x->id].n == 1) {
-    Node *u = f->users[x->id].v[0];
-    if (!prim_is_map(u->prim) || !node_same_shape(u, c)) break;
-    x = u;
-  }
+  for (Node *u; (u = meets_at(f, x));) x = u;
   f->root[x->id] = true;
 }
 

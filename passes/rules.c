@@ -71,6 +71,28 @@ static bool ends_in_core(const Node *n) {
   return false;
 }
 
+/* A reshape of a core's result that has several uses, all of them in the expression that ends at n (x times a function of x, such
+ * as gelu): what it reshapes; else NULL. */
+static Node *reshape_inside(const Node *n) {
+  const Node *stack[32], *r = NULL;
+  int top = 0, uses = 0;
+  stack[top++] = n;
+  for (int steps = 0; top > 0; steps++) {
+    const Node *x = stack[--top];
+    for (int k = 0; k < x->n_in; k++) {
+      const Node *y = x->in[k];
+      if (y->prim == P_RESHAPE && y->n_uses > 1 && !r && y->in[0]->n_uses == 1 &&
+          ends_in_core(y->in[0]))
+        r = y;
+      if (y == r) uses++;
+      bool inside = prim_is_map(y->prim) && y->n_uses == 1;
+      if (inside && (top == 32 || steps == 32)) return NULL;
+      if (inside) stack[top++] = y;
+    }
+  }
+  return r && uses == r->n_uses ? r->in[0] : NULL;
+}
+
 Node *rule_map_reshape(Graph *g, Node *n) {
   Node *c = NULL, *in[3];
   if (!prim_is_map(n->prim)) return NULL;
@@ -83,6 +105,7 @@ Node *rule_map_reshape(Graph *g, Node *n) {
              : unit_reshape(r) && ends_in_core(r->in[0]))
       c = r->in[0];
   }
+  if (!c) c = reshape_inside(n);
   if (!c) return NULL;
   for (int k = 0; k < n->n_in; k++) {
     in[k] = reshape_into(g, n->in[k], c->rank, c->dims, true);

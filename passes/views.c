@@ -192,7 +192,7 @@ Node *view_reshape(Graph *g, Node *v, int rank, const int64_t *dims) {
   return g_view(g, x, rank, dims, map, v->f);
 }
 
-enum { RESHAPE_DEPTH = 6 }; /* how far a reshape is pushed */
+enum { RESHAPE_DEPTH = 10 }; /* how far a reshape is pushed */
 
 static Node *push_reshape(Graph *g, Node *n, int rank, const int64_t *dims, bool free_only,
                           int depth) {

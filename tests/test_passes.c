@@ -210,6 +210,16 @@ static const RuleCase rule_cases[] = {
      "%3 float32 [3] = reshape %1\n%4 float32 [3] = state \"w\"\n"
      "%2 float32 [3] = sub %4 %3\n" USE,
      true},
+    {"map-reshape",
+     "graph\n" X23 "%1 float32 [3, 3] = contract %0 %0 [i2, i0] [i2, i1] sum [2]\n"
+     "%3 float32 [9] = reshape %1\n%4 float32 [9] = exp %3\n"
+     "%2 float32 [9] = mul %3 %4\n" USE,
+     true},
+    {"map-reshape",
+     "graph\n" X23 "%1 float32 [3, 3] = contract %0 %0 [i2, i0] [i2, i1] sum [2]\n"
+     "%3 float32 [9] = reshape %1\n%4 float32 [9] = exp %3\n"
+     "%2 float32 [9] = mul %3 %4\n" USE "fetch \"z\" %3\n",
+     false},
     {"map-expand",
      "graph\n%0 float32 [3] = feed \"x\"\n%1 float32 [5, 3] = view %0 [i1] pad 0\n"
      "%2 float32 [5, 3] = exp %1\n" USE,

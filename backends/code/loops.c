@@ -17,7 +17,7 @@ static void put_int(Key *key, int64_t v) { put(key, &v, sizeof v); }
 /* Operands first, then the node with their numbers. */
 static void put_node(Key *key, Node *n) {
   if (n->mark >= 0 && n->mark < key->seen.n && key->seen.v[n->mark] == n) return;
-  bool leaf = n == key->k->core && key->part == LOOP_EPILOGUE;
+  bool leaf = n == key->k->core && loop_is_epilogue(key->part);
   int input = -1;
   for (int i = 0; i < key->k->inputs.n; i++)
     if (key->k->inputs.v[i].node == n) input = i;

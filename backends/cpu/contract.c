@@ -270,7 +270,10 @@ static bool frame_of(const Kernel *k, Frame *f) {
   f->rows = f->parts = 1;
   for (int d = k->core->rank - 1; d >= 0; d--)
     if (k->core->dims[d] > 1) f->rows = k->core->dims[d];
-  if (f->epilogue) f->parts = loop_tasks(k, LOOP_EPILOGUE) / f->rows;
+  if (f->epilogue) {
+    f->parts = loop_tasks(k, LOOP_EPILOGUE) / f->rows;
+    f->columns = loop_columns(k);
+  }
   return true;
 }
 

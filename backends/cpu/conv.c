@@ -243,6 +243,14 @@ static bool is_row(const ConvPlan *p) {
   return p->part[0].w.n * p->part[0].h.n * p->images.total == 1 && p->n_parts == 1;
 }
 
+/* The rows of a product that are in the L2 cache while its panels go by. */
+static int64_t cached_chunks(const ConvPlan *p, int64_t size) {
+  enum { A_BYTES = 768 << 10 };
+  const Part *q = &p->part[0];
+  bool product = p->by_block && !p->copy && q->k == p->channels;
+  return product ? most(1, least(div_up(q->w.n * q->k * size, A_BYTES), p->units)) : 1;
+}
+
 /* Cuts images along their rows, and columns by panels, into enough tasks; what is read least often twice is cut. */
 static void divide(const Facts *f, bool chained, ConvPlan *p) {
   enum { ROW_BYTES = 256 << 10, CHAIN_BYTES = 256 << 10 };
@@ -255,7 +263,8 @@ static void divide(const Facts *f, bool chained, ConvPlan *p) {
   bool whole = false;
   for (int i = 0; i < p->n_parts; i++) whole |= p->part[i].run > 0;
   if (whole) p->units = 1;
-  p->chunks = p->panel_groups = 1;
+  p->chunks = cached_chunks(p, f->size);
+  p->panel_groups = 1;
   if (p->copy && !p->by_block && !whole)
     while (p->chunks < p->units &&
            strip_bytes(p, div_up(p->units, p->chunks), f->size) > STRIP_BYTES)
@@ -393,6 +402,18 @@ static int64_t whole_rows(const Plan *plan, const ConvPlan *p) {
                  : p->by_block  ? p->c_w
                                 : p->c_h * p->part[0].h.out_step;
   return part % e == 0 ? e : 0;
+}
+
+/* The epilogue follows each panel, whose results are in the nearest cache, where the task would have too many of them at its end
+ * or not whole rows. */
+static bool by_panel(const Plan *plan, const ConvPlan *p) {
+  enum { BYTES = 256 << 10, LEAST_ROWS = 16 };
+  const Part *q = &p->part[0];
+  int64_t rows = div_up(q->w.n, p->chunks), e = p->columns;
+  bool product = p->by_block && p->n_parts == 1 && p->groups.total == 1 && !p->winograd.m;
+  if (!product || plan->chained || plan->frame.columns != e || p->c_w != e || rows < LEAST_ROWS)
+    return false;
+  return p->panels.n > 1 && (p->panel_groups > 1 || rows * e * plan->facts.size > BYTES);
 }
 
 /* ---- the plan ---- */
@@ -559,7 +580,8 @@ bool conv_plan(Arena *a, Plan *plan) {
   if (plan->way == WAY_RULE && wastes(plan, p)) return false;
   plan->set = &p->set;
   plan->tile = &p->tile;
-  p->row_elems = whole_rows(plan, p);
+  w->by_panel = by_panel(plan, p);
+  p->row_elems = w->by_panel ? p->columns : whole_rows(plan, p);
   if (p->winograd.m)
     winograd_phases(plan);
   else

@@ -4,6 +4,7 @@
  * Phase 2: a task has a chunk of the positions of an image and some of the panels; for each part its rows of A are copied if
  * need be, then for each panel the tiles go over the positions, so that a panel stays in the cache. */
 #include "conv.h"
+#include "../llvm/llvm.h"
 
 /* ---- packing B ---- */
 
@@ -120,6 +121,9 @@ typedef struct Work1 {
   char *c;        /* of the part's first result */
   int64_t j0, j1; /* rows, or blocks of the only one */
   int64_t tiles;  /* of a panel */
+  void *const *bufs;
+  RunCtx *ctx;
+  int64_t r0, r1; /* its rows of the epilogue */
 } Work1;
 
 /* What is summed in one pass over the tiles: a part of a panel that stays in the cache. */
@@ -194,6 +198,9 @@ static void run_panel(const Work1 *w, int64_t panel) {
     run_tiles(w, fn, &x, w->a + s.a, w->c + v0 * lanes * size,
               (const char *)x.b + (p->pack ? fetched : 0));
   }
+  if (!w->plan->work.by_panel || !w->plan->frame.fn) return;
+  EpilogueColumns part = {v0 * lanes, v0 * lanes + columns};
+  w->plan->frame.fn(&part, w->bufs, w->r0, w->r1, w->ctx);
 }
 
 static void zero_part(const Work1 *w) {
@@ -206,15 +213,17 @@ static void zero_part(const Work1 *w) {
              (size_t)(p->columns * size));
 }
 
-/* copied: the rows of A are in the scratch from the task before. */
-static void run_part(const Plan *plan, const Part *q, const char *a, const char *b, char *c,
-                     int64_t j0, int64_t j1, int64_t pg, bool copied, void *scratch) {
-  const ConvPlan *p = plan->conv;
-  int64_t size = plan->facts.size;
-  if (!p->by_block) j1 = least(j1, q->h.n);
+/* t: what all parts share. copied: the rows of A are in the scratch from the task before. */
+static void run_part(const Work1 *t, const Part *q, int64_t pg, bool copied) {
+  const ConvPlan *p = t->p;
+  int64_t size = t->plan->facts.size, j0 = t->j0, j1 = p->by_block ? t->j1 : least(t->j1, q->h.n);
+  const char *a = t->a;
+  void *scratch = t->ctx->scratch;
   if (j0 >= j1 || !q->w.n) return;
-  Work1 w = {.plan = plan, .p = p, .q = q, .b = b, .j0 = j0, .j1 = j1};
-  w.c = c + (q->h.out * p->c_h + q->w.out * p->c_w) * size;
+  Work1 w = *t;
+  w.q = q;
+  w.j1 = j1;
+  w.c += (q->h.out * p->c_h + q->w.out * p->c_w) * size;
   if (!q->k) {
     if (pg == 0) zero_part(&w);
     return;
@@ -233,6 +242,17 @@ static void run_part(const Plan *plan, const Part *q, const char *a, const char 
   for (int64_t i = p0; i < p1; i++) run_panel(&w, i);
 }
 
+/* The elements of an image's result that a task writes, in whole rows of the epilogue unless that goes by panels. */
+static void task_results(const Plan *plan, int64_t chunk, int64_t pg, int64_t *e0, int64_t *e1) {
+  const ConvPlan *p = plan->conv;
+  conv_chunk(p, chunk, e0, e1);
+  if (plan->facts.numel != p->columns) return;
+  *e0 = block_start(&p->panels, pg * p->panels.n / p->panel_groups) *
+        p->tile.lanes; /* the only position */
+  *e1 = block_start(&p->panels, (pg + 1) * p->panels.n / p->panel_groups) * p->tile.lanes;
+  *e1 = least(*e1, p->columns);
+}
+
 void conv_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end, RunCtx *ctx) {
   const Plan *plan = self;
   const ConvPlan *p = plan->conv;
@@ -241,30 +261,25 @@ void conv_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
     int64_t pg = t % p->panel_groups, chunk = t / p->panel_groups % p->chunks,
             item = t / p->panel_groups / p->chunks, image = item % p->images.total,
             group = item / p->images.total;
-    int64_t u0 = chunk * p->units / p->chunks, u1 = (chunk + 1) * p->units / p->chunks;
     bool all = !p->by_block && p->chunks == 1;
-    const char *a =
-        (const char *)bufs[plan->frame.x[p->a]] +
-        (p->a_base + list_at(f, &p->images, image, p->a) + list_at(f, &p->groups, group, p->a)) *
-            f->size;
-    int64_t at = list_at(f, &p->images, image, 2) + list_at(f, &p->groups, group, 2);
-    char *c = (char *)bufs[plan->frame.out] + at * f->size;
-    const char *b = p->pack ? (const char *)bufs[plan->frame.ws] + group * p->b_size * f->size
-                            : (const char *)bufs[plan->frame.x[p->b]] +
-                                  (p->b_base + list_at(f, &p->groups, group, p->b)) * f->size;
-    for (int i = 0; i < p->n_parts; i++) {
-      const Part *q = &p->part[i];
-      run_part(plan, q, a, b, c, u0, all ? q->h.n : u1, pg, p->n_parts == 1 && t > begin && pg > 0,
-               ctx->scratch);
+    Work1 w = {.plan = plan, .p = p, .bufs = bufs, .ctx = ctx};
+    w.j0 = chunk * p->units / p->chunks;
+    w.j1 = all ? INT64_MAX : (chunk + 1) * p->units / p->chunks;
+    w.a = (const char *)bufs[plan->frame.x[p->a]] +
+          (p->a_base + list_at(f, &p->images, image, p->a) + list_at(f, &p->groups, group, p->a)) *
+              f->size;
+    int64_t at = list_at(f, &p->images, image, 2) + list_at(f, &p->groups, group, 2), e0, e1;
+    w.c = (char *)bufs[plan->frame.out] + at * f->size;
+    w.b = p->pack ? (const char *)bufs[plan->frame.ws] + group * p->b_size * f->size
+                  : (const char *)bufs[plan->frame.x[p->b]] +
+                        (p->b_base + list_at(f, &p->groups, group, p->b)) * f->size;
+    if (plan->frame.fn) {
+      task_results(plan, chunk, pg, &e0, &e1);
+      w.r0 = (at + e0) / p->row_elems;
+      w.r1 = (at + e1) / p->row_elems;
     }
-    if (!plan->frame.fn) continue;
-    int64_t e0, e1;
-    conv_chunk(p, chunk, &e0, &e1);
-    if (f->numel == p->columns) { /* the only position */
-      e0 = block_start(&p->panels, pg * p->panels.n / p->panel_groups) * p->tile.lanes;
-      e1 = block_start(&p->panels, (pg + 1) * p->panels.n / p->panel_groups) * p->tile.lanes;
-      e1 = least(e1, p->columns);
-    }
-    plan->frame.fn(NULL, bufs, (at + e0) / p->row_elems, (at + e1) / p->row_elems, ctx);
+    for (int i = 0; i < p->n_parts; i++)
+      run_part(&w, &p->part[i], pg, p->n_parts == 1 && t > begin && pg > 0);
+    if (plan->frame.fn && !plan->work.by_panel) plan->frame.fn(NULL, bufs, w.r0, w.r1, ctx);
   }
 }

@@ -131,7 +131,7 @@ static bool part_of(const Kernel *k, const Plan *p, LoopPart *part) {
   *part = LOOP_MAIN;
   if (k->kind == K_LOOP || k->kind == K_CONCAT) return true;
   if (k->kind != K_CONTRACT) return false;
-  *part = p->kind == PLAN_LOOPS ? LOOP_CONTRACT : LOOP_EPILOGUE;
+  *part = p->kind == PLAN_LOOPS ? LOOP_CONTRACT : p->work.by_panel ? LOOP_PANELS : LOOP_EPILOGUE;
   return *part == LOOP_CONTRACT || p->frame.epilogue;
 }
 
@@ -176,7 +176,7 @@ static void set_phases(const Kernel *k, const Part *p, KernelCode *code) {
   if (p->attention) attention_code(p->attention, code);
   if (p->gradient) attention_grad_code(p->gradient, code);
   if (code->n_phases) return;
-  if (p->plan && p->part == LOOP_EPILOGUE) {
+  if (p->plan && loop_is_epilogue(p->part)) {
     contract_code(p->plan, p->fn, code);
     return;
   }

@@ -66,7 +66,8 @@ typedef struct Frame {
   bool epilogue;     /* has one */
   int64_t rows;      /* extent of the result's outermost loop */
   int64_t parts;     /* rows of the epilogue in each of those */
-  KernelFn *fn;      /* the epilogue; self is NULL */
+  int64_t columns;   /* of a row of the epilogue, if it can run on some of them; 0: it cannot */
+  KernelFn *fn;      /* the epilogue; self is NULL, with Work.by_panel an EpilogueColumns */
   int computed; /* the operand that is computed where it is read, from x[computed] of its shape; -1: none */
   KernelFn *operand; /* LOOP_OPERAND; NULL, while algorithms are compared: it is read as it is */
 } Frame;
@@ -76,7 +77,8 @@ typedef struct Work {
   KernelFn *fn[KERNEL_PHASES];
   int64_t n_tasks[KERNEL_PHASES];
   int n_phases;
-  bool fused; /* the epilogue runs inside the last phase; otherwise it is a phase of its own */
+  bool fused;    /* the epilogue runs inside the last phase; otherwise it is a phase of its own */
+  bool by_panel; /* ... on some columns of some rows at a time */
   int64_t workspace, scratch;
   int prepares; /* see Kernel */
   int shares;   /* parts of the result that are summed in the end */

@@ -73,7 +73,7 @@ bool gen_start(Gen *g, Kernel *k, LoopPart part) {
 
 bool gen_kernel(Gen *g, Kernel *k, LoopPart part, const char *symbol) {
   if (!gen_start(g, k, part)) return false;
-  if (part == LOOP_EPILOGUE) { /* the raw result is read where it was left */
+  if (loop_is_epilogue(part)) { /* the raw result is read where it was left */
     NodeInfo *f = gen_info(g, k->core);
     f->input = k->inputs.n + (f->output < 0 ? 0 : f->output - k->inputs.n);
     f->inside = false;

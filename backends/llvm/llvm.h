@@ -28,6 +28,7 @@ typedef enum LoopPart {
    * The function is NULL if there is nothing to do. */
   LOOP_EPILOGUE,
   LOOP_CONTRACT, /* K_CONTRACT: the whole kernel as plain loops, any AffDim; tasks = loop_tasks() */
+  LOOP_PANELS,   /* LOOP_EPILOGUE over some columns: `self` points to an EpilogueColumns */
   LOOP_PARTS, /* the second step of LOOP_CONTRACT: adds up the sums that it left in the workspace */
   LOOP_ROWS,  /* K_LOOP that reduces its last axis: a task is one row, row-major */
   LOOP_OPERAND /* K_CONTRACT: the operand that it computes, rows begin..end-1; `self` is an OperandPart */
@@ -39,6 +40,15 @@ typedef struct OperandPart {
   void *at;
 } OperandPart;
 
+/* Of what LOOP_PANELS does: columns first..end-1 of each of its rows. */
+typedef struct EpilogueColumns {
+  int64_t first, end;
+} EpilogueColumns;
+
+static inline bool loop_is_epilogue(LoopPart part) {
+  return part == LOOP_EPILOGUE || part == LOOP_PANELS;
+}
+
 typedef struct LoopJob {
   Kernel *kernel;
   LoopPart part;
@@ -46,6 +56,8 @@ typedef struct LoopJob {
 
 /* The number of tasks of the function; fixed by the shapes. */
 int64_t loop_tasks(const Kernel *k, LoopPart part);
+/* The columns of a row of the epilogue, where LOOP_PANELS can do some of them; 0: it cannot. */
+int64_t loop_columns(const Kernel *k);
 /* Are they divided evenly, in order, among the indices of ext[0]? ext[0]; 0: they are not. */
 int64_t loop_items(const Kernel *k, LoopPart part);
 /* Which rows each of the tasks of one of these has; false: they do not go over the rows in order. */
@@ -54,7 +66,7 @@ bool loop_rows(const Kernel *k, LoopPart part, TaskRows *to);
 bool loop_is_stencil(const Kernel *k);
 /* Bytes of workspace that LOOP_CONTRACT fills; 0: there is no second step. */
 int64_t loop_workspace(const Kernel *k);
-/* Code for a part of k, with the signature of backend.h; `self` is used by LOOP_OPERAND alone. See code_want. */
+/* Code for a part of k, with the signature of backend.h; `self` is for LOOP_PANELS and LOOP_OPERAND. See code_want. */
 void loop_code(CodeBatch *b, Kernel *k, LoopPart part, KernelFn **fn);
 /* All that the generated code of a kernel depends on, its name left out; key's arena is used. */
 void loop_key(Kernel *k, LoopPart part, Str *key);
@@ -62,7 +74,7 @@ void loop_key(Kernel *k, LoopPart part, Str *key);
 void loops_describe(Str *out);
 /* An epilogue without work. */
 static inline bool loop_is_empty(const Kernel *k, LoopPart part) {
-  return part == LOOP_EPILOGUE && k->outputs.n == 1 && k->outputs.v[0] == k->core;
+  return loop_is_epilogue(part) && k->outputs.n == 1 && k->outputs.v[0] == k->core;
 }
 
 #endif

@@ -544,6 +544,15 @@ static void do_rows(Work *w, Val from, Val to) {
   loop_close(g, &l, LOOP_PLAIN);
 }
 
+/* The range of the inner loop, which the caller gives. */
+static void given_columns(Work *w) {
+  Gen *g = w->g;
+  Val self = LLVMGetParam(g->fn, 0), at = gen_i64(g, offsetof(EpilogueColumns, end));
+  gen_at(g, 0);
+  w->lo = LLVMBuildLoad2(g->b, g->i64, self, "");
+  w->hi = LLVMBuildLoad2(g->b, g->i64, LLVMBuildInBoundsGEP2(g->b, g->i8, self, &at, 1, ""), "");
+}
+
 /* Indices begin..end-1 of the first result loop. */
 static void do_by_row(Work *w, Val begin, Val end) {
   Gen *g = w->g;
@@ -557,6 +566,7 @@ static void do_by_row(Work *w, Val begin, Val end) {
     do_row(w);
     return;
   }
+  if (g->part == LOOP_PANELS) given_columns(w);
   for (int a = 0; a < t->n_out - 1 || a == 0; a++, n++) {
     int64_t ext = t->n_out ? t->out[a].ext : 1;
     open[n] = loop_open(g, a ? gen_i64(g, 0) : begin, a ? gen_i64(g, ext) : end, gen_i64(g, 1), 0,

@@ -98,22 +98,34 @@ static Val power2(Gen *g, LLVMTypeRef t, Val n) {
   return LLVMBuildBitCast(g->b, LLVMBuildShl(g->b, e, word(g, t, wide(g, t) ? 52 : 23), ""), t, "");
 }
 
-/* e^x: x = n ln2 + r, |r| <= ln2/2. Adding 1.5*2^23 (2^52) rounds to an integer and leaves it in the low bits. The scaling is
- * done in two steps, so that overflow and denormal results come out right. */
+/* e^x as *p * 2^*n: x = n ln2 + r, |r| <= ln2/2. Adding 1.5*2^23 (2^52) rounds to an integer and leaves it in the low bits. */
+static void exp_parts(Gen *g, LLVMTypeRef t, Val x, Val *p, Val *n) {
+  bool w = wide(g, t);
+  Val magic = num(t, w ? 0x1.8p52 : 0x1.8p23);
+  Val m = math_fma(g, t, x, num(t, 1.44269504088896340736), magic), whole = sub(g, m, magic);
+  *n = LLVMBuildSub(g->b, bits(g, t, m), bits(g, t, magic), "");
+  Val r = math_fma(g, t, whole, num(t, w ? -0x1.62e42fefa38p-1 : -0x1.62e4p-1), x);
+  r = math_fma(g, t, whole, num(t, w ? -0x1.ef35793c7673p-45 : -0x1.7f7d1cf79abcap-20), r);
+  *p = math_fma(g, t, mul(g, poly(g, t, &exp_poly[w], r), r), r, r);
+  *p = add(g, *p, num(t, 1));
+}
+
+/* The scaling is done in two steps, so that overflow and denormal results come out right. */
 Val math_exp(Gen *g, LLVMTypeRef t, Val x) {
   bool w = wide(g, t);
-  Val hi = num(t, w ? 710 : 89), lo = num(t, w ? -746 : -104.5),
-      magic = num(t, w ? 0x1.8p52 : 0x1.8p23);
+  Val hi = num(t, w ? 710 : 89), lo = num(t, w ? -746 : -104.5), p, n;
   x = sel(g, cmp(g, LLVMRealOGT, x, hi), hi, x);
   x = sel(g, cmp(g, LLVMRealOLT, x, lo), lo, x);
-  Val m = math_fma(g, t, x, num(t, 1.44269504088896340736), magic), n = sub(g, m, magic);
-  Val i = LLVMBuildSub(g->b, bits(g, t, m), bits(g, t, magic), "");
-  Val r = math_fma(g, t, n, num(t, w ? -0x1.62e42fefa38p-1 : -0x1.62e4p-1), x);
-  r = math_fma(g, t, n, num(t, w ? -0x1.ef35793c7673p-45 : -0x1.7f7d1cf79abcap-20), r);
-  Val p = math_fma(g, t, mul(g, poly(g, t, &exp_poly[w], r), r), r, r);
-  p = add(g, p, num(t, 1));
-  Val half = LLVMBuildAShr(g->b, i, word(g, t, 1), ""), rest = LLVMBuildSub(g->b, i, half, "");
+  exp_parts(g, t, x, &p, &n);
+  Val half = LLVMBuildAShr(g->b, n, word(g, t, 1), ""), rest = LLVMBuildSub(g->b, n, half, "");
   return mul(g, mul(g, p, power2(g, t, half)), power2(g, t, rest));
+}
+
+/* The same where the result is a normal number. */
+static Val exp_normal(Gen *g, LLVMTypeRef t, Val x) {
+  Val p, n;
+  exp_parts(g, t, x, &p, &n);
+  return mul(g, p, power2(g, t, n));
 }
 
 /* log of the mantissa in sqrt(1/2)..sqrt(2) plus exponent times ln2. */
@@ -172,9 +184,9 @@ Val math_erf(Gen *g, LLVMTypeRef t, Val x) {
   a = sel(g, cmp(g, LLVMRealOGT, a, top), top, a);
   if (w) {
     Val s = LLVMBuildFDiv(g->b, num(t, 4), add(g, a, num(t, 4)), "");
-    tail = mul(g, poly(g, t, &erfc_poly[1], s), math_exp(g, t, neg(g, mul(g, a, a))));
+    tail = mul(g, poly(g, t, &erfc_poly[1], s), exp_normal(g, t, neg(g, mul(g, a, a))));
   } else {
-    tail = math_exp(g, t, neg(g, poly(g, t, &erfc_poly[0], a)));
+    tail = exp_normal(g, t, neg(g, poly(g, t, &erfc_poly[0], a)));
   }
   Val big = with_sign(g, t, sub(g, one, tail), x);
   return sel(g, cmp(g, LLVMRealOLT, a, one), small, big);

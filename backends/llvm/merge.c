@@ -112,7 +112,7 @@ static bool merge_in(Gen *g, Node *n, int d) {
 bool can_merge(Gen *g, Node *n, int d) {
   NodeInfo *f = gen_info(g, n);
   if (f->input >= 0 || kernel_sweeps(g->k, n)) return true;
-  if (n == g->k->core && g->part == LOOP_EPILOGUE) return true;
+  if (n == g->k->core && loop_is_epilogue(g->part)) return true;
   if (!(f->merge_known >> d & 1)) {
     f->merge_yes |= (uint32_t)merge_in(g, n, d) << d;
     f->merge_known |= (uint32_t)1 << d;

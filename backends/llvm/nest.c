@@ -92,7 +92,7 @@ static void nest_roots(Gen *g, int i, Nest *t) {
   }
   for (int o = 0; o < k->outputs.n; o++) {
     Node *n = k->outputs.v[o];
-    if (g->part == LOOP_EPILOGUE && n == k->core && !g->gpu) continue; /* it is there */
+    if (loop_is_epilogue(g->part) && n == k->core && !g->gpu) continue; /* it is there */
     /* where rows are single points, everything counts as row values */
     bool full =
         !t->contract &&
@@ -218,7 +218,7 @@ static void align_tasks(Nest *t) {
 
 void nest_plan(Gen *g, int i, Nest *t) {
   bool row_by_row = g->part == LOOP_ROWS;
-  *t = (Nest){.by_row = g->part == LOOP_EPILOGUE && !g->gpu};
+  *t = (Nest){.by_row = loop_is_epilogue(g->part) && !g->gpu};
   nest_roots(g, i, t);
   t->n_sums = product(t->rank, t->ext, t->red);
   t->unroll = t->red && !t->contract && t->n_sums > 0 && t->n_sums <= UNROLL && !row_by_row;
@@ -325,4 +325,13 @@ int64_t loop_tasks(const Kernel *k, LoopPart part) {
   }
   arena_free(a);
   return tasks;
+}
+
+int64_t loop_columns(const Kernel *k) {
+  Arena *a = arena_scratch();
+  Nest t;
+  nest_plan(plan_only(a, k, LOOP_PANELS), 0, &t);
+  int64_t columns = t.inner && !t.red && t.n_out == 2 ? t.out[1].ext : 0;
+  arena_free(a);
+  return columns;
 }
