@@ -155,6 +155,8 @@ static void fill_plan(Executable *x) {
     if (x->code && x->code[i].scratch_bytes > x->scratch_bytes)
       x->scratch_bytes = x->code[i].scratch_bytes;
   }
+  x->locals_at = (x->scratch_bytes + 63) / 64 * 64;
+  if (g->local_bytes) x->scratch_bytes = x->locals_at + g->local_bytes;
 }
 
 /* Options may have left out fuse or memplan: then there is something to look at, but nothing to run. */
@@ -227,6 +229,7 @@ Executable *compile(const CompileRequest *r) {
   bool stopped = false;
   g->memory_budget = r->memory_budget;
   g->conv_error = r->conv_error;
+  g->threads = r->threads;
   g->tuning = passes.libraries ? TUNE_LIBRARY : r->tuning;
   g->no_kinds = backend->no_kinds;
   g->takes_operand = backend->takes_operand;

@@ -95,6 +95,7 @@ typedef struct CompileRequest {
   const struct PassOptions *passes; /* NULL: from KILN_DEBUG */
   bool no_blas;
   int64_t memory_budget; /* see ExecOptions */
+  int threads;           /* see Graph */
   double conv_error;     /* see Kernel */
   Tuning tuning;
   bool no_code;   /* stop before code generation */

@@ -49,6 +49,7 @@ void bind_buffers(Run *u) {
     case B_DATA: u->at[i] = (void *)b->data; break;
     case B_FEED: u->at[i] = feed_value(u->req, b->name)->data; break;
     case B_STATE: break;
+    case B_LOCAL: break; /* see place_locals */
     }
   }
   if (u->device) place_constants(u->x, u->at);
@@ -64,6 +65,7 @@ typedef struct Phase {
   const Steps *of;
   const KernelCode *chain;
   const int *n_bufs; /* of a chain's kernels */
+  int first, n_args; /* of a chain: its first kernel; all its buffers */
 } Phase;
 
 static void phase_share(void *user, int thread, int64_t begin, int64_t end) {
@@ -110,31 +112,69 @@ static void add_phases(Run *u, int i, int less) {
   }
   for (int j = prepared; j < c->n_phases - less; j++) {
     Phase *p = &all->phase[all->n];
-    *p = (Phase){c->phase[j].fn, c->phase[j].self, args, all, NULL, NULL};
+    *p = (Phase){.fn = c->phase[j].fn, .self = c->phase[j].self, .bufs = args, .of = all};
     all->step[all->n++] = (PoolStep){phase_share, p, c->phase[j].n_tasks, c->cost < INLINE_COST_NS};
   }
 }
 
-/* How many kernels from the i-th on run together, item by item. Where each is timed for itself none do. */
+/* How many kernels from the i-th on run together, item by item. */
 static int chain_length(const Run *u, int i) {
   const KernelCode *c = &u->x->code[i];
-  bool alone = !c->chain || u->e->profile || c->items < 2 * pool_threads(u->e->pool);
-  return alone ? 1 : c->chain;
+  return c->chain && c->items >= 2 * pool_threads(u->e->pool) ? c->chain : 1;
+}
+
+/* Points what is local at the thread's own memory, as if all items before this one stood there too. */
+static void place_locals(const Phase *c, void **args, const uint8_t *memory, int64_t item) {
+  const Executable *x = c->of->run->x;
+  for (int i = 0, n = 0; i < c->chain->chain; n += c->n_bufs[i++])
+    for (int j = 0; j < c->n_bufs[i]; j++) {
+      const Buffer *b = x->bufs[c->first + i][j];
+      if (b->kind == B_LOCAL)
+        args[n + j] = (void *)(memory + b->offset - item * (b->bytes / c->chain->items));
+    }
 }
 
 static void chain_share(void *user, int thread, int64_t begin, int64_t end) {
   const Phase *c = user;
-  void **args[KL_CHAIN] = {c->bufs};
+  const Executable *x = c->of->run->x;
+  const Executor *e = c->of->run->e;
+  void **own = c->of->own + (size_t)thread * (size_t)c->n_args, **args[KL_CHAIN] = {own};
+  double *seconds = c->of->seconds ? c->of->seconds + thread * KL_CHAIN : NULL;
+  memcpy(own, c->bufs, sizeof *own * (size_t)c->n_args);
   for (int i = 1; i < c->chain->chain; i++) args[i] = args[i - 1] + c->n_bufs[i - 1];
-  for (int64_t item = begin; item < end; item++)
+  for (int64_t item = begin; item < end; item++) {
+    place_locals(c, own, e->scratch + thread * x->scratch_bytes + x->locals_at, item);
     for (int i = 0; i < c->chain->n_steps; i++) {
       const ChainStep *s = &c->chain->steps[i];
       const KernelCode *k = &c->chain[s->kernel];
       int last = k->n_phases - 1;
       int64_t at = item * (k->phase[last].n_tasks / c->chain->items);
-      Phase p = {k->phase[last].fn, k->phase[last].self, args[s->kernel], c->of, NULL, NULL};
+      Phase p = {.fn = k->phase[last].fn,
+                 .self = k->phase[last].self,
+                 .bufs = args[s->kernel],
+                 .of = c->of};
+      double t0 = seconds ? now_seconds() : 0;
       phase_share(&p, thread, at + s->begin, at + s->end);
+      if (seconds) seconds[s->kernel] += now_seconds() - t0;
     }
+  }
+}
+
+/* Divides the time since t0 among kernels that took turns, as the threads were busy with them. */
+static void add_times(Run *u, int i, int n, double t0) {
+  int counts = n > 1 ? pool_threads(u->e->pool) * KL_CHAIN : 0;
+  double *seconds = u->steps->seconds;
+  double each[KL_CHAIN] = {0}, all = 0, t = t0, wall = now_seconds() - t0;
+  for (int j = 0; j < counts; j++) {
+    each[j % KL_CHAIN] += seconds[j];
+    all += seconds[j];
+    seconds[j] = 0;
+  }
+  for (int j = 0; j < n; j++) {
+    double part = all > 0 ? wall * each[j] / all : wall / n;
+    profile_add(u->e->profile, u->x, i + j, t, t + part);
+    t += part;
+  }
 }
 
 static void add_kernels(Run *u, int i, int n) {
@@ -144,7 +184,8 @@ static void add_kernels(Run *u, int i, int n) {
   for (int j = i; j < i + n; j++) add_phases(u, j, n > 1);
   if (n == 1) return;
   Phase *p = &all->phase[all->n];
-  *p = (Phase){.bufs = args, .of = all, .chain = c, .n_bufs = &u->x->n_bufs[i]};
+  *p = (Phase){.bufs = args, .of = all, .chain = c, .n_bufs = &u->x->n_bufs[i], .first = i};
+  p->n_args = (int)(all->args + all->n_args - args);
   all->step[all->n++] = (PoolStep){chain_share, p, c->items, false};
 }
 
@@ -175,6 +216,8 @@ static void new_steps(Run *u) {
   s->stop = arena_array(a, int, x->graph->kernels.n + 1);
   s->args = arena_array(a, void *, n_args + 1);
   s->arg_of = arena_array(a, const Buffer *, n_args + 1);
+  s->own = arena_array(a, void *, n_args *pool_threads(u->e->pool) + 1);
+  if (u->e->profile) s->seconds = arena_array(a, double, pool_threads(u->e->pool) * KL_CHAIN);
   s->run = u;
 }
 
@@ -216,7 +259,7 @@ static bool run_on_host(Run *u) {
     for (int j = i; j < i + n && !skip; j++) stop |= may_fail(g->kernels.v[j]);
     if (stop) s->stop[s->n_stops++] = s->n;
     if (singly) ok = run_to_stop(u, s->n_stops - 1);
-    if (profile && !skip) profile_add(profile, x, i, t0, now_seconds());
+    if (profile && !skip) add_times(u, i, n, t0);
   }
   if (singly) return u->check.failed ? report_check(x, &u->check, u->step) : !err_any();
   note_run(u);

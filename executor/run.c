@@ -422,6 +422,7 @@ static bool run_new(Executor *e, Scope *s, const Program *p, int n_feeds, const 
                         .fetch = fetch,
                         .no_blas = e->opt.no_blas,
                         .memory_budget = e->opt.memory_budget,
+                        .threads = e->device ? 0 : pool_threads(e->pool),
                         .target = e->target,
                         .device = e->opt.interpret ? NULL : e->device};
   if (!choose_by(&e->opt, &req)) return false;

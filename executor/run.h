@@ -16,6 +16,8 @@ typedef struct Steps {
   int n_args;
   void **args; /* addresses for the kernels */
   const Buffer **arg_of;
+  void **own;      /* addresses of a chain, of each thread */
+  double *seconds; /* by thread and kernel of a chain; NULL: not wanted */
 } Steps;
 
 struct Run {

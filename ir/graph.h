@@ -107,9 +107,11 @@ struct Graph {
   copies; /* after memory planning: state written elsewhere than in place, copied at the exit */
   int64_t arena_bytes, lower_bound; /* of the plan */
   int64_t kept_bytes;               /* of all B_KEPT */
-  int64_t memory_budget;            /* bytes of the arena that recomputation is to reach; 0: none */
-  double conv_error;                /* see Kernel */
-  unsigned no_kinds;                /* bits 1 << KernelKind: what the backend has no code for */
+  int64_t local_bytes;              /* of the B_LOCAL of a chain, at most: each thread's */
+  int threads;           /* that will run it; 0: not known, and then nothing is B_LOCAL */
+  int64_t memory_budget; /* bytes of the arena that recomputation is to reach; 0: none */
+  double conv_error;     /* see Kernel */
+  unsigned no_kinds;     /* bits 1 << KernelKind: what the backend has no code for */
   bool (*takes_operand)(const struct Kernel *k, int x); /* the backend's, or NULL: see backend.h */
   bool images_last; /* convolutions may have the images of the batch last */
   Tuning tuning;

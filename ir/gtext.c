@@ -36,7 +36,7 @@ const int graph_field_n = sizeof graph_field / sizeof *graph_field;
 
 static const char *const kernel_kind[] = {"loop", "contract", "scatter",   "concat",
                                           "sort", "call",     "attention", "attention_grad"};
-static const char *const buffer_kind[] = {"arena", "feed", "state", "data", "kept"};
+static const char *const buffer_kind[] = {"arena", "feed", "state", "data", "kept", "local"};
 
 static void add_string(Str *o, const char *s) {
   str_add(o, "\"");
@@ -193,7 +193,7 @@ static void add_node(Str *o, const Node *n) {
 static void add_place(Str *o, const Buffer *b) {
   if (!b) return;
   str_fmt(o, " buffer %d %s", b->id, buffer_kind[b->kind]);
-  if (b->kind == B_ARENA) str_fmt(o, "+%lld", (long long)b->offset);
+  if (b->kind == B_ARENA || b->kind == B_LOCAL) str_fmt(o, "+%lld", (long long)b->offset);
 }
 
 static void add_kernel(Str *o, const Kernel *k) {
@@ -236,7 +236,7 @@ static void add_plan(Str *o, const Graph *g) {
   for (int i = 0; i < g->buffers.n; i++) {
     const Buffer *b = g->buffers.v[i];
     str_fmt(o, "buffer %d %s", b->id, buffer_kind[b->kind]);
-    if (b->kind == B_ARENA)
+    if (b->kind == B_ARENA || b->kind == B_LOCAL)
       str_fmt(o, "+%lld", (long long)b->offset);
     else if (b->name) {
       str_add(o, " ");

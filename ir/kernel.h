@@ -72,6 +72,9 @@ typedef struct Kernel {
   int chain;
   bool chained; /* one of such; then no output shares a buffer with an input */
   /* filled in by the backend's schedule() before memory is planned */
+  /* ext[0], if the tasks of the last phase go over it from the first to the last, each reading what depends on it at its own
+   * index only; -1 if not so; 0: not known */
+  int64_t items;
   int choice;           /* of the backend's algorithms for it; 0: by its rule */
   char by[24];          /* the algorithm, for people; "": there is only one */
   int64_t workspace;    /* bytes of shared scratch the kernel wants in the arena, 0 = none */
@@ -95,15 +98,16 @@ int kernel_input(const Kernel *k, const Node *n);
 int kernel_operand(const Kernel *k);
 
 /* Storage: a range of the executable's arena, or bound at run time to a feed, a scope tensor or constant data. Or kept:
- * values that depend only on data, and on state that the program does not write, stay from run to run.
+ * values that depend only on data, and on state that the program does not write, stay from run to run. Or local: of what only
+ * the kernels of one chain store and read, each thread has one item's part, which the next item overwrites.
  * Nodes that are reshapes of a materialised node share its buffer. */
-typedef enum BufferKind { B_ARENA, B_FEED, B_STATE, B_DATA, B_KEPT } BufferKind;
+typedef enum BufferKind { B_ARENA, B_FEED, B_STATE, B_DATA, B_KEPT, B_LOCAL } BufferKind;
 typedef struct Buffer {
   BufferKind kind;
   int id;           /* position in Graph.buffers */
   const char *name; /* of FEED and STATE */
   int64_t bytes,
-      offset;       /* B_ARENA, B_KEPT: offset in the arena or what is kept (64-byte aligned) */
+      offset; /* B_ARENA, B_KEPT, B_LOCAL: offset in the arena, what is kept or a thread's memory (64-byte aligned) */
   int first, last;  /* kernels between which it is live: first writer, last reader */
   const void *data; /* B_DATA */
   bool written;     /* B_STATE: by the program */

@@ -104,7 +104,7 @@ static int64_t common_bytes(const Kernel *k) {
 
 static bool can_be_member(const Graph *g, const Kernel *k) {
   if ((k->kind != K_LOOP && k->kind != K_CONTRACT) || k->rank < 2 || k->constant) return false;
-  if (k->ext[0] < LEAST_ITEMS || k->reduce & 1) return false;
+  if (k->ext[0] < LEAST_ITEMS || k->reduce & 1 || k->items < 0) return false;
   for (int i = 0; i < k->outputs.n; i++) {
     const Node *o = k->outputs.v[i];
     if (o->rank == 0 || o->dims[0] != k->ext[0]) return false;
@@ -116,16 +116,29 @@ static bool can_be_member(const Graph *g, const Kernel *k) {
   return k->kind == K_LOOP || common_bytes(k) <= 2 * bytes_of(k->outputs.v[0]) / k->ext[0];
 }
 
-/* Bytes of values whose life ends inside the chain from..at-1. */
+/* Bytes of values whose life ends inside the chain from..at-1, but for those that begin there too, where they are local. */
 static int64_t dying_bytes(const Chains *c, int from, int at) {
+  bool locals = chain_has_locals(c->g, c->g->kernels.v[from]);
   int64_t sum = 0;
   for (int i = from; i < at; i++) {
     const Kernel *k = c->g->kernels.v[i];
     for (int j = 0; j < k->inputs.n; j++) {
       const Node *b = node_base(k->inputs.v[j].node);
-      if (c->stored[b->id] >= 0 && c->last[b->id] == i) sum += bytes_of(b);
+      int by = c->stored[b->id];
+      if (by >= 0 && !(locals && by >= from) && c->last[b->id] == i) sum += bytes_of(b);
     }
   }
+  return sum;
+}
+
+/* Bytes of values that the chain from..at-1 stores and kernel at, which joins, reads last: nowhere then. */
+static int64_t local_bytes(const Chains *c, int from, int at) {
+  int64_t sum = 0;
+  for (int i = from; i < at && chain_has_locals(c->g, c->g->kernels.v[from]); i++)
+    for (int j = 0; j < c->g->kernels.v[i]->outputs.n; j++) {
+      const Node *o = c->g->kernels.v[i]->outputs.v[j];
+      if (c->last[o->id] == at) sum += bytes_of(o);
+    }
   return sum;
 }
 
@@ -139,7 +152,8 @@ static bool joins(Chains *c, int from, int at) {
   }
   for (int i = 0; i < k->outputs.n; i++) stored += bytes_of(k->outputs.v[i]);
   bool costs = (dying < stored ? dying : stored) > again / SMALL_PART;
-  if (again < LEAST_BYTES || (costs && c->live[at] + dying > c->peak)) return false;
+  if (again < LEAST_BYTES || (costs && c->live[at] + dying - local_bytes(c, from, at) > c->peak))
+    return false;
   return reads_own_item(c, k, from);
 }
 
@@ -187,6 +201,8 @@ void pass_chain(Graph *g) {
     g->kernels.v[i]->chained = false;
   }
   c.live = arena_array(c.a, int64_t, g->kernels.n + 1);
+  for (int i = 0, to = 0; i < g->kernels.n; i++) /* what later runs leave out is in nobody's way */
+    if (g->kernels.v[i]->constant) move(g, i, to++);
   find_uses(&c);
   for (int i = 0; i < g->kernels.n; i++)
     if (c.live[i] > c.peak) c.peak = c.live[i];

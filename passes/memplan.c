@@ -80,6 +80,10 @@ static int chain_begin(const Graph *g, int i) {
   return i;
 }
 
+bool chain_has_locals(const Graph *g, const Kernel *k) {
+  return g->threads > 0 && k->items == k->ext[0] && k->items >= 2 * g->threads;
+}
+
 /* The last kernel that reads each node's storage, or runs together with it, and n_kernels for what outlives them; by id of the
  * base. */
 static int *find_last_reads(const Plan *p) {
@@ -211,6 +215,27 @@ static void place_outputs(Plan *p, const int *last) {
   }
 }
 
+/* Values that only the kernels of one chain store and read. All of a chain are there at once: its kernels take turns. */
+static void place_locals(Plan *p, const int *last) {
+  Graph *g = p->g;
+  int64_t at = 0;
+  g->local_bytes = 0;
+  for (int i = 0; i < p->n_kernels; i++) {
+    const Kernel *k = g->kernels.v[i];
+    if (k->chain) at = 0;
+    if (!k->chained || !chain_has_locals(g, k)) continue;
+    for (int j = 0; j < k->outputs.n; j++) {
+      Node *o = k->outputs.v[j];
+      if (o->buf || last[o->id] != chain_end(g, i)) continue;
+      o->buf = new_buffer(p, B_LOCAL, NULL, node_bytes(o));
+      o->buf->offset = at;
+      o->buf->first = i;
+      at += round_up(node_bytes(o) / k->items);
+    }
+    if (at > g->local_bytes) g->local_bytes = at;
+  }
+}
+
 static void add_copies(Plan *p) {
   Graph *g = p->g;
   for (int i = 0; i < g->writes.n; i++) {
@@ -336,6 +361,7 @@ void pass_memplan(Graph *g) {
     const Node *b = node_base(g->writes.v[i].node);
     if (!node_is_source(b)) last[b->id] = p.n_kernels;
   }
+  place_locals(&p, last);
   place_outputs(&p, last);
   add_copies(&p);
   for (int i = 0; i < g->nodes.n; i++) buffer_of(&p, g->nodes.v[i]);
@@ -353,7 +379,28 @@ static bool fail(Str *why, const char *what, const char *where) {
   return false;
 }
 
+/* Of what only kernels first..last, a chain, may store and read. */
+static const char *local_fault(const Graph *g, int first, int last) {
+  Buffer *const *v = g->buffers.v;
+  for (int i = 0; i < g->buffers.n; i++) {
+    int64_t items = g->kernels.v[first]->ext[0], bytes = v[i]->bytes / items;
+    if (v[i]->kind != B_LOCAL || v[i]->first < first || v[i]->first > last) continue;
+    if (v[i]->last > last) return "a local value is read outside its chain";
+    if (v[i]->bytes % items || v[i]->offset % ALIGN || v[i]->offset + bytes > g->local_bytes)
+      return "a local value lies outside its thread's memory or is not aligned";
+    for (int j = 0; j < i; j++)
+      if (v[j]->kind == B_LOCAL && v[j]->first >= first && v[j]->first <= last &&
+          v[i]->offset < v[j]->offset + v[j]->bytes / items && v[j]->offset < v[i]->offset + bytes)
+        return "two local values of a chain overlap";
+  }
+  return NULL;
+}
+
 bool memplan_check(const Graph *g, Str *why) {
+  for (int i = 0; i < g->kernels.n; i++) {
+    const char *fault = g->kernels.v[i]->chain ? local_fault(g, i, chain_end(g, i)) : NULL;
+    if (fault) return fail(why, fault, g->kernels.v[i]->name);
+  }
   for (int i = 0; i < g->buffers.n; i++) {
     const Buffer *a = g->buffers.v[i];
     if (a->kind != B_ARENA) continue;

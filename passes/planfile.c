@@ -3,7 +3,8 @@
  *
  *   plan kernels N align 64 bound BYTES
  *   memory M KIND BYTES ["NAME"]        a piece of memory: 0 is the arena; state, feed and data are bound at run time; kept
- *                                       holds from run to run what constant kernels made
+ *                                       holds from run to run what constant kernels made; local: each thread has one item's
+ *                                       part of it at a time
  *   value ID memory M at OFFSET bytes N kernels FIRST..LAST WHAT       %ID of the graph's text form; the kernels between
  *                                       which it is needed (-1: from the start; the number of kernels: to the exit)
  *   alias ID of ID                      another shape of the same bytes
@@ -61,7 +62,7 @@ static void find_lives(PlanText *t) {
 static int memory_of(const Buffer *b) { return b->kind == B_ARENA ? 0 : 1 + b->id; }
 
 static void add_memory(const Graph *g, Str *o) {
-  static const char *const kind[] = {"arena", "feed", "state", "data", "kept"};
+  static const char *const kind[] = {"arena", "feed", "state", "data", "kept", "local"};
   str_fmt(o, "memory 0 arena %lld\n", (long long)g->arena_bytes);
   for (int i = 0; i < g->buffers.n; i++) {
     const Buffer *b = g->buffers.v[i];

@@ -20,6 +20,8 @@ void find_constant_kernels(Graph *g); /* once fusion has made them */
 bool node_is_source(const Node *n);   /* has storage before the run begins */
 /* Bytes of the arena for its workspace: none if that is kept, since it is prepared from what is constant. */
 int64_t arena_workspace(const Kernel *k);
+/* memplan.c: do values that only the chain of k stores and reads stay with the threads (B_LOCAL), if its kernels allow it? */
+bool chain_has_locals(const Graph *g, const Kernel *k);
 void number_kernels(Graph *g); /* order.c: ids and names after their positions */
 bool node_is_target(const Graph *g, const Node *n); /* written or fetched, directly */
 /* Are the dimensions the same but for ones? */

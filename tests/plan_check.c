@@ -187,7 +187,8 @@ static int how_read(int a, int end, int v) {
 static void check_store(int begin, int end, int kernel, int v, int memory, Int at, Int bytes) {
   bool arena = !strcmp(kind[memory], "arena");
   if (at < 0 || at % align || at + bytes > size[memory] ||
-      (!arena && strcmp(kind[memory], "state") && strcmp(kind[memory], "kept")))
+      (!arena && strcmp(kind[memory], "state") && strcmp(kind[memory], "kept") &&
+       strcmp(kind[memory], "local")))
     fault(kernel, "value %d is stored outside its memory, off the alignment or in a constant", v);
   for (int i = begin; i < end; i++) {
     const Value *r = access_[i].value < 0 ? NULL : &value[access_[i].value];

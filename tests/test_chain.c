@@ -39,6 +39,7 @@ typedef struct Outcome {
   int chains, sums,
       products; /* in chains: kernels that reduce, contractions behind the first kernel */
   int by_rows;  /* chains whose kernels take turns within an item */
+  int locals;   /* values that stay with the threads */
   int again; /* values that the epilogue of a contraction computes although another kernel stores them */
 } Outcome;
 
@@ -74,7 +75,8 @@ static int stored_elsewhere(const Graph *g, const Kernel *k) {
 
 static void count(const Executable *x, Outcome *out) {
   const Graph *g = x->graph;
-  out->chains = out->sums = out->products = out->by_rows = out->again = 0;
+  out->chains = out->sums = out->products = out->by_rows = out->again = out->locals = 0;
+  for (int i = 0; i < g->buffers.n; i++) out->locals += g->buffers.v[i]->kind == B_LOCAL;
   for (int i = 0; i < g->kernels.n; i++) {
     const Kernel *k = g->kernels.v[i];
     assert_int_equal(k->id, i);
@@ -133,6 +135,7 @@ static void any_thread_count(void **state) {
     assert_true(o.chains >= 4);
     assert_true(o.sums >= 3 && o.products >= 3);
     assert_true(o.again >= 1);
+    assert_true(threads <= IMAGES / 2 ? o.locals >= 1 : o.locals == 0);
     if (!same(&o, &alone)) fail_msg("%d threads: other results than without chains", threads);
   }
 }
@@ -155,6 +158,52 @@ static void like_the_interpreter(void **state) {
   for (int k = 0; k < STEPS; k++) assert_true(fabsf(o.loss[k] - i.loss[k]) < 1e-4f);
   for (int k = 0; k < CHANNELS * 27; k++) assert_true(fabsf(o.filter[k] - i.filter[k]) < 1e-4f);
   for (int k = 0; k < CHANNELS; k++) assert_true(fabsf(o.mean[k] - i.mean[k]) < 1e-4f);
+}
+
+/* Kernels that take turns are timed too, and do the same then. */
+static void with_a_profile(void **state) {
+  (void)state;
+  Outcome a = train_images(LARGE, (kl_exec_options){.threads = 2}, NULL),
+          b = train_images(LARGE, (kl_exec_options){.threads = 2, .profile = true}, NULL);
+  assert_true(b.by_rows > 0 && b.locals == a.locals);
+  assert_true(same(&a, &b));
+}
+
+/* Without a backward pass nothing between the first kernel and the last of a chain is stored as a whole, and constants
+ * that are made between them do not part them. */
+static void inference(void **state) {
+  (void)state;
+  static float x[IMAGES * 3 * LARGE * LARGE];
+  kl_tensor tx = kl_array(KL_FLOAT32, x, IMAGES, 3, LARGE, LARGE);
+  float first[IMAGES * CHANNELS];
+  for (int i = 0; i < IMAGES * 3 * LARGE * LARGE; i++) x[i] = sinf((float)(i * 7 % 1009));
+  for (int threads = 8; threads > 0; threads /= 2) {
+    kl_net *net = kl_net_new();
+    kl_var *h = kl_data(net, "x", KL_FLOAT32, -1, 3, LARGE, LARGE);
+    for (int i = 0; i < 3; i++)
+      h = normal(kl_conv2d(h, CHANNELS, i ? 3 : 1, .pad = i > 0, .groups = i ? CHANNELS : 1));
+    h = kl_pool2d(h, .type = "avg", .global = true);
+    kl_program *test = kl_clone_for_test(kl_main(net));
+    kl_exec *exe = kl_exec_new((kl_exec_options){.threads = threads});
+    kl_run(exe, kl_startup(net), NULL, NULL);
+    kl_tensor out = {0};
+    for (int i = 0; i < 2; i++) {
+      kl_tensor_free(&out);
+      kl_run(exe, test, kl_feeds({"x", &tx}), kl_fetches({kl_name(h), &out}));
+    }
+    if (kl_failed()) fail_msg("%s", kl_error());
+    Outcome o;
+    count(exe->run->last, &o);
+    int64_t arena = exe->run->last->graph->arena_bytes, image = CHANNELS * LARGE * LARGE * 4;
+    assert_true(threads == 8 ? arena >= 2 * IMAGES * image : arena < 3 * IMAGES * image / 2);
+    assert_true(threads == 8 ? o.locals == 0 : o.locals >= 2);
+    if (threads == 8) memcpy(first, out.data, sizeof first);
+    assert_memory_equal(first, out.data, sizeof first);
+    kl_tensor_free(&out);
+    kl_exec_free(exe);
+    kl_program_free(test);
+    kl_net_free(net);
+  }
 }
 
 /* Under a memory budget values do not live longer than they must: no chains, the same bits. */
@@ -197,6 +246,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(any_thread_count),
                                      cmocka_unit_test(row_by_row),
                                      cmocka_unit_test(like_the_interpreter),
+                                     cmocka_unit_test(with_a_profile),
+                                     cmocka_unit_test(inference),
                                      cmocka_unit_test(not_under_a_budget),
                                      cmocka_unit_test(other_items)};
   return cmocka_run_group_tests(tests, NULL, NULL);

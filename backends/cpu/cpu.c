@@ -89,6 +89,23 @@ static bool read_again(const Kernel *k, int input) {
   return false;
 }
 
+static Plan *plan_of(Arena *a, const Kernel *k, const CompileOptions *o) {
+  if (k->kind != K_CONTRACT) return NULL;
+  return contract_plan(a, k, o && o->no_blas);
+}
+
+static int64_t items_of(Arena *a, const Kernel *k) {
+  if (k->rank < 2) return 0;
+  for (int i = 0; i < k->nodes.n; i++)
+    if (!node_numel(k->nodes.v[i])) return 0;
+  for (int i = 0; i < k->inputs.n; i++)
+    if (!node_numel(k->inputs.v[i].node)) return 0;
+  if (k->kind == K_LOOP) return loop_items(k, LOOP_MAIN);
+  const Plan *p = plan_of(a, k, k->options);
+  if (!p || p->kind == PLAN_CONV) return p ? conv_items(p) : 0;
+  return p->kind == PLAN_LOOPS && !loop_workspace(k) ? loop_items(k, LOOP_CONTRACT) : 0;
+}
+
 static bool cpu_schedule(Kernel *k) {
   Arena *a = arena_scratch();
   k->flops = operations(k);
@@ -108,6 +125,8 @@ static bool cpu_schedule(Kernel *k) {
       plan_text(p, k->by);
   }
   if (k->prepares && read_again(k, k->prepares - 1)) k->prepares = 0;
+  k->items = items_of(a, k);
+  if (!k->items || k->items != k->ext[0]) k->items = -1;
   if (k->kind == K_CALL) k->workspace = call_workspace(k);
   if (k->kind == K_SCATTER) k->flops += 4 * node_numel(k->core->in[2]);
   if (k->kind == K_SORT)
@@ -135,11 +154,6 @@ static bool part_of(const Kernel *k, const Plan *p, LoopPart *part) {
   return *part == LOOP_CONTRACT || p->frame.epilogue;
 }
 
-static Plan *plan_of(Arena *a, const Kernel *k, const CompileOptions *o) {
-  if (k->kind != K_CONTRACT) return NULL;
-  return contract_plan(a, k, o && o->no_blas);
-}
-
 /* The kernels that are C functions. */
 static bool library_code(Arena *a, const Kernel *k, KernelCode *code) {
   *code = (KernelCode){0};
@@ -155,7 +169,7 @@ typedef struct Part {
   AttentionGrad *gradient;  /* K_ATTENTION_GRAD */
   LoopPart part;
   KernelFn *fn, *second; /* NULL: nothing */
-  int64_t tasks, items;
+  int64_t tasks;
   ChainTasks chain; /* of an item */
 } Part;
 
@@ -189,13 +203,6 @@ static void set_phases(const Kernel *k, const Part *p, KernelCode *code) {
   code->phase[1].n_tasks = loop_tasks(k, LOOP_PARTS);
 }
 
-static int64_t items_of(const Kernel *k, const Part *p) {
-  if (k->kind == K_LOOP) return loop_items(k, p->part);
-  if (k->kind != K_CONTRACT || p->second) return 0;
-  if (p->plan->kind == PLAN_CONV) return conv_items(p->plan);
-  return p->plan->kind == PLAN_LOOPS ? loop_items(k, p->part) : 0;
-}
-
 static void plan_all(Arena *a, int n, Kernel *const *k, const CompileOptions *o, Part *part) {
   bool no_blas = o && o->no_blas;
   for (int i = 0; i < n; i++) {
@@ -207,24 +214,21 @@ static void plan_all(Arena *a, int n, Kernel *const *k, const CompileOptions *o,
 
 /* Members of chains: how their tasks are divided. */
 static void find_items(Arena *a, const Kernel *k, Part *p) {
-  p->items = k->chained ? items_of(k, p) : 0;
-  if (!p->items) return;
+  if (!k->chained) return;
   bool conv = p->plan && p->plan->kind == PLAN_CONV;
   const Work *w = conv ? &p->plan->work : NULL;
-  p->chain.tasks = (w ? w->n_tasks[w->n_phases - 1] : p->tasks) / p->items;
+  p->chain.tasks = (w ? w->n_tasks[w->n_phases - 1] : p->tasks) / k->items;
   TaskRows *rows = arena_array(a, TaskRows, p->chain.tasks);
   if (conv ? conv_rows(p->plan, k, rows) : loop_rows(k, p->part, rows)) p->chain.rows = rows;
 }
 
-/* Chains as far as their tasks are divided among the same items. */
 static void find_chains(Arena *a, const Graph *g, int n, Kernel *const *k, const Part *part,
                         KernelCode *code) {
   ChainTasks *t = arena_array(a, ChainTasks, n + 1);
   for (int i = 0; i < n; i++) t[i] = part[i].chain;
   for (int i = 0; i < n; i++) {
-    int m = 1;
-    while (m < k[i]->chain && part[i + m].items == part[i].items) m++;
-    if (m < 2 || !part[i].items) continue;
+    int m = k[i]->chain;
+    if (!m) continue;
     code[i].chain = m;
     code[i].n_steps = chain_steps(a, m, k + i, t + i, g->nodes.n, &code[i].steps);
   }
@@ -254,7 +258,7 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
   for (int i = 0; i < n; i++) {
     Plan *plan = part[i].plan;
     set_phases(k[i], &part[i], &code[i]);
-    code[i].items = part[i].items;
+    code[i].items = k[i]->items;
     code[i].cost = cost_of(k[i], plan ? plan->kind : PLAN_LOOPS);
     if (k[i]->kind == K_CALL) code[i].cost = 0; /* on the calling thread */
   }
