@@ -31,10 +31,9 @@ struct Executable {
   int *n_bufs;
   StateUse *states; /* of the buffers that are state */
   int n_states;
-  const StateUse **use; /* of each buffer; NULL: it is no state */
-  int64_t
-      scratch_bytes; /* the most that any kernel wants per thread, and behind it, at locals_at, what is B_LOCAL */
-  int64_t locals_at;
+  const StateUse **use;  /* of each buffer; NULL: it is no state */
+  int64_t locals_at;     /* within a thread's scratch: where what is B_LOCAL begins */
+  int64_t scratch_bytes; /* per thread: the most that any kernel wants, and what is B_LOCAL */
   PlanInfo plan;
   size_t bytes; /* of the plan: arena and graph */
   uint8_t

@@ -389,7 +389,7 @@ static void judge(const Scenario *s, const char *what, int n, bool ok, bool (*fi
 static void step_allocations(const Scenario *s, size_t chunk) {
   bool hit = true;
   int n = 0;
-  for (n = 1; hit; n += n < 300 ? 1 : n / 12) {
+  for (n = 1; hit; n += n < 400 ? 1 : n / 12) {
     mem_chunk = chunk;
     int64_t used = in_use;
     int files = open_files();

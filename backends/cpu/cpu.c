@@ -248,13 +248,14 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
     ok = library_code(a, k[i], &code[i]);
     want_code(m->code, k[i], &part[i]);
   }
+  for (int i = 0; i < n; i++) find_items(a, k[i], &part[i]);
+  find_chains(a, g, n, k, part, code);
+  /* The code is not the arena's: no memory is asked for behind it. */
   if (!ok || !code_make(m->code, o)) {
     arena_free(a);
     return NULL;
   }
-  for (int i = 0; i < n; i++) find_items(a, k[i], &part[i]);
-  find_chains(a, g, n, k, part, code);
-  arena_keep(a); /* no memory is asked for from here on */
+  arena_keep(a);
   for (int i = 0; i < n; i++) {
     Plan *plan = part[i].plan;
     set_phases(k[i], &part[i], &code[i]);
