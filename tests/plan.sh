@@ -57,7 +57,9 @@ done
 
 # What the plan of LeNet says at some places; the scripts change it.
 value() { grep -m1 -E "^value [0-9]+ memory $1 .*bytes $2 .*kernels $3" "$tmp/$base.plan" | cut -d' ' -f2; }
-relu=$(value 0 2949120 '0\.\.') # the first activation; read until the backward
+relu=$(value 0 2949120 '[01]\.\.') # the first activation; read until the backward
+by=$(sed -n "s/^value $relu memory 0 .* kernels ([0-9]+)\..*/\1/p" -E "$tmp/$base.plan") # the kernel that writes it
+next=$((by + 1))
 keep=$(sed -n 's/^keep //p' "$tmp/$base.plan" | tail -n 1)
 loss=$(sed -n "s/^alias $keep of //p" "$tmp/$base.plan")
 loss=${loss:-$keep}
@@ -72,8 +74,8 @@ fault "written twice" "written twice" "s/^(write )$relu$/\1$relu\n\1$relu/"
 fault "an input overwritten that is read elsewhere too" "which the kernel reads" "s/^(read [0-9]+) aligned/\1/"
 fault "the result overwritten before the exit" "exit.*value $loss is needed" "s/^(kernel $last .*)$/\1\nwork at 0 bytes $arena/"
 fault "a weight updated before it is read" "value $state is needed" "/^read $state aligned/d; s/^(keep $keep)$/\1\nkeep $state/"
-fault "a workspace over an input" "overwrites|overwritten" "s/^(kernel 1 .*)$/\1\nwork at 0 bytes 4000000/"
-fault "a constant written" "in a constant" "s/^(write )$relu$/\1$relu\nwrite 0/; /^kernel 0/,/^kernel 1/{/^read 0/d}"
+fault "a workspace over an input" "overwrites|overwritten" "s/^(kernel $next .*)$/\1\nwork at 0 bytes 4000000/"
+fault "a constant written" "in a constant" "s/^(write )$relu$/\1$relu\nwrite 0/; /^kernel $by /,/^kernel $next /{/^read 0/d}"
 base=resnet50-infer
 kept=$(grep -m1 -E "^memory [0-9]+ kept" "$tmp/$base.plan" | cut -d' ' -f2)
 fault "a kept value in the arena" "overwritten or never written" "s/^(value [0-9]+ memory )$kept /\10 /"
