@@ -243,12 +243,16 @@ static bool is_row(const ConvPlan *p) {
   return p->part[0].w.n * p->part[0].h.n * p->images.total == 1 && p->n_parts == 1;
 }
 
-/* The rows of a product that are in the L2 cache while its panels go by. */
+/* Cuts the rows of a product so that they are in the L2 cache while its panels go by, where reading B for each cut is much less than
+ * reading all of A for each panel. */
 static int64_t cached_chunks(const ConvPlan *p, int64_t size) {
-  enum { A_BYTES = 768 << 10 };
+  enum { A_BYTES = 768 << 10, LESS = 2 };
   const Part *q = &p->part[0];
+  int64_t a_bytes = q->w.n * q->k * size, b_bytes = p->columns * q->k * size;
+  int64_t chunks = most(1, least(div_up(a_bytes, A_BYTES), p->units));
   bool product = p->by_block && !p->copy && q->k == p->channels;
-  return product ? most(1, least(div_up(q->w.n * q->k * size, A_BYTES), p->units)) : 1;
+  bool less = LESS * (chunks * b_bytes + a_bytes) <= b_bytes + p->panels.n * a_bytes;
+  return product && less ? chunks : 1;
 }
 
 /* Cuts images along their rows, and columns by panels, into enough tasks; what is read least often twice is cut. */
