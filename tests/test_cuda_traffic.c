@@ -181,6 +181,7 @@ static const Case long_sums[] = {
     {"conv2d", "Input=1x14x12x12 Filter=18x14x7x7 paddings=[3,3]", NULL, 1.4, 1.46},
     {"conv2d", "Input=1x100x7x7 Filter=50x100x3x3 paddings=[1,1]", NULL, 1.35, 1.42},
     {"conv2d", "Input=1x40x13x11 Filter=24x20x3x3 paddings=[1,1] groups=2", NULL, 1.11, 1.41},
+    {"conv2d", "Input=1x11x15x15 Filter=16x11x11x11 paddings=[5,5]", NULL, 1.21, 1.24},
 };
 
 /* Rows of every kind of length: @ is replaced by each of these, & by twice as many, # by as many rows as make 5000 elements. */
