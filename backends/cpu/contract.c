@@ -97,6 +97,18 @@ int64_t dim_factor(const CDim *c, int loop) {
   return 0;
 }
 
+bool loop_dim(const Facts *f, int x, int loop, int *dim, int *other) {
+  int found = 0;
+  for (int d = 0; d < f->n_dims[x]; d++)
+    for (int i = 0; i < 2; i++)
+      if (f->dim[x][d].l[i] == loop) {
+        *dim = d;
+        *other = f->dim[x][d].l[!i];
+        found++;
+      }
+  return found == 1;
+}
+
 /* ---- BLAS ---- */
 
 bool mat_of(int64_t rows, int64_t sr, int64_t cols, int64_t sc, Mat *m) {

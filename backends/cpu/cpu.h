@@ -149,6 +149,8 @@ static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 /* What the loop's index is multiplied by in this dimension; 0: it does not move through it. */
 int64_t dim_factor(const CDim *c, int loop);
+/* The only dimension of operand x that a loop moves through, and the other loop there (-1: none); false: none, or several. */
+bool loop_dim(const Facts *f, int x, int loop, int *dim, int *other);
 
 LoopList loops_of(const Facts *f, unsigned classes); /* bits 1<<LoopClass, in loop order */
 /* Sort by the stride in tensor t, then split off the longest tail that is one loop in the tensors of the mask

@@ -85,14 +85,16 @@ static void pack_tasks(const void *self, void *const *bufs, int64_t begin, int64
 
 /* ---- running ---- */
 
-/* Taps *t0..*t1-1 of position j are inside. */
-static int64_t inside(const PartAxis *a, int64_t j, int64_t size, int64_t *t0, int64_t *t1) {
-  int64_t at = a->in + a->in_step * j;
-  *t0 = 0;
-  *t1 = a->taps;
-  while (*t0 < *t1 && at + *t0 * a->tap_step < 0) ++*t0;
-  while (*t1 > *t0 && at + (*t1 - 1) * a->tap_step >= size) --*t1;
-  return at;
+/* Of one position: its place in X, and its taps that are inside. */
+typedef struct Taps {
+  int64_t at, begin, end;
+} Taps;
+
+static Taps taps_inside(const PartAxis *a, int64_t j, int64_t size) {
+  Taps t = {a->in + a->in_step * j, 0, a->taps};
+  while (t.begin < t.end && t.at + t.begin * a->tap_step < 0) t.begin++;
+  while (t.end > t.begin && t.at + (t.end - 1) * a->tap_step >= size) t.end--;
+  return t;
 }
 
 /* What the tiles of a row of positions of one part have in common. */
@@ -106,23 +108,21 @@ typedef struct Row {
   int64_t x_step;      /* bytes between them */
 } Row;
 
-/* The tile of position i, whose operands begin at w and x and whose result at c. */
-static void run_tile(const Row *r, int64_t i, MicroFn *fn, MicroArgs *m, const char *w,
-                     const char *x, char *c) {
+/* The tile of a position with these taps, some of them inside; the row's operands begin at w and x. m->c is set. */
+static void run_tile(const Row *r, const Taps *t, MicroFn *fn, MicroArgs *m, const char *w,
+                     const char *x) {
   const ImagesPlan *p = r->p;
   const PartAxis *v = r->v;
-  int64_t t0, t1, size = r->plan->facts.size, at = inside(v, i, p->size_w, &t0, &t1);
-  int64_t tap = v->tap_step * p->x_w * size, row = v->taps * p->channels * size, some = t1 - t0;
-  m->c = c + (v->out + v->out_step * i) * p->c_w * size;
+  int64_t size = r->plan->facts.size, some = t->end - t->begin;
+  int64_t tap = v->tap_step * p->x_w * size, row = v->taps * p->channels * size;
   m->add = 0;
-  m->a = w + (r->first * v->taps + t0) * p->channels * size;
-  m->b = x + at * p->x_w * size + t0 * tap;
+  m->a = w + (r->first * v->taps + t->begin) * p->channels * size;
+  m->b = x + t->at * p->x_w * size + t->begin * tap;
   m->k = p->channels;
   m->batch = r->taps;
   m->a_step = row;
   m->b_step = r->x_step;
-  if (some <= 0 || r->taps <= 0) m->batch = 0;
-  if (some == 1 || !m->batch || tap == p->channels * p->x_c * size) {
+  if (some == 1 || tap == p->channels * p->x_c * size) {
     m->k *= some;
     fn(m);
     return;
@@ -153,16 +153,16 @@ static void run_row(const Row *r, int64_t i0, int64_t i1) {
     m.columns = least(width, p->images - n0);
     int kind = panel < p->panels.more ? 0 : m.columns < width ? 2 : 1;
     for (int64_t b = 0; b < p->blocks.n; b++) {
-      int64_t o0 = block_start(&p->blocks, b), t0, t1;
+      int64_t o0 = block_start(&p->blocks, b);
       MicroFn *fn = p->set.fn[p->fn[b >= p->blocks.more][kind]];
       char *c = r->c + (o0 * p->c_o + n0) * size;
       for (int64_t i = i0; i < i1; i++) {
-        inside(r->v, i, p->size_w, &t0, &t1);
-        if (t0 < t1 && r->taps > 0)
-          run_tile(r, i, fn, &m, r->w + o0 * p->pitch * size, r->x + n0 * size, c);
+        Taps t = taps_inside(r->v, i, p->size_w);
+        m.c = c + (r->v->out + r->v->out_step * i) * p->c_w * size;
+        if (t.begin < t.end && r->taps > 0)
+          run_tile(r, &t, fn, &m, r->w + o0 * p->pitch * size, r->x + n0 * size);
         else
-          zero_tile(p, c + (r->v->out + r->v->out_step * i) * p->c_w * size,
-                    block_size(&p->blocks, b), m.columns * size, size);
+          zero_tile(p, m.c, block_size(&p->blocks, b), m.columns * size, size);
       }
     }
   }
@@ -180,11 +180,11 @@ static void tasks(const void *self, void *const *bufs, int64_t begin, int64_t en
     int64_t y = t / p->cuts, cut = t % p->cuts;
     const PartAxis *h = &p->h[y % p->h[0].out_step];
     Row r = {.plan = plan, .p = p, .c = (char *)bufs[plan->frame.out] + y * p->c_h * size};
-    int64_t t0, t1, at = inside(h, y / h->out_step, p->size_h, &t0, &t1);
-    r.taps = t1 - t0;
-    r.first = t0;
+    Taps down = taps_inside(h, y / h->out_step, p->size_h);
+    r.taps = down.end - down.begin;
+    r.first = down.begin;
     r.x_step = h->tap_step * p->x_h * size;
-    r.x = x + at * p->x_h * size + t0 * r.x_step;
+    r.x = x + down.at * p->x_h * size + down.begin * r.x_step;
     for (int j = 0; j < p->n_w; j++) {
       r.v = &p->v[j];
       r.w = w + p->at[h - p->h][j] * size;
@@ -201,18 +201,6 @@ typedef struct Axis {
 } Axis;
 static const Axis none = {-1, -1, -1};
 
-static bool joins(const Facts *f, int x, int loop, int *dim, int *other) {
-  int found = 0;
-  for (int d = 0; d < f->n_dims[x]; d++)
-    for (int i = 0; i < 2; i++)
-      if (f->dim[x][d].l[i] == loop) {
-        *dim = d;
-        *other = f->dim[x][d].l[!i];
-        found++;
-      }
-  return found == 1;
-}
-
 /* Positions, outermost first, without the images. */
 static bool find_axes(const Facts *f, int x, const LoopList *positions, Axis axis[2]) {
   if (positions->n > 2) return false;
@@ -220,7 +208,7 @@ static bool find_axes(const Facts *f, int x, const LoopList *positions, Axis axi
   for (int i = 0; i < positions->n; i++) {
     Axis *a = &axis[i + 2 - positions->n];
     a->pos = positions->id[i];
-    if (!joins(f, x, a->pos, &a->dim, &a->tap)) return false;
+    if (!loop_dim(f, x, a->pos, &a->dim, &a->tap)) return false;
     if (a->tap >= 0 && f->loop[a->tap].class != LC_K) return false;
   }
   for (int d = 0; d < f->n_dims[x]; d++)
@@ -237,7 +225,7 @@ static bool find(const Facts *f, int x, ImagesPlan *p, Axis axis[2]) {
   list_sort(f, &positions, 2);
   int last = positions.id[--positions.n], dim, tap;
   const CLoop *images = &f->loop[last];
-  if (images->s[2] != 1 || images->s[x] != 1 || !joins(f, x, last, &dim, &tap) || tap >= 0)
+  if (images->s[2] != 1 || images->s[x] != 1 || !loop_dim(f, x, last, &dim, &tap) || tap >= 0)
     return false;
   p->images = images->ext;
   if (!find_axes(f, x, &positions, axis)) return false;

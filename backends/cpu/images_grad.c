@@ -113,17 +113,9 @@ static void tasks(const void *self, void *const *bufs, int64_t begin, int64_t en
 
 /* ---- which loops are what ---- */
 
-/* The dimension of X that a loop alone, or with another, moves through. */
+/* The dimension of X, without a division, that a loop moves through alone or with another. */
 static bool meets(const Facts *f, int x, int loop, int *dim, int *tap) {
-  int found = 0;
-  for (int d = 0; d < f->n_dims[x]; d++)
-    for (int i = 0; i < 2; i++)
-      if (f->dim[x][d].l[i] == loop) {
-        *dim = d;
-        *tap = f->dim[x][d].l[!i];
-        found++;
-      }
-  return found == 1 && f->dim[x][*dim].div == 1;
+  return loop_dim(f, x, loop, dim, tap) && f->dim[x][*dim].div == 1;
 }
 
 static bool find_axis(const Facts *f, int x, int pos, GradAxis *a, int *dim, int *tap) {
