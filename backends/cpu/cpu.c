@@ -89,25 +89,21 @@ static bool read_again(const Kernel *k, int input) {
   return false;
 }
 
-static Plan *plan_of(Arena *a, const Kernel *k, const CompileOptions *o) {
-  if (k->kind != K_CONTRACT) return NULL;
-  return contract_plan(a, k, o && o->no_blas);
-}
-
-static int64_t items_of(Arena *a, const Kernel *k) {
+/* p: of a contraction. */
+static int64_t items_of(const Kernel *k, const Plan *p) {
   if (k->rank < 2) return 0;
   for (int i = 0; i < k->nodes.n; i++)
     if (!node_numel(k->nodes.v[i])) return 0;
   for (int i = 0; i < k->inputs.n; i++)
     if (!node_numel(k->inputs.v[i].node)) return 0;
   if (k->kind == K_LOOP) return loop_items(k, LOOP_MAIN);
-  const Plan *p = plan_of(a, k, k->options);
   if (!p || p->kind == PLAN_CONV) return p ? conv_items(p) : 0;
   return p->kind == PLAN_LOOPS && !loop_workspace(k) ? loop_items(k, LOOP_CONTRACT) : 0;
 }
 
 static bool cpu_schedule(Kernel *k) {
   Arena *a = arena_scratch();
+  const Plan *used = NULL;
   k->flops = operations(k);
   k->bytes = traffic(k);
   k->workspace = k->prepares = 0;
@@ -115,6 +111,7 @@ static bool cpu_schedule(Kernel *k) {
   if (!choose_algorithm(k)) return false;
   for (int no_blas = 0; no_blas < 2 && k->kind == K_CONTRACT; no_blas++) {
     const Plan *p = contract_plan(a, k, no_blas);
+    if (no_blas == (k->options && k->options->no_blas)) used = p;
     if (p->work.workspace > k->workspace) k->workspace = p->work.workspace;
     if (p->kind == PLAN_LOOPS && loop_workspace(k) > k->workspace) k->workspace = loop_workspace(k);
     if (no_blas) continue;
@@ -125,7 +122,7 @@ static bool cpu_schedule(Kernel *k) {
       plan_text(p, k->by);
   }
   if (k->prepares && read_again(k, k->prepares - 1)) k->prepares = 0;
-  k->items = items_of(a, k);
+  k->items = items_of(k, used);
   if (!k->items || k->items != k->ext[0]) k->items = -1;
   if (k->kind == K_CALL) k->workspace = call_workspace(k);
   if (k->kind == K_SCATTER) k->flops += 4 * node_numel(k->core->in[2]);
@@ -144,6 +141,11 @@ static bool cpu_takes_operand(const Kernel *k, int x) {
 }
 
 /* ---- compile ---- */
+
+static Plan *plan_of(Arena *a, const Kernel *k, const CompileOptions *o) {
+  if (k->kind != K_CONTRACT) return NULL;
+  return contract_plan(a, k, o && o->no_blas);
+}
 
 /* What the generator makes for a kernel; false: nothing. */
 static bool part_of(const Kernel *k, const Plan *p, LoopPart *part) {
