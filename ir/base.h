@@ -170,6 +170,15 @@ static inline bool mul_ok(int64_t a, int64_t b, int64_t *r) {
 static inline bool add_ok(int64_t a, int64_t b, int64_t *r) {
   return !__builtin_add_overflow(a, b, r);
 }
+/* The greatest, positive; of two zeros 0. */
+static inline int64_t common_factor(int64_t a, int64_t b) {
+  while (b) {
+    int64_t rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a < 0 ? -a : a;
+}
 
 /* ---- diag.c: diagnostics ---- */
 

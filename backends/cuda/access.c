@@ -23,19 +23,10 @@ typedef struct Walk {
   bool all;      /* every place is in `out` */
 } Walk;
 
-static int64_t common(int64_t a, int64_t b) {
-  while (b) {
-    int64_t rest = a % b;
-    a = b;
-    b = rest;
-  }
-  return a < 0 ? -a : a;
-}
-
 static void add_range(Lin *to, int64_t lo, int64_t hi, int64_t even) {
   to->lo += lo;
   to->hi += hi;
-  to->even = common(to->even, even);
+  to->even = common_factor(to->even, even);
 }
 
 /* Counted in n times as many parts. */
@@ -49,7 +40,7 @@ static void divide(Lin *x, int64_t n) {
 
 static void add_term(Lin *to, const Lin *x, int64_t factor) {
   Lin same = *x;
-  int64_t shared = common(to->parts, x->parts);
+  int64_t shared = common_factor(to->parts, x->parts);
   to->known &= x->known;
   to->kept &= x->kept && to->parts * x->parts < MOST_PARTS;
   divide(&same, to->parts / shared);

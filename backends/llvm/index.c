@@ -103,15 +103,6 @@ static void divmod_code(Gen *g, const Aff *x, int64_t d, int64_t lo, int64_t hi,
   *r = aff_var(m->var[1], 1);
 }
 
-static int64_t common_factor(int64_t a, int64_t b) {
-  while (b) {
-    int64_t t = a % b;
-    a = b;
-    b = t;
-  }
-  return a < 0 ? -a : a;
-}
-
 /* While probing: how often the innermost loop must be unrolled for this division to come out even. */
 static void want_phases(Gen *g, const Aff *x, int64_t d) {
   for (int i = 0; i < x->n; i++)
