@@ -20,10 +20,6 @@ typedef struct Pair {
   int step;
 } Pair;
 
-static void no_error(void) {
-  if (kl_failed()) fail_msg("%s", kl_error());
-}
-
 /* The sum of a product's rows and a word's, with and without noise. */
 static void pair_new(Pair *p, int threads) {
   memset(p, 0, sizeof *p);

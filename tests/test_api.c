@@ -10,10 +10,6 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-static void no_error(void) {
-  if (kl_failed()) fail_msg("%s", kl_error());
-}
-
 /* ---- line by line ---- */
 
 /* The lines of a program's text without the frame, and without the places of calls, which must be in this file. */
@@ -582,12 +578,7 @@ static void schedules(void **state) {
   }
 }
 
-static int fresh(void **state) {
-  (void)state;
-  kl_clear_error();
-  return 0;
-}
-#define TEST(f) cmocka_unit_test_setup(f, fresh)
+#define TEST(f) cmocka_unit_test_setup(f, clear_error)
 
 int main(void) {
   const struct CMUnitTest tests[] = {

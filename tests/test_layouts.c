@@ -10,10 +10,6 @@
 #include <string.h>
 #include <cmocka.h>
 
-static void no_error(void) {
-  if (kl_failed()) fail_msg("%s", kl_error());
-}
-
 /* ---- tensors ---- */
 
 static void random_layout(int rank, int64_t *layout) {

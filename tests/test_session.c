@@ -10,15 +10,6 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-static void no_error(void) {
-  if (kl_failed()) fail_msg("%s", kl_error());
-}
-
-static void close_to(double is, double want, const char *what, int i) {
-  if (!(fabs(is - want) <= 2e-6 + 2e-5 * fabs(want)))
-    fail_msg("%s[%d] is %.9g, expected %.9g", what, i, is, want);
-}
-
 typedef struct Classifier {
   kl_net *net;
   kl_exec *exe;
@@ -352,12 +343,7 @@ static void noise_has_no_gradient(void **state) {
   }
 }
 
-static int fresh(void **state) {
-  (void)state;
-  kl_clear_error();
-  return 0;
-}
-#define TEST(f) cmocka_unit_test_setup(f, fresh)
+#define TEST(f) cmocka_unit_test_setup(f, clear_error)
 
 int main(void) {
   const struct CMUnitTest tests[] = {

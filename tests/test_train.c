@@ -10,15 +10,6 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-static void no_error(void) {
-  if (kl_failed()) fail_msg("%s", kl_error());
-}
-
-static void close_to(double is, double want, const char *what, int i) {
-  if (!(fabs(is - want) <= 2e-6 + 2e-5 * fabs(want)))
-    fail_msg("%s[%d] is %.9g, expected %.9g", what, i, is, want);
-}
-
 /* ---- one weight vector whose gradient is what is fed ----
  * y = x w with x [1, N], w [N, 1]; the loss is the mean of y, so the gradient of w is x. */
 
@@ -389,12 +380,7 @@ static void custom_positions(void **state) {
     }
 }
 
-static int fresh(void **state) {
-  (void)state;
-  kl_clear_error();
-  return 0;
-}
-#define TEST(f) cmocka_unit_test_setup(f, fresh)
+#define TEST(f) cmocka_unit_test_setup(f, clear_error)
 
 int main(void) {
   const struct CMUnitTest tests[] = {

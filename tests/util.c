@@ -1,7 +1,9 @@
 /* See util.h. The failing functions stand in mem_table and vfs_table and pass on to what was there before. */
 #include "util.h"
+#include "../frontend/kiln.h"
 #include <dirent.h>
 #include <errno.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -126,4 +128,19 @@ void check_error(ErrCode code, const char *part, const char *file, int line) {
   bool ok = d && d->code == code && has;
   err_clear();
   _assert_true(ok, "the expected error", file, line);
+}
+
+void no_error(void) {
+  if (err_any()) fail_msg("%s", kl_error());
+}
+
+int clear_error(void **state) {
+  (void)state;
+  err_clear();
+  return 0;
+}
+
+void close_to(double is, double want, const char *what, int i) {
+  if (!(fabs(is - want) <= 2e-6 + 2e-5 * fabs(want)))
+    fail_msg("%s[%d] is %.9g, expected %.9g", what, i, is, want);
 }

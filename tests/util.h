@@ -26,4 +26,9 @@ int files_in(const char *folder);
 /* The thread's error has this code, its text (all parts, as printed) contains `part`; then it is cleared. */
 #define expect_error(code, part) check_error((code), (part), __FILE__, __LINE__)
 void check_error(ErrCode code, const char *part, const char *file, int line);
+/* The thread has no error, else the test fails with its text. */
+void no_error(void);
+int clear_error(void **state); /* a set-up */
+/* is, the i-th of `what`, is `want` as far as float32 says. */
+void close_to(double is, double want, const char *what, int i);
 #endif
