@@ -8,7 +8,8 @@
  * math.c     exp, log, tanh, erf, sin, pow as straight-line code that vectorises
  * merge.c    which dimensions are traversed as one loop
  * nest.c     the shape of a kernel's loop nest; tasks
- * loop.c     the loop nests around emit, for the CPU and for CUDA
+ * loop.c     the loop nests around emit
+ * point.c    what happens at their points, for the CPU and for CUDA
  * operand.c  operands of contractions that are computed where they are read
  * stencil.c  depthwise contractions in register tiles: the plan; stencil_gen.c: the code
  * kernel.c   functions around the nests

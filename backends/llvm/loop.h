@@ -1,4 +1,4 @@
-/* A loop nest that is being emitted: what loop.c and the nests of CUDA share. */
+/* A loop nest that is being emitted: what loop.c and the nests of CUDA share (point.c). */
 #ifndef KILN_LOOP_H
 #define KILN_LOOP_H
 #include "gen.h"
@@ -14,7 +14,7 @@ typedef struct Work {
   Gen *g;
   Nest *t;
   Aff out[KL_LOOPS], sum[KL_LOOPS]; /* where each loop stands */
-  int n_acc, n_sweep, kept_n;
+  int n_acc, n_sweep;
   Acc acc[MAX_ACCS];
   int store_sweep[256];
   Val lo, hi; /* inner loop over results: bounds, NULL = 0 and the extent */
@@ -31,7 +31,9 @@ void store_root(Work *w, const Root *r, Val v, const Index *ix);
 void do_points(Work *w, Aff *slot, const Aff *first, int phases);
 void init_accs(Work *w, void *user);
 Val stack_slot(Work *w, LLVMTypeRef t); /* at the function's entry */
-void store_rows(Work *w, void *user);   /* the results that are one value for each row */
+/* Where the accumulator, or the one of the row's column, is. */
+Val acc_slot(Work *w, Val base, LLVMTypeRef type, const Index *row);
+void store_rows(Work *w, void *user); /* the results that are one value for each row */
 void plan_sweeps(Work *w);
 
 #endif
