@@ -117,10 +117,26 @@ typedef struct Plan {
 /* control_plan.c */
 Plan *plan_make(const CompileRequest *r);
 void plan_free(Plan *p);
+bool plan_find(PlanBlock *b, const char *name, Ref *r);
+/* The same: NULL, or the block that has the variable. */
+PlanBlock *plan_holder(PlanBlock *b, const char *name, Ref *r);
+int plan_slot(const Map *m, const char *name); /* of an index or of snaps; -1: not there */
+int plan_new_slot(Map *m, const char *name, PlanBlock *b);
+bool plan_skips(const PlanBlock *b, int i);           /* operator i */
+bool plan_op_error(const Op *op);                     /* false; adds where it is */
+const char *plan_lod_name(Plan *p, const char *name); /* always the same "x@LOD" */
+
+/* control_link.c: the links of a step; the snaps of its forward block. */
+bool plan_link_gradient(Plan *p, Step *s);
+bool plan_link_recurrent(Plan *p, Step *s);
+void plan_add_snaps(Plan *p, PlanBlock *g);
+
+/* control_section.c */
+bool plan_count_readers(Plan *p);
+bool plan_bind_section(Plan *p, PlanBlock *b, Step *s);
 /* Cuts the section `at` of the block before an operator, whose section then has that input known. */
 bool plan_cut(Plan *p, PlanBlock *b, int at, const Wanted *w);
-bool plan_find(PlanBlock *b, const char *name, Ref *r);
-const char *plan_lod_name(Plan *p, const char *name); /* always the same "x@LOD" */
+void step_free_made(Step *s);
 
 /* ---- a run ---- */
 
