@@ -205,6 +205,7 @@ int main(int argc, char *argv[]) {
                                      FIXTURE(lod_choice),
                                      FIXTURE(lod_beam),
                                      FIXTURE(recurrences),
+                                     FIXTURE(fusions),
                                      FIXTURE(rows),
                                      FIXTURE(merged),
                                      FIXTURE(given)};

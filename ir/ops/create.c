@@ -345,14 +345,14 @@ bool x_uniform_random_batch_size_like(Expand *x) {
 }
 
 /* By the transformation of G. Box and M. Muller, 1958. */
-static bool gaussian(Expand *x, DType t, int rank, const int64_t *dims) {
+static Node *gaussian(Expand *x, DType t, int rank, const int64_t *dims) {
   Graph *g = x->g;
   Node *u = uniform(x, random_type(t), rank, dims, 0),
        *v = uniform(x, random_type(t), rank, dims, 1);
   Node *radius = g_map1(g, P_SQRT, g_map2c(g, P_MUL, g_map1(g, P_LOG, u), -2));
   Node *z = g_map2(g, P_MUL, radius, g_map1(g, P_SIN, g_map2c(g, P_MUL, v, 6.283185307179586)));
   double mean = op_float(x->op, "mean");
-  return random_out(x, spread(g, z, mean, mean + op_float(x->op, "std")), t);
+  return spread(g, z, mean, mean + op_float(x->op, "std"));
 }
 
 bool x_gaussian_random(Expand *x);
@@ -360,7 +360,8 @@ bool x_gaussian_random(Expand *x) {
   DType t;
   int rank;
   int64_t dims[KL_RANK];
-  return random_float(x, &t) && shape_of(x, &rank, dims) && gaussian(x, t, rank, dims);
+  return random_float(x, &t) && shape_of(x, &rank, dims) &&
+         random_out(x, gaussian(x, t, rank, dims), t);
 }
 
 bool x_gaussian_random_batch_size_like(Expand *x);
@@ -368,7 +369,15 @@ bool x_gaussian_random_batch_size_like(Expand *x) {
   DType t;
   int rank;
   int64_t dims[KL_RANK];
-  return random_float(x, &t) && shape_like(x, &rank, dims) && gaussian(x, t, rank, dims);
+  return random_float(x, &t) && shape_like(x, &rank, dims) &&
+         random_out(x, gaussian(x, t, rank, dims), t);
+}
+
+bool x_gaussian_inplace(Expand *x);
+bool x_gaussian_inplace(Expand *x) {
+  Node *v = x_in(x, "x");
+  if (!ops_float(v, "x")) return false;
+  return x_out(x, "out", g_cast(x->g, gaussian(x, v->dtype, v->rank, v->dims), v->dtype));
 }
 
 /* The inverse of erf for |x| <= 0.98, to 2e-7. */

@@ -76,6 +76,49 @@ bool x_precision_recall(Expand *x) {
          x_out(x, "AccumStatesInfo", g_cast(g, all, DT_FLOAT32));
 }
 
+/* ---- mean_iou ---- */
+
+/* `now` plus what the slot has from before. */
+static Node *with_earlier(Expand *x, const char *slot, Node *now) {
+  Graph *g = x->g;
+  for (int i = 0; now && i < x_n_in(x, slot); i++) {
+    Node *v = x_in_at(x, slot, i);
+    if (!v || !ops_same(slot, ops_prod(v->dims, 0, v->rank), now->dims[0])) return NULL;
+    now = ops_add(g, now, g_cast(g, g_reshape(g, v, 1, now->dims), now->dtype));
+  }
+  return now;
+}
+
+/* Correct are points of a class that were found; wrong are those missed, and others that were taken for it. */
+bool x_mean_iou(Expand *x);
+bool x_mean_iou(Expand *x) {
+  Graph *g = x->g;
+  Node *found = x_in(x, "Predictions"), *label = x_in(x, "Labels");
+  int64_t classes = op_int(x->op, "num_classes"), one = 1;
+  if (!found || !label) return false;
+  if (classes < 1) return err_set(E_OPR_003, "num_classes is %lld", (long long)classes);
+  int64_t n = ops_prod(found->dims, 0, found->rank);
+  if (n < 0)
+    return x_out(x, "OutMeanIou", ops_blank(g, DT_FLOAT32, 1, &one)) &&
+           x_out(x, "OutWrong", ops_blank(g, DT_INT32, 1, &classes)) &&
+           x_out(x, "OutCorrect", ops_blank(g, DT_INT32, 1, &classes));
+  found = is_class(x, "Predictions", n, classes), label = is_class(x, "Labels", n, classes);
+  Node *both = g_cast(g, ops_mul(g, found, label), DT_INT32);
+  Node *either = found && label ? g_cast(g, g_map2(g, P_MAX, found, label), DT_INT32) : NULL;
+  if (!both || !either) return false;
+  Node *wrong = g_reduce(g, P_RSUM, ops_sub(g, either, both), 1, false);
+  Node *correct = with_earlier(x, "InCorrects", g_reduce(g, P_RSUM, both, 1, false));
+  wrong = with_earlier(x, "InWrongs", wrong);
+  if (!wrong || !correct) return false;
+  Node *all = ops_add(g, wrong, correct),
+       *some = g_map2(g, P_LT, g_full_int(g, DT_INT32, 0, 0, NULL), all);
+  Node *part = share(g, g_cast(g, correct, DT_FLOAT32), g_cast(g, wrong, DT_FLOAT32), 0);
+  Node *count = some ? g_reduce(g, P_RSUM, g_cast(g, some, DT_FLOAT32), 1, true) : NULL;
+  Node *mean = part ? ops_div(g, g_reduce(g, P_RSUM, part, 1, true), count) : NULL;
+  return x_out(x, "OutWrong", wrong) && x_out(x, "OutCorrect", correct) &&
+         x_out(x, "OutMeanIou", with_earlier(x, "InMeanIou", mean));
+}
+
 /* ---- ctc_align ---- */
 
 /* A label stays unless it is blank or repeats the one before; the place of each is how many stay before it. */

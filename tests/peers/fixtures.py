@@ -173,6 +173,24 @@ def recurrences():
     return paddle.mean(paddle.square(out)), paddle.optimizer.SGD(0.1), [v, c]
 
 
+def fusions():
+    """Recurrent layers that PaddlePaddle's passes have joined with the product before them."""
+    block = static.default_main_program().global_block()
+    x = static.data("x", [-1, 3], "float32", lod_level=1)
+    nn, weight = static.nn, lambda *shape: static.create_parameter(list(shape), "float32")
+    def append(kind, out, n_beside, ins, **attrs):
+        outs = {name: block.create_var(dtype="float32", stop_gradient=True) for name in [*out, *n_beside]}
+        block.append_op(type=kind, inputs={"X": x, **ins}, outputs=outs, attrs=attrs)
+        return [outs[name] for name in out]
+    beside = ["ReorderedH0", "XX", "BatchedInput", "BatchedOut"]
+    h, c = append("fusion_lstm", ["Hidden", "Cell"], ["XX", "BatchedInput", "BatchedHidden", "BatchedCell", "ReorderedH0", "ReorderedC0", "CheckedCell"],
+                  {"WeightX": weight(3, 20), "WeightH": weight(5, 20), "Bias": weight(1, 35)}, use_peepholes=True, is_reverse=True)
+    u, = append("fusion_gru", ["Hidden"], beside, {"WeightX": weight(3, 15), "WeightH": weight(5, 15), "Bias": weight(1, 15)})
+    v, = append("fusion_gru", ["Hidden"], beside, {"WeightX": weight(3, 12), "WeightH": weight(4, 12)}, is_reverse=True)
+    out = nn.fc(paddle.concat([nn.sequence_last_step(t) for t in (h, c, u, v)], axis=1), 2)
+    return paddle.mean(paddle.square(out)), paddle.optimizer.SGD(0.1), [h, c, u, v]
+
+
 def rows():
     """An embedding whose gradient is rows: padding and lazy Adam."""
     h = static.nn.embedding(data(3, dtype="int64"), [9, 4], is_sparse=True, padding_idx=1)
@@ -207,7 +225,7 @@ def main():
     paddle.enable_static()
     out = sys.argv[1] if len(sys.argv) > 1 else "tests/fixtures"
     chosen = sys.argv[2:]
-    for net in (mlp, convnet, attention, regression_adamw, language, involution, alignment, pieces, sequences, recurrences, rows, merged, given):
+    for net in (mlp, convnet, attention, regression_adamw, language, involution, alignment, pieces, sequences, recurrences, fusions, rows, merged, given):
         if chosen and net.__name__ not in chosen:
             continue
         paddle.seed(7)
@@ -218,7 +236,7 @@ def main():
             optimizer.minimize(loss)
             exe = static.Executor(paddle.CPUPlace())
             exe.run(startup)
-            if net in (sequences, recurrences):
+            if net in (sequences, recurrences, fusions):
                 write_sequences(f"{out}/{net.__name__}", main, exe, fetch)
                 continue
             drop_unused(main)

@@ -28,6 +28,7 @@ CASES = {  # beside the examples of ops.def
     "fused_elementwise_add": "X=2x3x4 Y=4 fuse_activation='hard_swish'; X=2x3x4 Y=3x1 fuse_activation='sigmoid'; X=2x3x4 Y=2x3x4 fuse_activation='gelu_erf'",
     "fusion_squared_mat_sub": "X=20x30 Y=30x10 scalar=0.5", "fusion_repeated_fc_relu": "X=20x30 W=30x40,40x10 Bias=40,10 ReluOut=*1",
     "spectral_norm": "Weight=3x4 U=3:float32:0.1..1 V=4:float32:0.1..1 power_iters=1; Weight=4x2x3 U=2:float32:0.1..1 V=12:float32:0.1..1 power_iters=3 dim=1",
+    "roi_pool": "X=2x3x16x16 ROIs=6x4:float32:0..30 RoisNum=2:int32:3..3 pooled_height=3 pooled_width=3 spatial_scale=0.5; X=1x2x9x11 ROIs=9x4:float32:-4..14 RoisNum=1:int32:9..9 pooled_height=4 pooled_width=2",
     "roi_align": "X=2x3x16x16 ROIs=6x4:float32:0..30 RoisNum=2:int32:3..3 pooled_height=3 pooled_width=3 spatial_scale=0.5 sampling_ratio=2",
     "conv2d": "Input=4x16x19x23 Filter=24x16x3x3 paddings=[1,1]; Input=2x16x14x14 Filter=32x16x1x1 strides=[2,2]; "
               "Input=2x3x32x32 Filter=8x3x7x7 strides=[2,2] paddings=[3,3]; Input=2x8x12x12 Filter=8x2x5x5 groups=4 paddings=[2,2]; "
@@ -128,6 +129,9 @@ RANDOM = {  # what is fetched is compared by its distribution
     "uniform_random": "shape=[200,300]L; shape=[60000]L min=2.0 max=3.0 seed=3 dtype=6; shape=[300,200]L min=-0.1 max=0.1 seed=7; ShapeTensor=2:int64:250..250 min=0.0",
     "gaussian_random": "shape=[200,300]L; shape=[60000]L mean=1.0 std=0.5 seed=3 dtype=6", "truncated_gaussian_random": "shape=[200,300]; shape=[60000] mean=1.0 std=0.5 seed=3 dtype=6",
     "randint": "shape=[200,300]L high=4; shape=[60000]L low=-3 high=9 dtype=2 seed=5", "randperm": "n=60000; n=30000 dtype=2 seed=4", "bernoulli": "X=200x300:float32:0.3..0.3", "rrelu": "X=200x300:float32:-1..-1; X=200x300 is_test=true; X=200x300:float32:1..1 lower=0.2 upper=0.5",
+    "multinomial": "X=20000x5:float32:0.2..0.2 num_samples=3; X=20000x4:float32:0.5..0.5 num_samples=6 replacement=true", "sampling_id": "X=60000x4:float32:0.25..0.25",
+    "gumbel_softmax": "nograd X=20000x4:float32:0.5..0.5 temperature=0.7; nograd X=20000x4:float32:0.5..0.5 hard=true", "exponential": "X=900x900:float32:1..1 lambda=2.0",
+    "uniform_random_inplace": "X=200x300 min=0.0 max=3.0", "gaussian_inplace": "x=200x300 mean=1.0 std=2.0",
     "uniform_random_batch_size_like": "Input=200x4 shape=[-1,300]", "dropout": "X=200x300:float32:1..1; X=200x300:float32:1..1 dropout_prob=0.3 dropout_implementation='upscale_in_train'; "
     "X=200x300:float32:1..1 dropout_prob=0.1 fix_seed=true seed=7; X=200x300:float32:1..1 dropout_prob=1.0; X=200x300:float32:1..1 dropout_prob=1.0 dropout_implementation='upscale_in_train'",
 }
