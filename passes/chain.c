@@ -12,7 +12,8 @@
 enum {
   LEAST_ITEMS = 4,
   LEAST_BYTES = 1 << 20, /* that are read again; what is smaller stays in caches anyway */
-  SMALL_PART = 16        /* values of so small a part of what is read again may live longer */
+  SMALL_PART = 16,       /* values of so small a part of what is read again may live longer */
+  AHEAD = 3              /* so many kernels are passed over in search of the next one */
 };
 enum { AT_ITEM = 1, AT_OTHER = 2 }; /* how a value is read */
 
@@ -142,15 +143,17 @@ static int64_t local_bytes(const Chains *c, int from, int at) {
   return sum;
 }
 
-static bool joins(Chains *c, int from, int at) {
+/* feeds: what it stores is read by the one that joins next. */
+static bool joins(Chains *c, int from, int at, bool feeds) {
   const Kernel *first = c->g->kernels.v[from], *k = c->g->kernels.v[at];
   int64_t again = 0, stored = 0, dying = dying_bytes(c, from, at);
   if (at - from >= KL_CHAIN || !can_be_member(c->g, k) || k->ext[0] != first->ext[0]) return false;
+  for (int i = 0; i < k->outputs.n; i++) stored += bytes_of(k->outputs.v[i]);
+  if (feeds) again = stored;
   for (int i = 0; i < k->inputs.n; i++) {
     const Node *b = node_base(k->inputs.v[i].node);
     if (c->stored[b->id] >= from) again += bytes_of(b);
   }
-  for (int i = 0; i < k->outputs.n; i++) stored += bytes_of(k->outputs.v[i]);
   bool costs = (dying < stored ? dying : stored) > again / SMALL_PART;
   if (again < LEAST_BYTES || (costs && c->live[at] + dying - local_bytes(c, from, at) > c->peak))
     return false;
@@ -164,27 +167,40 @@ static void move(Graph *g, int from, int to) {
   g->kernels.v[to] = k;
 }
 
-/* Does the kernel read what a chain from..at-1 stores, and nothing that kernels at.. store? */
-static bool follows(const Chains *c, const Kernel *k, int from, int at) {
+/* Does the kernel read what a chain from..at-1 stores, and of what kernels at.. store that of kernel `but` at most? */
+static bool follows(const Chains *c, const Kernel *k, int from, int at, int but) {
   bool some = false;
   for (int i = 0; i < k->inputs.n; i++) {
     int by = c->stored[node_base(k->inputs.v[i].node)->id];
-    if (by >= at) return false;
-    some |= by >= from;
+    if (by >= at && by != but) return false;
+    some |= by >= from && by < at;
   }
   return some;
+}
+
+/* Does kernel i depend on nothing that runs since the chain began, and is its result first read by one that follows? */
+static bool feeds(const Chains *c, int from, int at, int i) {
+  const Graph *g = c->g;
+  const Kernel *k = g->kernels.v[i];
+  for (int j = 0; j < k->inputs.n; j++)
+    if (c->stored[node_base(k->inputs.v[j].node)->id] >= from) return false;
+  for (int j = i + 1; k->outputs.n == 1 && j < g->kernels.n && j <= at + AHEAD; j++)
+    if (kernel_input(g->kernels.v[j], k->outputs.v[0]) >= 0)
+      return follows(c, g->kernels.v[j], from, at, i) && can_be_member(g, g->kernels.v[j]);
+  return false;
 }
 
 /* Brings a kernel that joins the chain from..at-1 to position `at`: one of the next few. It runs before others that it does not
  * depend on; what they replace they replace after it, as they must. */
 static bool extend(Chains *c, int from, int at) {
-  enum { AHEAD = 3 };
   Graph *g = c->g;
   for (int i = at; i < g->kernels.n && i <= at + AHEAD; i++) {
-    if (!follows(c, g->kernels.v[i], from, at) || !can_be_member(g, g->kernels.v[i])) continue;
+    if (!can_be_member(g, g->kernels.v[i])) continue;
+    bool feeder = feeds(c, from, at, i);
+    if (!feeder && !follows(c, g->kernels.v[i], from, at, -1)) continue;
     move(g, i, at);
     if (i > at) find_uses(c);
-    if (joins(c, from, at)) return true;
+    if (joins(c, from, at, feeder)) return true;
     move(g, at, i);
     if (i > at) find_uses(c);
   }

@@ -286,16 +286,22 @@ static void find_changes(Recompute *r) {
   }
 }
 
-/* False: nothing more is found. */
-static bool search(Graph *g, int64_t target) {
-  Recompute r = {.g = g, .a = arena_scratch(), .n = g->kernels.n};
-  int most = g->nodes.n + 1, changes = 0;
-  r.steps = arena_array(r.a, Step, r.n + 1);
-  r.values = arena_array(r.a, Stored, most);
-  r.value_of = arena_array(r.a, int, most);
-  r.changed = arena_array(r.a, int, most);
+Recompute recompute_of(Graph *g, Arena *a) {
+  Recompute r = {.g = g, .a = a, .n = g->kernels.n};
+  int most = g->nodes.n + 1;
+  r.steps = arena_array(a, Step, r.n + 1);
+  r.values = arena_array(a, Stored, most);
+  r.value_of = arena_array(a, int, most);
+  r.changed = arena_array(a, int, most);
   find_steps(&r);
   find_changes(&r);
+  return r;
+}
+
+/* False: nothing more is found. */
+static bool search(Graph *g, int64_t target) {
+  Recompute r = recompute_of(g, arena_scratch());
+  int changes = 0;
   for (int v = 0; v < r.n_values; v++) find_recipe(&r, &r.values[v]);
   Search s = {.r = &r};
   s.events = arena_array(r.a, Event, r.n + r.n_values + 1);

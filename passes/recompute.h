@@ -1,4 +1,4 @@
-/* Recomputation, private to recompute*.c: which values are computed twice, and what that means for the kernels. */
+/* Recomputation, private to recompute*.c and again.c: which values are computed twice, and what that means for the kernels. */
 #ifndef KILN_RECOMPUTE_H
 #define KILN_RECOMPUTE_H
 #include "rewrite.h"
@@ -46,6 +46,8 @@ typedef struct Recompute {
   int *changed;   /* node id of a state -> the first kernel that replaces it, NEVER */
 } Recompute;
 
+/* recompute.c: the kernels as they are, without recipes; lives as long as a. */
+Recompute recompute_of(Graph *g, Arena *a);
 /* recompute_apply.c */
 void find_recipe(Recompute *r, Stored *v);
 /* The kernels as the splits say. */

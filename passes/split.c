@@ -11,6 +11,7 @@
 #include <math.h>
 
 enum { FEW = 16, LARGE = 16384, MIN_PARTS = 8, MAX_PARTS = 1024, CHUNK = 4096 };
+enum { IMAGE = 512 /* products of a result in one image; then images can run in chains */ };
 enum { COLUMNS = 64, MANY_ROWS = 512, CACHED = 1 << 20, NEAR = 512 << 10 /* bytes */ };
 
 static bool worth_it(const Node *n) {
@@ -191,7 +192,8 @@ static Node *split_contract(Graph *g, Node *n) {
   int row = -1;
   AffDim map[2][KL_RANK];
   for (int l = 0; l < n->n_loops; l++) all *= n->ext[l];
-  if (n->prim != P_CONTRACT || n->rank == KL_RANK || results == 0 || all / results < CHUNK)
+  int64_t least = g->no_kinds ? CHUNK : IMAGE; /* no chains on the GPU */
+  if (n->prim != P_CONTRACT || n->rank == KL_RANK || results == 0 || all / results < least)
     return NULL;
   if (!dtype_is_float(n->dtype) || !is_depthwise(n)) return NULL;
   for (int l = n->n_loops - 1; l >= n->rank; l--) {

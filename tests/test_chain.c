@@ -40,6 +40,7 @@ typedef struct Outcome {
       products; /* in chains: kernels that reduce, contractions behind the first kernel */
   int by_rows;  /* chains whose kernels take turns within an item */
   int locals;   /* values that stay with the threads */
+  int kernels;
   int again; /* values that the epilogue of a contraction computes although another kernel stores them */
 } Outcome;
 
@@ -76,6 +77,7 @@ static int stored_elsewhere(const Graph *g, const Kernel *k) {
 static void count(const Executable *x, Outcome *out) {
   const Graph *g = x->graph;
   out->chains = out->sums = out->products = out->by_rows = out->again = out->locals = 0;
+  out->kernels = g->kernels.n;
   for (int i = 0; i < g->buffers.n; i++) out->locals += g->buffers.v[i]->kind == B_LOCAL;
   for (int i = 0; i < g->kernels.n; i++) {
     const Kernel *k = g->kernels.v[i];
@@ -215,6 +217,17 @@ static void not_under_a_budget(void **state) {
   assert_true(same(&a, &b));
 }
 
+/* What a depthwise filter's gradient reads is computed again in its chain, and waits nowhere; with the same bits. */
+static void made_again(void **state) {
+  (void)state;
+  Outcome a = train_images(LARGE, (kl_exec_options){.threads = 2}, NULL),
+          b = train_images(LARGE, (kl_exec_options){.threads = 2}, "disable=again"),
+          c = train_images(LARGE, (kl_exec_options){.threads = 8}, NULL);
+  assert_true(a.locals > b.locals && a.kernels > b.kernels);
+  assert_int_equal(c.kernels, b.kernels); /* no locals: then it waits */
+  assert_true(same(&a, &b) && same(&a, &c));
+}
+
 /* exp(x) is stored, and summed along its rows turned round in one way or another. */
 static int chains_of(const char *turned) {
   char text[512];
@@ -249,6 +262,7 @@ int main(void) {
                                      cmocka_unit_test(with_a_profile),
                                      cmocka_unit_test(inference),
                                      cmocka_unit_test(not_under_a_budget),
+                                     cmocka_unit_test(made_again),
                                      cmocka_unit_test(other_items)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
