@@ -66,15 +66,17 @@ static void remove_leftover(const char *path) {
   rmdir(path);
 }
 
-/* Folders .writing-PID of processes that are no more. */
-static void remove_leftovers(const char *dir) {
-  char name[PATH_MAX];
+/* Folders of a name with %ld in it for a process that is no more. */
+static void remove_leftovers(const char *dir, const char *format) {
+  char name[PATH_MAX], path[PATH_MAX];
   DIR *d = opendir(dir);
   for (struct dirent *e; d && (e = readdir(d));) {
-    long pid = 0;
-    if (sscanf(e->d_name, ".writing-%ld", &pid) == 1 && pid > 0 && kill((pid_t)pid, 0) < 0 &&
-        errno == ESRCH && snprintf(name, sizeof name, "%s/%s", dir, e->d_name) < PATH_MAX)
-      remove_leftover(name);
+    const char *dash = strrchr(e->d_name, '-');
+    long pid = dash ? strtol(dash + 1, NULL, 10) : 0;
+    snprintf(name, sizeof name, format, pid);
+    if (pid > 0 && !strcmp(name, e->d_name) && kill((pid_t)pid, 0) < 0 && errno == ESRCH &&
+        snprintf(path, sizeof path, "%s/%s", dir, name) < PATH_MAX)
+      remove_leftover(path);
   }
   if (d) closedir(d);
 }
@@ -157,10 +159,11 @@ bool checkpoint_save(const char *dir, Scope *s, const Program *p, uint64_t step,
   const char *tmp = arena_fmt(a, "%s/.writing-%ld", dir, (long)getpid());
   const char *aside = arena_fmt(a, "%s/.old-%ld", dir, (long)getpid());
   const char *final = arena_fmt(a, "%s/step-%010" PRIu64, dir, step);
-  remove_leftovers(dir);
+  remove_leftovers(dir, ".writing-%ld");
   remove_checkpoint(tmp);
   bool ok = write_guarded(a, tmp, s, p, step, seed, extra ? extra : "") &&
             put_in_place(tmp, final, aside) && sync_dir(dir);
+  if (ok) remove_leftovers(dir, ".old-%ld"); /* not before: it may have been the only one */
   const char **names;
   char old[PATH_MAX];
   int have = ok ? list_checkpoints(a, dir, &names) : 0;

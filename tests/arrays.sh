@@ -84,5 +84,7 @@ wrong "raw of no type" E-IO-001 'x\.raw:float33:6x4' x=x.raw:float33:6x4 y
 wrong "raw of no file" E-IO-001 '"gone"' x=gone:float32:6x4 y
 wrong "no such member" E-DAT-003 'no array "z"' x=xy.npz:z y
 wrong "a member must be named" E-DAT-003 'several arrays' x=xy.npz y
+sed 's/\[-1, 4\]/[-1, 2, -1]/' sum.kl >open.kl
+expect_text "an open dimension, and a file of fewer" 1 err 'a multiple of 2 elements a row, the file has 4' "$kiln" run open.kl --feed x=x.npy --fetch y
 
 [ $fails -eq 0 ]

@@ -78,6 +78,8 @@ expect "convert back" 0 "$kiln" convert main.pdmodel -o main.kl
 same "the text form survives" main.kl "$data/net_main.kl"
 expect "convert again" 0 "$kiln" convert main.kl -o main2.pdmodel
 same "the binary form survives" main.pdmodel main2.pdmodel
+sed '1s/.*/& seed 11/' main.kl >seeded.kl
+expect_text "convert: a seed stays behind" 0 err '--seed 11' "$kiln" convert seeded.kl -o seeded.pdmodel
 expect_text "convert: unknown format" 2 err 'neither' "$kiln" convert main.kl -o main.txt
 expect_text "dump" 0 out 'softmax_with_cross_entropy' "$kiln" dump main.pdmodel
 "$kiln" dump - <main.pdmodel >out 2>err && grep -q softmax out && pass "dump from a pipe" || bad "dump from a pipe" "-"

@@ -7,6 +7,8 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -258,6 +260,26 @@ static void checkpoints(void **state) {
   scratch_remove(dir);
 }
 
+/* What a killed process leaves goes with the next save; what a living one writes stays. */
+static void leftovers_go(void **state) {
+  (void)state;
+  const char *dir = scratch_folder();
+  char name[3][300];
+  pid_t dead = fork();
+  if (!dead) _exit(0);
+  waitpid(dead, NULL, 0);
+  snprintf(name[0], sizeof *name, "%s/.writing-%ld", dir, (long)dead);
+  snprintf(name[1], sizeof *name, "%s/.old-%ld", dir, (long)dead);
+  snprintf(name[2], sizeof *name, "%s/.writing-%ld", dir, (long)getppid());
+  for (int i = 0; i < 3; i++) assert_int_equal(mkdir(name[i], 0777), 0);
+  Classifier c;
+  classifier(&c, kl_exec_defaults);
+  assert_true(kl_checkpoint(c.exe, kl_main(c.net), dir, ""));
+  for (int i = 0; i < 3; i++) assert_int_equal(access(name[i], F_OK), i < 2 ? -1 : 0);
+  classifier_free(&c);
+  scratch_remove(dir);
+}
+
 /* ---- random numbers ---- */
 
 /* Dropout without a seed of its own, and with one. */
@@ -354,6 +376,7 @@ int main(void) {
       TEST(several_threads_one_scope),
       TEST(same_bits_for_any_thread_count),
       TEST(checkpoints),
+      TEST(leftovers_go),
       TEST(each_run_draws_anew),
       TEST(training_draws_by_step),
       TEST(noise_has_no_gradient),

@@ -54,6 +54,10 @@ int verb_convert(int argc, char **argv) {
   bool ok = model_open_any(&m, args.v[0], params);
   ok = ok && (!m.params || model_load_params(&m, s)) &&
        model_save(m.arena, m.prog, m.params ? s : NULL, out, separate);
+  const char *dot = strrchr(base_name(out), '.');
+  if (ok && m.prog->seed && !(dot && !strcmp(dot, ".kl")))
+    fprintf(stderr, "note: %s does not hold the program's seed; run it with --seed %lld\n",
+            quoted(out), (long long)m.prog->seed);
   scope_free(s);
   model_close(&m);
   return ok ? 0 : report();

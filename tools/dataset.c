@@ -77,7 +77,8 @@ static const Var *spec_var(const Program *p, const char *name) {
 
 /* The column's shape: rows of the file, the rest as the variable says, -1 taken from the file. */
 static bool column_shape(const Var *v, const Tensor *file, const char *path, Tensor *col) {
-  int64_t per_file = 1, per_var = 1;
+  int64_t per_file = 1, per_var = 1; /* elements of a row; open dimensions count as 1 */
+  bool open_row = false;
   col->dtype = v->dtype;
   col->rank = v->rank;
   for (int i = 1; i < file->rank; i++) per_file *= file->dims[i];
@@ -85,14 +86,17 @@ static bool column_shape(const Var *v, const Tensor *file, const char *path, Ten
   for (int i = 1; i < v->rank; i++) {
     bool open = v->dims[i] < 0;
     col->dims[i] = open && file->rank == v->rank ? file->dims[i] : v->dims[i];
-    per_var *= col->dims[i];
+    open_row = open_row || col->dims[i] < 0;
+    per_var *= col->dims[i] < 0 ? 1 : col->dims[i];
   }
   bool first = v->rank ? v->dims[0] < 0 || v->dims[0] == col->dims[0] : tensor_numel(file) == 1;
-  if (per_var == per_file && first) return true;
+  if (!open_row && per_var == per_file && first) return true;
   err_set(E_DAT_001, "%s holds %s, which does not fit %s", quoted(path),
           shape_text(file->dtype, file->rank, file->dims), quoted(v->name));
-  err_note("%s is %s: %lld elements a row, the file has %lld", quoted(v->name),
-           shape_text(v->dtype, v->rank, v->dims), (long long)per_var, (long long)per_file);
+  err_note("%s is %s: %s%lld elements a row, the file has %lld", quoted(v->name),
+           shape_text(v->dtype, v->rank, v->dims), open_row ? "a multiple of " : "",
+           (long long)per_var, (long long)per_file);
+  if (open_row) err_help("An open dimension is that of a file with %d dimensions.", v->rank);
   return false;
 }
 

@@ -45,7 +45,7 @@ typedef enum FlagKind {
     "--tune", FLAG_BOOL, &(exec).tune, NULL,                                                       \
         "measure which algorithm is the fastest for each shape, and remember it"                   \
   }
-enum { LIST_MAX = 64 };
+enum { LIST_MAX = 1024 };
 typedef struct List {
   int n;
   const char *v[LIST_MAX];

@@ -322,6 +322,7 @@ NETS = {
     "in place": in_place, "capsules, einsum": capsules,
     "sparse embedding, adam": sparse_words(lambda: O.Adam(2e-3, epsilon=1e-3)), "sparse embedding, lazy adam": sparse_words(lambda: O.Adam(2e-3, lazy_mode=True)),
     "sparse embedding with padding, sgd": sparse_words(lambda: O.SGD(0.1), padding_idx=0), "sparse embedding, momentum": sparse_words(lambda: O.Momentum(0.1, 0.9)),
+    "sparse embedding, clipped by all": sparse_words(lambda: O.SGD(0.5, grad_clip=paddle.nn.ClipGradByGlobalNorm(0.1))), "sparse embedding, clipped": sparse_words(lambda: O.Adam(2e-3, epsilon=1e-3, grad_clip=paddle.nn.ClipGradByNorm(0.05))),
     "sparse embedding, adagrad": sparse_words(lambda: O.Adagrad(0.05)), "sparse embedding, lamb": sparse_words(lambda: O.Lamb(0.01)),
     "lars": with_optimizer(lambda: paddle.incubate.optimizer.LarsMomentumOptimizer(0.5, 0.9)),
     "lamb": with_optimizer(lambda: O.Lamb(0.01, exclude_from_weight_decay_fn=lambda p: ".b_" in p.name)),
