@@ -357,6 +357,43 @@ static const Case roundings[] = {
      {{"Y", V(127, 0, 2, -2, 0)}}},
 };
 
+/* Where gradients jump or are infinite: as PaddlePaddle's are. */
+static const Case kinks[] = {
+    {"X@GRAD=D = p_norm_grad(X=A, Out=O, Out@GRAD=G)",
+     "A 2x2 =0,0,3,4; O 2 =0,5; G 2 =1,1",
+     {{"D", V(0, 0, 0.6, 0.8)}}},
+    {"X@GRAD=D = p_norm_grad(X=A, Out=O, Out@GRAD=G) {porder=1.0}",
+     "A 1x3 =0,-2,1; O 1 =3; G 1 =1",
+     {{"D", V(0, -1, 1)}}},
+    {"X@GRAD=D = p_norm_grad(X=A, Out=O, Out@GRAD=G) {porder=3.0}",
+     "A 1x2 =0,0; O 1 =0; G 1 =1",
+     {{"D", V(0, 0)}}},
+    {"X@GRAD=D = p_norm_grad(X=A, Out=O, Out@GRAD=G) {porder=inf}",
+     "A 2x3 =0,-2,1,0,0,0; O 2 =2,0; G 2 =1,1",
+     {{"D", V(0, -1, 0, 0, 0, 0)}}},
+    {"X@GRAD=D = frobenius_norm_grad(X=A, Out=O, Out@GRAD=G)",
+     "A 2 =0,0; O scalar =0; G scalar =1",
+     {{"D", V(0, 0)}}},
+    {"X@GRAD=D, Y@GRAD=E = dist_grad(X=A, Y=B, Out=O, Out@GRAD=G)",
+     "A 2 =1,2; B 2 =1,2; O scalar =0; G scalar =1",
+     {{"D", V(0, 0)}, {"E", V(0, 0)}}},
+    {"X@GRAD=D = renorm_grad(X=A, Out@GRAD=G) {p=2.0, axis=0, max_norm=0.5}",
+     "A 1x2 =0,0; G 1x2 =1,2",
+     {{"D", V(1, 2)}}},
+    {"X@GRAD=D = leaky_relu_grad(X=A, Out@GRAD=G) {alpha=0.1}",
+     "A 3 =-1,0,1; G 3 =1,1,1",
+     {{"D", V(0.1, 1, 1)}}},
+    {"X@GRAD=D = maxout_grad(X=A, Out=O, Out@GRAD=G) {groups=2}",
+     "A 1x4x1x1 =1,1,1,2; O 1x2x1x1 =1,2; G 1x2x1x1 =3,5",
+     {{"D", V(3, 0, 0, 5)}}},
+    {"X@GRAD=D, Y@GRAD=E = elementwise_fmax_grad(X=A, Y=B, Out@GRAD=G)",
+     "A 3 =1,2,0; B 3 =1,1,1; G 3 =1,1,1",
+     {{"D", V(1, 1, 0)}, {"E", V(0, 0, 1)}}},
+    {"X@GRAD=D, Y@GRAD=E = elementwise_fmin_grad(X=A, Y=B, Out@GRAD=G)",
+     "A 3 =1,2,0; B 3 =1,1,1; G 3 =1,1,1",
+     {{"D", V(1, 0, 1)}, {"E", V(0, 1, 0)}}},
+};
+
 #define CHECK_ALL(cases)                                                                           \
   for (size_t i = 0; i < sizeof(cases) / sizeof *(cases); i++) check_case(&(cases)[i])
 
@@ -375,6 +412,10 @@ static void test_norms(void **state) {
 static void test_roundings(void **state) {
   (void)state;
   CHECK_ALL(roundings);
+}
+static void test_kinks(void **state) {
+  (void)state;
+  CHECK_ALL(kinks);
 }
 static void test_shapes(void **state) {
   (void)state;
@@ -531,10 +572,15 @@ static void test_dropout(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_products), cmocka_unit_test(test_pools),
-      cmocka_unit_test(test_norms),    cmocka_unit_test(test_roundings),
-      cmocka_unit_test(test_shapes),   cmocka_unit_test(test_unknown_dims),
-      cmocka_unit_test(test_refusals), cmocka_unit_test(test_indices_out_of_range),
+      cmocka_unit_test(test_products),
+      cmocka_unit_test(test_pools),
+      cmocka_unit_test(test_norms),
+      cmocka_unit_test(test_roundings),
+      cmocka_unit_test(test_kinks),
+      cmocka_unit_test(test_shapes),
+      cmocka_unit_test(test_unknown_dims),
+      cmocka_unit_test(test_refusals),
+      cmocka_unit_test(test_indices_out_of_range),
       cmocka_unit_test(test_dropout),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -394,11 +394,14 @@ bool x_renorm(Expand *x) {
   Node *a = g_map2(g, P_MAX, n, ops_times(g, n, -1));
   Node *sum =
       g_reduce(g, P_RSUM, g_map2c(g, P_POW, a, p), ((1u << n->rank) - 1) & ~(1u << axis), true);
-  Node *norm = g_map2c(g, P_POW, sum, 1 / p);
+  Node *one = g_const(g, n->dtype, 1), *none = sum ? g_map2c(g, P_EQ, sum, 0) : NULL;
+  Node *norm =
+      g_map2c(g, P_POW, g_select(g, none, one, sum), 1 / p); /* its slope at 0 is infinite */
   if (!norm) return false;
   Node *factor = ops_div(g, g_const(g, n->dtype, most), ops_plus(g, norm, 1e-7));
   Node *fits = g_map2(g, P_LE, norm, g_const(g, n->dtype, most));
-  return x_out(x, "Out", ops_mul(g, n, g_select(g, fits, g_const(g, n->dtype, 1), factor)));
+  fits = g_map2(g, P_MAX, none, fits);
+  return x_out(x, "Out", ops_mul(g, n, g_select(g, fits, one, factor)));
 }
 
 bool x_row_conv(Expand *x) {

@@ -14,25 +14,49 @@ bool x_sum(Expand *x) {
   return x_out(x, "Out", s);
 }
 
-bool x_maxout(Expand *x);
-bool x_maxout(Expand *x) {
+/* X with the members of a group along an axis of their own, *at; NULL: an error. */
+static Node *grouped(Expand *x, int *at) {
   Node *n = x_in(x, "X");
   int64_t groups = op_int(x->op, "groups"), dims[KL_RANK];
   int axis;
   if (!ops_rank(n, "X", 2, KL_VAR_RANK - 1) ||
       !ops_axis("axis", op_int(x->op, "axis"), n->rank, &axis))
-    return false;
+    return NULL;
   if (groups < 1 || n->dims[axis] % groups != 0) {
     err_set(E_OPR_003, "%lld channels do not form groups of %lld", (long long)n->dims[axis],
             (long long)groups);
     err_help("groups must divide the channels.");
-    return false;
+    return NULL;
   }
   for (int d = 0; d < n->rank; d++) dims[d > axis ? d + 1 : d] = n->dims[d];
   dims[axis] = n->dims[axis] < 0 ? -1 : n->dims[axis] / groups;
   dims[axis + 1] = groups;
-  Node *r = ops_reshape(x->g, n, n->rank + 1, dims);
-  return x_out(x, "Out", g_reduce(x->g, P_RMAX, r, 1u << (axis + 1), false));
+  *at = axis + 1;
+  return ops_reshape(x->g, n, n->rank + 1, dims);
+}
+
+bool x_maxout(Expand *x);
+bool x_maxout(Expand *x) {
+  int at;
+  Node *r = grouped(x, &at);
+  return r && x_out(x, "Out", g_reduce(x->g, P_RMAX, r, 1u << at, false));
+}
+
+/* Of several that are largest, the first one. */
+bool x_maxout_grad(Expand *x);
+bool x_maxout_grad(Expand *x) {
+  Graph *g = x->g;
+  int at;
+  Node *r = grouped(x, &at), *in = x_in(x, "X"), *dy = x_in(x, "Out@GRAD");
+  if (!r || !dy) return false;
+  if (!ops_known(r)) return x_out(x, "X@GRAD", ops_blank_like(g, in));
+  int64_t dims[KL_RANK];
+  memcpy(dims, r->dims, sizeof *dims * (size_t)r->rank);
+  dims[at] = 1;
+  Node *best = g_argmax(g, r, 1u << at, true, DT_INT64);
+  Node *is = g_map2(g, P_EQ, g_iota(g, DT_INT64, r->rank, r->dims, at), best);
+  Node *dx = g_select(g, is, g_reshape(g, dy, r->rank, dims), g_const(g, r->dtype, 0));
+  return dx && x_out(x, "X@GRAD", g_reshape(g, dx, in->rank, in->dims));
 }
 
 /* ---- running sums ---- */

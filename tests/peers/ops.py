@@ -28,6 +28,9 @@ CASES = {  # beside the examples of ops.def
     "fused_elementwise_add": "X=2x3x4 Y=4 fuse_activation='hard_swish'; X=2x3x4 Y=3x1 fuse_activation='sigmoid'; X=2x3x4 Y=2x3x4 fuse_activation='gelu_erf'",
     "fusion_squared_mat_sub": "X=20x30 Y=30x10 scalar=0.5", "fusion_repeated_fc_relu": "X=20x30 W=30x40,40x10 Bias=40,10 ReluOut=*1",
     "spectral_norm": "Weight=3x4 U=3:float32:0.1..1 V=4:float32:0.1..1 power_iters=1; Weight=4x2x3 U=2:float32:0.1..1 V=12:float32:0.1..1 power_iters=3 dim=1",
+    "p_norm": "X=3x4:float32:0..0; X=3x4:float32:0..0 porder=1.0; X=3x4:float32:0..0 porder=3.0; X=3x4:float32:0..0 porder=inf; X=20x30 porder=3.0 axis=1; X=20 porder=inf; X=20 porder=-inf",
+    "frobenius_norm": "X=3x4:float32:0..0 reduce_all=true", "dist": "X=3x4:float32:2..2 Y=3x4:float32:2..2", "renorm": "X=3x4:float32:0..0 p=2.0 axis=0 max_norm=0.5",
+    "leaky_relu": "X=4:float32:0..0 alpha=0.1", "maxout": "X=2x4x1x1:float32:1..1 groups=2", "elementwise_fmin": "X=4:float32:0.5..0.5 Y=4:float32:0.5..0.5", "elementwise_fmax": "X=4:float32:0.5..0.5 Y=4:float32:0.5..0.5",
     "roi_pool": "X=2x3x16x16 ROIs=6x4:float32:0..30 RoisNum=2:int32:3..3 pooled_height=3 pooled_width=3 spatial_scale=0.5; X=1x2x9x11 ROIs=9x4:float32:-4..14 RoisNum=1:int32:9..9 pooled_height=4 pooled_width=2",
     "roi_align": "X=2x3x16x16 ROIs=6x4:float32:0..30 RoisNum=2:int32:3..3 pooled_height=3 pooled_width=3 spatial_scale=0.5 sampling_ratio=2",
     "conv2d": "Input=4x16x19x23 Filter=24x16x3x3 paddings=[1,1]; Input=2x16x14x14 Filter=32x16x1x1 strides=[2,2]; "
@@ -117,7 +120,7 @@ CASES = {  # beside the examples of ops.def
     "index_put": "nograd x=6x5:int64:0..9 indices=4:int64:-6..5 value=1:int64:0..9 accumulate=true; x=6x5x2 indices=3:int64:-6..5,3:int64:-5..4 value=3x2 accumulate=true",
     "i0": "x=60:float32:-30..30", "i0e": "x=60:float32:-90..90; x=60:float64:-90..90", "i1": "x=60:float32:-30..30", "i1e": "x=60:float32:-90..90", "polygamma": "x=60:float32:0.1..50 n=2",
     "max_pool3d_with_index": "X=2x3x7x9x8 ksize=[3,2,3] strides=[2,2,1] paddings=[1,0,1]", "hierarchical_sigmoid": "X=30x8 W=99x8 Label=30x1:int64:0..99 Bias=99x1 num_classes=100; X=6x9:float32:-9..9 W=5x9:float32:1..9 Label=6x1:int64:0..5 num_classes=6",
-    "instance_norm": "X=4x8x5x5 Scale=8 Bias=8", "logsumexp": "X=20x30 axis=[1]; X=4x5x6 axis=[0,2]", "p_norm": "X=20x30 porder=3.0 axis=1; X=20 porder=inf; X=20 porder=-inf",
+    "instance_norm": "X=4x8x5x5 Scale=8 Bias=8", "logsumexp": "X=20x30 axis=[1]; X=4x5x6 axis=[0,2]",
     "yolov3_loss": "X=2x255x13x13 GTBox=2x20x4:float32:0.02..0.98 GTLabel=2x20:int32:0..79 anchors=[10,13,16,30,33,23,30,61,62,45,59,119,116,90,156,198,373,326] anchor_mask=[6,7,8] class_num=80; "
                    "X=3x21x8x8:float32:-3..3 GTBox=3x30x4:float32:-0.1..0.4 GTLabel=3x30:int32:0..1 GTScore=3x30:float32:0..1 anchors=[10,13,16,30,33,23,30,61,62,45,59,119] anchor_mask=[0,2,5] class_num=2 ignore_thresh=0.4 downsample_ratio=16 scale_x_y=1.05; "
                    "X=2x24x4x4:float64 GTBox=2x5x4:float64:0.1..0.9 GTLabel=2x5:int32:0..2 anchors=[10,13,16,30,33,23] anchor_mask=[0,1,2] class_num=3 use_label_smooth=false; "
