@@ -511,7 +511,7 @@ static bool try_operand(Arena *arena, Plan *plan, int x) {
 
 /* A large matrix that is used for few rows: gemm.c packs a panel just before its tiles read it, or reads it where it is. */
 static bool wastes(const Plan *plan, const ConvPlan *p) {
-  enum { FEW_ROWS = 160, LARGE = 1 << 16, LARGE_IN_PLACE = 1 << 20, SMALL_FLOPS = 8000000 };
+  enum { FEW_ROWS = 256, LARGE = 1 << 16, LARGE_IN_PLACE = 1 << 20, SMALL_FLOPS = 8000000 };
   const Part *q = &p->part[0];
   bool product = p->n_parts == 1 && q->k == p->channels && !p->copy;
   if (product && !plan->frame.constant[p->b] && p->b_o != 1 && plan->facts.flops < SMALL_FLOPS)

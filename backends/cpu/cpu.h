@@ -192,6 +192,7 @@ typedef struct MicroProduct {
   Mat a_mat, b_mat, c_mat;
   bool add;
   int64_t batch, a_step, b_step;
+  int64_t cut_n; /* > 0: products of the plan's size side by side, of so many columns; C by rows */
 } MicroProduct;
 extern const char *micro_isa; /* a name in tiles.def, to have no other; NULL: the machine's best */
 /* NULL: BLAS serves them. always: wherever microkernels can. only: see Plan. */

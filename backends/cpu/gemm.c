@@ -145,6 +145,7 @@ static void product(const Plan *p, void *const *bufs, int64_t item, int64_t m0, 
           bo = f->base[g->b] + list_at(f, &g->outer, item, g->b) + n0 * g->bn,
           co = list_at(f, &g->outer, item, 2) + m0 * g->cm + n0;
   MicroProduct q = {m1 - m0, n1 - n0, g->k, .c = c + co * f->size, .a_mat = g->ma};
+  q.cut_n = g->cut_n;
   q.b_mat = g->mb;
   q.c_mat = g->mc;
   q.batch = g->sum.n ? f->loop[g->sum.id[g->sum.n - 1]].ext : 1; /* the innermost sum */
@@ -162,11 +163,13 @@ static void gemm_tasks(const void *self, void *const *bufs, int64_t begin, int64
   const Plan *p = self;
   const GemmPlan *g = p->gemm;
   int64_t cuts_n = div_up(g->n, g->cut_n);
-  for (int64_t t = begin; t < end; t++) {
+  bool one = p->micro && p->set->ready; /* tasks side by side are one product, with the same sums */
+  for (int64_t t = begin, columns; t < end; t += columns) {
     int64_t cut = t % g->cuts, i0 = t / g->cuts * g->group,
             i1 = least(i0 + g->group, g->outer.total);
+    columns = one ? least(cuts_n - cut % cuts_n, end - t) : 1;
     int64_t m0 = cut / cuts_n * g->cut_m, m1 = least(m0 + g->cut_m, g->m);
-    int64_t n0 = cut % cuts_n * g->cut_n, n1 = least(n0 + g->cut_n, g->n);
+    int64_t n0 = cut % cuts_n * g->cut_n, n1 = least(n0 + columns * g->cut_n, g->n);
     for (int64_t i = i0; i < i1; i++) product(p, bufs, i, m0, m1, n0, n1, ctx->scratch);
     if (!p->frame.fn) continue;
     int64_t r0 = 0, r1 = p->frame.rows;

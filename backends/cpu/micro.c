@@ -3,31 +3,57 @@
  * In: C (+)= sum over the batch of A_b B_b, with C by rows. A is read in place: by rows of a pitch that is a constant of the
  * code, or by columns. B is read in place where that is fast (see packs); else a panel of it, as wide as a tile,
  * is packed into the thread's scratch, a B by rows by the panel's first tile. Or, if A is by rows and B by columns, both are
- * read in place by tiles of dot products. K is cut so that a panel stays in the L2 cache (of the dot form: a tile's operands in L1). For each panel the tiles go down
- * the rows of A. Rows and vectors of columns are divided into equal blocks (no block is more than one longer than another).
+ * read in place by tiles of dot products. K is cut so that a panel stays in the L1 or the L2 cache (of the dot form: a tile's
+ * operands in L1). For each panel the tiles go down the rows of A. Rows and vectors of columns are divided into equal blocks
+ * (no block is more than one longer than another).
  *
  * Which of the two providers: see is_worth. The choice and the order of all sums follow from the shape alone. */
 #include "tiles.h"
 #include "../llvm/micro.h"
 
-enum { PANEL_BYTES = 128 << 10, DOT_BYTES = 4 << 10 };
+enum { L1_PANEL = 32 << 10, L2_PANEL = 128 << 10, DOT_BYTES = 4 << 10 };
 
 struct MicroPlan {
   TileRow tile;
   bool swap;    /* C by columns: the transposed product */
   bool a_trans; /* by columns */
   bool b_pack;
-  int64_t pitch; /* of A's rows; 0: by columns */
-  int size;      /* bytes of an element */
+  int64_t panel_bytes; /* at most */
+  int64_t pitch;       /* of A's rows; 0: by columns */
+  int size;            /* bytes of an element */
   MicroSet set;
   bool keep; /* B by rows: the first tile of a panel packs it while it reads it in place */
   /* into the set; then of the first tiles, if they keep */
   int8_t fn[MOST_ROWS + 1][MOST_VECTORS + 1][2], first[MOST_ROWS + 1][MOST_VECTORS + 1][2];
 };
 
-/* Cycles of a whole product, about: measured are the cost of packing an element of a column, and the sums at the end of a
- * dot tile. */
+/* B by rows is read in place if it is no wider than a panel, if few tiles use it, and if all of it stays in the L2 cache while
+ * not so many do. */
+static bool packs(const MicroShape *s, const TileRow *t) {
+  enum { FEW = 2, MANY = 64, L2_BYTES = 1 << 20 };
+  int64_t bytes = s->k * s->batch * s->b.ld * dtype_info[t->dtype].size, tiles = s->m[0] / t->mr;
+  if (s->b.trans) return true;
+  return s->b.ld > t->nv * t->lanes && tiles > FEW && (bytes > L2_BYTES || tiles > MANY);
+}
+
+/* A panel of a B by rows that is packed stays in the L1 cache while the tiles go down A, if A can be read again and again from
+ * the L2 cache, in short pieces of its rows; else, like one that is read in place, in the L2 cache. */
+static int64_t panel_of(const MicroShape *s, const TileRow *t) {
+  enum { L2_BYTES = 2 << 20 };
+  int64_t a_bytes = s->m[0] * s->k * s->batch * dtype_info[t->dtype].size;
+  return packs(s, t) && !s->b.trans && !s->a.trans && a_bytes <= L2_BYTES ? L1_PANEL : L2_PANEL;
+}
+
+/* The rows of a panel, at most. */
+static int64_t panel_rows(const TileRow *t, int64_t bytes) {
+  enum { ROUND = 16 };
+  return bytes / (t->nv * t->lanes * dtype_info[t->dtype].size) / ROUND * ROUND;
+}
+
+/* Cycles of a whole product, about: measured are the cost of packing an element of a column, the sums at the end of a
+ * dot tile, and what it costs to bring a vector of A to L1 for each panel, and one of C for each panel's length. */
 static double cost(const MicroShape *s, const TileRow *t, bool pack) {
+  enum { C_BYTES = 1 << 20 };
   Blocks r = row_blocks(s->m[0], t), v = vector_blocks(s->n[0], t);
   double c = 0, k = (double)s->k, batch = (double)s->batch;
   for (int i = 0; i < 4; i++) {
@@ -42,6 +68,12 @@ static double cost(const MicroShape *s, const TileRow *t, bool pack) {
       c += times * batch * k * tile_cycles(rows, vectors);
   }
   if (pack) c += 0.65 * batch * k * (double)s->n[0];
+  if (t->form == FORM_ROWS && panel_of(s, t) < L2_PANEL) {
+    double m = (double)s->m[0], per = (double)t->lanes, cs = batch * m * (double)s->n[0] / per;
+    double far = s->m[0] * s->c.ld * dtype_info[t->dtype].size > C_BYTES ? 5 : 1;
+    c += batch * m * k / per * (double)v.n;
+    c += far * cs * (double)div_up(s->k, panel_rows(t, L1_PANEL));
+  }
   return c;
 }
 
@@ -98,16 +130,7 @@ static void want_all(Arena *a, MicroPlan *g, int64_t m, int64_t n) {
   }
 }
 
-int64_t micro_scratch(const MicroPlan *g) { return g && g->b_pack ? PANEL_BYTES : 0; }
-
-/* B by rows is read in place if it is no wider than a panel, if few tiles use it, and if all of it stays in the L2 cache while
- * not so many do. */
-static bool packs(const MicroShape *s, const MicroPlan *g) {
-  enum { FEW = 2, MANY = 64, L2_BYTES = 1 << 20 };
-  int64_t bytes = s->k * s->batch * s->b.ld * g->size, tiles = s->m[0] / g->tile.mr;
-  if (s->b.trans) return true;
-  return s->b.ld > g->tile.nv * g->tile.lanes && tiles > FEW && (bytes > L2_BYTES || tiles > MANY);
-}
+int64_t micro_scratch(const MicroPlan *g) { return g && g->b_pack ? g->panel_bytes : 0; }
 
 /* Microkernels rather than OpenBLAS: by measurement (tests/bench/contract_bench.c) they are as fast or faster except for sums
  * so short that moving C counts, and results of a few rows or columns; and their code takes some 10 ms each to compile. */
@@ -132,8 +155,9 @@ MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always,
   MicroPlan g = {.swap = s->c.trans, .a_trans = q.a.trans, .size = dtype_info[t].size};
   if (!choose(t, &q, only, &g.tile)) return NULL;
   g.pitch = q.a.trans ? 0 : q.a.ld;
-  g.b_pack = g.tile.form == FORM_ROWS && packs(&q, &g);
+  g.b_pack = g.tile.form == FORM_ROWS && packs(&q, &g.tile);
   g.keep = g.b_pack && !q.b.trans;
+  g.panel_bytes = panel_of(&q, &g.tile);
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 2; j++)
       if (q.m[i] > 0 && q.n[j] > 0) want_all(arena, &g, q.m[i], q.n[j]);
@@ -207,12 +231,16 @@ static void run_panel(const MicroPlan *g, const MicroProduct *q, const Panel *p,
 
 /* The rows k0.. of `batch` products. */
 static void run_block(const MicroPlan *g, const MicroProduct *q, Panel *p, void *scratch) {
-  Blocks v = vector_blocks(q->n, &g->tile);
-  p->n0 = 0;
-  for (int64_t i = 0; i < v.n; i++, p->n0 += p->n) {
-    p->vectors = v.size + (i < v.more);
-    p->n = least(p->vectors * tile_unit(&g->tile), q->n - p->n0);
-    run_panel(g, q, p, scratch);
+  int64_t cut = q->cut_n ? q->cut_n : q->n;
+  for (int64_t n = 0; n < q->n; n += cut) {
+    int64_t end = least(n + cut, q->n);
+    Blocks v = vector_blocks(end - n, &g->tile);
+    p->n0 = n;
+    for (int64_t i = 0; i < v.n; i++, p->n0 += p->n) {
+      p->vectors = block_size(&v, i);
+      p->n = least(p->vectors * tile_unit(&g->tile), end - p->n0);
+      run_panel(g, q, p, scratch);
+    }
   }
 }
 
@@ -228,9 +256,9 @@ void micro_run(const MicroPlan *g, const MicroProduct *product, void *scratch) {
     q.a_step = product->b_step;
     q.b_step = product->a_step;
   }
-  int64_t row = g->tile.nv * g->tile.lanes * g->size, most_k = PANEL_BYTES / row;
+  int64_t most_k = panel_rows(&g->tile, g->panel_bytes);
   if (g->tile.form == FORM_DOT) most_k = DOT_BYTES / g->size;
-  if (g->a_trans) most_k = least(most_k, most(PANEL_BYTES / (q.a_mat.ld * g->size), 64));
+  if (g->a_trans) most_k = least(most_k, most(g->panel_bytes / (q.a_mat.ld * g->size), 64));
   if (q.k > most_k) {
     int64_t cuts = div_up(q.k, most_k), k = div_up(div_up(q.k, cuts), 16) * 16;
     Panel p = {.batch = 1, .add = q.add};
