@@ -225,6 +225,9 @@ static void order_sums(const Node *c, CudaAxes *k) {
       }
 }
 
+/* The innermost loop; -1: there is none. */
+static int last_loop(const CudaAxes *a) { return a->n ? a->axis[a->n - 1].last : -1; }
+
 /* Elements of the operand between neighbours along a loop; 0: unknown. */
 static int64_t distance(const Node *c, int x, int l) {
   int64_t sum = 0, stride = 1;
@@ -263,18 +266,19 @@ static void plan_side(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
   CudaSide *side = &p->side[s];
   const Node *in = c->in[side->x];
   int each = 16 / dtype_info[p->tile->type].size;
-  int own = side->axes.axis[side->axes.n - 1].last, sum = p->k.axis[p->k.n - 1].last;
-  bool along_own = contiguous(c, side->x, own), along_sum = contiguous(c, side->x, sum);
+  int own = last_loop(&side->axes), sum = last_loop(&p->k);
+  bool along_own = own >= 0 && contiguous(c, side->x, own), along_sum = contiguous(c, side->x, sum);
   bool direct = in->dtype == p->tile->type && kernel_input(g->k, in) >= 0;
   side->tile = s ? p->tile->bn : p->tile->bm;
   side->blocks = div_up(side->axes.total, side->tile);
   side->k_major = !along_own;
   side->vec = 1;
-  if (direct && (along_own || along_sum) && c->ext[along_own ? own : sum] % each == 0)
+  if (direct && (along_own || along_sum) && c->ext[along_own ? own : sum] % each == 0 &&
+      CUDA_STEP * side->tile / each >= 32 * p->tile->warps_m * p->tile->warps_n)
     side->vec = each;
   side->async = direct && t->sm >= 80;
   side->run = CUDA_STEP;
-  if (side->k_major && side->vec == 1 && each == 4)
+  if (side->k_major && side->vec == 1 && each == 4 && own >= 0 && side->tile >= CUDA_NARROW)
     side->run = near_run(p, s, distance(c, side->x, sum), distance(c, side->x, own));
   if (along_own || along_sum) side->shift = shift_of(p, side, along_own ? own : sum);
 }
@@ -289,7 +293,7 @@ static void plan_panels(CudaGemm *p) {
     CudaSide *side = &p->side[s];
     const CudaAxes *along = side->k_major ? &p->k : &side->axes;
     if (p->tile->type != DT_FLOAT32 || !side->async) continue;
-    if (!starts_anywhere(p->core, side->x, along->axis[along->n - 1].last, 8)) continue;
+    if (!along->n || !starts_anywhere(p->core, side->x, last_loop(along), 8)) continue;
     if (!cuda_panel_plan(p, s, room)) continue;
     room -= side->panel.size;
     side->async = false;
@@ -333,8 +337,8 @@ static int64_t most_splits(int64_t blocks, int64_t steps, int64_t bytes) {
 static void plan_tail(CudaGemm *p) {
   const CudaSide *side = &p->side[0];
   const CudaAxes *k = &p->k;
-  int own = side->axes.axis[side->axes.n - 1].last;
-  int64_t row = distance(p->core, side->x, own);
+  int own = last_loop(&side->axes);
+  int64_t row = own < 0 ? 0 : distance(p->core, side->x, own);
   p->tail = 1;
   p->inner = p->padded = k->axis[k->n - 1].ext;
   if (distance(p->core, side->x, k->axis[k->n - 1].last) != 1 || row == 0 || row > NEAR) return;
@@ -355,7 +359,13 @@ static double cycles(const CudaGemm *p, const CudaTiling *r, int64_t blocks, int
   return splits == 1 ? sum : sum + launch + 2 * (double)splits * (double)bytes / memory;
 }
 
-/* The fastest, by shape alone. */
+/* Narrow tiles are for sides that they hold as a whole. */
+static bool fits(const CudaGemm *p, const CudaTiling *r) {
+  return (r->bm >= CUDA_NARROW || p->side[0].axes.total <= r->bm) &&
+         (r->bn >= CUDA_NARROW || p->side[1].axes.total <= r->bn);
+}
+
+/* The fastest, by shape alone; narrow ones are exact in all arithmetics. */
 static void choose_tile(CudaGemm *p, DType t, int64_t bytes, const CudaTarget *target) {
   DType type = t == DT_FLOAT64 ? t : DT_FLOAT32;
   double best = 0;
@@ -363,7 +373,7 @@ static void choose_tile(CudaGemm *p, DType t, int64_t bytes, const CudaTarget *t
   p->steps = div_up(p->k.total / p->inner * p->padded, CUDA_STEP);
   for (int i = 0; i < N_TILINGS; i++) {
     const CudaTiling *r = &tilings[i];
-    if (r->type != type || r->math != CUDA_F32) continue;
+    if (r->type != type || r->math != CUDA_F32 || !fits(p, r)) continue;
     int64_t blocks = div_up(p->side[0].axes.total, r->bm) * div_up(p->side[1].axes.total, r->bn);
     blocks *= p->batch.total;
     for (int64_t n = most_splits(blocks, p->steps, bytes); n > 0; n--) {
@@ -374,6 +384,7 @@ static void choose_tile(CudaGemm *p, DType t, int64_t bytes, const CudaTarget *t
       p->splits = n;
     }
   }
+  p->tile = shape;
   for (int i = N_TILINGS - 1; i >= 0; i--) {
     const CudaTiling *r = &tilings[i];
     if (r->type == type && r->math == math_of(t, target) && r->bm == shape->bm &&
@@ -405,6 +416,7 @@ int cuda_side_pitch(const CudaGemm *p, int side) {
                    by_mn[] = {[CUDA_F32] = 4, [CUDA_TF32] = 8, [CUDA_BF16] = 4};
   const CudaSide *s = &p->side[side];
   int pad = (s->k_major ? by_k : by_mn)[p->tile->math];
+  if (!s->k_major && s->tile < CUDA_NARROW) pad = 0; /* copies are of several rows */
   return (s->k_major ? CUDA_STEP : s->tile) + (p->tile->type == DT_FLOAT64 ? pad / 2 : pad);
 }
 
@@ -459,8 +471,40 @@ static void plan_results(CudaGemm *p) {
   p->turn = p->vec == 1 && every && !flat && p->tile->type == DT_FLOAT32;
 }
 
+/* Does a batch loop step through an operand one by one, as channels of depthwise convolutions do? */
+static bool batch_inside(const CudaGemm *p) {
+  const Node *c = p->core;
+  for (int a = 0; a < p->batch.n; a++)
+    for (int l = p->batch.axis[a].first; l <= p->batch.axis[a].last; l++)
+      for (int x = 0; x < 2; x++)
+        if (c->ext[l] > 1 && distance(c, x, l) == 1) return true;
+  return false;
+}
+
+/* Windows: a dimension that two loops move. */
+static bool has_windows(const Node *c) {
+  for (int x = 0; x < 2; x++)
+    for (int d = 0; d < c->in[x]->rank; d++) {
+      const AffDim *m = &c->map[x][d];
+      if (m->div != 1) return true;
+      if (m->l0 >= 0 && m->l1 >= 0 && c->ext[m->l0] > 1 && c->ext[m->l1] > 1) return true;
+    }
+  return false;
+}
+
+/* Are there rows, columns and terms enough for tiles? One row or column is, where no batch needs many of them. */
+static bool is_product(const CudaGemm *p, bool whole) {
+  enum { FEW = 64 };
+  int64_t rows = p->side[0].axes.total, columns = p->side[1].axes.total;
+  bool thin = rows < 2 || columns < 2;
+  if (p->k.n == 0 || (whole && p->k.total < 2) || (rows < 2 && columns < 2)) return false;
+  if (rows * columns < FEW && p->k.total <= KL_SMALL_REDUCE) return false;
+  if (p->batch.total > 1 && (thin || rows * columns < FEW))
+    return !batch_inside(p) && !has_windows(p->core);
+  return true;
+}
+
 CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
-  enum { LEAST = 64, LEAST_K = 2 };
   CudaGemm *p = arena_new_of(g->a, CudaGemm);
   const Node *c = p->core = class_core(g, class, p);
   bool whole = c == g->k->core;
@@ -469,13 +513,10 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   for (int x = 0; x < 2; x++) p->side[x] = (CudaSide){.x = x, .axes = axes_of(g, p, SIDE_0 + x)};
   p->batch = axes_of(g, p, BATCH);
   p->k = axes_of(g, p, SUM);
-  for (int x = 0; x < 2; x++)
-    if (p->side[x].axes.total < 2) return NULL;
-  if (p->side[0].axes.total * p->side[1].axes.total < LEAST) return NULL;
-  if (p->k.n == 0 || (whole && p->k.total < LEAST_K)) return NULL;
+  if (!is_product(p, whole)) return NULL;
   int last = c->rank - 1;
   while (c->ext[last] == 1) last--;
-  if (kind_of(c, last) == SIDE_0) {
+  if (kind_of(c, last) == SIDE_0 || p->side[1].axes.n == 0) {
     CudaSide m = p->side[0];
     p->side[0] = p->side[1];
     p->side[1] = m;

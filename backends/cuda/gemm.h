@@ -3,7 +3,7 @@
 #define KILN_CUDA_GEMM_H
 #include "plan.h"
 
-enum { CUDA_STEP = 16 /* products summed between two barriers */ };
+enum { CUDA_STEP = 16 /* products summed between two barriers */, CUDA_NARROW = 32 };
 
 typedef struct CudaTiling {
   CudaMath math;

@@ -21,6 +21,11 @@ static int share(const Gemm *m, int s) {
 static int per_thread(const Gemm *m, int s) { return share(m, s) / (s ? 4 : 8); }
 static int each(const Gemm *m) { return 16 / dtype_info[m->p->tile->type].size; }
 
+/* Neighbouring rows (columns) of a thread, where they lie across. */
+static int group(const Gemm *m, int s) {
+  return per_thread(m, s) < each(m) ? per_thread(m, s) : each(m);
+}
+
 static int n_sums(const Gemm *m) { return share(m, 0) * share(m, 1) / 32; }
 
 void gemm_start(Gemm *m) {
@@ -65,12 +70,25 @@ static Val load(Gemm *m, Val at, int n) {
 
 static Val element(Gen *g, Val v, int i) { return LLVMBuildExtractElement(g->b, v, i32(g, i), ""); }
 
+/* n sums side by side to shared memory. */
+static void store_sums(Gemm *m, Val at, int n, const Val *sum) {
+  Gen *g = m->g;
+  LLVMTypeRef t = gemm_type(m);
+  Val all = n > 1 ? LLVMGetUndef(LLVMVectorType(t, (unsigned)n)) : NULL;
+  for (int i = 0; i < n; i++) {
+    Val v = LLVMBuildLoad2(g->b, t, sum[i], "");
+    all = n > 1 ? LLVMBuildInsertElement(g->b, all, v, i32(g, i), "") : v;
+  }
+  LLVMSetAlignment(LLVMBuildStore(g->b, all, gemm_shared(m, at)),
+                   (unsigned)(n * dtype_info[m->p->tile->type].size));
+}
+
 /* ---- fma ---- */
 
 /* The thread's i-th row (column) in the tile. */
 static Val fma_row(Gemm *m, int s, int i) {
   Gen *g = m->g;
-  int threads = s ? 4 : 8, e = each(m);
+  int threads = s ? 4 : 8, e = group(m, s);
   Val base = times(g, m->warp[s], share(m, s));
   if (m->p->side[s].k_major)
     return add(g, base, add(g, m->lane[s], gen_i64(g, (int64_t)i * threads)));
@@ -92,10 +110,11 @@ static void fma_read(Gemm *m, int s, Val base, int k, Values v) {
     }
     return;
   }
+  int of = group(m, s);
   for (int j = 0; j < e; j++)
-    for (int i = 0; i < rows; i += e) {
-      Val x = load(m, place(m, s, base, fma_row(m, s, i), gen_i64(g, k + j)), e);
-      for (int r = 0; r < e; r++) v[i + r][j] = element(g, x, r);
+    for (int i = 0; i < rows; i += of) {
+      Val x = load(m, place(m, s, base, fma_row(m, s, i), gen_i64(g, k + j)), of);
+      for (int r = 0; r < of; r++) v[i + r][j] = of == 1 ? x : element(g, x, r);
     }
 }
 
@@ -121,12 +140,12 @@ static void fma_products(Gemm *m, Val stage) {
 static void fma_spill(Gemm *m, int part) {
   Gen *g = m->g;
   int rows = per_thread(m, 0) / m->p->tile->parts, cols = per_thread(m, 1);
+  int n = m->p->side[1].k_major ? 1 : group(m, 1);
   for (int i = 0; i < rows; i++) {
     Val row = add(g, times(g, m->warp[0], 8 * rows), add(g, m->lane[0], gen_i64(g, 8 * i)));
-    for (int c = 0; c < cols; c++) {
-      Val sum = m->sum[(part * rows + i) * cols + c];
+    for (int c = 0; c < cols; c += n) {
       Val at = add(g, times(g, row, m->p->out_pitch), fma_row(m, 1, c));
-      LLVMBuildStore(g->b, LLVMBuildLoad2(g->b, gemm_type(m), sum, ""), gemm_shared(m, at));
+      store_sums(m, at, n, &m->sum[(part * rows + i) * cols + c]);
     }
   }
 }
@@ -134,7 +153,7 @@ static void fma_spill(Gemm *m, int part) {
 /* The row of the tile of a row of the part. */
 static Aff fma_spilled(Gemm *m, int part, const Aff *at) {
   Gen *g = m->g;
-  int e = each(m), rows = per_thread(m, 0) / m->p->tile->parts;
+  int e = group(m, 0), rows = per_thread(m, 0) / m->p->tile->parts;
   Aff warp, i, j, q, r;
   aff_divmod(g, at, 8, &i, &j);
   aff_divmod(g, &i, rows, &warp, &i);
@@ -217,12 +236,7 @@ static void mma_spill(Gemm *m) {
         Val r = add(g, times(g, m->warp[0], share(m, 0)), gen_i64(g, 16 * i + x / 2 * 8));
         Val c = add(g, times(g, m->warp[1], share(m, 1)), gen_i64(g, 8 * j));
         Val at = add(g, times(g, add(g, r, lane), m->p->out_pitch), add(g, c, t2));
-        Val pair = LLVMGetUndef(LLVMVectorType(g->f32, 2));
-        for (int k = 0; k < 2; k++) {
-          Val v = LLVMBuildLoad2(g->b, g->f32, m->sum[(i * cols + j) * 4 + x + k], "");
-          pair = LLVMBuildInsertElement(g->b, pair, v, i32(g, k), "");
-        }
-        LLVMSetAlignment(LLVMBuildStore(g->b, pair, gemm_shared(m, at)), 8);
+        store_sums(m, at, 2, &m->sum[(i * cols + j) * 4 + x]);
       }
 }
 

@@ -99,7 +99,14 @@ static Place row_place(Gemm *m, int part, Aff at) {
   const CudaGemm *p = m->p;
   int width = p->tile->bn / p->vec;
   Place r = {.phases = 1};
-  aff_divmod(g, &at, width, &r.row, &r.col);
+  if (p->vec > 1 && width < 8) { /* eight threads are of eight rows: different banks */
+    Aff eight;
+    aff_divmod(g, &at, 8, &at, &eight);
+    aff_divmod(g, &at, width, &r.row, &r.col);
+    r.row = aff_mul(r.row, 8);
+    r.row = aff_add(g, &r.row, &eight);
+  } else
+    aff_divmod(g, &at, width, &r.row, &r.col);
   r.col = aff_mul(r.col, p->vec);
   r.in_tile = gemm_spilled(m, part, &r.row);
   if (!p->turn) return r;
@@ -138,9 +145,15 @@ void gemm_results(Gemm *m, int part) {
   from = aff_add(g, &from, &r.col);
   Val first = aff_value(g, &from), sum[GEMM_VEC];
   gen_at(g, g->depth);
-  for (int i = 0; i < p->vec; i++) {
-    Val place = gemm_shared(m, LLVMBuildNSWAdd(g->b, first, gen_i64(g, i), ""));
-    sum[i] = r.phases == 1 ? LLVMBuildLoad2(g->b, gemm_type(m), place, "")
+  if (p->vec > 1) {
+    LLVMTypeRef t = LLVMVectorType(gemm_type(m), (unsigned)p->vec);
+    Val all = LLVMBuildLoad2(g->b, t, gemm_shared(m, first), "");
+    LLVMSetAlignment(all, 16);
+    for (int i = 0; i < p->vec; i++)
+      sum[i] = LLVMBuildExtractElement(g->b, all, LLVMConstInt(g->i32, (uint64_t)i, 0), "");
+  } else {
+    Val place = gemm_shared(m, first);
+    sum[0] = r.phases == 1 ? LLVMBuildLoad2(g->b, gemm_type(m), place, "")
                            : gemm_load(m, place, &r.phase, r.phases, NULL);
   }
   store_results(m, &ix, sum);

@@ -38,18 +38,24 @@ void aff_range(const Gen *g, const Aff *x, int64_t *lo, int64_t *hi) {
   }
 }
 
-/* The whole expression as one variable. */
+/* All terms as one, with their common factor: neighbours have the same, and what is a multiple stays one. */
 static Aff aff_opaque(Gen *g, const Aff *x) {
-  int64_t lo, hi, key[3 + 2 * AFF_TERMS] = {'o'};
-  aff_range(g, x, &lo, &hi);
-  int n = 1 + aff_key(x, key + 1);
+  int64_t lo, hi, key[3 + 2 * AFF_TERMS] = {'o'}, c = 0;
+  Aff terms = *x;
+  for (int i = 0; i < x->n; i++) c = common_factor(c, x->c[i]);
+  for (int i = 0; i < x->n; i++) terms.c[i] /= c;
+  terms.k = 0;
+  aff_range(g, &terms, &lo, &hi);
+  int n = 1 + aff_key(&terms, key + 1);
   Memo *m = memo_find(g, key, n);
   if (!m) {
-    Val v = g->probe ? NULL : aff_value(g, x);
+    Val v = g->probe ? NULL : aff_value(g, &terms);
     m = memo_add(g, g->probe ? g->depth : gen_depth(g, v), key, n);
     m->var[0] = gen_var(g, v, lo, hi);
   }
-  return aff_var(m->var[0], 1);
+  terms = aff_var(m->var[0], c);
+  terms.k = x->k;
+  return terms;
 }
 
 Aff aff_add(Gen *g, const Aff *x, const Aff *y) {
