@@ -139,6 +139,17 @@ static const struct {
     {"batch_norm", "X=8x33x9x9 Scale=33 Bias=33 Mean=33 Variance=33", NULL, DT_FLOAT32, 1e-4},
     {"arg_max", "X=40x700 axis=1", NULL, DT_FLOAT32, 0},
     {"arg_max", "X=700x40 axis=0", NULL, DT_FLOAT64, 0},
+    /* blocks that are boxes: pieces, results that begin anywhere, chunks of sums, views of merged axes, last elements */
+    {"reduce_sum", "X=4x17x9x9 dim=[0,3]", NULL, DT_FLOAT32, 0},
+    {"reduce_max", "X=28x9x15x4 dim=[0,1,3]", NULL, DT_FLOAT64, 0},
+    {"reduce_sum", "X=31x257 dim=[0]", NULL, DT_FLOAT32, 0},
+    {"reduce_mean", "X=2x5x1001 dim=[1]", NULL, DT_FLOAT32, 0},
+    {"transpose2", "X=8x7x31 axis=[0,2,1]", NULL, DT_FLOAT32, 0},
+    {"transpose2", "X=5x6x7x9 axis=[3,2,1,0]", NULL, DT_FLOAT64, 0},
+    {"transpose2", "X=3x4x17x25 axis=[0,2,1,3]", NULL, DT_FLOAT32, 0},
+    {"split", "X=61x7x27 Out=*3 num=3 axis=2", NULL, DT_FLOAT32, 0},
+    {"layer_norm", "X=26x301 Scale=301 Bias=301", NULL, DT_FLOAT32, 0},
+    {"channel_shuffle", "X=3x8x9x9 groups=4", NULL, DT_FLOAT32, 0},
     /* order: several merges; rows of several classes */
     {"argsort", "X=3x1500", NULL, DT_FLOAT32, 0},
     {"argsort", "X=2x700 descending=true", NULL, DT_FLOAT64, 0},

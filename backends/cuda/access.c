@@ -8,17 +8,20 @@
 enum { MOST_VISITS = 2000, MOST_PARTS = 1 << 12 };
 
 /* An index: sum of c[l] * loop l, and something else; or not of that form. `kept`: whether or not, it lies within
- * (sum of of[l] * loop l + lo..hi) / parts, where lo..hi are multiples of `even` (0: both are 0). */
+ * (sum of of[l] * loop l + lo..hi) / parts, where lo..hi are multiples of `even` (0: both are 0). A point goes through
+ * windows, in steps of window[w]; without these it lies within bare_lo..bare_hi. */
 typedef struct Lin {
   bool known, kept;
   int64_t c[KL_LOOPS], of[KL_LOOPS], lo, hi, even, parts;
+  int64_t window[CUDA_WINDOWS], bare_lo, bare_hi;
 } Lin;
 
 typedef struct Walk {
   Gen *g;
   const Nest *t;
   CudaAccesses *out;
-  int visits;
+  int visits, n_window; /* of the path to the place being visited */
+  int64_t window[CUDA_WINDOWS];
   int64_t times; /* that the place being visited is read, at different elements, for a point */
   bool all;      /* every place is in `out` */
 } Walk;
@@ -32,8 +35,11 @@ static void add_range(Lin *to, int64_t lo, int64_t hi, int64_t even) {
 /* Counted in n times as many parts. */
 static void divide(Lin *x, int64_t n) {
   for (int l = 0; l < KL_LOOPS; l++) x->of[l] *= n;
+  for (int w = 0; w < CUDA_WINDOWS; w++) x->window[w] *= n;
   x->lo *= n;
   x->hi *= n;
+  x->bare_lo *= n;
+  x->bare_hi *= n;
   x->even *= n;
   x->parts *= n;
 }
@@ -49,6 +55,9 @@ static void add_term(Lin *to, const Lin *x, int64_t factor) {
     to->c[l] += factor * x->c[l];
     to->of[l] += factor * same.of[l];
   }
+  for (int w = 0; w < CUDA_WINDOWS; w++) to->window[w] += factor * same.window[w];
+  to->bare_lo += factor * (factor < 0 ? same.bare_hi : same.bare_lo);
+  to->bare_hi += factor * (factor < 0 ? same.bare_lo : same.bare_hi);
   add_range(to, factor * (factor < 0 ? same.hi : same.lo),
             factor * (factor < 0 ? same.lo : same.hi), factor * same.even);
 }
@@ -61,10 +70,16 @@ static Lin loop_of(int l) {
   return r;
 }
 
-/* Any of 0..n-1, which nothing else follows from. */
-static Lin any(int64_t n) {
+/* Any of 0..n-1, which nothing else follows from: a window. */
+static Lin any(Walk *w, int64_t n) {
   Lin r = zero();
   add_range(&r, 0, n > 0 ? n - 1 : 0, 1);
+  if (w->n_window == CUDA_WINDOWS) {
+    r.bare_hi = r.hi;
+    return r;
+  }
+  w->window[w->n_window] = n;
+  r.window[w->n_window++] = 1;
   return r;
 }
 
@@ -81,6 +96,8 @@ static Lin behind(const AffDim *m, const Lin *ix) {
   Lin r = zero();
   if (m->l0 >= 0) add_term(&r, &ix[m->l0], m->c0);
   if (m->l1 >= 0) add_term(&r, &ix[m->l1], m->c1);
+  r.bare_lo += r.parts * m->off;
+  r.bare_hi += r.parts * m->off;
   add_range(&r, r.parts * m->off, r.parts * m->off, r.parts * m->off);
   for (int l = 0; m->div > 1 && l < KL_LOOPS; l++) {
     r.known &= r.c[l] % m->div == 0;
@@ -108,6 +125,9 @@ static void split(const Walk *w, const Lin *x, int64_t d, Lin *q, Lin *r) {
     if (!whole) reach += llabs(x->of[l]) * (w->t->ext[l] - 1);
   }
   q->kept = r->kept = x->kept && x->parts == 1 && x->lo >= 0 && reach < d;
+  memcpy(r->window, x->window, sizeof r->window);
+  r->bare_lo = x->bare_lo;
+  r->bare_hi = x->bare_hi;
   add_range(r, x->lo, x->hi, x->even);
   if (most >= d) q->known = r->known = false;
 }
@@ -135,6 +155,12 @@ static void add_access(Walk *w, int input, const Node *n, const Lin *at) {
                   .even = at->even,
                   .times = w->times};
   for (int l = 0; l < KL_LOOPS; l++) a.step[l] = at->c[l], a.of[l] = at->of[l];
+  a.bare_lo = at->bare_lo;
+  a.bare_hi = at->bare_hi;
+  for (int i = 0; i < w->n_window; i++) {
+    a.window[i] = at->window[i];
+    a.window_ext[i] = w->window[i];
+  }
   vec_add(w->g->a, w->out, a);
 }
 
@@ -150,6 +176,7 @@ static int64_t summed(const Node *n) {
 static void visit(Walk *w, Node *n, const Lin *ix) {
   NodeInfo *f = gen_info(w->g, n);
   Lin to[KL_LOOPS], of[KL_LOOPS];
+  int windows = w->n_window;
   if (++w->visits > MOST_VISITS) {
     w->all = false;
     return;
@@ -162,7 +189,7 @@ static void visit(Walk *w, Node *n, const Lin *ix) {
   if (!f->inside || (kernel_sweeps(w->g->k, n) && !w->t->unroll)) return;
   if (n == w->g->k->core && w->g->part == LOOP_EPILOGUE) return;
   for (int d = 0; d < KL_LOOPS; d++)
-    of[d] = d < n->rank ? ix[d] : d < n->n_loops ? any(n->ext[d]) : zero();
+    of[d] = d < n->rank ? ix[d] : d < n->n_loops ? any(w, n->ext[d]) : zero();
   for (int i = 0; i < n->n_in; i++) {
     const Node *x = n->in[i];
     for (int d = 0; d < KL_LOOPS; d++) to[d] = zero();
@@ -172,7 +199,7 @@ static void visit(Walk *w, Node *n, const Lin *ix) {
       else if (n->prim == P_GATHER && i == 0 && d == n->i)
         to[d].known = to[d].kept = false;
       else if (prim_is_reduce(n->prim) && n->i >> d & 1)
-        to[d] = any(x->dims[d]);
+        to[d] = any(w, x->dims[d]);
       else if (d < n->rank)
         to[d] = ix[d];
     }
@@ -180,7 +207,24 @@ static void visit(Walk *w, Node *n, const Lin *ix) {
     w->times *= summed(n);
     visit(w, n->in[i], to);
     w->times /= summed(n);
+    if (n->prim != P_CONTRACT) w->n_window = windows;
   }
+  w->n_window = windows;
+}
+
+/* At the same place of the domain, of which it may be a reshape. */
+static void visit_root(Walk *w, const Root *r, const Lin *ix) {
+  const Nest *t = w->t;
+  Lin to[KL_LOOPS];
+  int64_t dims[KL_LOOPS];
+  bool same = r->n->rank == t->rank;
+  for (int d = 0; d < t->rank; d++) {
+    dims[d] = !r->full && t->red >> d & 1 ? 1 : t->ext[d];
+    same = same && dims[d] == r->n->dims[d];
+  }
+  for (int d = 0; d < KL_LOOPS; d++) to[d] = zero();
+  if (!same) reshape(w, ix, t->rank, dims, r->n, to);
+  visit(w, r->n, same ? ix : to);
 }
 
 bool cuda_accesses(Gen *g, const Nest *t, CudaAccesses *out) {
@@ -198,11 +242,10 @@ bool cuda_accesses(Gen *g, const Nest *t, CudaAccesses *out) {
     visit(&w, x, to);
   }
   for (int r = 0; r < t->roots.n; r++) {
-    if (t->roots.v[r].n == t->contract) continue;
-    if (t->roots.v[r].n->rank == t->rank)
-      visit(&w, t->roots.v[r].n, t->roots.v[r].full ? ix : row);
-    else
-      w.all = false;
+    const Root *root = &t->roots.v[r];
+    if (root->n == t->contract) continue;
+    if (root->concat_axis >= 0 && root->n->rank != t->rank) w.all = false;
+    visit_root(&w, root, root->full ? ix : row);
   }
   for (int i = 0; i < g->k->nodes.n && t->red && !t->unroll; i++)
     if (kernel_sweeps(g->k, g->k->nodes.v[i])) visit(&w, g->k->nodes.v[i]->in[0], ix);

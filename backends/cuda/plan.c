@@ -86,7 +86,27 @@ int cuda_points_vector(Gen *g, const Nest *t) {
   return t->rows / v < FEW ? 1 : v;
 }
 
+enum { MOST_BOX = 2048 /* points */ };
+
 static int64_t most_blocks(int64_t n) { return n < CUDA_MOST_BLOCKS ? n : CUDA_MOST_BLOCKS; }
+
+/* As few blocks as a device is busy with, of so many points of sums. */
+static int64_t least_blocks(int64_t points) {
+  enum { SMALL = 1 << 16, BUSY = 132 };
+  return points <= SMALL ? 1 : BUSY;
+}
+
+/* What blocks of neighbouring points, or boxes, copy; NULL: nothing. */
+static const CudaSpans *point_spans(Gen *g, const Nest *t) {
+  const CudaSpans *flat = cuda_spans(g, t, cuda_points_vector(g, t)),
+                  *boxes = cuda_boxes(g, t, MOST_BOX, least_blocks(t->rows));
+  return boxes && (!flat || boxes->sectors < 0.95 * flat->sectors) ? boxes : flat;
+}
+
+static int64_t point_blocks(Gen *g, const Nest *t, const CudaSpans *spans) {
+  if (spans && spans->boxes) return cuda_box_blocks(t, spans);
+  return div_up(t->rows, spans ? spans->points : cuda_points_vector(g, t) * CUDA_THREADS);
+}
 
 static bool plan_points(Planning *p, LoopPart part, const CudaGemm *sums) {
   Gen *g = nests_of(p, part);
@@ -95,9 +115,8 @@ static bool plan_points(Planning *p, LoopPart part, const CudaGemm *sums) {
   for (int i = 0; i < nest_n(p->k, part); i++) {
     Nest t;
     nest_plan(g, i, &t);
-    int vector = cuda_points_vector(g, &t);
-    spans = sums ? NULL : cuda_spans(g, &t, vector);
-    int64_t n = div_up(t.rows, spans ? spans->points : vector * CUDA_THREADS);
+    spans = sums ? NULL : point_spans(g, &t);
+    int64_t n = point_blocks(g, &t, spans);
     if (n > blocks) blocks = n;
   }
   if (!blocks) return true;
@@ -107,11 +126,25 @@ static bool plan_points(Planning *p, LoopPart part, const CudaGemm *sums) {
   return true;
 }
 
+/* Of input and result of a transpose by tiles, whose rows begin anywhere. */
+static double tile_sectors(const Nest *t, const CudaStage *s, int bytes) {
+  double per = 32 / bytes, n = 0;
+  for (int i = 0; i < 2; i++) {
+    int64_t ext = t->out[i ? s->b : s->a].ext, size = i ? s->size_b : s->size_a;
+    double row = (double)ext / (double)div_up(ext, size);
+    n += ext % (int64_t)per ? 1 / per + (1 - 1 / per) / row : 1 / per;
+  }
+  return n * (double)t->rows;
+}
+
 static bool plan_tiles(Planning *p, Gen *g, const Nest *t) {
   CudaStage tile = {.form = CUDA_TILES, .part = g->part};
-  const CudaSpans *spans = cuda_spans(g, t, cuda_points_vector(g, t));
-  bool boxes = spans && spans->box > 1 && spans->points % spans->box == 0; /* small matrices */
-  if (boxes || !cuda_transposes(g, t, &tile)) return plan_points(p, g->part, NULL);
+  const CudaSpans *spans = point_spans(g, t);
+  int bytes = dtype_info[t->roots.v[0].n->dtype].size;
+  bool small = spans && !spans->boxes && spans->box > 1 && spans->points % spans->box == 0;
+  if (small || !cuda_transposes(g, t, &tile) ||
+      (spans && spans->boxes && spans->sectors < 0.95 * tile_sectors(t, &tile, bytes)))
+    return plan_points(p, g->part, NULL);
   int64_t ea = t->out[tile.a].ext, eb = t->out[tile.b].ext;
   int64_t blocks = div_up(ea, tile.size_a) * div_up(eb, tile.size_b) * (t->rows / ea / eb);
   *launch(p, CUDA_TILES, g->part, most_blocks(blocks), CUDA_THREADS) = tile;
@@ -168,13 +201,31 @@ static void team_spans(Gen *g, const Nest *t, CudaStage *s) {
   if (!s->spans) s->spans = cuda_team_spans(g, t, s->teams, s->lanes * s->teams, false, 0);
 }
 
+/* Blocks that are boxes of rows: a team for each, and teams to fill warps. */
+static void team_boxes(Gen *g, const Nest *t, CudaStage *s) {
+  const CudaSpans *flat = s->spans && s->spans->lines ? s->spans : NULL,
+                  *boxes = cuda_boxes(g, t, MOST_TEAM, least_blocks(t->rows * t->n_sums));
+  if (!boxes || (flat && boxes->sectors >= 0.95 * flat->sectors)) return;
+  s->teams = (int)boxes->points;
+  s->vec = 1;
+  while (s->lanes > 1 && s->lanes * s->teams > MOST_TEAM) s->lanes /= 2;
+  while (2 * s->lanes * s->teams <= CUDA_THREADS && LEAST_POINTS * s->lanes <= t->n_sums)
+    s->lanes *= 2;
+  while (s->lanes * s->teams % 32) s->teams++;
+  CudaSpans *same = arena_dup(g->a, boxes, sizeof *boxes);
+  same->threads = s->lanes * s->teams;
+  s->spans = same;
+}
+
 static bool plan_teams(Planning *p, Gen *g, const Nest *t) {
   CudaStage shape = {0};
   if (t->rows == 0) return true;
   team_shape(g, t, &shape);
   team_spans(g, t, &shape);
-  CudaStage *s = launch(p, CUDA_TEAMS, g->part, most_blocks(div_up(t->rows, shape.teams)),
-                        shape.lanes * shape.teams);
+  team_boxes(g, t, &shape);
+  int64_t blocks = shape.spans && shape.spans->boxes ? cuda_box_blocks(t, shape.spans)
+                                                     : div_up(t->rows, shape.teams);
+  CudaStage *s = launch(p, CUDA_TEAMS, g->part, most_blocks(blocks), shape.lanes * shape.teams);
   s->vec = shape.vec;
   s->lanes = shape.lanes;
   s->teams = shape.teams;

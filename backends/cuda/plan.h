@@ -15,6 +15,12 @@ typedef enum CudaForm {
   CUDA_MERGE    /* sorting: pairs of runs become one */
 } CudaForm;
 
+/* Of a span in pieces: an axis from each index of which to the next the buffer is left out. */
+typedef struct CudaPiece {
+  int64_t ext, step, pitch; /* elements between neighbours in the buffer and in shared memory */
+  bool cut, chunk;          /* of which a block has fewer at the ends of CudaSpans.cut, .chunk */
+} CudaPiece;
+
 /* What a block reads of a buffer, or writes to it, through shared memory: see span.c. */
 typedef struct CudaSpan {
   int buffer, bytes;
@@ -30,6 +36,12 @@ typedef struct CudaSpan {
   int pad;               /* after so many elements in shared memory one is left out; or 0 */
   int64_t reads;         /* elements, of a point */
   int64_t box;           /* points that read the same */
+  /* BOXES: pieces of `run` neighbouring elements, outermost first; a run is shorter by so many for each index that is missing */
+  int64_t run, per_cut, per_chunk;
+  int n_piece;
+  CudaPiece piece[KL_LOOPS];
+  uint32_t uneven;      /* axes that have no one step */
+  int64_t of[KL_LOOPS]; /* steps of their loops */
 } CudaSpan;
 enum { CUDA_SPANS = 8 };
 typedef struct CudaSpans {
@@ -37,6 +49,10 @@ typedef struct CudaSpans {
   int64_t box;    /* points that no block should part */
   int64_t chunk;  /* TEAMS: of the outermost sum that is copied at once; 0: all */
   bool lines;     /* TEAMS: among them is what neighbouring threads read together */
+  bool boxes;     /* blocks are boxes of the axes from `cut` on: see box.c */
+  int cut;
+  int64_t across; /* BOXES: indices of axis `cut` of a block */
+  double sectors; /* of all blocks, about; infinite: some that should be are not copied */
   int threads, n;
   CudaSpan v[CUDA_SPANS];
 } CudaSpans;
@@ -66,6 +82,7 @@ enum {
 };
 
 /* access.c */
+enum { CUDA_WINDOWS = 6 };
 typedef struct CudaAccess {
   int input, bytes;
   bool known, kept;
@@ -73,6 +90,8 @@ typedef struct CudaAccess {
   /* if kept: the place is within (sum of of[l] * loop l + lo..hi) / parts; without divisions also a multiple of even */
   int64_t of[KL_LOOPS], lo, hi, even, parts;
   int64_t times; /* elements that one point reads there */
+  /* lo..hi: windows that a point goes through, their steps (in parts) and extents, and the rest */
+  int64_t window[CUDA_WINDOWS], window_ext[CUDA_WINDOWS], bare_lo, bare_hi;
 } CudaAccess;
 typedef VEC(CudaAccess) CudaAccesses;
 bool cuda_accesses(Gen *g, const Nest *t, CudaAccesses *out); /* false: there may be more */
@@ -88,8 +107,20 @@ const CudaSpans *cuda_team_spans(Gen *g, const Nest *t, int teams, int threads, 
                                  int64_t chunk);
 /* Of a concatenation whose operands are stored; NULL: all their parts are whole sectors, or they are too many. */
 const CudaSpans *cuda_join_spans(Gen *g);
+/* box.c: the same for blocks that are boxes; threads: most of a block. NULL: nothing has to be copied, or not all can be. */
+const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_blocks);
+/* How many blocks there are. */
+int64_t cuda_box_blocks(const Nest *t, const CudaSpans *boxes);
 /* A block that copies lines has a multiple of so many teams: rows that are whole sectors together, or all columns. */
 int cuda_team_unit(const Nest *t);
+
+/* span.c, for box.c */
+bool cuda_axis_step(const Nest *t, const Axis *x, const int64_t *step, int64_t *to);
+int64_t cuda_inside(const Nest *t, int a); /* points of the axes behind a */
+/* Do warps read whole sectors, or few places? s: its steps; x: one of its reads, whose places are multiples of `even`. */
+bool cuda_is_even(const Nest *t, const CudaSpan *s, const CudaAccess *x, int64_t even, bool *line);
+bool cuda_is_overwritten(const Kernel *k, const KernelInput *x);
+bool cuda_may_copy(Gen *g, const Nest *t, CudaAccesses *all);
 
 /* plan.c */
 /* The vector of points of a nest. */

@@ -8,6 +8,7 @@
  * if it carries itself. If the place falls along the inner axes only, as in a transposed matrix or a row that is read again, these
  * count as one point that reads all that they do. Where an index is divided the place is counted in fractions. */
 #include "plan.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,7 +21,7 @@ enum {
 };
 
 /* The elements between neighbours of an axis; false: they differ. */
-static bool axis_step(const Nest *t, const Axis *x, const int64_t *step, int64_t *to) {
+bool cuda_axis_step(const Nest *t, const Axis *x, const int64_t *step, int64_t *to) {
   int64_t inside = 1;
   *to = 0;
   for (int l = x->last; l >= x->first; inside *= t->ext[l--]) {
@@ -31,7 +32,7 @@ static bool axis_step(const Nest *t, const Axis *x, const int64_t *step, int64_t
   return true;
 }
 
-static int64_t inside_of(const Nest *t, int a) {
+int64_t cuda_inside(const Nest *t, int a) {
   int64_t n = 1;
   for (a++; a < t->n_out; a++) n *= t->out[a].ext;
   return n;
@@ -75,7 +76,7 @@ static bool is_even(const Nest *t, const CudaSpan *s, int64_t even) {
   int64_t inner = s->step[last], ext = t->out[last].ext;
   bool flat = inner == 1, rows = even % per == 0;
   for (int a = 0; a < last; a++) {
-    flat &= s->step[a] == inside_of(t, a);
+    flat &= s->step[a] == cuda_inside(t, a);
     rows &= s->step[a] % per == 0;
   }
   if (inner == 0) return ext >= 32;
@@ -97,6 +98,10 @@ static bool is_even_team(const Nest *t, const CudaSpan *s, const CudaAccess *x, 
   return x->of[inner] ? even && x->of[inner] == 1 : !moves;
 }
 
+bool cuda_is_even(const Nest *t, const CudaSpan *s, const CudaAccess *x, int64_t even, bool *line) {
+  return t->red && !t->unroll ? is_even_team(t, s, x, line) : is_even(t, s, even);
+}
+
 /* What all reads of an input have in common. */
 static bool find_span(const Nest *t, const CudaAccesses *all, int input, int64_t chunk, CudaSpan *s,
                       bool *even, bool *line) {
@@ -111,8 +116,8 @@ static bool find_span(const Nest *t, const CudaAccesses *all, int input, int64_t
     if (x->input != input) continue;
     if (!x->kept) return false;
     for (int a = 0; a < t->n_out; a++)
-      if (!axis_step(t, &t->out[a], x->of, &one.step[a]) || one.step[a] < 0) return false;
-    if (chunk && (!axis_step(t, &t->sum[0], x->of, &one.chunk_step) || one.chunk_step < 0))
+      if (!cuda_axis_step(t, &t->out[a], x->of, &one.step[a]) || one.step[a] < 0) return false;
+    if (chunk && (!cuda_axis_step(t, &t->sum[0], x->of, &one.chunk_step) || one.chunk_step < 0))
       return false;
     one.hi += one.chunk_step * (chunk - 1);
     times *= one.chunk_step ? chunk : 1;
@@ -124,7 +129,7 @@ static bool find_span(const Nest *t, const CudaAccesses *all, int input, int64_t
       *(reach < 0 ? &one.lo : &one.hi) += reach;
       if (t->ext[l] > 1 && x->of[l] % (SECTOR / x->bytes)) bits = 1;
     }
-    *even &= t->red && !t->unroll ? is_even_team(t, &one, x, line) : is_even(t, &one, bits);
+    *even &= cuda_is_even(t, &one, x, bits, line);
     if (found && (one.parts != s->parts || one.chunk_step != s->chunk_step ||
                   memcmp(one.step, s->step, sizeof one.step) != 0))
       return false;
@@ -163,7 +168,7 @@ static bool set_length(const Nest *t, CudaSpan *s, int64_t n) {
 }
 
 /* May results take the input's buffer? */
-static bool is_overwritten(const Kernel *k, const KernelInput *x) {
+bool cuda_is_overwritten(const Kernel *k, const KernelInput *x) {
   bool may = false;
   for (int i = 0; i < k->outputs.n; i++)
     may |= node_numel(k->outputs.v[i]) == node_numel(x->node) &&
@@ -175,7 +180,7 @@ static bool is_overwritten(const Kernel *k, const KernelInput *x) {
 static bool is_own(const Nest *t, const CudaSpan *s, int64_t n) {
   bool own = s->parts == 1 && s->lo >= 0 && s->hi < t->n_sums && s->chunk_step == 0 &&
              (n * t->n_sums * s->bytes % SECTOR == 0 || n >= t->rows);
-  for (int a = 0; a < t->n_out; a++) own &= s->step[a] == t->n_sums * inside_of(t, a);
+  for (int a = 0; a < t->n_out; a++) own &= s->step[a] == t->n_sums * cuda_inside(t, a);
   return own;
 }
 
@@ -200,7 +205,7 @@ static bool add_results(const Nest *t, CudaSpans *to) {
     if (!t->unroll && t->n_sums * s.bytes % SECTOR == 0) continue;
     if (s.length * s.bytes % SECTOR && t->rows > to->points) return false;
     if (to->n == CUDA_SPANS) return false;
-    for (int a = 0; a < t->n_out; a++) s.step[a] = t->n_sums * inside_of(t, a);
+    for (int a = 0; a < t->n_out; a++) s.step[a] = t->n_sums * cuda_inside(t, a);
     s.inner = t->n_sums;
     to->v[to->n++] = s;
   }
@@ -219,28 +224,51 @@ static bool place_spans(const Nest *t, CudaSpans *to) {
   return at <= SPAN_BYTES;
 }
 
+/* That all blocks read. */
+static double sectors_of(const Nest *t, const CudaSpans *to, const CudaSpan *s) {
+  double per = SECTOR / s->bytes, times = ceil((double)t->rows / (double)to->points);
+  if (to->chunk && s->chunk_step) times *= ceil((double)t->sum[0].ext / (double)to->chunk);
+  return ((double)s->length - per) / per * (s->whole && !s->chunk_step ? 1 : times);
+}
+
+/* Those of all results. */
+static double result_sectors(const Nest *t) {
+  double n = 0;
+  for (int r = 0; r < t->roots.n; r++)
+    n += (double)(t->rows * (t->roots.v[r].full && t->red ? t->n_sums : 1)) *
+         dtype_info[t->roots.v[r].n->dtype].size / SECTOR;
+  return n;
+}
+
 /* most: elements of a span. */
 static bool spans_of(Gen *g, const Nest *t, const CudaAccesses *all, int64_t most, CudaSpans *to) {
   to->n = 0;
   to->box = 1;
   to->lines = false;
+  to->sectors = 0;
   for (int i = 0; i < g->k->inputs.n; i++) {
     CudaSpan s = {0};
-    bool even, line;
-    if (!find_span(t, all, i, to->chunk, &s, &even, &line) || even) continue;
+    bool even = false, line, found = find_span(t, all, i, to->chunk, &s, &even, &line);
+    if (found && even) continue;
+    double before = to->sectors;
+    to->sectors = INFINITY;
+    if (!found) continue;
     s.size = node_numel(g->k->inputs.v[i].node);
     if (s.size == 0 || to->n == CUDA_SPANS || !set_length(t, &s, to->points)) continue;
-    if (s.length > most || (is_overwritten(g->k, &g->k->inputs.v[i]) && !is_own(t, &s, to->points)))
+    if (s.length > most ||
+        (cuda_is_overwritten(g->k, &g->k->inputs.v[i]) && !is_own(t, &s, to->points)))
       continue;
     if (!s.whole && s.box > to->box) to->box = s.box;
     to->lines |= line;
+    to->sectors = before + sectors_of(t, to, &s);
     to->v[to->n++] = s;
   }
   bool results = t->unroll || to->lines;
+  to->sectors += result_sectors(t);
   return (!results || add_results(t, to)) && place_spans(t, to) && to->n > 0;
 }
 
-static bool may_copy(Gen *g, const Nest *t, CudaAccesses *all) {
+bool cuda_may_copy(Gen *g, const Nest *t, CudaAccesses *all) {
   return !t->contract && t->n_out > 0 && t->rows > 0 && !g->sums && g->part != LOOP_EPILOGUE &&
          g->k->kind != K_CONCAT && cuda_accesses(g, t, all);
 }
@@ -258,7 +286,7 @@ const CudaSpans *cuda_spans(Gen *g, const Nest *t, int vector) {
   CudaAccesses all = {0};
   CudaSpans *to = arena_new_of(g->a, CudaSpans);
   int64_t first = (int64_t)CUDA_THREADS * vector, box;
-  if ((t->red && !t->unroll) || !may_copy(g, t, &all)) return NULL;
+  if ((t->red && !t->unroll) || !cuda_may_copy(g, t, &all)) return NULL;
   to->points = first;
   to->threads = CUDA_THREADS;
   if (spans_of(g, t, &all, SPAN_BYTES, to) && to->box == 1) return to;
@@ -286,7 +314,7 @@ const CudaSpans *cuda_team_spans(Gen *g, const Nest *t, int teams, int threads, 
                                  int64_t chunk) {
   CudaAccesses all = {0};
   CudaSpans *to = arena_new_of(g->a, CudaSpans);
-  if (!may_copy(g, t, &all)) return NULL;
+  if (!cuda_may_copy(g, t, &all)) return NULL;
   to->points = teams;
   to->threads = threads;
   to->chunk = chunk;

@@ -15,59 +15,60 @@ struct CudaCopies {
   } at[CUDA_SPANS];
 };
 
-static LLVMTypeRef word_type(Gen *g, const CudaSpan *s) { return s->bytes == 8 ? g->i64 : g->i32; }
+LLVMTypeRef cuda_word_type(Gen *g, const CudaSpan *s) { return s->bytes == 8 ? g->i64 : g->i32; }
 
-static LLVMTypeRef element_type(Gen *g, const CudaSpan *s) {
-  return s->bytes == 1 ? g->i8 : s->bytes == 2 ? g->i16 : word_type(g, s);
+LLVMTypeRef cuda_element_type(Gen *g, const CudaSpan *s) {
+  return s->bytes == 1 ? g->i8 : s->bytes == 2 ? g->i16 : cuda_word_type(g, s);
 }
 
 static int per_vector(const CudaSpan *s) { return VECTOR / s->bytes; }
 
 /* Element i of the span in shared memory. */
-static Val place_of(Gen *g, const CudaSpan *s, Val shared, Val i) {
+Val cuda_span_place(Gen *g, const CudaSpan *s, Val shared, Val i) {
   if (s->pad) {
     Val skip = LLVMBuildUDiv(g->b, i, LLVMConstInt(LLVMTypeOf(i), (uint64_t)s->pad, 0), "");
     i = LLVMBuildNSWAdd(g->b, i, skip, "");
   }
-  return LLVMBuildInBoundsGEP2(g->b, element_type(g, s), shared, &i, 1, "");
+  return LLVMBuildInBoundsGEP2(g->b, cuda_element_type(g, s), shared, &i, 1, "");
 }
 
-static Val in_buffer(Gen *g, const CudaSpan *s, Val base, Val i) {
+Val cuda_span_far(Gen *g, const CudaSpan *s, Val base, Val i) {
   Val at = LLVMBuildNSWAdd(g->b, base, i, "");
-  return LLVMBuildInBoundsGEP2(g->b, element_type(g, s), g->bufs[s->buffer], &at, 1, "");
+  return LLVMBuildInBoundsGEP2(g->b, cuda_element_type(g, s), g->bufs[s->buffer], &at, 1, "");
 }
 
-static Val load_of(Gen *g, LLVMTypeRef t, Val p, int align) {
+Val cuda_load_of(Gen *g, LLVMTypeRef t, Val p, int align) {
   Val v = LLVMBuildLoad2(g->b, t, p, "");
   LLVMSetAlignment(v, (unsigned)align);
   return v;
 }
 
-static void store_to(Gen *g, Val v, Val p, int align) {
+void cuda_store_to(Gen *g, Val v, Val p, int align) {
   LLVMSetAlignment(LLVMBuildStore(g->b, v, p), (unsigned)align);
 }
 
 /* Elements i .. i + per_vector - 1. */
 static void copy_vector(Gen *g, const CudaSpan *s, Val shared, Val base, Val i) {
-  LLVMTypeRef word = word_type(g, s);
+  LLVMTypeRef word = cuda_word_type(g, s);
   int n = VECTOR / (s->bytes == 8 ? 8 : 4);
   LLVMTypeRef type = LLVMVectorType(word, (unsigned)n);
-  Val far = in_buffer(g, s, base, i);
+  Val far = cuda_span_far(g, s, base, i);
   if (!s->pad) {
-    Val near = place_of(g, s, shared, i);
-    store_to(g, load_of(g, type, s->result ? near : far, VECTOR), s->result ? far : near, VECTOR);
+    Val near = cuda_span_place(g, s, shared, i);
+    cuda_store_to(g, cuda_load_of(g, type, s->result ? near : far, VECTOR), s->result ? far : near,
+                  VECTOR);
     return;
   }
-  Val all = s->result ? LLVMGetUndef(type) : load_of(g, type, far, VECTOR);
+  Val all = s->result ? LLVMGetUndef(type) : cuda_load_of(g, type, far, VECTOR);
   for (int k = 0; k < n; k++) {
     Val lane = LLVMConstInt(g->i32, (uint64_t)k, 0);
-    Val near = place_of(g, s, shared, LLVMBuildNSWAdd(g->b, i, gen_i64(g, k), ""));
+    Val near = cuda_span_place(g, s, shared, LLVMBuildNSWAdd(g->b, i, gen_i64(g, k), ""));
     if (s->result)
-      all = LLVMBuildInsertElement(g->b, all, load_of(g, word, near, s->bytes), lane, "");
+      all = LLVMBuildInsertElement(g->b, all, cuda_load_of(g, word, near, s->bytes), lane, "");
     else
-      store_to(g, LLVMBuildExtractElement(g->b, all, lane, ""), near, s->bytes);
+      cuda_store_to(g, LLVMBuildExtractElement(g->b, all, lane, ""), near, s->bytes);
   }
-  if (s->result) store_to(g, all, far, VECTOR);
+  if (s->result) cuda_store_to(g, all, far, VECTOR);
 }
 
 /* count elements from base on, which is a multiple of a vector. */
@@ -86,9 +87,9 @@ static void copy_span(Gen *g, const CudaSpan *s, int at_once, Val shared, Val ba
   Val first = LLVMBuildNSWAdd(g->b, LLVMBuildNSWMul(g->b, vectors, size, ""), tid, "");
   loop = loop_open(g, first, count, threads, 0, s->length, &var);
   gen_at(g, g->depth);
-  Val far = in_buffer(g, s, base, loop.phi), near = place_of(g, s, shared, loop.phi);
+  Val far = cuda_span_far(g, s, base, loop.phi), near = cuda_span_place(g, s, shared, loop.phi);
   Val from = s->result ? near : far, to = s->result ? far : near;
-  store_to(g, load_of(g, element_type(g, s), from, s->bytes), to, s->bytes);
+  cuda_store_to(g, cuda_load_of(g, cuda_element_type(g, s), from, s->bytes), to, s->bytes);
   loop_close(g, &loop, LOOP_PLAIN);
 }
 
@@ -106,6 +107,20 @@ static Aff join_place(Gen *g, const CudaSpan *s, int64_t row, const Aff *p, Val 
   return aff_add(g, &above, &at);
 }
 
+/* Loop by loop. */
+static Aff place_on_axis(Gen *g, const Nest *t, const CudaSpan *s, const Axis *x, Aff at) {
+  Aff sum = aff_k(0), digit;
+  for (int l = x->last; l >= x->first; l--) {
+    if (l > x->first)
+      aff_divmod(g, &at, t->ext[l], &at, &digit);
+    else
+      digit = at;
+    digit = aff_mul(digit, s->of[l]);
+    sum = aff_add(g, &sum, &digit);
+  }
+  return sum;
+}
+
 /* The place of point *p, and of sum *skip. */
 static Val place_of_point(Gen *g, const CudaCopies *c, const CudaSpan *s, const Aff *p,
                           const Aff *skip) {
@@ -116,7 +131,8 @@ static Val place_of_point(Gen *g, const CudaCopies *c, const CudaSpan *s, const 
   } else if (!s->whole) {
     cuda_place(g, t, t->n_out, *p, out);
     for (int a = 0; a < t->n_out; a++) {
-      Aff x = aff_mul(out[a], s->step[a]);
+      Aff x = s->uneven >> a & 1 ? place_on_axis(g, t, s, &t->out[a], out[a])
+                                 : aff_mul(out[a], s->step[a]);
       sum = aff_add(g, &sum, &x);
     }
   }
@@ -157,16 +173,37 @@ CudaCopies *cuda_copies_new(Gen *g, const Nest *t, const CudaSpans *spans) {
   for (int i = 0; i < spans->n; i++) {
     const CudaSpan *s = &spans->v[i];
     int64_t n = s->length + (s->pad ? s->length / s->pad + 1 : 0),
-            bytes = word_type(g, s) == g->i64 ? 8 : 4;
+            bytes = cuda_word_type(g, s) == g->i64 ? 8 : 4;
     char name[16];
     snprintf(name, sizeof name, "span%d", i);
-    c->at[i].shared = cuda_shared(g, name, word_type(g, s), (n * s->bytes + VECTOR) / bytes);
+    c->at[i].shared = cuda_shared(g, name, cuda_word_type(g, s), (n * s->bytes + VECTOR) / bytes);
     Aff none = aff_k(0);
-    if (!s->whole || s->chunk_step) continue;
+    if (!s->whole || s->chunk_step || spans->boxes) continue;
     place_span(g, c, i, &none, &none, &none);
     copy_span(g, s, c->spans->threads, c->at[i].shared, c->at[i].base, c->at[i].count);
   }
   return c;
+}
+
+static void fill_box(Gen *g, CudaCopies *c, int i, const Aff *first, Val n, const Aff *skip) {
+  enum { FAR = 1 << 20 };
+  const CudaSpans *all = c->spans;
+  const CudaSpan *s = &all->v[i];
+  const Nest *t = c->t;
+  Val start = place_of_point(g, c, s, first, skip), passed = aff_value(g, skip);
+  gen_at(g, g->depth);
+  start = LLVMBuildNSWAdd(g->b, start, gen_i64(g, s->lo), "");
+  c->at[i].base = start;
+  c->at[i].from = aff_var(gen_var(g, start, -FAR, s->size + FAR), 1);
+  gen_at(g, g->depth);
+  c->at[i].count = LLVMBuildNSWMul(g->b, n, gen_i64(g, s->inner), "");
+  if (s->result) return;
+  Val cut = LLVMBuildUDiv(g->b, n, gen_i64(g, cuda_inside(t, all->cut)), ""), chunk = NULL;
+  if (all->chunk) {
+    chunk = LLVMBuildNSWSub(g->b, gen_i64(g, t->sum[0].ext), passed, "");
+    chunk = gen_min(g, chunk, gen_i64(g, all->chunk));
+  }
+  cuda_box_fill(g, s, all, c->at[i].shared, start, cut, chunk);
 }
 
 void cuda_copies_fill(Gen *g, CudaCopies *c, const Aff *first, Val n, const Aff *skip) {
@@ -177,6 +214,10 @@ void cuda_copies_fill(Gen *g, CudaCopies *c, const Aff *first, Val n, const Aff 
   cuda_barrier(g);
   for (int i = 0; i < c->spans->n; i++) {
     const CudaSpan *s = &c->spans->v[i];
+    if (c->spans->boxes) {
+      fill_box(g, c, i, first, n, skip);
+      continue;
+    }
     if (s->whole && !s->chunk_step) continue;
     if (!s->result) {
       place_span(g, c, i, first, &end, skip);
@@ -197,7 +238,9 @@ void cuda_copies_flush(Gen *g, CudaCopies *c) {
   for (int i = 0; i < c->spans->n; i++) any |= c->spans->v[i].result;
   if (any) cuda_barrier(g);
   for (int i = 0; i < c->spans->n; i++)
-    if (c->spans->v[i].result)
+    if (c->spans->v[i].result && c->spans->boxes)
+      cuda_box_flush(g, &c->spans->v[i], c->spans, c->at[i].shared, c->at[i].base, c->at[i].count);
+    else if (c->spans->v[i].result)
       copy_span(g, &c->spans->v[i], c->spans->threads, c->at[i].shared, c->at[i].base,
                 c->at[i].count);
 }
@@ -211,6 +254,8 @@ static Val find(Gen *g, int buf, const Aff *at) {
     Aff back = aff_mul(c->at[i].from, -1), here = aff_add(g, at, &back);
     Val v = aff_value(g, &here);
     gen_at(g, g->depth);
+    if (c->spans->boxes)
+      return cuda_span_place(g, s, c->at[i].shared, cuda_box_find(g, s, c->at[i].base, v));
     v = LLVMBuildTrunc(g->b, v, g->i32, "");
     if (!s->result) { /* what lies outside is read as well, and not used */
       Val last = LLVMBuildTrunc(g->b, c->at[i].count, g->i32, "");
@@ -218,7 +263,7 @@ static Val find(Gen *g, int buf, const Aff *at) {
       v = gen_call(g, "llvm.umin", g->i32, 2, (Val[]){v, last});
     }
     v = LLVMBuildZExt(g->b, v, g->i64, "");
-    return place_of(g, s, c->at[i].shared, v);
+    return cuda_span_place(g, s, c->at[i].shared, v);
   }
   return NULL;
 }

@@ -46,6 +46,25 @@ Val cuda_copy_load(Gen *g, DType t, int buf, const Aff *at);
 bool cuda_copy_store(Gen *g, DType t, int buf, const Aff *at, Val v);
 
 void cuda_joins(Gen *g, const CudaLaunch *l);
+/* Element i of a span in shared memory; the buffer's element base + i; loads and stores of so many bytes' alignment. */
+LLVMTypeRef cuda_word_type(Gen *g, const CudaSpan *s); /* in which vectors are copied */
+LLVMTypeRef cuda_element_type(Gen *g, const CudaSpan *s);
+Val cuda_span_place(Gen *g, const CudaSpan *s, Val shared, Val i);
+Val cuda_span_far(Gen *g, const CudaSpan *s, Val base, Val i);
+Val cuda_load_of(Gen *g, LLVMTypeRef t, Val p, int align);
+void cuda_store_to(Gen *g, Val v, Val p, int align);
+
+/* cuda_box.c: spans of blocks that are boxes, box.c. */
+/* The block's first point, and how many it has. */
+Aff cuda_box_first(Gen *g, const Nest *t, const CudaSpans *s, const Aff *block, Val *n);
+/* Copies the pieces that begin at `start` of the buffer, for so many indices of the axes that may have fewer. */
+void cuda_box_fill(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, Val start, Val cut,
+                   Val chunk);
+/* The element of the span in shared memory that lies v behind `start`. */
+Val cuda_box_find(Gen *g, const CudaSpan *s, Val start, Val v);
+/* Writes `count` results from `start` on. */
+void cuda_box_flush(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, Val start,
+                    Val count);
 
 /* cuda_team.c, cuda_order.c */
 void cuda_teams(Gen *g, const CudaLaunch *l);

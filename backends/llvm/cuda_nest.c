@@ -126,12 +126,16 @@ static void points_of_block(Work *w, const CudaLaunch *l, int v) {
   const CudaSpans *spans = l->stage->spans;
   int64_t per = spans->points / v, n = t->rows / v, blocks = (n + per - 1) / per;
   int var;
+  if (spans->boxes) blocks = cuda_box_blocks(t, spans);
   CudaCopies *c = cuda_copies_new(g, t, spans);
   Loop loop = cuda_blocks(g, l, blocks, &var);
   Aff block = blocks == 1 ? aff_k(0) : aff_var(var, 1), first = aff_mul(block, per);
-  Val from = aff_value(g, &first), many = gen_i64(g, n < per ? n : per);
+  Val many = gen_i64(g, n < per ? n : per);
+  if (spans->boxes) first = cuda_box_first(g, t, spans, &block, &many);
+  Val from = aff_value(g, &first);
   gen_at(g, g->depth);
-  if (n % per && n > per) many = gen_min(g, many, LLVMBuildNSWSub(g->b, gen_i64(g, n), from, ""));
+  if (!spans->boxes && n % per && n > per)
+    many = gen_min(g, many, LLVMBuildNSWSub(g->b, gen_i64(g, n), from, ""));
   first = aff_mul(first, v);
   Aff all = aff_k(0);
   Val values = v > 1 ? LLVMBuildNSWMul(g->b, many, gen_i64(g, v), "") : many;
@@ -158,7 +162,7 @@ static void points_of(Gen *g, int i, const CudaLaunch *l) {
   if (t.rows == 0) return;
   int v = cuda_points_vector(g, &t);
   if (l->stage->spans)
-    points_of_block(w, l, v);
+    points_of_block(w, l, l->stage->spans->boxes ? 1 : v);
   else
     points_of_grid(w, l, v);
 }

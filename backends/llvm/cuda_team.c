@@ -321,7 +321,15 @@ static void place_row(Team *m, const Aff *block) {
   Gen *g = w->g;
   Aff at = aff_mul(*block, m->s->teams);
   at = aff_add(g, &at, &m->team);
-  if (w->t->rows % m->s->teams) {
+  if (m->s->spans && m->s->spans->boxes) {
+    at = aff_add(g, &m->first, &m->team);
+    Val v = aff_value(g, &at), last = aff_value(g, &m->first);
+    gen_at(g, g->depth);
+    g->active = LLVMBuildICmp(g->b, LLVMIntSLT, m->team_v, m->n, "");
+    last = LLVMBuildNSWSub(g->b, LLVMBuildNSWAdd(g->b, last, m->n, ""), gen_i64(g, 1), "");
+    v = gen_min(g, v, last);
+    at = aff_var(gen_var(g, v, 0, w->t->rows - 1), 1);
+  } else if (w->t->rows % m->s->teams) {
     Val v = aff_value(g, &at);
     gen_at(g, gen_depth(g, v) > 1 ? gen_depth(g, v) : 1);
     g->active = LLVMBuildICmp(g->b, LLVMIntSLT, v, gen_i64(g, w->t->rows), "");
@@ -352,6 +360,10 @@ static void store(Team *m) {
 static void place_block(Team *m, const Aff *block) {
   Gen *g = m->w->g;
   int64_t rows = m->w->t->rows, teams = m->s->teams;
+  if (m->s->spans->boxes) {
+    m->first = cuda_box_first(g, m->w->t, m->s->spans, block, &m->n);
+    return;
+  }
   m->first = aff_mul(*block, teams);
   Val from = aff_value(g, &m->first);
   m->n = gen_i64(g, rows < teams ? rows : teams);
@@ -378,12 +390,13 @@ void cuda_teams(Gen *g, const CudaLaunch *l) {
   m.lane_v = aff_value(g, &m.lane);
   m.team_v = aff_value(g, &m.team);
   int64_t n = (t.rows + m.s->teams - 1) / m.s->teams;
+  if (m.s->spans && m.s->spans->boxes) n = cuda_box_blocks(&t, m.s->spans);
   if (m.s->spans) m.copies = cuda_copies_new(g, &t, m.s->spans);
   Loop loop = cuda_blocks(g, l, n, &var);
   Aff block = n == 1 ? aff_k(0) : aff_var(var, 1);
-  place_row(&m, &block);
   Aff none = aff_k(0);
   if (m.copies) place_block(&m, &block);
+  place_row(&m, &block);
   if (m.copies && !m.s->spans->chunk) fill_copies(&m, &none);
   init_accs(w, NULL);
   for (int s = 0; s < w->n_sweep && t.n_sums; s++) {

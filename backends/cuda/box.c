@@ -1,0 +1,289 @@
+/* Blocks that are boxes of axes. In: a nest; out: for each buffer that warps would read in pieces, unaligned or with gaps what a
+ * block copies through shared memory, as pieces that each begin and end with sectors.
+ *
+ * A block has some indices of one axis of results, `cut`, and all of those within. What it reads of a buffer follows from the
+ * steps of these axes and of the sums. In order of their steps, those that leave little out make one run of neighbouring
+ * elements; each of the others, whose step is longer than all that lies within, multiplies the runs. So blocks have what a
+ * few rows of a transposed matrix need, the same columns of several rows, or images of one channel. The axis, and how many of
+ * its indices, are those for which fewest sectors are read and written: runs are rounded to sectors. */
+#include "plan.h"
+#include <stdlib.h>
+#include <string.h>
+
+enum { SECTOR = 32, BOX_BYTES = 24 << 10, MOST_PIECES = 4096 };
+
+/* A way to cut the nest. */
+typedef struct Box {
+  Gen *g;
+  const Nest *t;
+  const CudaAccesses *all;
+  CudaSpans *to;
+} Box;
+
+static int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t cuda_box_blocks(const Nest *t, const CudaSpans *boxes) {
+  int64_t n = div_up(t->out[boxes->cut].ext, boxes->across);
+  for (int a = 0; a < boxes->cut; a++) n *= t->out[a].ext;
+  return n;
+}
+
+/* One axis more, from the innermost on. False: too many. */
+static bool add_axis(CudaSpan *s, CudaPiece p) {
+  if (p.ext == 1) return true;
+  if (p.step < 0) {
+    if (p.cut || p.chunk) return false;
+    s->lo += p.step * (p.ext - 1);
+    s->hi += p.step * (p.ext - 1);
+    p.step = -p.step;
+  }
+  if (p.step == 0) return true;
+  int at = s->n_piece;
+  if (at == KL_LOOPS) return false;
+  for (; at > 0 && s->piece[at - 1].step < p.step; at--) s->piece[at] = s->piece[at - 1];
+  s->piece[at] = p;
+  s->n_piece++;
+  return true;
+}
+
+static bool add_sums(const Box *b, const CudaAccess *x, CudaSpan *s) {
+  const Nest *t = b->t;
+  for (int a = 0; a < t->n_sum; a++) {
+    bool chunk = b->to->chunk && a == 0;
+    int64_t step;
+    if (cuda_axis_step(t, &t->sum[a], x->of, &step)) {
+      int64_t ext = chunk ? b->to->chunk : t->sum[a].ext;
+      if (!add_axis(s, (CudaPiece){.ext = ext, .step = step, .chunk = chunk})) return false;
+      if (chunk) s->chunk_step = step;
+      continue;
+    }
+    for (int l = t->sum[a].first; l <= t->sum[a].last; l++)
+      if (chunk || !add_axis(s, (CudaPiece){.ext = t->ext[l], .step = x->of[l]})) return false;
+  }
+  return true;
+}
+
+/* Axes that leave little out become the run. */
+static bool set_run(CudaSpan *s) {
+  int64_t per = SECTOR / s->bytes;
+  s->run = s->hi - s->lo + 1;
+  while (s->n_piece > 0) {
+    const CudaPiece *p = &s->piece[s->n_piece - 1];
+    if (p->step >= s->run + per) break;
+    s->run += p->step * (p->ext - 1);
+    if (p->cut) s->per_cut = p->step;
+    if (p->chunk) s->per_chunk = p->step;
+    s->n_piece--;
+  }
+  for (int64_t reach = s->run, i = s->n_piece - 1; i >= 0; i--) {
+    if (s->piece[i].step < reach) return false;
+    reach += s->piece[i].step * (s->piece[i].ext - 1);
+  }
+  return true;
+}
+
+/* Do all runs begin with sectors? */
+static bool is_aligned(const Box *b, const CudaSpan *s) {
+  int64_t per = SECTOR / s->bytes;
+  int cut = b->to->cut;
+  bool even = s->lo % per == 0 && s->chunk_step * b->to->chunk % per == 0;
+  for (int a = 0; a <= cut; a++) {
+    const Axis *x = &b->t->out[a];
+    bool loops = s->uneven >> a & 1;
+    if (a < cut && !loops) even &= s->step[a] % per == 0;
+    for (int l = x->first; l <= x->last && loops; l++)
+      even &= s->of[l] % per == 0 || b->t->ext[l] == 1;
+  }
+  even &= b->to->across == b->t->out[cut].ext || s->step[cut] * b->to->across % per == 0;
+  for (int i = 0; i < s->n_piece; i++) even &= s->piece[i].step % per == 0;
+  return even;
+}
+
+/* The steps of y are x's where both move. */
+static bool add_read(const Nest *t, CudaAccess *x, const CudaAccess *y) {
+  for (int l = 0; l < t->rank; l++) {
+    bool red = t->red >> l & 1;
+    if (red && x->of[l] == 0) x->of[l] = y->of[l];
+    if (x->of[l] != y->of[l] && !(red && y->of[l] == 0)) return false;
+  }
+  for (int w = 0; w < CUDA_WINDOWS; w++)
+    if (x->window[w] != y->window[w] || x->window_ext[w] != y->window_ext[w]) return false;
+  if (y->bare_lo < x->bare_lo) x->bare_lo = y->bare_lo;
+  if (y->bare_hi > x->bare_hi) x->bare_hi = y->bare_hi;
+  x->even = common_factor(x->even, y->even);
+  return true;
+}
+
+/* Axes of results. The first point's place is counted by axes; within a block those that are not even go by their loops. */
+static bool add_points(const Box *b, const CudaAccess *x, CudaSpan *s, bool *even) {
+  const Nest *t = b->t;
+  for (int a = 0; a < t->n_out; a++) {
+    const Axis *axis = &t->out[a];
+    bool cut = a == b->to->cut, regular = cuda_axis_step(t, axis, x->of, &s->step[a]);
+    if (a > b->to->cut && !regular) {
+      s->step[a] = 0;
+      s->inner = x->of[axis->last];
+      *even = false;
+      for (int l = axis->first; l <= axis->last; l++)
+        if (!add_axis(s, (CudaPiece){.ext = t->ext[l], .step = x->of[l]})) return false;
+      continue;
+    }
+    int64_t ext = cut ? b->to->across : axis->ext;
+    s->inner = s->step[a];
+    if (!regular ||
+        (a >= b->to->cut && !add_axis(s, (CudaPiece){.ext = ext, .step = s->step[a], .cut = cut})))
+      return false;
+  }
+  return true;
+}
+
+/* What all reads of an input have in common; *even: they need no copy. */
+static bool find_span(const Box *b, int input, CudaSpan *s, bool *even) {
+  const Nest *t = b->t;
+  CudaAccess x = {.input = -1};
+  bool line, regular = true;
+  for (int i = 0; i < b->all->n; i++) {
+    const CudaAccess *y = &b->all->v[i];
+    if (y->input != input) continue;
+    if (!y->kept || y->parts != 1) return false;
+    if (x.input < 0)
+      x = *y;
+    else if (!add_read(t, &x, y))
+      return false;
+  }
+  if (x.input < 0) return false;
+  *s = (CudaSpan){.buffer = input, .bytes = x.bytes, .parts = 1, .box = 1};
+  memcpy(s->of, x.of, sizeof s->of);
+  s->lo = x.bare_lo;
+  s->hi = x.bare_hi;
+  if (!add_points(b, &x, s, &regular)) return false;
+  int64_t places = x.even;
+  for (int l = 0; l < t->rank; l++)
+    if (t->red >> l & 1 && t->ext[l] > 1 && x.of[l] % (SECTOR / x.bytes)) places = 1;
+  if (!add_sums(b, &x, s)) return false;
+  for (int w = 0; w < CUDA_WINDOWS; w++)
+    if (x.window_ext[w] && !add_axis(s, (CudaPiece){.ext = x.window_ext[w], .step = x.window[w]}))
+      return false;
+  *even = regular && cuda_is_even(t, s, &x, places, &line);
+  s->size = node_numel(b->g->k->inputs.v[input].node);
+  return set_run(s) && s->size > 0;
+}
+
+/* Its place in shared memory, and the sectors of a block. */
+static bool place_span(const Box *b, CudaSpan *s) {
+  const Nest *t = b->t;
+  int64_t per = SECTOR / s->bytes, n = 1, most = BOX_BYTES / s->bytes;
+  bool even = is_aligned(b, s), lanes = t->red && !t->unroll && !t->columns;
+  if (s->run > most) return false;
+  int64_t pitch = div_up(s->run + (even ? 0 : per - 1), per) * per;
+  for (int i = s->n_piece - 1; i >= 0; i--) {
+    s->piece[i].pitch = n * pitch;
+    n *= s->piece[i].ext;
+    if (n > MOST_PIECES || n * pitch > most) return false;
+  }
+  s->length = n * pitch;
+  s->pad = !lanes && s->n_piece && s->inner != 1 && s->bytes >= 4 ? 128 / s->bytes : 0;
+  b->to->sectors += (double)n * ((double)s->run / (double)per + (even ? 0 : 1 - 1.0 / (double)per));
+  return true;
+}
+
+/* Results of a block that begin anywhere. */
+static bool add_results(const Box *b) {
+  const Nest *t = b->t;
+  CudaSpans *to = b->to;
+  bool sums = t->red && !t->unroll;
+  for (int r = 0; r < t->roots.n; r++) {
+    const Root *root = &t->roots.v[r];
+    int64_t each = root->full && t->red ? t->n_sums : 1, points = to->points * each;
+    CudaSpan s = {.buffer = root->buf,
+                  .bytes = dtype_info[root->n->dtype].size,
+                  .parts = 1,
+                  .result = true,
+                  .box = 1,
+                  .inner = each,
+                  .size = t->rows * each,
+                  .length = points + 2 * SECTOR};
+    if (sums && each > 1) return false;
+    if (each > 1)
+      for (int d = 0; d + 1 < t->rank; d++)
+        if (t->red >> d & 1 && !(t->red >> (d + 1) & 1) && t->ext[d + 1] > 1 && t->ext[d] > 1)
+          return false;
+    for (int a = 0; a < t->n_out; a++) s.step[a] = each * cuda_inside(t, a);
+    double per = SECTOR / s.bytes;
+    bool even = is_aligned(b, &s);
+    to->sectors += (double)points / per + (even ? 0 : 1 - 1 / per);
+    if (sums || (even && each == 1)) continue;
+    if (to->n == CUDA_SPANS) return false;
+    to->v[to->n++] = s;
+  }
+  return true;
+}
+
+/* The block of `across` indices of the axis `cut`. */
+static bool fill_box(const Box *b) {
+  CudaSpans *to = b->to;
+  const Nest *t = b->t;
+  Kernel *k = b->g->k;
+  int64_t at = 0, blocks = cuda_box_blocks(t, to), chunks = 1;
+  bool uneven = false;
+  to->n = 0;
+  to->sectors = 0;
+  to->points = to->across * cuda_inside(t, to->cut);
+  if (to->chunk) chunks = div_up(t->sum[0].ext, to->chunk);
+  for (int i = 0; i < k->inputs.n; i++) {
+    CudaSpan s;
+    bool even, known = find_span(b, i, &s, &even);
+    if (!known) {
+      bool read = false;
+      for (int j = 0; j < b->all->n; j++) read |= b->all->v[j].input == i && b->all->v[j].kept;
+      if (read) return false;
+      continue;
+    }
+    uneven |= !even;
+    if (even && (s.inner == 0 || is_aligned(b, &s))) continue;
+    if (to->n == CUDA_SPANS || cuda_is_overwritten(k, &k->inputs.v[i])) return false;
+    if (!place_span(b, &s)) return false;
+    to->v[to->n++] = s;
+  }
+  to->sectors *= (double)chunks;
+  if (!uneven || to->n == 0 || !add_results(b)) return false;
+  for (int i = 0; i < to->n; i++)
+    at += (to->v[i].length + (to->v[i].pad ? to->v[i].length / to->v[i].pad + 1 : 0)) *
+          to->v[i].bytes;
+  to->sectors *= (double)blocks;
+  return at <= BOX_BYTES;
+}
+
+/* Chunks of the outermost sum, if it is long: as much as fits. */
+static bool fill_chunks(const Box *b, bool may_chunk) {
+  b->to->chunk = 0;
+  if (fill_box(b)) return true;
+  if (!may_chunk) return false;
+  for (int64_t chunk = div_up(b->t->sum[0].ext, 2); chunk > 3; chunk = div_up(chunk, 2)) {
+    b->to->chunk = chunk;
+    if (fill_box(b)) return true;
+  }
+  return false;
+}
+
+const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_blocks) {
+  enum { LONG = 128 };
+  CudaAccesses all = {0};
+  CudaSpans *best = NULL, try = {.boxes = true, .threads = CUDA_THREADS};
+  bool teams = t->red && !t->unroll;
+  if (!cuda_may_copy(g, t, &all) || t->n_out == 0) return NULL;
+  Box b = {g, t, &all, &try};
+  bool may_chunk = teams && t->n_sum > 0 && (t->columns || t->sum[t->n_sum - 1].ext < LONG);
+  for (try.cut = t->n_out - 1; try.cut >= 0; try.cut--) {
+    int64_t ext = t->out[try.cut].ext, inside = cuda_inside(t, try.cut);
+    if (inside > most) break;
+    for (int64_t m = 1; m < 2 * ext; m *= 2) {
+      try.across = m < ext ? m : ext;
+      if (try.across * inside > most || cuda_box_blocks(t, &try) < least_blocks) break;
+      if (try.across * inside < 32 && try.across < ext) continue;
+      if (!fill_chunks(&b, may_chunk) || (best && try.sectors > 0.96 * best->sectors)) continue;
+      best = arena_dup(g->a, &try, sizeof try);
+    }
+  }
+  return best;
+}
