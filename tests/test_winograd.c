@@ -1,5 +1,5 @@
 /* Convolutions of 3 x 3 with an error allowed: they run by Winograd's algorithm, err no more than that, in tiles of 2 x 2 no
- * more than plain sums, forward and for the gradient of the input, with the same bits for any split of the tasks and for every instruction set; and what the algorithm is not
+ * more than plain sums, forward and for the gradients of input and filter, with the same bits for any split of the tasks and for every instruction set; and what the algorithm is not
  * made for, or what allows too little, runs as before. The reference is the interpreter in float64 on the same values. */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -7,11 +7,13 @@
 #include <cmocka.h>
 #include <math.h>
 #include "../backends/cpu/conv.h"
+#include "../backends/cpu/filter.h"
 #include "../frontend/kiln.h"
 
 typedef struct Shape {
   int64_t n, c, o, groups, h, w, pad;
 } Shape;
+typedef enum What { FORWARD, INPUT, FILTER } What; /* the result, or a gradient */
 
 static uint32_t noise_state;
 static double noise(void) {
@@ -38,13 +40,44 @@ static void fill(Arena *a, Map *const to[2], const char *name, const int64_t dim
   }
 }
 
+/* Dimensions of the second operand: the filter, whose input and output change places in the gradient of the input, or what
+ * comes back to the result. */
+static void second_dims(const Shape *s, What part, int64_t to[4]) {
+  int64_t cg = s->c / s->groups,
+          d[3][4] = {{3, 3, cg, s->o},
+                     {3, 3, s->o, cg},
+                     {s->n, s->h + 2 * s->pad - 2, s->w + 2 * s->pad - 2, s->o}};
+  memcpy(to, d[part], sizeof d[0]);
+}
+
+/* [3, 3, c/groups, o], in groups of channels [3, 3, groups, c/groups, o/groups]. */
+static Node *filter_node(Graph *g, const Shape *s, Node *x, Node *y) {
+  int64_t cg = s->c / s->groups, og = s->o / s->groups, n = s->n, h = y->dims[1], w = y->dims[2];
+  int32_t pad = -(int32_t)s->pad;
+  if (s->groups == 1) {
+    int64_t ext[7] = {3, 3, s->c, s->o, n, h, w};
+    AffDim mx[4] = {aff_loop(4), {0, 5, 1, 1, pad, 1}, {1, 6, 1, 1, pad, 1}, aff_loop(2)};
+    AffDim my[4] = {aff_loop(4), aff_loop(5), aff_loop(6), aff_loop(3)};
+    return g_contract(g, x, y, 4, 7, ext, mx, my);
+  }
+  int64_t ext[8] = {3, 3, s->groups, cg, og, n, h, w};
+  AffDim mx[4] = {aff_loop(5),
+                  {0, 6, 1, 1, pad, 1},
+                  {1, 7, 1, 1, pad, 1},
+                  {2, 3, (int32_t)cg, 1, 0, 1}};
+  AffDim my[4] = {aff_loop(5), aff_loop(6), aff_loop(7), {2, 4, (int32_t)og, 1, 0, 1}};
+  return g_contract(g, x, y, 5, 8, ext, mx, my);
+}
+
 /* x [n, h, w, c] and w [3, 3, c/groups, o] or, for the gradient of an input, [3, 3, o, c] read backwards. */
-static Node *conv_node(Graph *g, DType t, const Shape *s, bool gradient) {
+static Node *conv_node(Graph *g, DType t, const Shape *s, What part) {
+  bool gradient = part == INPUT;
   int64_t out_h = s->h + 2 * s->pad - 2, out_w = s->w + 2 * s->pad - 2, cg = s->c / s->groups,
           og = s->o / s->groups;
-  int64_t xd[4] = {s->n, s->h, s->w, s->c},
-          wd[4] = {3, 3, gradient ? s->o : cg, gradient ? cg : s->o};
+  int64_t xd[4] = {s->n, s->h, s->w, s->c}, wd[4];
+  second_dims(s, part, wd);
   Node *x = g_feed(g, "x", t, 4, xd), *w = g_feed(g, "w", t, 4, wd);
+  if (part == FILTER) return filter_node(g, s, x, w);
   int32_t sign = gradient ? -1 : 1;
   int64_t from = gradient ? 2 - s->pad : -s->pad;
   if (s->groups == 1) {
@@ -63,9 +96,9 @@ static Node *conv_node(Graph *g, DType t, const Shape *s, bool gradient) {
   return g_contract(g, x, w, 5, 8, ext, mx, mw);
 }
 
-static const Tensor *exact(Arena *a, const Shape *s, bool gradient, Map *values) {
+static const Tensor *exact(Arena *a, const Shape *s, What part, Map *values) {
   Graph *g = graph_new(NULL, false);
-  Node *y = conv_node(g, DT_FLOAT64, s, gradient);
+  Node *y = conv_node(g, DT_FLOAT64, s, part);
   NamedNode out = {"y", y, NULL};
   vec_add(g->arena, &g->fetches, out);
   graph_number(g);
@@ -98,14 +131,15 @@ static void negate(const void *self, void *const *bufs, int64_t begin, int64_t e
 static double worst; /* of the last check, relative to the largest result */
 
 /* Runs one; returns the results of a tile's side, 0: not by Winograd's algorithm. */
-static int check(const Shape *s, bool gradient, double allowed, bool epilogue) {
+static int check(const Shape *s, What part, double allowed, bool epilogue) {
   Arena *a = arena_new();
   Map *values[2] = {map_new(a), map_new(a)};
-  int64_t cg = s->c / s->groups;
+  int64_t second[4];
+  second_dims(s, part, second);
   fill(a, values, "x", (int64_t[]){s->n, s->h, s->w, s->c});
-  fill(a, values, "w", (int64_t[]){3, 3, gradient ? s->o : cg, gradient ? cg : s->o});
+  fill(a, values, "w", second);
   Graph *g = graph_new(NULL, false);
-  Node *node = conv_node(g, DT_FLOAT32, s, gradient);
+  Node *node = conv_node(g, DT_FLOAT32, s, part);
   Node maps = {.prim = P_ADD, .dtype = DT_FLOAT32, .rank = node->rank};
   memcpy(maps.dims, node->dims, sizeof maps.dims);
   graph_number(g);
@@ -116,8 +150,8 @@ static int check(const Shape *s, bool gradient, double allowed, bool epilogue) {
   for (int i = 0; i < 2; i++) vec_add(a, &k.inputs, ((KernelInput){node->in[i], false, false}));
   vec_add(a, &k.outputs, epilogue ? &maps : node);
   Plan *p = contract_plan(a, &k, false);
-  assert_int_equal(p->kind, PLAN_CONV);
-  int m = p->conv->winograd.m;
+  assert_int_equal(p->kind, part == FILTER ? PLAN_FILTER : PLAN_CONV);
+  int m = part == FILTER ? 2 * p->filter->winograd.used : p->conv->winograd.m;
   CodeBatch *batch = code_batch(a);
   plan_micro(p, batch);
   assert_true(code_make(batch, NULL));
@@ -125,7 +159,7 @@ static int check(const Shape *s, bool gradient, double allowed, bool epilogue) {
   contract_code(p, epilogue ? negate : NULL, &code);
   int64_t numel = node_numel(node);
   row_numel = numel / (p->frame.rows * p->frame.parts);
-  const Tensor *want = exact(a, s, gradient, values[1]);
+  const Tensor *want = exact(a, s, part, values[1]);
   float *got[2];
   for (int i = 0; i < 2; i++) {
     got[i] = arena_alloc(a, (size_t)numel * 4 + 64);
@@ -161,6 +195,11 @@ static const Shape shapes[] = {{1, 64, 64, 1, 28, 28, 1},  {1, 64, 96, 1, 30, 17
                                {1, 16, 64, 1, 40, 5, 1},   {1, 512, 64, 1, 6, 10, 1},
                                {1, 256, 256, 1, 14, 14, 1}};
 enum { SHAPES = sizeof shapes / sizeof *shapes };
+/* of gradients of filters: shares and one sum, odd sizes and even, blocks of rows in several images, groups, no padding */
+static const Shape filters[] = {{4, 64, 64, 1, 28, 28, 1}, {1, 128, 192, 1, 26, 30, 1},
+                                {9, 48, 80, 1, 7, 9, 1},   {2, 64, 64, 1, 15, 31, 2},
+                                {2, 32, 64, 1, 33, 20, 0}, {2, 128, 64, 2, 16, 13, 1}};
+enum { FILTERS = sizeof filters / sizeof *filters };
 
 static void test_errors(void **state) {
   (void)state;
@@ -168,7 +207,7 @@ static void test_errors(void **state) {
   for (int i = 0; i < SHAPES; i++)
     for (int how = 0; how < 4; how++) {
       bool gradient = how & 1 && shapes[i].groups == 1;
-      seen[check(&shapes[i], gradient, how & 2 ? 1e-5 : 2e-6, i & 1)]++;
+      seen[check(&shapes[i], gradient ? INPUT : FORWARD, how & 2 ? 1e-5 : 2e-6, i & 1)]++;
     }
   assert_true(seen[2] >= SHAPES && seen[4] >= SHAPES);
 }
@@ -178,11 +217,20 @@ static void test_sums(void **state) {
   (void)state;
   for (int i = 0; i < SHAPES; i++) {
     uint32_t seed = noise_state;
-    assert_int_equal(check(&shapes[i], false, 0, false), 0);
+    assert_int_equal(check(&shapes[i], FORWARD, 0, false), 0);
     double plain = worst;
     noise_state = seed;
-    assert_int_equal(check(&shapes[i], false, SUM_ERROR, false), 2);
+    assert_int_equal(check(&shapes[i], FORWARD, SUM_ERROR, false), 2);
     if (!(worst <= plain)) fail_msg("shape %d: %.2g, plain sums %.2g", i, worst, plain);
+  }
+}
+
+/* Gradients of filters err less than the half of what is allowed. */
+static void test_filters(void **state) {
+  (void)state;
+  for (int i = 0; i < FILTERS; i++) {
+    assert_int_equal(check(&filters[i], FILTER, SUM_ERROR, i & 1), 2);
+    assert_true(worst <= SUM_ERROR / 2);
   }
 }
 
@@ -193,7 +241,8 @@ static void test_instruction_sets(void **state) {
     micro_isa = sets[i];
     if (tile_isa() != ISA_NONE)
       for (int e = 0; e < 2; e++)
-        assert_int_equal(check(&shapes[0], false, e ? 1e-5 : 2e-6, true), e ? 4 : 2);
+        assert_int_equal(check(&shapes[0], FORWARD, e ? 1e-5 : 2e-6, true), e ? 4 : 2);
+    if (tile_isa() != ISA_NONE) assert_int_equal(check(&filters[2], FILTER, 2e-6, true), 2);
     micro_isa = NULL;
   }
 }
@@ -203,8 +252,13 @@ static void test_direct(void **state) {
   static const Shape odd[] = {{1, 20, 64, 1, 28, 28, 1}, {1, 64, 50, 1, 28, 28, 1}};
   static const double little[] = {0, -1, 1e-6, NAN};
   (void)state;
-  for (int i = 0; i < 4; i++) assert_int_equal(check(&shapes[0], false, little[i], false), 0);
-  for (int i = 0; i < 2; i++) assert_int_equal(check(&odd[i], false, 1, false), 0);
+  for (int i = 0; i < 4; i++) {
+    assert_int_equal(check(&shapes[0], FORWARD, little[i], false), 0);
+    assert_int_equal(check(&filters[0], FILTER, little[i], false), 0);
+  }
+  for (int i = 0; i < 2; i++)
+    for (int part = 0; part <= FILTER; part += FILTER)
+      assert_int_equal(check(&odd[i], (What)part, 1, false), 0);
 }
 
 /* The option of an executor: other executables, whose results are near and not the same; by default tiles of 2 x 2, which
@@ -250,9 +304,9 @@ static void test_option(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_errors),           cmocka_unit_test(test_sums),
-      cmocka_unit_test(test_instruction_sets), cmocka_unit_test(test_direct),
-      cmocka_unit_test(test_option),
+      cmocka_unit_test(test_errors),  cmocka_unit_test(test_sums),
+      cmocka_unit_test(test_filters), cmocka_unit_test(test_instruction_sets),
+      cmocka_unit_test(test_direct),  cmocka_unit_test(test_option),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,7 +6,8 @@
  *   the same summed over images and positions                               images_grad.c gradients of filters
  *   neighbouring channels in one operand and columns in the result          conv.c     direct convolution, products,
  *                                                                           winograd.c and 3x3 if an error is allowed
- *   the same summed over positions                                          filter.c   gradients of filters
+ *   the same summed over positions                                          filter.c   gradients of filters,
+ *                                                                           winograd_filter.c those of 3x3 likewise
  *   both operands plain (in bounds, no division), strides that BLAS takes   gemm.c     matrix products
  *   one operand a window of its tensor                                      im2col.c   convolution, gradient of the filter
  *   one operand addressed by position = (result - tap) / stride             col2im.c   gradient of the input
@@ -14,6 +15,7 @@
  *   anything else, and types other than float32 and float64                 generated loops
  * im2col and col2im both serve windows without division: the one with less arithmetic is taken. */
 #include "conv.h"
+#include "filter.h"
 #include "../llvm/llvm.h"
 #include <limits.h>
 #include <cblas.h>
@@ -319,7 +321,7 @@ static PlanKind by_conv(Arena *a, Plan *p) { return conv_plan(a, p) ? PLAN_CONV 
 static PlanKind by_direct(Arena *a, Plan *p) {
   if (!p->conv_error) return PLAN_LOOPS; /* nothing else is allowed */
   p->conv_error = 0;
-  return by_conv(a, p);
+  return conv_plan(a, p) ? PLAN_CONV : filter_plan(a, p) ? PLAN_FILTER : PLAN_LOOPS;
 }
 
 static PlanKind by_filter(Arena *a, Plan *p) {
@@ -391,7 +393,9 @@ void plan_text(const Plan *p, char text[24]) {
                                       "conv",  "filter", "images", "images"};
   const TileRow *t = p->tile;
   const char *name = names[p->kind];
-  if (p->kind == PLAN_CONV && p->conv->winograd.m) name = "winograd";
+  if (p->kind == PLAN_CONV ? p->conv->winograd.m > 0
+                           : p->kind == PLAN_FILTER && p->filter->winograd.used)
+    name = "winograd";
   if (t)
     snprintf(text, 24, "%s %s%dx%d", name, t->form == FORM_DOT ? "dot " : "", t->mr, t->nv);
   else

@@ -78,6 +78,10 @@ void conv_chunk(const ConvPlan *p, int64_t chunk, int64_t *e0, int64_t *e1);
  * those of the direct form. */
 void winograd_plan(Arena *a, const Facts *f, ConvPlan *p, double error, double cycles);
 int64_t winograd_scratch(const ConvPlan *p); /* elements */
-KernelFn winograd_pack, winograd_tasks;      /* winograd_run.c */
+/* winograd_run.c */
+KernelFn winograd_pack, winograd_tasks;
+/* A window of 4 x 4 positions at a, of all channels, transformed, to 16 places `step` apart; strides in elements. */
+void winograd_window(Isa isa, const float *a, int64_t line, int64_t pixel, int64_t channels,
+                     float *to, int64_t step);
 
 #endif

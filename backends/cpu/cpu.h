@@ -99,8 +99,8 @@ typedef enum PlanKind {
 typedef enum Way {
   WAY_RULE,   /* the one that the shape suggests */
   WAY_CONV,   /* direct convolution; Winograd's where the error is allowed and it seems faster */
-  WAY_DIRECT, /* direct convolution in any case */
-  WAY_FILTER, /* gradients of filters by blocks of positions */
+  WAY_DIRECT, /* the direct form, of a convolution or gradient of a filter, in any case */
+  WAY_FILTER, /* gradients of filters by blocks of positions; Winograd's like WAY_CONV */
   WAY_GEMM,   /* one product after another, by microkernels */
   WAY_BLAS,   /* the same by OpenBLAS */
   WAY_WINDOW, /* im2col, col2im */

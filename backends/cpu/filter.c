@@ -9,8 +9,8 @@
  * image, and what they read of A is copied once for all taps: a strip, with zeros around, in which a tap is an offset. Where one
  * row of taps has few channels they count as channels of one tap. If there are fewer blocks than tasks are wanted, the positions are divided as well, into a number
  * of shares that follows from the shape, whose sums are added up in order. The tiles of one block of positions fetch the next
- * one into the L2 cache. */
-#include "tiles.h"
+ * one into the L2 cache. Where an error is allowed, winograd_filter.c divides the work otherwise. */
+#include "filter.h"
 #include "../llvm/llvm.h"
 
 enum { BLOCK_BYTES = 896 << 10, MOST_COLUMNS = 256, MOST_CHANNELS = 256, FEW_CHANNELS = 16 };
@@ -18,34 +18,6 @@ enum { CHUNK = 512 /* the most positions */, LONG_ROW = 28 };
 /* So that a panel of B stays in the L1 cache. With more taps packing B, and the strips, cost less in longer blocks. */
 enum { CHUNK_OF_ONE_TAP = 128 };
 enum { PAGE = 4096 /* bytes; what lies so far apart falls into one set of the L1 cache */ };
-
-typedef struct FilterAxis {
-  int64_t pos, n, taps; /* loops over positions and taps */
-  int64_t at, step, tap_step, size,
-      stride; /* A is read at `at + step*pos + tap_step*tap` of `size` */
-  int64_t c;  /* stride of a tap in the result */
-} FilterAxis;
-
-typedef struct FilterPlan {
-  int a, b;
-  LoopList groups, images;
-  FilterAxis h, w;
-  int64_t a_base, b_base, b_pos; /* b_pos: elements between positions */
-  int64_t channels, columns, c_row;
-  bool fold;         /* taps along w are channels */
-  int64_t positions; /* of all images */
-  TileRow tile;
-  Blocks rows, cols;      /* channels and columns of a task */
-  int64_t chunk, shares;  /* positions packed together; into how many sums they are divided */
-  Blocks share;           /* of the positions, or with strips of the blocks of rows */
-  Blocks lines;           /* n > 0: strips; how the rows of an image are cut */
-  int64_t strip_w, pixel; /* columns of a strip, elements of one */
-  bool a_plain;           /* A is read in place: one tap, position p at p*w.stride */
-  bool keep;              /* the first tile of a panel of B packs it; else B is read in place */
-  MicroSet set;
-  /* into the set; then of the first tiles, if they keep */
-  int fn[MOST_ROWS + 1][MOST_VECTORS + 1][2], first[MOST_ROWS + 1][MOST_VECTORS + 1][2];
-} FilterPlan;
 
 /* ---- packing ---- */
 
@@ -94,16 +66,9 @@ static void pack_a(const Plan *plan, const FilterPlan *f, const char *a, int64_t
   }
 }
 
-/* A as it is read: copied, or where the kernel computes it (kernel_operand) made from the input that lies the same way. */
-typedef struct Source {
-  const Plan *plan;
-  void *const *bufs;
-  RunCtx *ctx;
-} Source;
-
 /* `n` channels of `positions` neighbours along a row of A, the first at `from`, to every `pitch` bytes. */
-static void compute_a(const Source *s, const char *from, int64_t positions, int64_t n, char *to,
-                      int64_t pitch) {
+static void compute_a(const FilterSource *s, const char *from, int64_t positions, int64_t n,
+                      char *to, int64_t pitch) {
   const FilterPlan *f = s->plan->filter;
   const Frame *frame = &s->plan->frame;
   int64_t size = s->plan->facts.size, at = (from - (const char *)s->bufs[frame->x[f->a]]) / size,
@@ -114,7 +79,7 @@ static void compute_a(const Source *s, const char *from, int64_t positions, int6
 }
 
 /* As pack_a, without folded taps. */
-static void pack_computed(const Source *s, const char *a, int64_t th, int64_t tw, int64_t p0,
+static void pack_computed(const FilterSource *s, const char *a, int64_t th, int64_t tw, int64_t p0,
                           int64_t p1, int64_t i0, int64_t n, char *to) {
   const FilterPlan *f = s->plan->filter;
   int64_t size = s->plan->facts.size, bytes = n * size;
@@ -150,19 +115,12 @@ static int64_t block_end(const FilterPlan *f, int64_t p, int64_t p1) {
 
 /* ---- tasks ---- */
 
-/* What a task sums: a block of channels and one of columns over a share of the positions. */
-typedef struct Task {
-  int64_t i0, rows, o0, columns, p0, p1, share;
-  int64_t c;         /* of the block's first result, in elements */
-  const char *a, *b; /* of position 0, channel and column 0 */
-} Task;
-
-static Task task_at(const Plan *plan, void *const *bufs, int64_t t) {
+FilterTask filter_task(const Plan *plan, void *const *bufs, int64_t t) {
   const FilterPlan *f = plan->filter;
   const Facts *facts = &plan->facts;
   int64_t tiles = f->rows.n * f->cols.n, col = t % f->cols.n, row = t % tiles / f->cols.n;
   int64_t group = t / tiles % f->groups.total;
-  Task k = {.share = t / tiles / f->groups.total, .i0 = block_start(&f->rows, row)};
+  FilterTask k = {.share = t / tiles / f->groups.total, .i0 = block_start(&f->rows, row)};
   k.rows = block_size(&f->rows, row);
   k.o0 = block_start(&f->cols, col);
   k.columns = block_size(&f->cols, col);
@@ -184,8 +142,7 @@ static int64_t strip_rows(const FilterPlan *f, int64_t rows) {
   return f->h.step * (rows - 1) + f->h.tap_step * (f->h.taps - 1) + 1;
 }
 
-/* What rows y.. of an image read at all taps. */
-static void copy_strip(const Source *s, const Task *t, int64_t p, int64_t n, char *to) {
+void filter_strip(const FilterSource *s, const FilterTask *t, int64_t p, int64_t n, char *to) {
   const Plan *plan = s->plan;
   const FilterPlan *f = plan->filter;
   int64_t size = plan->facts.size, bytes = f->pixel * size, w = f->strip_w;
@@ -233,7 +190,7 @@ static void fetch_rows(Ahead *n, int operand, const char *at, int64_t pitch, int
   n->rows[operand] = dense ? div_up(rows * pitch, LINES) : rows;
 }
 
-static Ahead ahead_of(const Plan *plan, const FilterPlan *f, const Task *k, int64_t p) {
+static Ahead ahead_of(const Plan *plan, const FilterPlan *f, const FilterTask *k, int64_t p) {
   int64_t size = plan->facts.size, positions = block_end(f, p, k->p1) - p;
   Ahead n = {0};
   Run r = run_at(f, p, k->p1);
@@ -308,8 +265,8 @@ static void product(Product *k, bool add) {
 }
 
 /* A at a tap: packed now, or a part of the strip. */
-static void read_tap(Product *k, const Source *s, const Task *t, int64_t p, int64_t th, int64_t tw,
-                     char *packed) {
+static void read_tap(Product *k, const FilterSource *s, const FilterTask *t, int64_t p, int64_t th,
+                     int64_t tw, char *packed) {
   const FilterPlan *f = k->f;
   int64_t size = k->plan->facts.size, line = f->strip_w * f->pixel;
   k->a = packed;
@@ -340,10 +297,11 @@ static void filter_tasks(const void *self, void *const *bufs, int64_t begin, int
   const FilterPlan *f = plan->filter;
   int64_t size = plan->facts.size, tw = f->fold ? 1 : f->w.taps;
   int64_t widest = div_up(f->cols.size + (f->cols.more > 0), f->tile.lanes) * f->tile.lanes;
-  Source s = {plan, bufs, ctx};
+  FilterSource s = {plan, bufs, ctx};
   char *packed_b = ctx->scratch, *packed_a = packed_b + (f->keep ? widest * f->chunk * size : 0);
   for (int64_t t = begin; t < end; t++) {
-    Task x = task_at(plan, bufs, t), after = t + 1 < end ? task_at(plan, bufs, t + 1) : x;
+    FilterTask x = filter_task(plan, bufs, t),
+               after = t + 1 < end ? filter_task(plan, bufs, t + 1) : x;
     char *to = f->shares > 1 ? (char *)bufs[plan->frame.ws] + x.share * plan->facts.numel * size
                              : (char *)bufs[plan->frame.out];
     Product k = {.plan = plan, .f = f, .rows = x.rows, .columns = x.columns, .packed = packed_b};
@@ -353,7 +311,7 @@ static void filter_tasks(const void *self, void *const *bufs, int64_t begin, int
       k.ahead = q < x.p1 ? ahead_of(plan, f, &x, q) : ahead_of(plan, f, &after, after.p0);
       k.b = x.b + (p * f->b_pos + x.o0) * size;
       k.made = false;
-      if (f->lines.n) copy_strip(&s, &x, p, k.positions / f->w.n, packed_a);
+      if (f->lines.n) filter_strip(&s, &x, p, k.positions / f->w.n, packed_a);
       for (int64_t tap = 0; tap < f->h.taps * tw; tap++) {
         read_tap(&k, &s, &x, p, tap / tw, tap % tw, packed_a);
         k.c = to + (x.c + tap / tw * f->h.c + tap % tw * f->w.c) * size;
@@ -549,11 +507,12 @@ bool filter_plan(Arena *arena, Plan *plan) {
   if (computed && plan->frame.computed != p.a) return false;
   p.a_base = f->base[p.a] - p.w.at * p.w.stride - p.h.at * p.h.stride;
   p.b_base = f->base[p.b];
-  divide(f, &p);
+  bool fast = plan->conv_error >= SUM_ERROR && winograd_filter_plan(f, &p, tasks_for(f->flops));
+  if (!fast) divide(f, &p);
   if (!choose_tile(f, &p, plan->only)) return false;
-  p.a_plain = !computed && is_plain(f, &p) && p.w.stride * f->size < PAGE;
+  p.a_plain = !fast && !computed && is_plain(f, &p) && p.w.stride * f->size < PAGE;
   bool in_place = p.a_plain && p.b_pos == p.cols.size; /* B has no gaps and serves one tap */
-  p.keep = !in_place && (p.cols.n > 1 || vector_blocks(p.columns, &p.tile).n > 1);
+  p.keep = !fast && !in_place && (p.cols.n > 1 || vector_blocks(p.columns, &p.tile).n > 1);
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 2; j++)
       want_tiles(arena, &p,
@@ -569,8 +528,8 @@ bool filter_plan(Arena *arena, Plan *plan) {
   int64_t a = p.lines.n   ? strip_rows(&p, p.chunk / p.w.n) * p.strip_w * p.pixel
               : p.a_plain ? 0
                           : (p.rows.size + 1) * p.chunk;
-  w->scratch = (columns * p.chunk + a) * f->size;
-  w->fn[0] = filter_tasks;
+  w->scratch = (fast ? winograd_filter_scratch(&p) : columns * p.chunk + a) * f->size;
+  w->fn[0] = fast ? winograd_filter_tasks : filter_tasks;
   w->n_tasks[0] = p.shares * p.cols.n * p.rows.n * p.groups.total;
   w->n_phases = 1;
   w->fused = w->n_tasks[0] == 1;

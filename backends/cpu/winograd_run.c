@@ -124,6 +124,11 @@ static const struct {
 #include "tiles.def"
 };
 
+void winograd_window(Isa isa, const float *a, int64_t line, int64_t pixel, int64_t channels,
+                     float *to, int64_t step) {
+  tiles_of[isa].read[0](a, line, pixel, channels, to, step);
+}
+
 /* ---- filters ---- */
 
 /* One dimension: three numbers `s` apart to n numbers `t` apart. */
