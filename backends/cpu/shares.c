@@ -2,33 +2,74 @@
  * sum by pairs, in an order that follows from their number, and then the epilogue of those rows. */
 #include "cpu.h"
 
-#define SUM_TREE(NAME, T)                                                                          \
-  static void NAME(T *restrict to, const T *restrict part, int64_t pitch, int n, int64_t i0,       \
-                   int64_t i1) {                                                                   \
-    enum { BLOCK = 64 };                                                                           \
-    for (; i0 < i1; i0 += BLOCK) {                                                                 \
-      T sum[MOST_SHARES][BLOCK];                                                                   \
-      int64_t m = least(BLOCK, i1 - i0);                                                           \
-      for (int c = 0; c < n; c++) memcpy(sum[c], part + c * pitch + i0, sizeof(T) * (size_t)m);    \
-      for (int d = 1; d < n; d *= 2)                                                               \
-        for (int c = 0; c + d < n; c += 2 * d)                                                     \
-          for (int64_t i = 0; i < m; i++) sum[c][i] += sum[c + d][i];                              \
-      memcpy(to + i0, sum[0], sizeof(T) * (size_t)m);                                              \
-    }                                                                                              \
+#define INLINE static inline __attribute__((always_inline))
+
+/* What the first `most` of n parts, `pitch` bytes apart, sum to at one place, a number or a vector: the sum of their halves. */
+#define SUM_OF(V, MOST, HALF)                                                                      \
+  INLINE void V##_##MOST(V *sum, const char *at, int64_t pitch, int n) {                           \
+    V more;                                                                                        \
+    V##_##HALF(sum, at, pitch, n);                                                                 \
+    if (n <= HALF) return;                                                                         \
+    V##_##HALF(&more, at + HALF * pitch, pitch, n - HALF);                                         \
+    *sum += more;                                                                                  \
   }
-SUM_TREE(sum_float, float)
-SUM_TREE(sum_double, double)
+#define SUM_TREE(V)                                                                                \
+  INLINE void V##_1(V *sum, const char *at, int64_t pitch, int n) {                                \
+    (void)pitch, (void)n;                                                                          \
+    *sum = *(const V *)at;                                                                         \
+  }                                                                                                \
+  SUM_OF(V, 2, 1)                                                                                  \
+  SUM_OF(V, 4, 2)                                                                                  \
+  SUM_OF(V, 8, 4)                                                                                  \
+  SUM_OF(V, 16, 8)
+#define SUM(NAME, T)                                                                               \
+  typedef T NAME##_one;                                                                            \
+  typedef T NAME##_some __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));           \
+  SUM_TREE(NAME##_one)                                                                             \
+  SUM_TREE(NAME##_some)                                                                            \
+  INLINE void NAME(char *to, const char *part, int64_t pitch, int n, int64_t bytes) {              \
+    int64_t i = 0, step = sizeof(NAME##_some);                                                     \
+    for (; i + step <= bytes; i += step)                                                           \
+      NAME##_some_16((NAME##_some *)(to + i), part + i, pitch, n);                                 \
+    for (; i < bytes; i += (int64_t)sizeof(T))                                                     \
+      NAME##_one_16((NAME##_one *)(to + i), part + i, pitch, n);                                   \
+  }
+SUM(sum_float, float)
+SUM(sum_double, double)
+_Static_assert(MOST_SHARES == 16, "all parts of a sum");
+
+INLINE void sum_any(DType t, char *to, const char *part, int64_t pitch, int n, int64_t bytes) {
+  if (t == DT_FLOAT32)
+    sum_float(to, part, pitch, n, bytes);
+  else
+    sum_double(to, part, pitch, n, bytes);
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static void sum_avx2(DType t, char *to, const char *part,
+                                                     int64_t pitch, int n, int64_t bytes) {
+  sum_any(t, to, part, pitch, n, bytes);
+}
+#endif
+
+static void sum_parts(DType t, char *to, const char *part, int64_t pitch, int n, int64_t bytes) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) {
+    sum_avx2(t, to, part, pitch, n, bytes);
+    return;
+  }
+#endif
+  sum_any(t, to, part, pitch, n, bytes);
+}
 
 /* A task is a row of the epilogue. */
 static void sum_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
                       RunCtx *ctx) {
   const Plan *p = self;
-  int64_t numel = p->facts.numel, row = numel / p->frame.rows;
-  int n = p->work.shares;
-  if (p->facts.dtype == DT_FLOAT32)
-    sum_float(bufs[p->frame.out], bufs[p->frame.ws], numel, n, begin * row, end * row);
-  else
-    sum_double(bufs[p->frame.out], bufs[p->frame.ws], numel, n, begin * row, end * row);
+  int64_t all = p->facts.numel * p->facts.size, row = all / p->frame.rows;
+  sum_parts(p->facts.dtype, (char *)bufs[p->frame.out] + begin * row,
+            (const char *)bufs[p->frame.ws] + begin * row, all, p->work.shares,
+            (end - begin) * row);
   run_epilogue(&p->frame, bufs, begin, end, ctx);
 }
 
