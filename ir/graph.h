@@ -114,6 +114,7 @@ struct Graph {
   unsigned no_kinds;     /* bits 1 << KernelKind: what the backend has no code for */
   bool (*takes_operand)(const struct Kernel *k, int x); /* the backend's, or NULL: see backend.h */
   bool images_last; /* convolutions may have the images of the batch last */
+  bool updates;     /* the epilogue of a contraction may update state in place */
   Tuning tuning;
   const struct CompileOptions *options; /* see Kernel */
 };

@@ -37,7 +37,8 @@ typedef enum KernelKind {
  * K_CONTRACT: core is the CONTRACT; outputs[0] is it, or the last of a chain of maps (the epilogue) of core's shape in which
  *   other operands are read at the same index or broadcast; ext = the result's dims, reduce = 0. If core itself is not an
  *   output it exists only inside outputs[0]'s buffer, which has core's type and is never shared with an input. Further
- *   outputs are other maps of the epilogue (all have core's shape), or core. One operand of core may be computed inside where
+ *   outputs are other maps of the epilogue (all have core's shape), or core. If outputs are written to state, core is one of them, and
+ *   aligned inputs are state that only the epilogue reads. One operand of core may be computed inside where
  *   it is read (kernel_operand): by maps from one input of its shape and smaller ones.
  * K_SCATTER, K_SORT, K_CONCAT, K_CALL: core is the node; operands are inputs (K_CALL's outputs: the call and its OUTs;
  *   K_CONCAT: the producers of operands may be inlined like in a map; K_SCATTER: base may share the output's buffer).

@@ -60,6 +60,7 @@ static bool *mark_outputs(const Fuse *f) {
     const Group *k = f->groups.v[i];
     for (int j = 0; !k->dead && j < k->inputs.n; j++)
       out[node_base(k->inputs.v[j].node)->id] = true;
+    if (k->kind == K_CONTRACT && k->writes_state) out[k->core->id] = true;
   }
   return out;
 }
@@ -107,12 +108,16 @@ static Timing timing_of(const Fuse *f, const Kernel *k) {
   return t;
 }
 
-/* May an output take the input's buffer? Only if nothing is read from it after the first store. */
-static bool aligned(const Kernel *k, const Use *u, const Timing *t) {
+/* May an output take the input's buffer? Only if nothing is read from it after the first store: of a contraction only if it is state
+ * that the epilogue updates, and core is stored elsewhere. */
+static bool aligned(const Fuse *f, const Group *s, const Kernel *k, const Use *u, const Timing *t) {
   if (k->kind == K_SCATTER) {
     Node **in = k->core->in, *base = node_base(in[0]);
     return u->node == in[0] && node_base(in[1]) != base && node_base(in[2]) != base;
   }
+  if (k->kind == K_CONTRACT)
+    return s->writes_state && !f->state_write[k->core->id] && u->node->prim == P_STATE &&
+           u->at == AT_POINT && full_shape(k, u->node);
   if (k->kind != K_LOOP) return false;
   if (u->at == AT_POINT)
     return full_shape(k, u->node) && (!k->reduce || t->full_min >= t->last_sweep);
@@ -144,7 +149,7 @@ static Kernel *kernel_of(Fuse *f, Group *s, const bool *out) {
   if (k->reduce) t = timing_of(f, k);
   for (int i = 0; i < s->inputs.n; i++) {
     Use *u = &s->inputs.v[i];
-    vec_add(a, &k->inputs, ((KernelInput){u->node, aligned(k, u, &t), false}));
+    vec_add(a, &k->inputs, ((KernelInput){u->node, aligned(f, s, k, u, &t), false}));
   }
   return k;
 }
@@ -188,8 +193,10 @@ static Edges *find_edges(const Fuse *f) {
   return e;
 }
 
+/* The update of a state, which a program has at its end, runs where the gradient is made. */
 static int key_of(const Group *k) {
   int key = 0;
+  if (k->kind == K_CONTRACT && k->writes_state) return k->core->id;
   for (int i = 0; i < k->roots.n; i++)
     if (k->roots.v[i]->id > key) key = k->roots.v[i]->id;
   return key;

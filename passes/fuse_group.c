@@ -211,6 +211,15 @@ static bool broadcasts(const Node *v) {
   return view_total(v);
 }
 
+/* Does the update of a state go with the sums that make its gradient? If they are short: then it costs much of what they do. It
+ * waits for those who read the old state, and so the operands of the sums wait too. */
+static bool takes_updates(const Fuse *f, const Node *core) {
+  enum { SHORT_SUM = 512 };
+  int64_t terms = 1;
+  for (int l = core->rank; l < core->n_loops; l++) terms *= core->ext[l];
+  return f->g->updates && terms <= SHORT_SUM;
+}
+
 static bool good_epilogue(const Fuse *f, const Group *k) {
   bool typed = false;
   for (int i = 0; i < k->nodes.n; i++) {
@@ -222,7 +231,7 @@ static bool good_epilogue(const Fuse *f, const Group *k) {
   for (int i = 0; i < k->roots.n; i++) {
     const Node *r = k->roots.v[i];
     if (r == k->core) continue;
-    if (f->state_write[r->id]) return false; /* an update in place cannot share with the core */
+    if (f->state_write[r->id] && !takes_updates(f, k->core)) return false;
     typed |= r->dtype == k->core->dtype;
   }
   return typed;

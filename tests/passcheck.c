@@ -140,7 +140,11 @@ static void check_contract(const Kernel *k) {
   if (k->kind == K_CONTRACT) {
     assert_int_equal(k->reduce, 0);
     assert_int_equal(k->outputs.v[0]->dtype, k->core->dtype);
-    for (int i = 0; i < k->inputs.n; i++) assert_false(k->inputs.v[i].aligned);
+    for (int i = 0; i < k->inputs.n; i++)
+      if (k->inputs.v[i].aligned) {
+        assert_int_equal(k->inputs.v[i].node->prim, P_STATE);
+        assert_true(in_list(k->outputs.v, k->outputs.n, k->core));
+      }
   }
   assert_true(k->kind == K_LOOP ? !k->core : in_list(k->nodes.v, k->nodes.n, k->core));
 }

@@ -525,6 +525,32 @@ static void test_fusion(void **state) {
   }
 }
 
+/* Kernels of a momentum update, of which the gradient is a sum of so many terms. */
+static int update_kernels(const char *terms, bool updates) {
+  char text[1024];
+  snprintf(text, sizeof text,
+           "graph\n%%0 float32 [%s, 20] = feed \"x\"\n%%1 float32 [%s, 30] = feed \"g\"\n"
+           "%%2 float32 [20, 30] = state \"w\"\n%%3 float32 [20, 30] = state \"v\"\n"
+           "%%4 float32 [20, 30] = contract %%0 %%1 [i2, i0] [i2, i1] sum [%s]\n"
+           "%%5 float32 [20, 30] = add %%3 %%4\n%%6 float32 [20, 30] = sub %%2 %%5\n"
+           "write \"v\" %%5\nwrite \"w\" %%6\n",
+           terms, terms, terms);
+  Graph *g = parsed(text);
+  g->updates = updates;
+  check_passes(g, 1e-5);
+  assert_int_equal(g->copies.n, 0); /* in place */
+  int kernels = g->kernels.n;
+  graph_free(g);
+  return kernels;
+}
+
+static void test_updates(void **state) {
+  (void)state;
+  assert_int_equal(update_kernels("64", true), 1);
+  assert_int_equal(update_kernels("64", false), 2);
+  assert_int_equal(update_kernels("2000", true), 2); /* sums cost more than what would be saved */
+}
+
 /* (a a') a: of a's shape, scaled down. */
 static Node *contract_square(Graph *g, Node *a) {
   Node *s = g_matmul(g, a, a, false, true);
@@ -907,6 +933,7 @@ int main(void) {
       cmocka_unit_test_teardown(test_cse_and_dce, clear_error),
       cmocka_unit_test_teardown(test_split, clear_error),
       cmocka_unit_test_teardown(test_fusion, clear_error),
+      cmocka_unit_test_teardown(test_updates, clear_error),
       cmocka_unit_test_teardown(test_random_graphs, clear_error),
       cmocka_unit_test_teardown(test_programs, clear_error),
       cmocka_unit_test_teardown(test_lenet_groups, clear_error),

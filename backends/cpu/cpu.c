@@ -311,6 +311,7 @@ static bool cpu_images_last(void) { return tile_of_form(DT_FLOAT32, FORM_DOT) !=
 
 const Backend backend_cpu = {
     .name = "cpu",
+    .updates = true,
     .images_last = cpu_images_last,
     .schedule = cpu_schedule,
     .takes_operand = cpu_takes_operand,

@@ -87,14 +87,16 @@ static void leave(Facts *f, LoopList *to, const Merged *m, int but, int64_t *uni
 
 static int64_t round_up(int64_t a, int64_t to) { return div_up(a, to) * to; }
 
-/* Cuts rows into p and columns into q, such that there are enough pieces and least is read: A is q times, B p times. */
-static void cut_sides(GemmPlan *g, int64_t want) {
+/* Cuts rows into p and columns into q, such that there are enough pieces and least is read: A is q times, B p times, and C again by
+ * an epilogue that wants whole rows. */
+static void cut_sides(GemmPlan *g, int64_t want, bool epilogue) {
   enum { LEAST_M = 16, LEAST_N = 64, ROUND_M = 4 };
   int64_t most_p = most(g->m / LEAST_M, 1), most_q = most(div_up(g->n, LEAST_N), 1), least_read = 0;
   int64_t m = g->m, n = g->n;
   want = least(want, most_p * most_q);
   for (int64_t p = 1; p <= most_p; p *= 2) {
-    int64_t q = least(div_up(want, p), most_q), read = p * n + q * m;
+    int64_t q = least(div_up(want, p), most_q), read = (p * n + q * m) * g->k;
+    if (q > 1 && epilogue) read += 2 * m * n;
     if (p * q * 4 < want * 3 || (least_read && read >= least_read)) continue;
     least_read = read;
     g->cut_m = p == 1 ? m : round_up(div_up(m, p), ROUND_M);
@@ -117,7 +119,7 @@ static void divide(GemmPlan *g, Work *w, const Frame *fr, int64_t flops, int64_t
       g->unit = unit_outer;
     }
   } else {
-    cut_sides(g, least(div_up(want, items), ENOUGH));
+    cut_sides(g, least(div_up(want, items), ENOUGH), fr->epilogue && items == 1 && unit_m);
     if (items == 1 && g->cut_n == g->n && unit_m && unit_m * 4 <= g->m) {
       g->cut_m = round_up(g->cut_m, unit_m);
       g->unit = unit_m;
