@@ -5,13 +5,16 @@
  * to the second step; otherwise one axis is cut into `parts` rows by a reshape, or, where nothing divides it, by a view
  * that pads with the neutral element. If the last axis is kept, leading axes are left to the second step.
  * A contraction of few results and many products, and without the form of a matrix product (the gradient of a depthwise
- * filter), leaves a summed loop, such as the one over the images, to a sum of its own. One of a single product for each result
- * becomes a map. */
+ * filter), leaves a summed loop, such as the one over the images, to a sum of its own, and so does the gradient of a 1 x 1 filter
+ * that is small beside an image. One of a single product for each result becomes a map. */
 #include "rewrite.h"
 #include <math.h>
 
 enum { FEW = 16, LARGE = 16384, MIN_PARTS = 8, MAX_PARTS = 1024, CHUNK = 4096 };
-enum { IMAGE = 512 /* products of a result in one image; then images can run in chains */ };
+enum {
+  LEAST_IMAGES = 4,
+  IMAGE = 512 /* products of a result in one image; then images can run in chains */
+};
 enum { COLUMNS = 64, MANY_ROWS = 512, CACHED = 1 << 20, NEAR = 512 << 10 /* bytes */ };
 
 static bool worth_it(const Node *n) {
@@ -160,7 +163,7 @@ static Node *split_columns(Graph *g, Node *n) {
   return g_reduce(g, n->prim, first, outer, true);
 }
 
-/* ---- gradients of depthwise filters ---- */
+/* ---- gradients of filters ---- */
 
 static bool reads_loop(const Node *n, int x, int l, bool *plainly) {
   bool reads = false;
@@ -186,33 +189,91 @@ static bool is_depthwise(const Node *n) {
   return shared && own[0] != own[1];
 }
 
-/* The outermost summed loop that both read as it is becomes one of the result, and a sum of its own. */
-static Node *split_contract(Graph *g, Node *n) {
-  int64_t results = node_numel(n), all = 1, ext[KL_LOOPS];
-  int row = -1;
+/* The summed loop `row`, which both operands read as it is, becomes the first of the result, and a sum of its own. So does, if
+ * parts > 1, a number of parts of the summed loop `cut`, which both read as `cut` times 1. */
+static Node *leave_loop(Graph *g, Node *n, int row, int cut, int64_t parts) {
+  int64_t ext[KL_LOOPS];
   AffDim map[2][KL_RANK];
-  for (int l = 0; l < n->n_loops; l++) all *= n->ext[l];
-  int64_t least = g->no_kinds ? CHUNK : IMAGE; /* no chains on the GPU */
-  if (n->prim != P_CONTRACT || n->rank == KL_RANK || results == 0 || all / results < least)
-    return NULL;
-  if (!dtype_is_float(n->dtype) || !is_depthwise(n)) return NULL;
+  int8_t to[KL_LOOPS];
+  int more = parts > 1, next = 0;
+  ext[next++] = n->ext[row];
+  if (more) ext[next++] = parts;
+  for (int l = 0; l < n->n_loops; l++) {
+    to[l] = (int8_t)(l == row ? 0 : next);
+    if (l != row) ext[next++] = more && l == cut ? n->ext[l] / parts : n->ext[l];
+  }
+  for (int x = 0; x < 2; x++)
+    for (int d = 0; d < n->in[x]->rank; d++) {
+      AffDim *m = &map[x][d];
+      *m = n->map[x][d];
+      bool divided = more && (m->l0 == cut || m->l1 == cut);
+      if (m->l0 >= 0) m->l0 = to[m->l0];
+      if (m->l1 >= 0) m->l1 = to[m->l1];
+      if (divided) *m = (AffDim){1, to[cut], (int32_t)(n->ext[cut] / parts), 1, 0, 1};
+    }
+  Node *y = g_contract(g, n->in[0], n->in[1], n->rank + 1 + more, next, ext, map[0], map[1]);
+  return g_reduce(g, P_RSUM, y, more ? 3 : 1, false);
+}
+
+/* Of depthwise filters: the outermost loop that there is. */
+static Node *split_depthwise(Graph *g, Node *n, int64_t all) {
+  int64_t results = node_numel(n), least = g->no_kinds ? CHUNK : IMAGE; /* no chains on the GPU */
+  int row = -1;
+  if (all / results < least || !is_depthwise(n)) return NULL;
   for (int l = n->n_loops - 1; l >= n->rank; l--) {
     bool plainly = true, both = reads_loop(n, 0, l, &plainly) && reads_loop(n, 1, l, &plainly);
     if (both && plainly && n->ext[l] >= 2 && n->ext[l] <= MAX_PARTS) row = l;
   }
   if (row < 0 || results * n->ext[row] > all / MIN_PARTS) return NULL;
-  ext[0] = n->ext[row];
-  for (int l = 0, to = 1; l < n->n_loops; l++)
-    if (l != row) ext[to++] = n->ext[l];
+  return leave_loop(g, n, row, -1, 1);
+}
+
+/* Does operand x read the loop over images, which is the first summed one, in its first dimension, and every dimension at one
+ * loop from 0 in steps of 1? */
+static bool is_pointwise(const Node *n, int x) {
+  for (int d = 0; d < n->in[x]->rank; d++) {
+    const AffDim *m = &n->map[x][d];
+    int reads = -1, loops = 0;
+    if (m->l0 >= 0 && n->ext[m->l0] > 1) reads = m->l0, loops += m->c0 == 1 ? 1 : 2;
+    if (m->l1 >= 0 && n->ext[m->l1] > 1) reads = m->l1, loops += m->c1 == 1 ? 1 : 2;
+    if (m->off || m->div != 1 || loops > 1 || (d == 0) != (reads == n->rank)) return false;
+    if (loops && n->ext[reads] != n->in[x]->dims[d]) return false;
+  }
+  return n->in[x]->rank > 0;
+}
+
+static bool reads_all_sums(const Node *n, int x) {
+  bool any = false;
+  for (int l = n->rank; l < n->n_loops; l++)
+    if (!reads_loop(n, x, l, &any)) return false;
+  return true;
+}
+
+/* Of 1 x 1 filters, which must be small beside what is read of an image: images, and their rows in parts that a cache holds. */
+static Node *split_pointwise(Graph *g, Node *n, int64_t all) {
+  int row = n->rank, cut = n->rank + 1;
+  int64_t results = node_numel(n), images = n->ext[row], size = dtype_info[n->dtype].size;
+  int64_t read = node_numel(n->in[0]) + node_numel(n->in[1]);
+  int64_t most = read / (results * images * MIN_PARTS), near = read / images * size / NEAR;
+  if (g->no_kinds || n->n_loops <= cut || images < LEAST_IMAGES || images > MAX_PARTS) return NULL;
+  if (most < 1 || all / results / images < IMAGE) return NULL;
   for (int x = 0; x < 2; x++)
-    for (int d = 0; d < n->in[x]->rank; d++) {
-      AffDim *m = &map[x][d];
-      *m = n->map[x][d];
-      if (m->l0 >= 0) m->l0 = (int8_t)(m->l0 == row ? 0 : m->l0 < row ? m->l0 + 1 : m->l0);
-      if (m->l1 >= 0) m->l1 = (int8_t)(m->l1 == row ? 0 : m->l1 < row ? m->l1 + 1 : m->l1);
-    }
-  Node *y = g_contract(g, n->in[0], n->in[1], n->rank + 1, n->n_loops, ext, map[0], map[1]);
-  return g_reduce(g, P_RSUM, y, 1, false);
+    if (!is_pointwise(n, x) || !reads_all_sums(n, x)) return NULL;
+  int64_t parts = 1;
+  for (int64_t p = 2; p <= near && p <= most && p < n->ext[cut]; p++)
+    if (n->ext[cut] % p == 0) parts = p;
+  return leave_loop(g, n, row, cut, parts);
+}
+
+/* Images then run beside the kernels that make the operands, while these are in cache (pass chain). */
+static Node *split_contract(Graph *g, Node *n) {
+  int64_t all = 1;
+  for (int l = 0; l < n->n_loops; l++) all *= n->ext[l];
+  if (n->rank + 1 >= KL_RANK || n->n_loops >= KL_LOOPS || n->n_loops == n->rank ||
+      node_numel(n) == 0 || all == 0 || !dtype_is_float(n->dtype))
+    return NULL;
+  Node *y = split_depthwise(g, n, all);
+  return y ? y : split_pointwise(g, n, all);
 }
 
 /* ---- products without a sum ---- */

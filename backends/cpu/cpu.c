@@ -98,6 +98,7 @@ static int64_t items_of(const Kernel *k, const Plan *p) {
     if (!node_numel(k->inputs.v[i].node)) return 0;
   if (k->kind == K_LOOP) return loop_items(k, LOOP_MAIN);
   if (!p || p->kind == PLAN_CONV) return p ? conv_items(p) : 0;
+  if (p->kind == PLAN_FILTER) return filter_items(p);
   return p->kind == PLAN_LOOPS && !loop_workspace(k) ? loop_items(k, LOOP_CONTRACT) : 0;
 }
 
@@ -217,11 +218,14 @@ static void plan_all(Arena *a, int n, Kernel *const *k, const CompileOptions *o,
 /* Members of chains: how their tasks are divided. */
 static void find_items(Arena *a, const Kernel *k, Part *p) {
   if (!k->chained) return;
-  bool conv = p->plan && p->plan->kind == PLAN_CONV;
-  const Work *w = conv ? &p->plan->work : NULL;
+  PlanKind kind = p->plan ? p->plan->kind : PLAN_LOOPS;
+  const Work *w = kind == PLAN_LOOPS ? NULL : &p->plan->work;
   p->chain.tasks = (w ? w->n_tasks[w->n_phases - 1] : p->tasks) / k->items;
   TaskRows *rows = arena_array(a, TaskRows, p->chain.tasks);
-  if (conv ? conv_rows(p->plan, k, rows) : loop_rows(k, p->part, rows)) p->chain.rows = rows;
+  bool known = kind == PLAN_CONV     ? conv_rows(p->plan, k, rows)
+               : kind == PLAN_FILTER ? filter_rows(p->plan, k, rows)
+                                     : loop_rows(k, p->part, rows);
+  if (known) p->chain.rows = rows;
 }
 
 static void find_chains(Arena *a, const Graph *g, int n, Kernel *const *k, const Part *part,

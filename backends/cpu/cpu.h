@@ -227,7 +227,9 @@ void add_shares(Plan *p, int n);
 
 /* ---- conv.c (winograd.c), filter.c, images.c, images_grad.c, gemm.c, im2col.c, col2im.c: seven ways ---- */
 bool filter_plan(Arena *a, Plan *p);
-bool filter_takes(const Plan *p, const Kernel *k, int x); /* see Backend.takes_operand */
+bool filter_takes(const Plan *p, const Kernel *k, int x);       /* see Backend.takes_operand */
+int64_t filter_items(const Plan *p);                            /* KernelCode.items */
+bool filter_rows(const Plan *p, const Kernel *k, TaskRows *to); /* see loop_rows */
 bool conv_plan(Arena *a, Plan *p);
 int64_t conv_items(const Plan *p);                            /* KernelCode.items */
 bool conv_rows(const Plan *p, const Kernel *k, TaskRows *to); /* see loop_rows */

@@ -331,6 +331,7 @@ static bool axis_of(const Facts *f, int x, int pos, FilterAxis *r, bool *used) {
     const CDim *c = &f->dim[x][d];
     if (c->l[0] != pos && c->l[1] != pos) continue;
     int tap = c->l[0] == pos ? c->l[1] : c->l[0];
+    if (tap >= 0 && f->loop[tap].class == LC_BATCH) tap = -1; /* where a group begins */
     if (used[d] || c->div != 1 || (tap >= 0 && f->loop[tap].class == LC_K)) return false;
     used[d] = true;
     *r = (FilterAxis){.pos = pos, .n = f->loop[pos].ext, .taps = 1, .at = c->off};
@@ -545,4 +546,24 @@ bool filter_takes(const Plan *p, const Kernel *k, int x) {
   const FilterPlan *f = p->filter;
   const Node *n = k->core->in[x];
   return f->a == x && !f->fold && n->rank > 1 && f->w.stride == n->dims[n->rank - 1];
+}
+
+/* Groups are images, or parts of their rows. */
+int64_t filter_items(const Plan *plan) {
+  const FilterPlan *p = plan->filter;
+  const Facts *f = &plan->facts;
+  if (!p->groups.n || p->shares > 1 || plan->frame.epilogue) return 0;
+  const CLoop *l = &f->loop[p->groups.id[0]];
+  return l->s[2] * l->ext == f->numel ? l->ext : 0;
+}
+
+bool filter_rows(const Plan *plan, const Kernel *k, TaskRows *to) {
+  const FilterPlan *p = plan->filter;
+  const CLoop *l = p->groups.n == 2 ? &plan->facts.loop[p->groups.id[1]] : NULL;
+  if (!l || l->ext != k->ext[1] || l->s[2] * l->ext * k->ext[0] != plan->facts.numel) return false;
+  for (int64_t t = 0; t < p->rows.n * p->cols.n * l->ext; t++) {
+    int32_t row = (int32_t)(t / (p->rows.n * p->cols.n));
+    to[t] = (TaskRows){row, row + 1};
+  }
+  return true;
 }
