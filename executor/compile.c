@@ -272,8 +272,6 @@ void executable_free(Executable *x) {
 
 Graph *executable_graph(Executable *x) { return x->graph; }
 
-PlanInfo executable_plan(const Executable *x) { return x->plan; }
-
 bool executable_emit(Executable *x, const char *what, Str *out) {
   if (!strcmp(what, "graph")) return graph_print(x->graph, out), true;
   if (!strcmp(what, "dot")) return graph_dot(x->graph, out), true;

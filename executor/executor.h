@@ -115,7 +115,6 @@ typedef struct PlanInfo {
   /* on a device: what the last run asked of the driver, and of libraries */
   int launches, graphs, copies, calls;
 } PlanInfo;
-PlanInfo executable_plan(const Executable *x);
 /* The plan of the executable that this executor last ran. */
 PlanInfo exec_last_plan(const Executor *e);
 

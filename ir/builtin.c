@@ -133,13 +133,19 @@ static Value b_rsum(Formula *f, int n, const Value *v) { return reduce(f, P_RSUM
 static Value b_rmax(Formula *f, int n, const Value *v) { return reduce(f, P_RMAX, n, v); }
 static Value b_rprod(Formula *f, int n, const Value *v) { return reduce(f, P_RPROD, n, v); }
 
-/* -max(-x); on bool !any(!x). */
+/* What orders the other way: -x; of integers -1 - x, which has no overflow; of bool !x. */
+static Node *turned(Graph *g, Node *x) {
+  Node *y = fm_negated(g, x);
+  bool whole = y && !dtype_is_float(y->dtype) && y->dtype != DT_BOOL;
+  return whole ? g_map2(g, P_SUB, y, g_full_int(g, y->dtype, 1, 0, NULL)) : y;
+}
+
 static Value b_rmin(Formula *f, int n, const Value *v) {
   Node *x = fm_tensor(f, &v[0], NULL);
   uint32_t axes;
   if (!x || !axes_of(f, x, n, v, 1, &axes)) return (Value){0};
   Graph *g = f->x->g;
-  return fm_node(fm_negated(g, g_reduce(g, P_RMAX, fm_negated(g, x), axes, truth(n, v, 2))));
+  return fm_node(turned(g, g_reduce(g, P_RMAX, turned(g, x), axes, truth(n, v, 2))));
 }
 
 static Value b_rmean(Formula *f, int n, const Value *v) {
@@ -158,6 +164,11 @@ static Value b_argmax(Formula *f, int n, const Value *v) {
   uint32_t axes;
   DType t = n > 3 && v[3].kind == V_NUM ? type_of(f, v[3].num, DT_INT64) : DT_INT64;
   if (!x || t == DT_NONE || !axes_of(f, x, truth(n, v, 4) ? 1 : n, v, 1, &axes)) return (Value){0};
+  for (int d = 0; d < x->rank; d++)
+    if (axes >> d & 1 && x->dims[d] == 0) {
+      err_set(E_OPR_003, "axis %d has no elements", d);
+      return (Value){0};
+    }
   Node *r = g_argmax(f->x->g, x, axes, truth(n, v, 2), t);
   return fm_node(r);
 }

@@ -20,10 +20,8 @@ static inline const void *eval_in(const Eval *e, const Node *n, int k) {
   return e->val[n->in[k]->id]->data;
 }
 
-/* evalmap.c: elements at..at+n-1 of an array of type t, as double (any type) or int64 (not floating); the int64 are
- * stored modulo 2^bits, bool as != 0. */
-void load_f(DType t, const void *p, int64_t at, int64_t n, double *to);
-void load_i(DType t, const void *p, int64_t at, int64_t n, int64_t *to);
+/* evalmap.c: elements at..at+n-1 of an array of type t, from double (any type) or int64 (not floating): modulo 2^bits, bool as
+ * != 0. */
 void store_f(DType t, void *p, int64_t at, int64_t n, const double *from);
 void store_i(DType t, void *p, int64_t at, int64_t n, const int64_t *from);
 double *all_f(Eval *e, const Node *n, int k); /* operand k as doubles, in tmp */

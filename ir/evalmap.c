@@ -8,7 +8,7 @@ enum { BLOCK = 256 };
 
 static bool is_half(DType t) { return t == DT_FLOAT16 || t == DT_BFLOAT16; }
 
-void load_f(DType t, const void *p, int64_t at, int64_t n, double *to) {
+static void load_f(DType t, const void *p, int64_t at, int64_t n, double *to) {
   if (is_half(t)) {
     for (int64_t i = 0; i < n; i++) to[i] = half_to_double(t, ((const uint16_t *)p)[at + i]);
     return;
@@ -24,7 +24,7 @@ void load_f(DType t, const void *p, int64_t at, int64_t n, double *to) {
   }
 }
 
-void load_i(DType t, const void *p, int64_t at, int64_t n, int64_t *to) {
+static void load_i(DType t, const void *p, int64_t at, int64_t n, int64_t *to) {
   switch (t) {
 #define DTYPE(id, text, paddle, size, ctype, class)                                                \
   case DT_##id:                                                                                    \

@@ -292,8 +292,6 @@ bool op_names_differ(const Op *op, Arena *tmp);     /* slots and attributes: E-P
 bool prog_settle_dims(Program *p, Arena *tmp);
 bool prog_check_blocks(const Program *p);                 /* BLOCK attributes: E-PRO-002 */
 const char *content_kind(const uint8_t *bytes, size_t n); /* "a Python pickle"; NULL if unknown */
-/* printable as far as the first 512 bytes tell */
-bool content_is_text(const uint8_t *bytes, size_t n);
 /* print.c, parse.c: the text form; parse(print(p)) == p. */
 #define TEXT_NAME_CHARS /* of names that need no quotes; the first one is a letter, _ or @ */      \
   "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@./$+-"

@@ -130,7 +130,8 @@ static const Magic magics[] = {
     {0, 16, "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "a parameter file (.pdiparams)"},
 };
 
-bool content_is_text(const uint8_t *bytes, size_t n) {
+/* printable as far as the first 512 bytes tell */
+static bool content_is_text(const uint8_t *bytes, size_t n) {
   for (size_t i = 0; i < n && i < 512; i++)
     if ((bytes[i] < 0x20 && !memchr("\t\n\r", bytes[i], 3)) || bytes[i] == 0x7f) return false;
   return n > 0;

@@ -206,7 +206,7 @@ static void mark_parts(Backward *w, const Op *op) {
   }
 }
 
-bool backward_mark(Backward *w) {
+static bool backward_mark(Backward *w) {
   backward_begin(w);
   w->part = arena_array(w->a, bool, w->n_forward + 1);
   for (int i = w->n_forward - 1; i >= 0; i--) {

@@ -41,8 +41,7 @@ void backward_begin(Backward *w); /* to the end of the block */
 void backward_step(Backward *w, const Op *op);
 bool is_wanted(const Backward *w, const char *name);
 void mark_wanted(Backward *w, int n_params, const char *const *params);
-bool backward_mark(Backward *w);
-/* The same of a block from its end on, where the gradients of the names in `given` are given. */
+/* Marks what depends on what in a block from its end on, where the gradients of the names in `given` are given. */
 bool backward_mark_given(Backward *w, const Map *given);
 bool backward_emit(Backward *w);
 GradVar *grad_var(Backward *w, const char *name); /* of the version at this place */

@@ -357,6 +357,15 @@ static const Case roundings[] = {
      {{"Y", V(127, 0, 2, -2, 0)}}},
 };
 
+static const Case orders[] = {
+    {"Out=Y = arg_min(X=A)", "A 3:uint8 =1,0,2", {{"Y", V(1)}}},
+    {"Out=Y = arg_min(X=A)", "A 3:int64 =0,-9223372036854775808,-5", {{"Y", V(1)}}},
+    {"Out=Y = reduce_min(X=A)", "A 3:uint8 =3,0,2", {{"Y", V(0)}}},
+    {"Out=Y = reduce_min(X=A)", "A 3:int32 =3,-2147483648,0", {{"Y", V(-2147483648.0)}}},
+    {"Out=Y = reduce_min(X=A)", "A 3:int64 =3,2,5", {{"Y", V(2)}}},
+    {"Out=Y = arg_max(X=A)", "A 3:int64 =-9223372036854775808,-5,-7", {{"Y", V(1)}}},
+};
+
 /* Where gradients jump or are infinite: as PaddlePaddle's are. */
 static const Case kinks[] = {
     {"X@GRAD=D = p_norm_grad(X=A, Out=O, Out@GRAD=G)",
@@ -412,6 +421,10 @@ static void test_norms(void **state) {
 static void test_roundings(void **state) {
   (void)state;
   CHECK_ALL(roundings);
+}
+static void test_orders(void **state) {
+  (void)state;
+  CHECK_ALL(orders);
 }
 static void test_kinks(void **state) {
   (void)state;
@@ -482,6 +495,7 @@ static void test_refusals(void **state) {
        "A 1x1x4x4; B 1x1x2x2", "CHWN"},
       {E_OPR_003, "Out=Y = pool2d(X=A) {ksize=[2,2,2]}", "A 1x1x4x4", "ksize"},
       {E_OPR_003, "Out=Y = pool2d(X=A) {ksize=[2,2], pooling_type='min'}", "A 1x1x4x4", "min"},
+      {E_OPR_003, "Out=Y = arg_max(X=A)", "A 2x0", "axis 1 has no elements"},
       {E_SHP_003, "Out=Y, XShape=S = transpose2(X=A) {axis=[0,0]}", "A 2x3", "no permutation"},
       {E_SHP_004, "Out=Y, XShape=S = reshape2(X=A) {shape=[4,-1]}", "A 2x3", "6 elements"},
       {E_SHP_003, "Out=Y, XShape=S = squeeze2(X=A) {axes=[2]}", "A 2x3", "outside"},
@@ -572,15 +586,11 @@ static void test_dropout(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_products),
-      cmocka_unit_test(test_pools),
-      cmocka_unit_test(test_norms),
-      cmocka_unit_test(test_roundings),
-      cmocka_unit_test(test_kinks),
-      cmocka_unit_test(test_shapes),
-      cmocka_unit_test(test_unknown_dims),
-      cmocka_unit_test(test_refusals),
-      cmocka_unit_test(test_indices_out_of_range),
+      cmocka_unit_test(test_products), cmocka_unit_test(test_pools),
+      cmocka_unit_test(test_norms),    cmocka_unit_test(test_roundings),
+      cmocka_unit_test(test_kinks),    cmocka_unit_test(test_orders),
+      cmocka_unit_test(test_shapes),   cmocka_unit_test(test_unknown_dims),
+      cmocka_unit_test(test_refusals), cmocka_unit_test(test_indices_out_of_range),
       cmocka_unit_test(test_dropout),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-bool error_json;
+static bool error_json;
 
 int report(void) {
   err_print(stderr, error_json);

@@ -134,7 +134,8 @@ static double memory_rate(Pool *pool, Work *w, bool triad, int64_t bytes, double
   return 4.0 * arrays * threads * (double)w->n / timed(pool, memory_share, w, seconds);
 }
 
-double peak_bytes(Pool *pool, int64_t bytes, double seconds) {
+/* Bytes per second when `bytes` in all are read, or read and written (the better of a sum and a triad), again and again. */
+static double peak_bytes(Pool *pool, int64_t bytes, double seconds) {
   Work w = {0};
   int64_t third = bytes / 3 / 4096 * 4096 + 4096; /* the triad's arrays, in what the sum reads */
   w.a = mem_alloc((size_t)(3 * third));

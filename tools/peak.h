@@ -6,8 +6,6 @@
 
 /* Multiply-adds of float32 on registers alone, on all threads of the pool, for about `seconds`: FLOP per second. */
 double peak_flops(Pool *pool, double seconds);
-/* Bytes per second when `bytes` in all are read, or read and written (the better of a sum and a triad), again and again. */
-double peak_bytes(Pool *pool, int64_t bytes, double seconds);
 /* Bandwidths at sizes from the first-level cache to memory; flops stays 0. */
 void peak_roof(Pool *pool, Roof *roof);
 

@@ -68,7 +68,6 @@ int parse_args(int argc, char **argv, const Usage *u, List *args);
 int report(void); /* prints this thread's diagnostic (in the format of --error-format); returns 1 */
 int usage_error(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* returns 2 */
 bool error_format(const char *arg); /* takes --error-format=text|json; false: another flag */
-extern bool error_json;
 
 /* model.c: programs with their parameters. */
 typedef struct Model {

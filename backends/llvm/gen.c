@@ -64,7 +64,7 @@ int gen_var(Gen *g, Val v, int64_t lo, int64_t hi) {
   return g->vars.n - 1;
 }
 
-uint64_t gen_hash(const int64_t *key, int n) {
+static uint64_t gen_hash(const int64_t *key, int n) {
   uint64_t h = 0x9e3779b97f4a7c15u;
   for (int i = 0; i < n; i++) {
     h = (h ^ (uint64_t)key[i]) * 0xff51afd7ed558ccdu;

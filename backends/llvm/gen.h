@@ -114,7 +114,6 @@ void gen_at_vals(Gen *g, int n, const Val *v); /* where all of them are known */
 Val gen_and(Gen *g, Val x, Val y);             /* NULL stands for true */
 void gen_block(Gen *g, LLVMBasicBlockRef bb, int depth);
 int gen_var(Gen *g, Val v, int64_t lo, int64_t hi);
-uint64_t gen_hash(const int64_t *key, int n);
 Memo *memo_find(Gen *g, const int64_t *key, int n);
 Memo *memo_add(Gen *g, int depth, const int64_t *key, int n);
 void memo_drop(Gen *g, int depth); /* of that depth and deeper */
@@ -160,7 +159,6 @@ Val val_const(Gen *g, DType t, double f, int64_t i);
 Val val_load(Gen *g, DType t, Val p);
 void val_store(Gen *g, DType t, Val v, Val p);
 Val val_map(Gen *g, const Node *n, Val *x); /* a class M node on its operands' values */
-Val val_select_max(Gen *g, DType t, Val x, Val y, bool max);
 Val reduce_init(Gen *g, Prim p, DType t);
 Val reduce_step(Gen *g, Prim p, DType t, Val acc, Val x, bool reassoc);
 

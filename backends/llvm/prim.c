@@ -68,7 +68,7 @@ static bool known_number(Val v) {
 }
 
 /* NaN wins. With a constant this is one instruction on x86. */
-Val val_select_max(Gen *g, DType t, Val x, Val y, bool max) {
+static Val val_select_max(Gen *g, DType t, Val x, Val y, bool max) {
   LLVMBuilderRef b = g->b;
   if (!dtype_is_float(t)) {
     bool sign = dtype_info[t].class == 'i';

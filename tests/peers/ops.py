@@ -30,7 +30,7 @@ CASES = {  # beside the examples of ops.def
     "spectral_norm": "Weight=3x4 U=3:float32:0.1..1 V=4:float32:0.1..1 power_iters=1; Weight=4x2x3 U=2:float32:0.1..1 V=12:float32:0.1..1 power_iters=3 dim=1",
     "p_norm": "X=3x4:float32:0..0; X=3x4:float32:0..0 porder=1.0; X=3x4:float32:0..0 porder=3.0; X=3x4:float32:0..0 porder=inf; X=20x30 porder=3.0 axis=1; X=20 porder=inf; X=20 porder=-inf",
     "frobenius_norm": "X=3x4:float32:0..0 reduce_all=true", "dist": "X=3x4:float32:2..2 Y=3x4:float32:2..2", "renorm": "X=3x4:float32:0..0 p=2.0 axis=0 max_norm=0.5",
-    "leaky_relu": "X=4:float32:0..0 alpha=0.1", "maxout": "X=2x4x1x1:float32:1..1 groups=2", "elementwise_fmin": "X=4:float32:0.5..0.5 Y=4:float32:0.5..0.5", "elementwise_fmax": "X=4:float32:0.5..0.5 Y=4:float32:0.5..0.5",
+    "maxout": "X=2x4x1x1:float32:1..1 groups=2", "elementwise_fmin": "X=4:float32:0.5..0.5 Y=4:float32:0.5..0.5", "elementwise_fmax": "X=4:float32:0.5..0.5 Y=4:float32:0.5..0.5",
     "roi_pool": "X=2x3x16x16 ROIs=6x4:float32:0..30 RoisNum=2:int32:3..3 pooled_height=3 pooled_width=3 spatial_scale=0.5; X=1x2x9x11 ROIs=9x4:float32:-4..14 RoisNum=1:int32:9..9 pooled_height=4 pooled_width=2",
     "roi_align": "X=2x3x16x16 ROIs=6x4:float32:0..30 RoisNum=2:int32:3..3 pooled_height=3 pooled_width=3 spatial_scale=0.5 sampling_ratio=2",
     "conv2d": "Input=4x16x19x23 Filter=24x16x3x3 paddings=[1,1]; Input=2x16x14x14 Filter=32x16x1x1 strides=[2,2]; "
@@ -68,7 +68,7 @@ CASES = {  # beside the examples of ops.def
     "cast": "nograd X=9:float32:-3..3 in_dtype=5 out_dtype=2; X=9 in_dtype=5 out_dtype=6; nograd X=9:float32:-300..300 in_dtype=5 out_dtype=3; nograd X=9:bool:0..1 in_dtype=0 out_dtype=5; "
             "nograd X=9:int64:-2..2 in_dtype=3 out_dtype=0; nograd X=9:float32:0..200 in_dtype=5 out_dtype=20; X=9 in_dtype=5 out_dtype=4",
     "clip": "X=64:float32:-2..2 min=-1.0 max=1.0; X=9:float32:1..1 min=-1.0 max=1.0; nograd X=9:int32:-9..9 min=-2.0 max=3.0; X=4x4:float64 min=-0.5 max=0.5",
-    "relu": "X=1000; X=4:float64", "relu6": "X=100:float32:-9..9", "leaky_relu": "X=100 alpha=0.01; X=9 alpha=1.5; X=9 alpha=-0.5",
+    "relu": "X=1000; X=4:float64", "relu6": "X=100:float32:-9..9", "leaky_relu": "X=4:float32:0..0 alpha=0.1; X=100 alpha=0.01; X=9 alpha=1.5; X=9 alpha=-0.5",
     "gelu": "X=200:float32:-6..6; X=200:float32:-6..6 approximate=true", "tanh": "X=500:float32:-12..12", "sigmoid": "X=500:float32:-30..30",
     "exp": "X=500:float32:-40..40", "log": "X=500:float32:0.0001..1000", "sqrt": "X=500:float32:0.0001..1000",
     "square": "X=100:float32:-9..9; nograd X=9:int64:-9..9", "abs": "X=100:float64", "hard_sigmoid": "X=100:float32:-6..6 slope=0.16666667",
