@@ -39,11 +39,18 @@ static Node *without_replacement(Expand *x, Node *p, int64_t s) {
   Node *positive = g_map2(g, P_LT, g_const(g, p->dtype, 0), p);
   Node *key = ops_div(g, g_map1(g, P_LOG, uniform_like(x, p, 0)), p);
   key = g_select(g, positive, key, g_const(g, p->dtype, -INFINITY));
-  Node *at = g_argsort(g, key, true), *n = g_cast(g, positive, DT_INT64);
-  if (!at || !n) return NULL;
-  /* Every row has as many categories as are drawn. */
-  n = g_check(g, g_reduce(g, P_RSUM, n, 2, true), s, p->dims[1] + 1, false, 0, E_DAT_002);
-  return ops_add(g, ops_cut(g, at, 1, 0, 1, s), ops_times(g, n, 0));
+  Node *at = g_argsort(g, key, true);
+  return at ? ops_cut(g, at, 1, 0, 1, s) : NULL;
+}
+
+/* [N, 1]: 0, if every row has at least `least` categories of positive probability and none that is negative or NaN. */
+static Node *checked(Graph *g, Node *p, int64_t least) {
+  Node *zero = g_const(g, p->dtype, 0);
+  Node *fits = g_cast(g, g_map2(g, P_LE, zero, p), DT_INT64);
+  Node *n = g_cast(g, g_map2(g, P_LT, zero, p), DT_INT64);
+  if (!fits || !n) return NULL;
+  n = ops_mul(g, g_reduce(g, P_RSUM, n, 2, true), g_reduce(g, P_RPROD, fits, 2, true));
+  return ops_times(g, g_check(g, n, least, p->dims[1] + 1, false, 0, E_DAT_002), 0);
 }
 
 bool x_multinomial(Expand *x);
@@ -64,8 +71,10 @@ bool x_multinomial(Expand *x) {
   int rank = p->rank;
   if (n < 0 || c < 0 || n == 0) return x_out(x, "Out", ops_blank(g, DT_INT64, rank, shape));
   if (c == 0) return err_set(E_SHP_005, "X has no categories");
-  p = g_map2c(g, P_MAX, g_reshape(g, p, 2, (int64_t[]){n, c}), 0);
-  Node *at = !p ? NULL : again ? with_replacement(x, p, n, s) : without_replacement(x, p, s);
+  p = g_reshape(g, p, 2, (int64_t[]){n, c});
+  if (!p) return false;
+  Node *at = again ? with_replacement(x, p, n, s) : without_replacement(x, p, s);
+  at = ops_add(g, at, checked(g, p, again ? 1 : s));
   return at && x_out(x, "Out", g_reshape(g, at, rank, shape));
 }
 
