@@ -306,6 +306,34 @@ static void draw(Noise *s, const kl_program *p) {
   no_error();
 }
 
+/* Categories of probability 0 are never drawn; a row that has too few others is an error. */
+static void draws_what_is_possible(void **state) {
+  (void)state;
+  kl_net *net = kl_net_new();
+  kl_var *x = kl_data(net, "x", KL_FLOAT32, -1, 4);
+  kl_var *once = kl_op(net, "multinomial", "num_samples=2", "X", x);
+  kl_var *again = kl_op(net, "multinomial", "num_samples=9 replacement=true", "X", x);
+  kl_exec *exe = kl_exec_new(kl_exec_defaults);
+  float p[4] = {0, 3, 0, 1};
+  int64_t a[2], b[9];
+  kl_tensor tx = kl_array(KL_FLOAT32, p, 1, 4), ta = kl_array(KL_INT64, a, 1, 2);
+  kl_tensor tb = kl_array(KL_INT64, b, 1, 9);
+  const char *first = kl_name(once), *second = kl_name(again);
+  for (int i = 0; i < 20; i++) {
+    kl_run(exe, kl_main(net), kl_feeds({"x", &tx}), kl_fetches({first, &ta}, {second, &tb}));
+    no_error();
+    assert_true((a[0] == 1 && a[1] == 3) || (a[0] == 3 && a[1] == 1));
+    for (int k = 0; k < 9; k++) assert_true(b[k] == 1 || b[k] == 3);
+  }
+  p[3] = 0;
+  assert_false(kl_run(exe, kl_main(net), kl_feeds({"x", &tx}), kl_fetches({first, &ta})));
+  expect_error(E_DAT_002, "value 1 at element 0 is outside 2..4");
+  p[1] = -1, p[3] = 1;
+  assert_false(kl_run(exe, kl_main(net), kl_feeds({"x", &tx}), kl_fetches({second, &tb})));
+  expect_error(E_DAT_002, "value 0 at element 0 is outside");
+  kl_exec_free(exe), kl_net_free(net);
+}
+
 static void each_run_draws_anew(void **state) {
   (void)state;
   static Noise s[2];
@@ -377,6 +405,7 @@ int main(void) {
       TEST(same_bits_for_any_thread_count),
       TEST(checkpoints),
       TEST(leftovers_go),
+      TEST(draws_what_is_possible),
       TEST(each_run_draws_anew),
       TEST(training_draws_by_step),
       TEST(noise_has_no_gradient),
