@@ -17,6 +17,8 @@ enum { BLOCK_BYTES = 896 << 10, MOST_COLUMNS = 256, MOST_CHANNELS = 256, FEW_CHA
 enum { CHUNK = 512 /* the most positions */, LONG_ROW = 28 };
 /* So that a panel of B stays in the L1 cache. With more taps packing B, and the strips, cost less in longer blocks. */
 enum { CHUNK_OF_ONE_TAP = 128 };
+/* elements between packed positions of A beside its channels: so that they do not fall into a few sets of the L1 cache */
+enum { APART = 16 };
 enum { PAGE = 4096 /* bytes; what lies so far apart falls into one set of the L1 cache */ };
 
 /* ---- packing ---- */
@@ -50,7 +52,7 @@ static void pack_a(const Plan *plan, const FilterPlan *f, const char *a, int64_t
     bool inside = y >= 0 && y < f->h.size;
     const char *line =
         a + (list_at(&plan->facts, &f->images, r.image, f->a) + y * f->h.stride) * size;
-    for (int64_t i = 0; i < r.n; i++, to += n * size) {
+    for (int64_t i = 0; i < r.n; i++, to += (n + APART) * size) {
       int64_t x = f->w.at + f->w.step * (r.x + i) + f->w.tap_step * tw, from = x * pixel + i0;
       int64_t lo = 0, hi = n; /* the part that is there */
       if (f->fold) {
@@ -82,7 +84,7 @@ static void compute_a(const FilterSource *s, const char *from, int64_t positions
 static void pack_computed(const FilterSource *s, const char *a, int64_t th, int64_t tw, int64_t p0,
                           int64_t p1, int64_t i0, int64_t n, char *to) {
   const FilterPlan *f = s->plan->filter;
-  int64_t size = s->plan->facts.size, bytes = n * size;
+  int64_t size = s->plan->facts.size, bytes = (n + APART) * size;
   for (int64_t p = p0; p < p1;) {
     Run r = run_at(f, p, p1);
     int64_t y = f->h.at + f->h.step * r.y + f->h.tap_step * th;
@@ -270,7 +272,7 @@ static void read_tap(Product *k, const FilterSource *s, const FilterTask *t, int
   const FilterPlan *f = k->f;
   int64_t size = k->plan->facts.size, line = f->strip_w * f->pixel;
   k->a = packed;
-  k->lda = k->rows * size;
+  k->lda = (k->rows + APART) * size;
   k->run = k->positions;
   if (f->a_plain) {
     k->a = t->a + (p * f->w.stride + t->i0) * size;
@@ -528,7 +530,7 @@ bool filter_plan(Arena *arena, Plan *plan) {
       p.keep ? div_up(p.cols.size + (p.cols.more > 0), p.tile.lanes) * p.tile.lanes : 0;
   int64_t a = p.lines.n   ? strip_rows(&p, p.chunk / p.w.n) * p.strip_w * p.pixel
               : p.a_plain ? 0
-                          : (p.rows.size + 1) * p.chunk;
+                          : (p.rows.size + 1 + APART) * p.chunk;
   w->scratch = (fast ? winograd_filter_scratch(&p) : columns * p.chunk + a) * f->size;
   w->fn[0] = fast ? winograd_filter_tasks : filter_tasks;
   w->n_tasks[0] = p.shares * p.cols.n * p.rows.n * p.groups.total;

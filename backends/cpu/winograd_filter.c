@@ -216,7 +216,7 @@ static double relative_cost(const FilterPlan *p) {
 
 bool winograd_filter_plan(const Facts *f, FilterPlan *p, int64_t want) {
   enum { MOST_ROWS_OF_A = 4, MOST_COLUMNS_OF_B = 8 }; /* vectors */
-  enum { BYTES = 1600 << 10, APART = 16, LEAST_TILES = 512, MOST_TASKS = 16 };
+  enum { BYTES = 1200 << 10, APART = 16, LEAST_TILES = 512, MOST_TASKS = 16 };
   static const double GAIN = 0.85;
   FilterPlan q = *p;
   FilterWinograd *w = &q.winograd;
