@@ -179,6 +179,7 @@ static const Case thin[] = {
     SWEPT("matmul_v2", "X=13x300 Y=127x300 trans_y=true", NULL),
     SWEPT("matmul_v2", "X=300x129 Y=8x129 trans_y=true", NULL),
     SWEPT("conv2d", "Input=2x24x13x14 Filter=1x24x3x3 paddings=[1,1]", NULL),
+    {"conv2d", "Input=1x6x14x8 Filter=10x3x3x3 paddings=[1,1] groups=2", NULL, 1.05, 1.6},
 };
 
 static const Case vectors[] = {

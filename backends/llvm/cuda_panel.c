@@ -261,8 +261,9 @@ Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok) {
   at = add(g, at, panel_base(m, s, t->n));
   gen_at(g, g->depth);
   Val from = gemm_shared(m, at);
-  Aff rest, lane, half; /* along K lanes are of two rows */
+  int tile = m->p->side[s].tile, along = m->p->side[s].k_major ? CUDA_STEP : tile < 32 ? tile : 32;
+  Aff rest, lane, row; /* lanes are of so many rows */
   aff_divmod(g, &m->tid, 32, &rest, &lane);
-  aff_divmod(g, &lane, 16, &half, &lane);
-  return gemm_load(m, from, &half, panel->whole ? 2 : 1, ok);
+  aff_divmod(g, &lane, along, &row, &lane);
+  return gemm_load(m, from, &row, 32 / along, ok);
 }

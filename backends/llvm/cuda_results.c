@@ -109,6 +109,12 @@ static Place row_place(Gemm *m, int part, Aff at) {
     aff_divmod(g, &at, width, &r.row, &r.col);
   r.col = aff_mul(r.col, p->vec);
   r.in_tile = gemm_spilled(m, part, &r.row);
+  if (p->vec == 1 && width < 32) { /* half a warp after the other */
+    Aff rest;
+    aff_divmod(g, &r.row, 16 / width, &r.phase, &rest);
+    aff_divmod(g, &r.phase, 2, &rest, &r.phase);
+    r.phases = 2;
+  }
   if (!p->turn) return r;
   Aff mm = aff_mul(m->block[0], p->tile->bm), rest;
   mm = aff_add(g, &mm, &r.in_tile);
