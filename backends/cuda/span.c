@@ -216,8 +216,8 @@ static bool place_spans(const Nest *t, CudaSpans *to) {
   int64_t at = 0;
   for (int i = 0; i < to->n; i++) {
     CudaSpan *s = &to->v[i];
-    bool pad =
-        (t->unroll || !t->red) && s->parts == 1 && s->inner && s->inner % 2 == 0 && s->bytes >= 4;
+    bool pad = (t->unroll || !t->red || t->contract) && s->parts == 1 && s->inner &&
+               s->inner % 2 == 0 && s->bytes >= 4;
     s->pad = pad ? 128 / s->bytes : 0;
     at += (s->length + words(s)) * s->bytes;
   }
@@ -269,7 +269,7 @@ static bool spans_of(Gen *g, const Nest *t, const CudaAccesses *all, int64_t mos
 }
 
 bool cuda_may_copy(Gen *g, const Nest *t, CudaAccesses *all) {
-  return !t->contract && t->n_out > 0 && t->rows > 0 && !g->sums && g->part != LOOP_EPILOGUE &&
+  return t->n_out > 0 && t->rows > 0 && !g->sums && g->part != LOOP_EPILOGUE &&
          g->k->kind != K_CONCAT && cuda_accesses(g, t, all);
 }
 

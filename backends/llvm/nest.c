@@ -155,11 +155,13 @@ static int jumps(const Node *c, int last) {
   return n;
 }
 
-/* Is the inner loop over results rather than over sums? */
-static bool column_mode(const Nest *t) {
+/* Is the inner loop over results rather than over sums? A warp's lanes are, where the last sum is short. */
+static bool column_mode(const Gen *g, const Nest *t) {
+  enum { SHORT = 8 };
   if (!t->red || !t->n_out) return false;
   if (!t->n_sum) return true;
   int out = t->out[t->n_out - 1].last, sum = t->sum[t->n_sum - 1].last;
+  if (g->gpu && t->contract && t->sum[t->n_sum - 1].ext < SHORT) return true;
   return t->contract ? jumps(t->contract, out) <= jumps(t->contract, sum) : out > sum;
 }
 
@@ -224,7 +226,7 @@ void nest_plan(Gen *g, int i, Nest *t) {
   t->unroll = t->red && !t->contract && t->n_sums > 0 && t->n_sums <= UNROLL && !row_by_row;
   nest_axes(g, t);
   const Axis *last = t->n_out ? &t->out[t->n_out - 1] : NULL;
-  t->columns = !t->unroll && !row_by_row && column_mode(t);
+  t->columns = !t->unroll && !row_by_row && column_mode(g, t);
   t->inner = !g->gpu && last && (!t->red || t->unroll || t->columns);
   t->block = t->inner ? last->ext : 1;
   if (t->columns && t->block > 2 * COLUMNS) t->block = COLUMNS;
