@@ -133,6 +133,7 @@ static const Case odd[] = {
     {"transpose2", "X=96x17x5 axis=[1,0,2]", NULL, 1.05, 0},
     {"split", "X=64x7x27 Out=*3 num=3 axis=2", NULL, 1.05, 0},
     {"channel_shuffle", "X=2x8x9x9 groups=4", NULL, 1.05, 0},
+    {"pool2d", "X=2x16x32x32 ksize=[3,3] strides=[2,2] pooling_type='avg'", NULL, 1.05, 0},
 };
 
 /* First layers, with the channel last as networks have them. Products alone: there are no gradients of images in networks, which

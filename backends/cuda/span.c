@@ -148,8 +148,14 @@ static bool set_length(const Nest *t, CudaSpan *s, int64_t n) {
   int from = falls_from(t, s, &fall);
   s->inner = s->step[t->n_out - 1];
   s->box = 1;
-  for (int a = from; a < t->n_out; a++) s->box *= t->out[a].ext;
-  if (n % s->box && 4 * fall <= growth(t, s, n - 1)) { /* windows that overlap */
+  CudaSpan boxed = *s;
+  for (int a = from; a < t->n_out; a++) {
+    s->box *= t->out[a].ext;
+    boxed.hi += boxed.step[a] * (t->out[a].ext - 1);
+    boxed.step[a] = 0;
+  }
+  int64_t longer = boxed.hi - s->hi + growth(t, &boxed, n - 1) - growth(t, s, n - 1);
+  if (n % s->box && 2 * fall < longer) { /* windows that overlap */
     s->lo -= fall;
     s->hi += fall;
     from = t->n_out;
