@@ -306,7 +306,8 @@ static void plan_panels(CudaGemm *p) {
 /* Copies along K that end in the next step's memory need a stage more than those that do not. */
 static void plan_stages(Gen *g, CudaGemm *p) {
   bool over = false;
-  for (int s = 0; s < 2; s++) over |= p->side[s].k_major && p->side[s].shift;
+  for (int s = 0; s < 2; s++)
+    over |= p->side[s].k_major && (p->side[s].shift || p->side[s].lines.on);
   if (over && p->tile->stages == 2) {
     CudaTiling *more = arena_dup(g->a, p->tile, sizeof *p->tile);
     more->stages = 4;
@@ -432,10 +433,14 @@ int64_t cuda_panel_at(const CudaGemm *p, int side) {
   return p->stage_size * p->tile->stages + (side ? p->side[0].panel.size : 0);
 }
 
+int64_t cuda_lines_at(const CudaGemm *p, int side) {
+  return cuda_panel_at(p, 1) + p->side[1].panel.size + (side ? cuda_lines_size(&p->side[0]) : 0);
+}
+
 int64_t cuda_gemm_part(const CudaGemm *p) { return div_up(node_numel(p->core), 8) * 8; }
 
 int64_t cuda_gemm_shared(const CudaGemm *p) {
-  int64_t in = cuda_panel_at(p, 1) + p->side[1].panel.size,
+  int64_t in = cuda_lines_at(p, 1) + cuda_lines_size(&p->side[1]),
           out = p->out_pitch * p->tile->bm / p->tile->parts;
   return (in > out ? in : out) * dtype_info[p->tile->type].size;
 }
@@ -527,6 +532,7 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   choose_tile(p, c->dtype, whole ? node_numel(c) * dtype_info[c->dtype].size : INT64_MAX, t);
   for (int s = 0; s < 2; s++) plan_side(g, p, s, t);
   plan_panels(p);
+  cuda_lines_plan(p);
   choose_threads(p);
   plan_stages(g, p);
   const CudaAxes *n = &p->side[1].axes;
@@ -538,5 +544,7 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   p->out_pitch =
       p->tile->bn + (p->tile->math == CUDA_F32 ? 16 / dtype_info[p->tile->type].size : 8);
   for (int s = 0; s < 2; s++) p->stage_size += cuda_side_rows(p, s) * cuda_side_pitch(p, s);
+  for (int s = 0; s < 2; s++) /* what is of the next step lies in other banks */
+    if (p->side[s].lines.on && p->side[s].k_major) p->stage_size += (48 - p->stage_size % 32) % 32;
   return p;
 }

@@ -32,6 +32,14 @@ typedef struct CudaPanel {
 } CudaPanel;
 enum { CUDA_PANEL_AHEAD = 2 /* steps that panels are ahead of the tiles made of them */ };
 
+/* A side's tile that is read line by line, see lines.c; elements. */
+enum { CUDA_LINE_CHECKS = 3 /* most */ };
+typedef struct CudaLines {
+  bool on;
+  int64_t span, by; /* elements of a run; what lies between neighbours of them, backwards if negative */
+  int checks, check[CUDA_LINE_CHECKS]; /* dimensions of the operand whose index may be outside */
+} CudaLines;
+
 /* One side of the product. */
 typedef struct CudaSide {
   int x; /* operand of the contraction */
@@ -43,6 +51,7 @@ typedef struct CudaSide {
   bool async;     /* cp.async */
   int shift; /* elements of a sector, where rows in memory start anywhere in one: copies are cut where sectors are; else 0 */
   CudaPanel panel;
+  CudaLines lines;
   int run; /* along K, of neighbouring threads, before the next row's: CUDA_STEP; 8, 4: near_run */
 } CudaSide;
 
@@ -80,13 +89,27 @@ int cuda_side_rows(const CudaGemm *p, int side);
 int cuda_near_rows(const CudaGemm *p, int side);
 /* Where a side's panel lies in shared memory, behind the stages. */
 int64_t cuda_panel_at(const CudaGemm *p, int side);
+int64_t cuda_lines_at(const CudaGemm *p, int side); /* its table, behind the panels */
 int64_t cuda_gemm_part(const CudaGemm *p);   /* elements between parts of a split sum */
 int64_t cuda_gemm_shared(const CudaGemm *p); /* bytes */
 
 /* panel.c */
+/* Loops of axes one by one, outermost first, but those of one iteration: by how many elements each moves the operand. */
+typedef struct CudaMoves {
+  int n;
+  int64_t ext[KL_LOOPS], by[KL_LOOPS];
+} CudaMoves;
+CudaMoves cuda_side_moves(const Node *c, int x, const CudaAxes *axes);
 /* Elements between neighbours of the operand along a loop, where nothing divides. */
 int64_t cuda_side_move(const Node *c, int x, int loop);
+bool cuda_side_divides(const Node *c, int x);
+int64_t cuda_side_fixed(const Node *c, int x); /* the element at which all loops are 0 */
 /* Gives the side a panel of at most so many elements; false: it stays as it is. */
 bool cuda_panel_plan(CudaGemm *p, int s, int64_t most);
+
+/* lines.c */
+/* Which sides without a panel are read line by line. */
+void cuda_lines_plan(CudaGemm *p);
+int64_t cuda_lines_size(const CudaSide *side); /* of the table, in elements of 4 bytes */
 
 #endif

@@ -11,12 +11,6 @@
  * Areas lie so far apart that neighbours along the contiguous loops are in neighbouring banks. */
 #include "gemm.h"
 
-typedef struct Moves {
-  int n;
-  int64_t ext[KL_LOOPS], by[KL_LOOPS];
-} Moves;
-
-/* Elements between neighbours along a loop. */
 int64_t cuda_side_move(const Node *c, int x, int loop) {
   int64_t sum = 0, stride = 1;
   for (int d = c->in[x]->rank - 1; d >= 0; stride *= c->in[x]->dims[d--]) {
@@ -26,14 +20,21 @@ int64_t cuda_side_move(const Node *c, int x, int loop) {
   return sum;
 }
 
-static bool divides(const Node *c, int x) {
+bool cuda_side_divides(const Node *c, int x) {
   for (int d = 0; d < c->in[x]->rank; d++)
     if (c->map[x][d].div != 1) return true;
   return false;
 }
 
-static Moves moves_along(const Node *c, int x, const CudaAxes *axes) {
-  Moves r = {0};
+int64_t cuda_side_fixed(const Node *c, int x) {
+  int64_t sum = 0, stride = 1;
+  for (int d = c->in[x]->rank - 1; d >= 0; stride *= c->in[x]->dims[d--])
+    sum += c->map[x][d].off * stride;
+  return sum;
+}
+
+CudaMoves cuda_side_moves(const Node *c, int x, const CudaAxes *axes) {
+  CudaMoves r = {0};
   for (int a = 0; a < axes->n; a++)
     for (int l = axes->axis[a].first; l <= axes->axis[a].last; l++) {
       if (c->ext[l] == 1) continue;
@@ -44,7 +45,7 @@ static Moves moves_along(const Node *c, int x, const CudaAxes *axes) {
 }
 
 /* The loops across that an area holds, of n positions: as many as leave most of what it holds needed. False: not even one. */
-static bool divide(const Moves *m, int64_t n, CudaPanel *to) {
+static bool divide(const CudaMoves *m, int64_t n, CudaPanel *to) {
   int64_t row = m->by[m->n - 1], usual = 0;
   int i = m->n - 1;
   to->per = m->ext[i];
@@ -74,8 +75,8 @@ static bool plan_panel(CudaGemm *p, int s, bool k_major, int64_t most) {
   enum { GAP = 12 /* elements */, STREAM = 4 };
   CudaSide *side = &p->side[s];
   const Node *c = p->core;
-  Moves own = moves_along(c, side->x, &side->axes), sum = moves_along(c, side->x, &p->k);
-  const Moves *along = k_major ? &sum : &own, *across = k_major ? &own : &sum;
+  CudaMoves own = cuda_side_moves(c, side->x, &side->axes), sum = cuda_side_moves(c, side->x, &p->k);
+  const CudaMoves *along = k_major ? &sum : &own, *across = k_major ? &own : &sum;
   int64_t tile = side->tile < side->axes.total ? side->tile : side->axes.total;
   CudaPanel panel = {.span = 1, .runs = 1, .whole = k_major, .slots = k_major ? 1 : STREAM};
   int i = along->n;
@@ -102,6 +103,6 @@ static bool plan_panel(CudaGemm *p, int s, bool k_major, int64_t most) {
 }
 
 bool cuda_panel_plan(CudaGemm *p, int s, int64_t most) {
-  if (divides(p->core, p->side[s].x) || !p->side[s].axes.n) return false;
+  if (cuda_side_divides(p->core, p->side[s].x) || !p->side[s].axes.n) return false;
   return plan_panel(p, s, p->side[s].k_major, most) || plan_panel(p, s, !p->side[s].k_major, most);
 }

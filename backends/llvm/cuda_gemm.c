@@ -311,9 +311,18 @@ static void store_chunk(Gemm *m, int s, int j, Val n, const Val *v) {
 enum { MOST_CHUNKS = 32 };
 typedef Val Chunks[2][MOST_CHUNKS][GEMM_VEC];
 
+static void copy_lines(Gemm *m, int s, const Step *t) {
+  Gen *g = m->g;
+  gen_at(g, gen_depth(g, t->n));
+  Val next = LLVMBuildNSWAdd(g->b, t->n, gen_i64(g, 1), "");
+  gemm_lines_copy(m, s, t, stage_of(m, t->n), stage_of(m, next));
+}
+
 static void read_step(Gemm *m, const Step *t, Chunks v) {
   for (int s = 0; s < 2; s++)
-    for (int j = 0; j < chunks(m, s); j++) {
+    if (m->p->side[s].lines.on) copy_lines(m, s, t);
+  for (int s = 0; s < 2; s++)
+    for (int j = 0; j < chunks(m, s) && !m->p->side[s].lines.on; j++) {
       if (m->p->side[s].async)
         copy_chunk(m, s, j, t);
       else
@@ -386,6 +395,12 @@ static void start_panels(Gemm *m) {
   commit_copies(m);
 }
 
+static void start_lines(Gemm *m) {
+  for (int s = 0; s < 2; s++)
+    if (m->p->side[s].lines.on) gemm_lines_start(m, s);
+  if (m->p->side[0].lines.on || m->p->side[1].lines.on) cuda_barrier(m->g);
+}
+
 /* What of the first step would have been copied by the step before it. */
 static void read_before(Gemm *m) {
   Gen *g = m->g;
@@ -402,6 +417,7 @@ static void sum_steps(Gemm *m) {
   int ahead = m->p->ahead, copies = copies_ahead(m->p), var;
   Chunks v;
   start_panels(m);
+  start_lines(m);
   read_before(m);
   for (int n = 0; n < ahead; n++) {
     Step t = step_at(m, gen_i64(g, n));

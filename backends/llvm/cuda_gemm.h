@@ -51,6 +51,11 @@ Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok);
  * that may be anywhere in the banks: they are served one phase after the other. */
 Val gemm_load(Gemm *m, Val from, const Aff *phase, int phases, Val ok);
 
+/* cuda_lines.c */
+void gemm_lines_start(Gemm *m, int s); /* the table of the side's rows */
+/* Elements of step t, to its stage and to that of the next one. */
+void gemm_lines_copy(Gemm *m, int s, const Step *t, Val stage, Val next);
+
 /* cuda_results.c */
 void gemm_results(Gemm *m, int part); /* of a part, from shared memory */
 
