@@ -33,7 +33,8 @@ static bool may_be_outside(const Node *c, int x, int d) {
 static bool lines_along(const CudaGemm *p, int s, bool k_major, CudaLines *to, double *cost) {
   const CudaSide *side = &p->side[s];
   const Node *c = p->core;
-  CudaMoves own = cuda_side_moves(c, side->x, &side->axes), sum = cuda_side_moves(c, side->x, &p->k);
+  CudaMoves own = cuda_side_moves(c, side->x, &side->axes),
+            sum = cuda_side_moves(c, side->x, &p->k);
   CudaMoves batch = cuda_side_moves(c, side->x, &p->batch);
   const CudaMoves *along = k_major ? &sum : &own, *across = k_major ? &own : &sum;
   int i = along->n - 1;
@@ -41,8 +42,9 @@ static bool lines_along(const CudaGemm *p, int s, bool k_major, CudaLines *to, d
   if (to->by == 0 || llabs(to->by) > SECTOR / 2) return false;
   while (--i >= 0 && along->by[i] == to->by * to->span) to->span *= along->ext[i];
   bool whole = i < 0 || to->span % SECTOR == 0;
-  to->on = !whole || to->by != 1 || cuda_side_fixed(c, side->x) % SECTOR || anywhere(along, 0, i + 1) ||
-           anywhere(across, 0, across->n) || anywhere(&batch, 0, batch.n);
+  to->on = !whole || to->by != 1 || cuda_side_fixed(c, side->x) % SECTOR ||
+           anywhere(along, 0, i + 1) || anywhere(across, 0, across->n) ||
+           anywhere(&batch, 0, batch.n);
   for (int d = 0; d < c->in[side->x]->rank; d++) {
     if (!may_be_outside(c, side->x, d)) continue;
     if (to->checks == CUDA_LINE_CHECKS) return false;

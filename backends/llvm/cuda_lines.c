@@ -30,9 +30,7 @@ static Val choose(Gen *g, Val c, Val x, Val y) {
   return LLVMBuildSelect(g->b, c, x, y, "");
 }
 
-static Val least(Gen *g, Val x, Val y) {
-  return choose(g, compare(g, LLVMIntSLT, x, y), x, y);
-}
+static Val least(Gen *g, Val x, Val y) { return choose(g, compare(g, LLVMIntSLT, x, y), x, y); }
 
 /* What some loops add to the place of an element and to the indices that are checked; i32. */
 typedef struct Part {
@@ -166,7 +164,7 @@ static Val rows_inside(Gemm *m, int s, Val row) {
   return ok;
 }
 
-static void copy_along_sum(Gemm *m, int s, const Step *t, Val stage, Val next, int64_t skip) {
+static void copy_along_sum(Gemm *m, int s, const Step *t, Val stage, Val next) {
   Gen *g = m->g;
   const CudaSide *side = &m->p->side[s];
   const CudaLines *lines = &side->lines;
@@ -187,46 +185,39 @@ static void copy_along_sum(Gemm *m, int s, const Step *t, Val stage, Val next, i
   Val most = least(g, aff_value(g, &in), add(g, since, at));
   if (ok) most = choose(g, ok, most, gen_i64(g, 0));
   most = narrow(g, most);
-  Val base = add(g, choose(g, now, stage, next), gen_i64(g, skip));
+  Val base = choose(g, now, stage, next);
   gen_at_vals(g, 2, (Val[]){base, at});
   Val limit = LLVMBuildAnd(g->b, at, gen_i64(g, CUDA_STEP - 1), "");
   base = add(g, base, limit);
   limit = narrow(g, limit);
-  int var;
-  int64_t rounds = side->tile / rows;
-  Loop loop = loop_open(g, gen_i64(g, 0), gen_i64(g, rounds), gen_i64(g, 1), 0, rounds - 1, &var);
-  Aff row = aff_var(var, rows), out;
-  row = aff_add(g, &row, &row0);
-  Val r = aff_value(g, &row);
-  Part part = row_of(m, s, r);
-  part = sum_of(m, s, part, &sum);
-  Val here = compare(g, LLVMIntSLE, before(m, s, part.at, most), limit);
-  here = compare(g, LLVMIntEQ, here, now);
-  out = aff_mul(row, cuda_side_pitch(m->p, s));
-  copy(m, s, &part, add(g, base, aff_value(g, &out)), gen_and(g, ok, rows_inside(m, s, r)),
-       gen_and(g, use, here));
-  loop_close(g, &loop, LOOP_PLAIN);
+  for (int j = 0; j < side->tile; j += rows) {
+    Aff row = row0, out;
+    row.k += j;
+    Val r = aff_value(g, &row);
+    Part part = row_of(m, s, r);
+    part = sum_of(m, s, part, &sum);
+    Val here = compare(g, LLVMIntSLE, before(m, s, part.at, most), limit);
+    here = compare(g, LLVMIntEQ, here, now);
+    out = aff_mul(row, cuda_side_pitch(m->p, s));
+    copy(m, s, &part, add(g, base, aff_value(g, &out)), gen_and(g, ok, rows_inside(m, s, r)),
+         gen_and(g, use, here));
+  }
 }
 
-static void copy_along_rows(Gemm *m, int s, const Step *t, Val stage, int64_t skip) {
+/* Of summed index `line` of the step from element `first` on. */
+static void copy_line(Gemm *m, int s, const Step *t, const Aff *line, const Aff *first,
+                      const Aff *lane, Val stage) {
   Gen *g = m->g;
   const CudaSide *side = &m->p->side[s];
   int parts = side->tile <= LANES ? 1 : (side->tile - SECTOR + OWN) / OWN;
-  int warps = m->p->threads / LANES;
-  Aff warp, lane, first = aff_mul(t->t, CUDA_STEP);
-  aff_divmod(g, &m->tid, LANES, &warp, &lane);
-  int var;
-  int64_t rounds = CUDA_STEP / warps;
-  Loop loop = loop_open(g, gen_i64(g, 0), gen_i64(g, rounds), gen_i64(g, 1), 0, rounds - 1, &var);
-  Aff line = aff_var(var, warps), e, out;
+  Aff e, out;
   Val ok = NULL;
-  line = aff_add(g, &line, &warp);
-  e = aff_add(g, &first, &line);
+  e = aff_add(g, first, line);
   e = gemm_keep(g, &e, m->p->k.total, 1, &ok);
   Part sum = part_of(m, s, &m->p->k, e);
-  out = aff_mul(line, cuda_side_pitch(m->p, s));
-  Val base = add(g, add(g, stage, gen_i64(g, skip)), aff_value(g, &out));
-  Val l = aff_value(g, &lane), l32 = narrow(g, l);
+  out = aff_mul(*line, cuda_side_pitch(m->p, s));
+  Val base = add(g, stage, aff_value(g, &out));
+  Val l = aff_value(g, lane), l32 = narrow(g, l);
   for (int q = 0; q < parts; q++) {
     bool last = q == parts - 1;
     Val u = add(g, l, gen_i64(g, (int64_t)q * OWN)), use = t->inside;
@@ -242,13 +233,26 @@ static void copy_along_rows(Gemm *m, int s, const Step *t, Val stage, int64_t sk
     if (!last) use = gen_and(g, use, compare(g, LLVMIntSLT, l32, add(g, n, i32(g, OWN))));
     copy(m, s, &part, add(g, base, u), gen_and(g, ok, rows_inside(m, s, u)), use);
   }
-  loop_close(g, &loop, LOOP_PLAIN);
+}
+
+static void copy_along_rows(Gemm *m, int s, const Step *t, Val stage) {
+  Gen *g = m->g;
+  int warps = m->p->threads / LANES;
+  Aff warp, lane, first = aff_mul(t->t, CUDA_STEP);
+  aff_divmod(g, &m->tid, LANES, &warp, &lane);
+  for (int i = 0; i < CUDA_STEP; i += warps) {
+    Aff line = warp;
+    line.k += i;
+    copy_line(m, s, t, &line, &first, &lane, stage);
+  }
 }
 
 void gemm_lines_copy(Gemm *m, int s, const Step *t, Val stage, Val next) {
   int64_t skip = s ? (int64_t)cuda_side_rows(m->p, 0) * cuda_side_pitch(m->p, 0) : 0;
+  stage = add(m->g, stage, gen_i64(m->g, skip));
+  next = add(m->g, next, gen_i64(m->g, skip));
   if (m->p->side[s].k_major)
-    copy_along_sum(m, s, t, stage, next, skip);
+    copy_along_sum(m, s, t, stage, next);
   else
-    copy_along_rows(m, s, t, stage, skip);
+    copy_along_rows(m, s, t, stage);
 }

@@ -247,7 +247,7 @@ static bool report(Check *c, const char *what, bool each) {
 
 /* ---- predicted times ---- */
 
-/* PTX instructions of an entry, and those between its first label that is branched back to and the branch. */
+/* PTX instructions of an entry, and those of its longest loop. */
 static void count_instructions(const Check *c, const char *entry, int64_t *all, int64_t *loop) {
   char *head = arena_fmt(c->a, ".entry %s(", entry);
   const char *s = strstr(c->ptx.s, head), *end = s ? strstr(s, "\n}") : NULL;
@@ -261,10 +261,10 @@ static void count_instructions(const Check *c, const char *entry, int64_t *all, 
     } else if (n && *w != '.' && *w != '/' && *w != '{' && *w != '}') {
       const char *bra = strstr(w, "bra");
       ++*all;
-      if (!bra || bra >= w + n || *loop) continue;
+      if (!bra || bra >= w + n) continue;
       const char *to = strchr(bra, '$');
       intptr_t at = to ? (intptr_t)map_get(label, arena_strn(c->a, to, strcspn(to, ";"))) : 0;
-      if (at) *loop = *all - at + 1;
+      if (at && *all - at + 1 > *loop) *loop = *all - at + 1;
     }
   }
 }
