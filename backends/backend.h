@@ -111,6 +111,7 @@ typedef struct Backend {
   const char *name;
   unsigned no_kinds;         /* bits 1 << KernelKind: what it has no code for */
   bool updates;              /* the epilogue of a contraction may update state in place */
+  bool channels_last;        /* convolutions always have the channels last */
   bool (*images_last)(void); /* are there kernels for convolutions with the images last? NULL: no */
   /* Fills in Kernel.workspace, flops, bytes. E-GEN-002 for a kernel it cannot run. */
   bool (*schedule)(Kernel *k);

@@ -234,6 +234,7 @@ Executable *compile(const CompileRequest *r) {
   g->no_kinds = backend->no_kinds;
   g->takes_operand = backend->takes_operand;
   g->updates = backend->updates;
+  g->channels_last = backend->channels_last;
   g->images_last = backend->images_last && backend->images_last();
   if (!r->memory_budget) g->options = &x->options; /* libraries may want more memory */
   bool ok = passes_run(g, &passes, &stopped) && within_budget(g) &&

@@ -113,8 +113,9 @@ struct Graph {
   double conv_error;     /* see Kernel */
   unsigned no_kinds;     /* bits 1 << KernelKind: what the backend has no code for */
   bool (*takes_operand)(const struct Kernel *k, int x); /* the backend's, or NULL: see backend.h */
-  bool images_last; /* convolutions may have the images of the batch last */
-  bool updates;     /* the epilogue of a contraction may update state in place */
+  bool images_last;   /* convolutions may have the images of the batch last */
+  bool updates;       /* the epilogue of a contraction may update state in place */
+  bool channels_last; /* convolutions always have the channels last */
   Tuning tuning;
   const struct CompileOptions *options; /* see Kernel */
 };

@@ -252,7 +252,7 @@ bool conv_pays(const Graph *g) {
     all += flops;
     if (vectors > 0) filled += flops * lanes / (double)(vectors * LANES);
   }
-  return all > 0 && filled >= FILLED * all;
+  return all > 0 && (g->channels_last || filled >= FILLED * all);
 }
 
 bool conv_images_pay(const Graph *g) {

@@ -67,6 +67,7 @@ static void describe(Str *out) {
 const Backend backend_cuda = {
     .name = "cuda",
     .no_kinds = 1u << K_ATTENTION | 1u << K_ATTENTION_GRAD,
+    .channels_last = true,
     .schedule = cuda_schedule,
     .compile = cuda_compile,
     .module_free = module_close,
