@@ -116,6 +116,14 @@ static const struct {
     {"conv2d", "Input=2x3x10x11 Filter=16x3x3x3 paddings=[1,1]", NULL, DT_FLOAT32, 0},
     {"conv2d", "Input=2x3x10x11 Filter=16x3x3x3 paddings=[1,1]", NULL, DT_FLOAT64, 0},
     {"conv2d", "Input=2x6x12x12 Filter=16x6x5x5", NULL, DT_FLOAT32, 0},
+    /* lines cut at sectors: sums over several runs, split, dilated, strided, of 4 and 16 bytes */
+    {"conv2d", "Input=2x20x12x12 Filter=50x20x5x5", NULL, DT_FLOAT32, 0},
+    {"conv2d", "Input=1x37x7x9 Filter=19x37x3x3 paddings=[1,1]", NULL, DT_FLOAT32, 0},
+    {"conv2d", "Input=2x25x9x7 Filter=30x25x3x3 paddings=[2,2] dilations=[2,2]", NULL, DT_FLOAT32,
+     0},
+    {"conv2d", "Input=1x45x11x12 Filter=64x45x3x3 paddings=[1,1] strides=[2,2]", "tf32", DT_FLOAT32,
+     4e-3},
+    {"conv2d", "Input=1x100x6x7 Filter=35x100x3x3", "bf16", DT_FLOAT32, 4e-2},
     {"depthwise_conv2d", "Input=2x40x9x10 Filter=40x1x3x3 paddings=[1,1] groups=40", NULL,
      DT_FLOAT32, 0},
     /* maps: vectors, broadcasts, transposes */

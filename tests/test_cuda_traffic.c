@@ -118,7 +118,8 @@ static const Case odd[] = {
     {"reduce_mean", "X=6x50x31 dim=[2]", NULL, 1.05, 0},
     {"concat", "X=40x3x5,40x7x5,40x2x5 axis=1", NULL, 1.05, 0},
     {"transpose2", "X=30x16x16 axis=[0,2,1]", NULL, 1.05, 0},
-    {"conv2d", "Input=3x18x13x13 Filter=36x18x1x1", NULL, 1.36, 1.45},
+    {"conv2d", "Input=3x18x13x13 Filter=36x18x1x1", NULL, 1.05, 1.18},
+    {"conv2d", "Input=2x23x5x21 Filter=27x23x3x3 paddings=[1,1] strides=[3,3]", NULL, 1.06, 1.25},
     {"conv2d", "Input=1x17x15x15 Filter=33x17x3x3 paddings=[1,1]", NULL, 1.05, 0},
     {"lookup_table_v2", "W=100x50 Ids=3x33:int64:0..99", NULL, 1.1, 1.25},
     /* blocks that are boxes: sums over axes that do not join, few rows, short axes */
@@ -211,13 +212,20 @@ static const Case convolutions[] = {
     SWEPT("conv2d", "Input=1x16x13x13 Filter=7x16x3x3 paddings=[1,1]", NULL),
 };
 
-/* What misses the limits, at what it reaches: sums too long for a panel or divided into parts, groups of few channels. */
+/* Sums too long for a panel or divided into parts, groups of few channels, strides and dilations together. */
 static const Case long_sums[] = {
-    {"conv2d", "Input=2x20x12x12 Filter=50x20x5x5", NULL, 1.33, 1.4},
-    {"conv2d", "Input=1x14x12x12 Filter=18x14x7x7 paddings=[3,3]", NULL, 1.4, 1.46},
-    {"conv2d", "Input=1x100x7x7 Filter=50x100x3x3 paddings=[1,1]", NULL, 1.35, 1.42},
-    {"conv2d", "Input=1x40x13x11 Filter=24x20x3x3 paddings=[1,1] groups=2", NULL, 1.11, 1.41},
-    {"conv2d", "Input=1x11x15x15 Filter=16x11x11x11 paddings=[5,5]", NULL, 1.21, 1.24},
+    SWEPT("conv2d", "Input=2x20x12x12 Filter=50x20x5x5", NULL),
+    SWEPT("conv2d", "Input=2x17x22x7 Filter=55x17x5x5", "tf32"),
+    SWEPT("conv2d", "Input=1x100x7x7 Filter=50x100x3x3 paddings=[1,1]", NULL),
+    SWEPT("conv2d", "Input=1x11x15x15 Filter=16x11x11x11 paddings=[5,5]", NULL),
+    SWEPT("conv2d", "Input=4x30x7x11 Filter=53x30x3x3 paddings=[1,1]", "bf16"),
+    SWEPT("conv2d", "Input=3x25x19x4 Filter=50x25x3x3 paddings=[2,2] dilations=[2,2]", NULL),
+    {"conv2d", "Input=3x37x19x16 Filter=65x37x2x2 strides=[3,3]", "bf16", 1.05, 1.37},
+    SWEPT("conv2d", "Input=4x25x21x12 Filter=27x25x3x3 paddings=[1,1] strides=[2,2]", NULL),
+    {"conv2d", "Input=1x14x12x12 Filter=18x14x7x7 paddings=[3,3]", NULL, 1.09, 1.1},
+    {"conv2d", "Input=1x40x13x11 Filter=24x20x3x3 paddings=[1,1] groups=2", NULL, 1.05, 1.31},
+    {"conv2d", "Input=3x37x10x9 Filter=9x37x3x3 paddings=[2,2] strides=[2,2] dilations=[2,2]", NULL,
+     1.11, 1.25},
 };
 
 /* Rows of every kind of length: @ is replaced by each of these, & by twice as many, # by as many rows as make 5000 elements. */

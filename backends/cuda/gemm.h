@@ -36,7 +36,8 @@ enum { CUDA_PANEL_AHEAD = 2 /* steps that panels are ahead of the tiles made of 
 enum { CUDA_LINE_CHECKS = 3 /* most */ };
 typedef struct CudaLines {
   bool on;
-  int64_t span, by; /* elements of a run; what lies between neighbours of them, backwards if negative */
+  int64_t span,
+      by; /* elements of a run; what lies between neighbours of them, backwards if negative */
   int checks, check[CUDA_LINE_CHECKS]; /* dimensions of the operand whose index may be outside */
 } CudaLines;
 
@@ -90,8 +91,8 @@ int cuda_near_rows(const CudaGemm *p, int side);
 /* Where a side's panel lies in shared memory, behind the stages. */
 int64_t cuda_panel_at(const CudaGemm *p, int side);
 int64_t cuda_lines_at(const CudaGemm *p, int side); /* its table, behind the panels */
-int64_t cuda_gemm_part(const CudaGemm *p);   /* elements between parts of a split sum */
-int64_t cuda_gemm_shared(const CudaGemm *p); /* bytes */
+int64_t cuda_gemm_part(const CudaGemm *p);          /* elements between parts of a split sum */
+int64_t cuda_gemm_shared(const CudaGemm *p);        /* bytes */
 
 /* panel.c */
 /* Loops of axes one by one, outermost first, but those of one iteration: by how many elements each moves the operand. */

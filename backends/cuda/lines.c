@@ -38,6 +38,7 @@ static bool lines_along(const CudaGemm *p, int s, bool k_major, CudaLines *to, d
   CudaMoves batch = cuda_side_moves(c, side->x, &p->batch);
   const CudaMoves *along = k_major ? &sum : &own, *across = k_major ? &own : &sum;
   int i = along->n - 1;
+  if (i < 0) return false;
   *to = (CudaLines){.span = along->ext[i], .by = along->by[i]};
   if (to->by == 0 || llabs(to->by) > SECTOR / 2) return false;
   while (--i >= 0 && along->by[i] == to->by * to->span) to->span *= along->ext[i];

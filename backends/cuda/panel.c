@@ -75,7 +75,8 @@ static bool plan_panel(CudaGemm *p, int s, bool k_major, int64_t most) {
   enum { GAP = 12 /* elements */, STREAM = 4 };
   CudaSide *side = &p->side[s];
   const Node *c = p->core;
-  CudaMoves own = cuda_side_moves(c, side->x, &side->axes), sum = cuda_side_moves(c, side->x, &p->k);
+  CudaMoves own = cuda_side_moves(c, side->x, &side->axes),
+            sum = cuda_side_moves(c, side->x, &p->k);
   const CudaMoves *along = k_major ? &sum : &own, *across = k_major ? &own : &sum;
   int64_t tile = side->tile < side->axes.total ? side->tile : side->axes.total;
   CudaPanel panel = {.span = 1, .runs = 1, .whole = k_major, .slots = k_major ? 1 : STREAM};

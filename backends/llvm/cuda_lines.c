@@ -194,6 +194,10 @@ static void copy_along_sum(Gemm *m, int s, const Step *t, Val stage, Val next) {
     Aff row = row0, out;
     row.k += j;
     Val r = aff_value(g, &row);
+    if (rows > side->tile) { /* more lanes than there are elements */
+      use = gen_and(g, use, compare(g, LLVMIntSLT, r, gen_i64(g, side->tile)));
+      r = least(g, r, gen_i64(g, side->tile - 1));
+    }
     Part part = row_of(m, s, r);
     part = sum_of(m, s, part, &sum);
     Val here = compare(g, LLVMIntSLE, before(m, s, part.at, most), limit);
