@@ -12,7 +12,14 @@
  * windows leave A, the rows that a task reads are copied with zeros around them. */
 #include "conv.h"
 
-enum { STRIP_BYTES = 512 << 10, PANEL_BYTES = 384 << 10, PACK_ROWS = 128 };
+/* Panels of B: of one tap smaller, so that A and what is fetched for the next pass stay in the L2 cache beside it. The taps of a
+ * window read A again. */
+enum {
+  STRIP_BYTES = 512 << 10,
+  PANEL_BYTES = 384 << 10,
+  SINGLE_PANEL_BYTES = 128 << 10,
+  PACK_ROWS = 128
+};
 
 /* ---- which loops are what ---- */
 
@@ -361,8 +368,10 @@ static double choose_tile(const Plan *plan, ConvPlan *p) {
 static void cut_sums(ConvPlan *p, Part *q, int64_t size) {
   int64_t width = (p->panels.size + (p->panels.more > 0)) * p->tile.lanes * size;
   int64_t k = q->fold ? q->w.taps * p->channels : p->channels;
-  int64_t inner = q->fold ? q->h.taps : q->w.taps, most_runs = PANEL_BYTES / (k * width);
-  q->run_pieces = most_runs ? 1 : div_up(k * width, PANEL_BYTES);
+  int64_t inner = q->fold ? q->h.taps : q->w.taps;
+  int64_t panel = q->h.taps * q->w.taps == 1 ? SINGLE_PANEL_BYTES : PANEL_BYTES;
+  int64_t most_runs = panel / (k * width);
+  q->run_pieces = most_runs ? 1 : div_up(k * width, panel);
   q->run_group = most_runs ? div_up(inner, div_up(inner, least(most_runs, inner))) : 1;
   while (!q->fold && inner % q->run_group) q->run_group--;
 }
