@@ -4,8 +4,8 @@
  * Consecutive kernels whose results have one first dimension, the images of a batch, can run image by image if each reads what
  * those before it stored only at its own image: then that is still in a cache. Batch norm's normalisation, the convolution
  * that follows and the sums over its result are such a chain. Values live as long as their chain (memplan), so a kernel that
- * would keep large values alive does not join, and under a memory budget there are no chains. Nor does a contraction whose filter is large beside an image: each image would read it
- * anew. (Alwani et al., Fused-layer CNN accelerators, MICRO 2016.) */
+ * would keep large values alive does not join, and under a memory budget there are no chains. Nor does a contraction whose
+ * filter is large beside an image: each image would read it anew. (Alwani et al., Fused-layer CNN accelerators, MICRO 2016.) */
 #include "rewrite.h"
 #include <string.h>
 
