@@ -13,14 +13,6 @@ static bool is_grad_name(const char *name) { return strstr(name, "@GRAD") != NUL
 
 /* ---- gradients ---- */
 
-static bool writes(const Block *b, const char *name) {
-  for (int i = 0; i < b->ops.n; i++)
-    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
-      for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++)
-        if (!strcmp(b->ops.v[i]->outs.v[s].args[k], name)) return true;
-  return false;
-}
-
 static bool slot_has(const Slot *s, const char *name) {
   for (int i = 0; s && i < s->n; i++)
     if (!strcmp(s->args[i], name)) return true;
@@ -36,7 +28,7 @@ void plan_add_snaps(Plan *p, PlanBlock *g) {
       const char *name = op->outs.v[s].args[i];
       const Var *v = block_find_var(op->block, name);
       if (!v || v->persistable || v->kind != VK_TENSOR || plan_slot(f->index, name) >= 0 ||
-          plan_slot(f->snaps, name) >= 0 || writes(g->b, name))
+          plan_slot(f->snaps, name) >= 0 || block_writer(g->b, name))
         continue;
       if (!f->snaps) f->snaps = map_new(p->arena);
       plan_new_slot(f->snaps, name, f);
@@ -58,7 +50,7 @@ static GradLink *add_link(Plan *p, Step *s, const char *inner) {
   GradLink *l = &s->links[s->n_links++];
   *l = (GradLink){.slot = slot, .x = -1, .og = -1};
   l->of = arena_strn(p->arena, inner, strlen(inner) - 5);
-  l->unwritten = !writes(g->b, inner);
+  l->unwritten = !block_writer(g->b, inner);
   return l;
 }
 

@@ -170,6 +170,8 @@ static inline bool mul_ok(int64_t a, int64_t b, int64_t *r) {
 static inline bool add_ok(int64_t a, int64_t b, int64_t *r) {
   return !__builtin_add_overflow(a, b, r);
 }
+/* Upwards; of numbers that are not negative. */
+static inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 /* The greatest, positive; of two zeros 0. */
 static inline int64_t common_factor(int64_t a, int64_t b) {
   while (b) {

@@ -157,6 +157,14 @@ Var *block_find_var(const Block *b, const char *name) {
   return v;
 }
 
+const Op *block_writer(const Block *b, const char *name) {
+  for (int i = 0; i < b->ops.n; i++)
+    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
+      for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++)
+        if (!strcmp(b->ops.v[i]->outs.v[s].args[k], name)) return b->ops.v[i];
+  return NULL;
+}
+
 int block_results(const Block *b, int from, int to, Arena *a, const char ***names) {
   Map *seen = map_new(a);
   VEC(const char *) all = {0};

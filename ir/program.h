@@ -110,6 +110,8 @@ Var *block_add_var(Block *b, const char *name, VarKind kind, DType t, int rank,
                    const int64_t *dims);               /* E-PRO-002 if declared */
 Var *block_var(const Block *b, const char *name);      /* this block only; NULL if absent */
 Var *block_find_var(const Block *b, const char *name); /* also the enclosing and forward blocks */
+const Op *block_writer(const Block *b,
+                       const char *name); /* the first operator that writes it; NULL */
 /* The tensors that operators from..to-1 write, each once, in the order they are first written; persistable ones are left out.
  * Returns how many; *names in the arena. */
 int block_results(const Block *b, int from, int to, Arena *a, const char ***names);

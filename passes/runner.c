@@ -129,10 +129,7 @@ static bool run_all(Graph *g, Dump *d, bool *stopped) {
     start = passes_clock();
     verify(g, p->name);
     checks += passes_clock() - start;
-    bool fresh = p->run == pass_fuse || (p->run == pass_recompute && g->memory_budget) ||
-                 ((p->run == pass_attention || p->run == pass_operands || p->run == pass_again) &&
-                  nodes_inside(g) != inside);
-    if (fresh && !schedule(g, o)) return false;
+    if (nodes_inside(g) != inside && !schedule(g, o)) return false; /* other kernels */
     if (!print_and_dump(d, g, i + 1, p->name)) return false;
     if (o->stop_after && !strcmp(o->stop_after, p->name)) {
       *stopped = true;

@@ -146,21 +146,12 @@ static Error compare(const Tensor *x, const Tensor *y) {
   return e;
 }
 
-static const Op *writer(const Program *p, const char *name) {
-  const Block *b = p->blocks.v[0];
-  for (int i = 0; i < b->ops.n; i++)
-    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
-      for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++)
-        if (!strcmp(b->ops.v[i]->outs.v[s].args[k], name)) return b->ops.v[i];
-  return NULL;
-}
-
 /* One result of both sides: a row, and the first that parts. Returns whether it does. */
 static bool note_result(Diff *d, const char *stage, const char *name, const Tensor *x,
                         const Tensor *y) {
   Error e = compare(x, y);
   bool parts = e.shapes || !(e.rel <= d->tolerance);
-  const Op *op = writer(d->side[0].m.prog, name);
+  const Op *op = block_writer(d->side[0].m.prog->blocks.v[0], name);
   char place[80] = "fed or kept", error[80];
   if (op) snprintf(place, sizeof place, "op %d `%.50s`", op_index(op), op->type);
   snprintf(error, sizeof error, "max abs %.3g, rel %.3g", e.abs, e.rel);
@@ -209,7 +200,7 @@ static int common_results(Diff *d, const char **names[2]) {
   for (int i = 0; i < n_all; i++) {
     const char *other = map_get(d->al->to_b, all[i]);
     const Var *v = block_var(d->side[0].m.prog->blocks.v[0], all[i]);
-    const Op *op = writer(d->side[0].m.prog, all[i]);
+    const Op *op = block_writer(d->side[0].m.prog->blocks.v[0], all[i]);
     const SlotDef *slot = NULL;
     for (int s = 0; op && op->def && s < op->outs.n; s++)
       for (int k = 0; k < op->outs.v[s].n; k++)

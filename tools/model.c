@@ -27,14 +27,6 @@ bool model_open_any(Model *m, const char *path, const char *params) {
   return open_model(m, prog_load_any(path), path, params);
 }
 
-static bool written(const Block *b, const char *name) {
-  for (int i = 0; i < b->ops.n; i++)
-    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
-      for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++)
-        if (!strcmp(b->ops.v[i]->outs.v[s].args[k], name)) return true;
-  return false;
-}
-
 static bool trains(const Op *op) {
   return (op_role(op) & (ROLE_BACKWARD | ROLE_OPTIMIZE | ROLE_LRSCHED)) != 0;
 }
@@ -134,7 +126,7 @@ int model_feeds(const Model *m, Var ***vars) {
   for (int i = 0; i < b->vars.n; i++) {
     Var *v = b->vars.v[i];
     if (v->kind == VK_TENSOR && !v->persistable && v->dtype != DT_NONE && is_read(b, v->name) &&
-        !written(b, v->name))
+        !block_writer(b, v->name))
       (*vars)[n++] = v;
   }
   return n;

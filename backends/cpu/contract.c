@@ -20,8 +20,6 @@
 #include <limits.h>
 #include <cblas.h>
 
-int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t tasks_for(int64_t flops) {
   /* small work is divided finely, for two cores; large work so that each task runs at full speed */
   static const struct {
@@ -319,14 +317,15 @@ static bool is_plain(const Plan *p) { return p->facts.plain[0] && p->facts.plain
 
 static PlanKind by_conv(Arena *a, Plan *p) { return conv_plan(a, p) ? PLAN_CONV : PLAN_LOOPS; }
 
+static PlanKind by_filter(Arena *a, Plan *p) {
+  return filter_plan(a, p) ? PLAN_FILTER : PLAN_LOOPS;
+}
+
 static PlanKind by_direct(Arena *a, Plan *p) {
   if (!p->conv_error) return PLAN_LOOPS; /* nothing else is allowed */
   p->conv_error = 0;
-  return conv_plan(a, p) ? PLAN_CONV : filter_plan(a, p) ? PLAN_FILTER : PLAN_LOOPS;
-}
-
-static PlanKind by_filter(Arena *a, Plan *p) {
-  return filter_plan(a, p) ? PLAN_FILTER : PLAN_LOOPS;
+  PlanKind kind = by_conv(a, p);
+  return kind == PLAN_LOOPS ? by_filter(a, p) : kind;
 }
 
 static PlanKind by_gemm(Arena *a, Plan *p) {

@@ -144,7 +144,6 @@ void plan_micro(Plan *p, CodeBatch *b);
 void contract_code(Plan *p, KernelFn *epilogue, KernelCode *code);
 /* Tasks worth making of so much arithmetic. */
 int64_t tasks_for(int64_t flops);
-int64_t div_up(int64_t a, int64_t b);
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 /* What the loop's index is multiplied by in this dimension; 0: it does not move through it. */

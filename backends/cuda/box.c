@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SECTOR = 32, BOX_BYTES = 24 << 10, MOST_PIECES = 4096 };
+enum { BOX_BYTES = 24 << 10, MOST_PIECES = 4096 };
 
 /* A way to cut the nest. */
 typedef struct Box {
@@ -19,8 +19,6 @@ typedef struct Box {
   const CudaAccesses *all;
   CudaSpans *to;
 } Box;
-
-static int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t cuda_box_blocks(const Nest *t, const CudaSpans *boxes) {
   int64_t n = div_up(t->out[boxes->cut].ext, boxes->across);
@@ -65,7 +63,7 @@ static bool add_sums(const Box *b, const CudaAccess *x, CudaSpan *s) {
 
 /* Axes that leave little out become the run. */
 static bool set_run(CudaSpan *s) {
-  int64_t per = SECTOR / s->bytes;
+  int64_t per = CUDA_SECTOR / s->bytes;
   s->run = s->hi - s->lo + 1;
   while (s->n_piece > 0) {
     const CudaPiece *p = &s->piece[s->n_piece - 1];
@@ -84,7 +82,7 @@ static bool set_run(CudaSpan *s) {
 
 /* Do all runs begin with sectors? */
 static bool is_aligned(const Box *b, const CudaSpan *s) {
-  int64_t per = SECTOR / s->bytes;
+  int64_t per = CUDA_SECTOR / s->bytes;
   int cut = b->to->cut;
   bool even = s->lo % per == 0 && s->chunk_step * b->to->chunk % per == 0;
   for (int a = 0; a <= cut; a++) {
@@ -159,7 +157,7 @@ static bool find_span(const Box *b, int input, CudaSpan *s, bool *even) {
   if (!add_points(b, &x, s, &regular)) return false;
   int64_t places = x.even;
   for (int l = 0; l < t->rank; l++)
-    if (t->red >> l & 1 && t->ext[l] > 1 && x.of[l] % (SECTOR / x.bytes)) places = 1;
+    if (t->red >> l & 1 && t->ext[l] > 1 && x.of[l] % (CUDA_SECTOR / x.bytes)) places = 1;
   if (!add_sums(b, &x, s)) return false;
   for (int w = 0; w < CUDA_WINDOWS; w++)
     if (x.window_ext[w] && !add_axis(s, (CudaPiece){.ext = x.window_ext[w], .step = x.window[w]}))
@@ -172,7 +170,7 @@ static bool find_span(const Box *b, int input, CudaSpan *s, bool *even) {
 /* Its place in shared memory, and the sectors of a block. */
 static bool place_span(const Box *b, CudaSpan *s) {
   const Nest *t = b->t;
-  int64_t per = SECTOR / s->bytes, n = 1, most = BOX_BYTES / s->bytes;
+  int64_t per = CUDA_SECTOR / s->bytes, n = 1, most = BOX_BYTES / s->bytes;
   bool even = is_aligned(b, s), lanes = t->red && !t->unroll && !t->columns;
   if (s->run > most) return false;
   int64_t pitch = div_up(s->run + (even ? 0 : per - 1), per) * per;
@@ -202,14 +200,14 @@ static bool add_results(const Box *b) {
                   .box = 1,
                   .inner = each,
                   .size = t->rows * each,
-                  .length = points + 2 * SECTOR};
+                  .length = points + 2 * CUDA_SECTOR};
     if (sums && each > 1) return false;
     if (each > 1)
       for (int d = 0; d + 1 < t->rank; d++)
         if (t->red >> d & 1 && !(t->red >> (d + 1) & 1) && t->ext[d + 1] > 1 && t->ext[d] > 1)
           return false;
     for (int a = 0; a < t->n_out; a++) s.step[a] = each * cuda_inside(t, a);
-    double per = SECTOR / s.bytes;
+    double per = CUDA_SECTOR / s.bytes;
     bool even = is_aligned(b, &s);
     to->sectors += (double)points / per + (even ? 0 : 1 - 1 / per);
     if (sums || (even && each == 1)) continue;

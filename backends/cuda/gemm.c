@@ -18,8 +18,6 @@ static const CudaTiling tilings[] = {
 };
 enum { N_TILINGS = sizeof tilings / sizeof *tilings, PROCESSORS = 132, NEAR = 8 };
 
-static int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 /* ---- residue classes ---- */
 
 /* A dimension with a division: of operand x, read at (c * pos + .. tap + off) / div. */

@@ -10,7 +10,7 @@
 #include "gemm.h"
 #include <stdlib.h>
 
-enum { SECTOR = 8 /* elements */ };
+enum { SECTOR = CUDA_SECTOR / 4 /* elements */ };
 
 static bool anywhere(const CudaMoves *m, int from, int to) {
   for (int i = from; i < to; i++)

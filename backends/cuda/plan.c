@@ -38,8 +38,6 @@ typedef struct Planning {
   uint64_t key; /* of the kernel's code */
 } Planning;
 
-static int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 /* "conv2d_relu_0123456789abcdef": without the kernel's number, so that equal code has one name. */
 static const char *entry_name(Planning *p, int launch) {
   const char *s = p->k->name;

@@ -78,6 +78,7 @@ enum {
   CUDA_THREADS = 256,
   CUDA_MOST_BLOCKS = 4224, /* 8 for each of 132 processors */
   CUDA_TILE = 32,
+  CUDA_SECTOR = 32, /* bytes that memory gives at once */
   CUDA_RUN_SIZE = 256
 };
 

@@ -13,7 +13,6 @@
 #include <string.h>
 
 enum {
-  SECTOR = 32,
   SPAN_BYTES = 24 << 10 /* of a block */,
   WASTE = 5 /* halves: most read for each that is needed */,
   MOST_BOXES = 8,
@@ -72,7 +71,7 @@ static int falls_from(const Nest *t, const CudaSpan *s, int64_t *most) {
 
 /* Do warps read whole sectors, or few places? */
 static bool is_even(const Nest *t, const CudaSpan *s, int64_t even) {
-  int last = t->n_out - 1, per = SECTOR / s->bytes;
+  int last = t->n_out - 1, per = CUDA_SECTOR / s->bytes;
   int64_t inner = s->step[last], ext = t->out[last].ext;
   bool flat = inner == 1, rows = even % per == 0;
   for (int a = 0; a < last; a++) {
@@ -85,7 +84,7 @@ static bool is_even(const Nest *t, const CudaSpan *s, int64_t even) {
 
 /* The same for teams, which go along the sums or the columns: is a line of neighbours whole sectors from the next? */
 static bool is_even_team(const Nest *t, const CudaSpan *s, const CudaAccess *x, bool *line) {
-  int per = SECTOR / s->bytes,
+  int per = CUDA_SECTOR / s->bytes,
       inner = t->columns ? t->out[t->n_out - 1].last : t->sum[t->n_sum - 1].last;
   bool even = x->even % per == 0 && s->parts == 1, moves = false;
   for (; inner > 0 && t->ext[inner] == 1; inner--) {}
@@ -127,7 +126,7 @@ static bool find_span(const Nest *t, const CudaAccesses *all, int input, int64_t
       if (x->of[l]) times *= t->ext[l];
       reach = x->of[l] * (t->ext[l] - 1);
       *(reach < 0 ? &one.lo : &one.hi) += reach;
-      if (t->ext[l] > 1 && x->of[l] % (SECTOR / x->bytes)) bits = 1;
+      if (t->ext[l] > 1 && x->of[l] % (CUDA_SECTOR / x->bytes)) bits = 1;
     }
     *even &= cuda_is_even(t, &one, x, bits, line);
     if (found && (one.parts != s->parts || one.chunk_step != s->chunk_step ||
@@ -144,7 +143,7 @@ static bool find_span(const Nest *t, const CudaAccesses *all, int input, int64_t
 
 /* Its length for blocks of n points. */
 static bool set_length(const Nest *t, CudaSpan *s, int64_t n) {
-  int64_t per = SECTOR / s->bytes, need = n * s->reads, fall;
+  int64_t per = CUDA_SECTOR / s->bytes, need = n * s->reads, fall;
   int from = falls_from(t, s, &fall);
   s->inner = s->step[t->n_out - 1];
   s->box = 1;
@@ -185,7 +184,7 @@ bool cuda_is_overwritten(const Kernel *k, const KernelInput *x) {
 /* Is the span only what the block writes? */
 static bool is_own(const Nest *t, const CudaSpan *s, int64_t n) {
   bool own = s->parts == 1 && s->lo >= 0 && s->hi < t->n_sums && s->chunk_step == 0 &&
-             (n * t->n_sums * s->bytes % SECTOR == 0 || n >= t->rows);
+             (n * t->n_sums * s->bytes % CUDA_SECTOR == 0 || n >= t->rows);
   for (int a = 0; a < t->n_out; a++) own &= s->step[a] == t->n_sums * cuda_inside(t, a);
   return own;
 }
@@ -208,8 +207,8 @@ static bool add_results(const Nest *t, CudaSpans *to) {
     for (int d = 0; d + 1 < t->rank; d++)
       if (t->red >> d & 1 && !(t->red >> (d + 1) & 1) && t->ext[d + 1] > 1 && t->ext[d] > 1)
         return t->unroll;
-    if (!t->unroll && t->n_sums * s.bytes % SECTOR == 0) continue;
-    if (s.length * s.bytes % SECTOR && t->rows > to->points) return false;
+    if (!t->unroll && t->n_sums * s.bytes % CUDA_SECTOR == 0) continue;
+    if (s.length * s.bytes % CUDA_SECTOR && t->rows > to->points) return false;
     if (to->n == CUDA_SPANS) return false;
     for (int a = 0; a < t->n_out; a++) s.step[a] = t->n_sums * cuda_inside(t, a);
     s.inner = t->n_sums;
@@ -232,7 +231,7 @@ static bool place_spans(const Nest *t, CudaSpans *to) {
 
 /* That all blocks read. */
 static double sectors_of(const Nest *t, const CudaSpans *to, const CudaSpan *s) {
-  double per = SECTOR / s->bytes, times = ceil((double)t->rows / (double)to->points);
+  double per = CUDA_SECTOR / s->bytes, times = ceil((double)t->rows / (double)to->points);
   if (to->chunk && s->chunk_step) times *= ceil((double)t->sum[0].ext / (double)to->chunk);
   return ((double)s->length - per) / per * (s->whole && !s->chunk_step ? 1 : times);
 }
@@ -242,7 +241,7 @@ static double result_sectors(const Nest *t) {
   double n = 0;
   for (int r = 0; r < t->roots.n; r++)
     n += (double)(t->rows * (t->roots.v[r].full && t->red ? t->n_sums : 1)) *
-         dtype_info[t->roots.v[r].n->dtype].size / SECTOR;
+         dtype_info[t->roots.v[r].n->dtype].size / CUDA_SECTOR;
   return n;
 }
 
@@ -298,7 +297,7 @@ const CudaSpans *cuda_spans(Gen *g, const Nest *t, int vector) {
   if (spans_of(g, t, &all, SPAN_BYTES, to) && to->box == 1) return to;
   /* blocks that are boxes and begin with sectors */
   box = to->box;
-  while (box * results_size(t) % SECTOR && box < SECTOR * to->box) box += to->box;
+  while (box * results_size(t) % CUDA_SECTOR && box < CUDA_SECTOR * to->box) box += to->box;
   to->points = box * (first / box > 1 ? first / box : 1);
   if (to->box > 1 && to->points <= MOST_BOXES * first && spans_of(g, t, &all, SPAN_BYTES, to))
     return to;
@@ -311,7 +310,7 @@ int cuda_team_unit(const Nest *t) {
   int unit = 1;
   for (int r = 0; r < t->roots.n && !t->columns; r++) {
     int64_t row = t->n_sums * dtype_info[t->roots.v[r].n->dtype].size;
-    while (t->roots.v[r].full && row * unit % SECTOR) unit *= 2;
+    while (t->roots.v[r].full && row * unit % CUDA_SECTOR) unit *= 2;
   }
   return t->columns ? (int)t->out[t->n_out - 1].ext : unit;
 }
@@ -346,9 +345,9 @@ const CudaSpans *cuda_join_spans(Gen *g) {
     s.part = x->dims[n->i] * inside;
     s.part_at = at;
     s.size = node_numel(x);
-    s.length = to->points + 2 * SECTOR / size;
+    s.length = to->points + 2 * CUDA_SECTOR / size;
     at += s.part;
-    even &= s.part * size % SECTOR == 0;
+    even &= s.part * size % CUDA_SECTOR == 0;
     if (s.size) to->v[to->n++] = s;
   }
   return even ? NULL : to;

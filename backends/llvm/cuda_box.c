@@ -2,7 +2,7 @@
  * start to another's, 16 bytes a thread, finds an element of them, and writes results that begin anywhere in a sector. */
 #include "cuda_gen.h"
 
-enum { SECTOR = 32, VECTOR = 16 };
+enum { VECTOR = 16 };
 
 static Val times(Gen *g, Val v, int64_t n) { return LLVMBuildNSWMul(g->b, v, gen_i64(g, n), ""); }
 static Val plus(Gen *g, Val x, Val y) { return LLVMBuildNSWAdd(g->b, x, y, ""); }
@@ -11,10 +11,10 @@ static Val both(Gen *g, Val x, Val y) { return LLVMBuildAnd(g->b, x, y, ""); }
 
 /* The sector's first element. */
 static Val down(Gen *g, const CudaSpan *s, Val v) {
-  return both(g, v, gen_i64(g, -(int64_t)(SECTOR / s->bytes)));
+  return both(g, v, gen_i64(g, -(int64_t)(CUDA_SECTOR / s->bytes)));
 }
 static Val up(Gen *g, const CudaSpan *s, Val v) {
-  return down(g, s, plus(g, v, gen_i64(g, SECTOR / s->bytes - 1)));
+  return down(g, s, plus(g, v, gen_i64(g, CUDA_SECTOR / s->bytes - 1)));
 }
 
 Aff cuda_box_first(Gen *g, const Nest *t, const CudaSpans *s, const Aff *block, Val *n) {
@@ -116,7 +116,7 @@ void cuda_box_fill(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, 
 }
 
 Val cuda_box_find(Gen *g, const CudaSpan *s, Val start, Val v) {
-  int64_t per = SECTOR / s->bytes;
+  int64_t per = CUDA_SECTOR / s->bytes;
   Val at = gen_i64(g, 0), from = start;
   if (!s->result) { /* what lies outside is read as well, and not used */
     int64_t most = s->run - 1;
@@ -140,7 +140,7 @@ Val cuda_box_find(Gen *g, const CudaSpan *s, Val start, Val v) {
 
 void cuda_box_flush(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, Val start,
                     Val count) {
-  int var, n = VECTOR / s->bytes, per = SECTOR / s->bytes;
+  int var, n = VECTOR / s->bytes, per = CUDA_SECTOR / s->bytes;
   LLVMTypeRef type = LLVMVectorType(cuda_word_type(g, s), (unsigned)words_of(s));
   gen_at(g, g->depth);
   Val tid = cuda_register(g, "tid.x"), threads = gen_i64(g, all->threads);

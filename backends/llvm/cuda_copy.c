@@ -3,7 +3,7 @@
  * read every second, fourth, ... element, one is left out after 32, so that they are in different banks. */
 #include "cuda_gen.h"
 
-enum { SECTOR = 32, VECTOR = 16 };
+enum { VECTOR = 16 };
 
 struct CudaCopies {
   const Nest *t;
@@ -151,7 +151,7 @@ static Val inside(Gen *g, const CudaSpan *s, Val v, int64_t off) {
 static void place_span(Gen *g, CudaCopies *c, int i, const Aff *from, const Aff *last,
                        const Aff *skip) {
   const CudaSpan *s = &c->spans->v[i];
-  int64_t per = SECTOR / s->bytes;
+  int64_t per = CUDA_SECTOR / s->bytes;
   Val start = place_of_point(g, c, s, from, skip), end = place_of_point(g, c, s, last, skip);
   gen_at(g, g->depth);
   start = inside(g, s, start, s->lo);

@@ -6,7 +6,11 @@
  * An element is copied if the first of its sector is in the part; which that is follows from its address. */
 #include "cuda_gemm.h"
 
-enum { LANES = 32, SECTOR = 8, OWN = LANES - SECTOR + 1 /* elements of a part along rows */ };
+enum {
+  LANES = 32,
+  SECTOR = CUDA_SECTOR / 4,
+  OWN = LANES - SECTOR + 1 /* elements of a part along rows */
+};
 
 static Val i32(Gen *g, int64_t v) { return LLVMConstInt(g->i32, (uint64_t)v, 1); }
 
@@ -20,17 +24,9 @@ static Val add(Gen *g, Val x, Val y) {
   return LLVMBuildAdd(g->b, x, y, "");
 }
 
-static Val compare(Gen *g, LLVMIntPredicate p, Val x, Val y) {
-  gen_at_vals(g, 2, (Val[]){x, y});
-  return LLVMBuildICmp(g->b, p, x, y, "");
+static Val least(Gen *g, Val x, Val y) {
+  return gen_select(g, gen_compare(g, LLVMIntSLT, x, y), x, y);
 }
-
-static Val choose(Gen *g, Val c, Val x, Val y) {
-  gen_at_vals(g, 3, (Val[]){c, x, y});
-  return LLVMBuildSelect(g->b, c, x, y, "");
-}
-
-static Val least(Gen *g, Val x, Val y) { return choose(g, compare(g, LLVMIntSLT, x, y), x, y); }
 
 /* What some loops add to the place of an element and to the indices that are checked; i32. */
 typedef struct Part {
@@ -99,7 +95,7 @@ void gemm_lines_start(Gemm *m, int s) {
   Aff row = aff_var(var, m->p->threads), own = aff_mul(m->block[s], side->tile), run, in;
   row = aff_add(g, &row, &m->tid);
   Val at = aff_value(g, &row);
-  Loop inside = cuda_if(g, compare(g, LLVMIntSLT, at, gen_i64(g, side->tile)));
+  Loop inside = cuda_if(g, gen_compare(g, LLVMIntSLT, at, gen_i64(g, side->tile)));
   own = aff_add(g, &own, &row);
   own = gemm_keep(g, &own, side->axes.total, 1, &ok);
   Part part = part_of(m, s, &side->axes, own);
@@ -145,8 +141,9 @@ static void copy(Gemm *m, int s, const Part *part, Val to, Val ok, Val use) {
   const CudaSide *side = &m->p->side[s];
   Node *in = m->p->core->in[side->x];
   for (int i = 0; i < side->lines.checks; i++)
-    ok = gen_and(g, ok,
-                 compare(g, LLVMIntULT, part->check[i], i32(g, in->dims[side->lines.check[i]])));
+    ok =
+        gen_and(g, ok,
+                gen_compare(g, LLVMIntULT, part->check[i], i32(g, in->dims[side->lines.check[i]])));
   gen_at(g, g->depth);
   Val at = LLVMBuildSExt(g->b, part->at, g->i64, "");
   Val from = LLVMBuildInBoundsGEP2(g->b, g->f32, g->bufs[gen_info(g, in)->input], &at, 1, "");
@@ -160,7 +157,8 @@ static Val rows_inside(Gemm *m, int s, Val row) {
   Val ok = NULL;
   Aff first = aff_mul(m->block[s], side->tile);
   if (side->axes.total % side->tile)
-    ok = compare(g, LLVMIntSLT, add(g, aff_value(g, &first), row), gen_i64(g, side->axes.total));
+    ok =
+        gen_compare(g, LLVMIntSLT, add(g, aff_value(g, &first), row), gen_i64(g, side->axes.total));
   return ok;
 }
 
@@ -174,18 +172,19 @@ static void copy_along_sum(Gemm *m, int s, const Step *t, Val stage, Val next) {
   early = aff_mul(lane, side->vec);
   e = aff_add(g, &e, &early);
   /* what may be copied at all: of the block's part of the sum */
-  Val at = aff_value(g, &early), now = compare(g, LLVMIntSLT, at, gen_i64(g, CUDA_STEP)), ok = NULL;
-  Val use = gen_and(g, t->inside, choose(g, now, t->inside, t->next));
-  use = gen_and(g, use, compare(g, LLVMIntSLT, at, gen_i64(g, CUDA_STEP + SECTOR)));
+  Val at = aff_value(g, &early), now = gen_compare(g, LLVMIntSLT, at, gen_i64(g, CUDA_STEP)),
+      ok = NULL;
+  Val use = gen_and(g, t->inside, gen_select(g, now, t->inside, t->next));
+  use = gen_and(g, use, gen_compare(g, LLVMIntSLT, at, gen_i64(g, CUDA_STEP + SECTOR)));
   e = gemm_keep(g, &e, m->p->k.total, side->vec, &ok);
   Part sum = part_of(m, s, &m->p->k, e);
   aff_divmod(g, &e, lines->span, &run, &in);
   gen_at(g, gen_depth(g, t->n));
   Val since = LLVMBuildMul(g->b, t->n, gen_i64(g, CUDA_STEP), "");
   Val most = least(g, aff_value(g, &in), add(g, since, at));
-  if (ok) most = choose(g, ok, most, gen_i64(g, 0));
+  if (ok) most = gen_select(g, ok, most, gen_i64(g, 0));
   most = narrow(g, most);
-  Val base = choose(g, now, stage, next);
+  Val base = gen_select(g, now, stage, next);
   gen_at_vals(g, 2, (Val[]){base, at});
   Val limit = LLVMBuildAnd(g->b, at, gen_i64(g, CUDA_STEP - 1), "");
   base = add(g, base, limit);
@@ -195,13 +194,13 @@ static void copy_along_sum(Gemm *m, int s, const Step *t, Val stage, Val next) {
     row.k += j;
     Val r = aff_value(g, &row);
     if (rows > side->tile) { /* more lanes than there are elements */
-      use = gen_and(g, use, compare(g, LLVMIntSLT, r, gen_i64(g, side->tile)));
+      use = gen_and(g, use, gen_compare(g, LLVMIntSLT, r, gen_i64(g, side->tile)));
       r = least(g, r, gen_i64(g, side->tile - 1));
     }
     Part part = row_of(m, s, r);
     part = sum_of(m, s, part, &sum);
-    Val here = compare(g, LLVMIntSLE, before(m, s, part.at, most), limit);
-    here = compare(g, LLVMIntEQ, here, now);
+    Val here = gen_compare(g, LLVMIntSLE, before(m, s, part.at, most), limit);
+    here = gen_compare(g, LLVMIntEQ, here, now);
     out = aff_mul(row, cuda_side_pitch(m->p, s));
     copy(m, s, &part, add(g, base, aff_value(g, &out)), gen_and(g, ok, rows_inside(m, s, r)),
          gen_and(g, use, here));
@@ -226,15 +225,15 @@ static void copy_line(Gemm *m, int s, const Step *t, const Aff *line, const Aff 
     bool last = q == parts - 1;
     Val u = add(g, l, gen_i64(g, (int64_t)q * OWN)), use = t->inside;
     if (q * OWN + LANES > side->tile) {
-      use = gen_and(g, use, compare(g, LLVMIntSLT, u, gen_i64(g, side->tile)));
+      use = gen_and(g, use, gen_compare(g, LLVMIntSLT, u, gen_i64(g, side->tile)));
       u = least(g, u, gen_i64(g, side->tile - 1));
     }
     Part part = row_of(m, s, u);
     Val in = from_table(m, s, 1 + side->lines.checks, u);
     part = sum_of(m, s, part, &sum);
     Val n = before(m, s, part.at, least(g, in, narrow(g, u)));
-    if (q) use = gen_and(g, use, compare(g, LLVMIntSLE, n, l32));
-    if (!last) use = gen_and(g, use, compare(g, LLVMIntSLT, l32, add(g, n, i32(g, OWN))));
+    if (q) use = gen_and(g, use, gen_compare(g, LLVMIntSLE, n, l32));
+    if (!last) use = gen_and(g, use, gen_compare(g, LLVMIntSLT, l32, add(g, n, i32(g, OWN))));
     copy(m, s, &part, add(g, base, u), gen_and(g, ok, rows_inside(m, s, u)), use);
   }
 }

@@ -12,25 +12,8 @@ static Val sub(Gen *g, Val x, Val y) {
   return LLVMBuildNSWSub(g->b, x, y, "");
 }
 
-static Val and (Gen * g, Val x, Val y) {
-  gen_at_vals(g, 2, (Val[]){x, y});
-  return LLVMBuildAnd(g->b, x, y, "");
-}
-
-static Val less(Gen *g, Val x, Val y) {
-  gen_at_vals(g, 2, (Val[]){x, y});
-  return LLVMBuildICmp(g->b, LLVMIntSLT, x, y, "");
-}
-
-static Val equal(Gen *g, Val x, Val y) {
-  gen_at_vals(g, 2, (Val[]){x, y});
-  return LLVMBuildICmp(g->b, LLVMIntEQ, x, y, "");
-}
-
-static Val choose(Gen *g, Val c, Val x, Val y) {
-  gen_at_vals(g, 3, (Val[]){c, x, y});
-  return LLVMBuildSelect(g->b, c, x, y, "");
-}
+static Val less(Gen *g, Val x, Val y) { return gen_compare(g, LLVMIntSLT, x, y); }
+static Val equal(Gen *g, Val x, Val y) { return gen_compare(g, LLVMIntEQ, x, y); }
 
 /* v in lo..hi-1. */
 static Aff variable(Gen *g, Val v, int64_t lo, int64_t hi) {
@@ -169,9 +152,9 @@ void gemm_panel_copy(Gemm *m, int s, const Step *t) {
   aff_divmod(g, &e.high, panel->per, &q, &last);
   Val here = aff_value(g, &piece), zero = gen_i64(g, 0);
   use = gen_and(g, use, less(g, here, add(g, aff_value(g, &q), gen_i64(g, 1))));
-  Val from = choose(g, equal(g, here, aff_value(g, &e.piece)), aff_value(g, &e.start), zero);
-  Val to =
-      choose(g, equal(g, here, aff_value(g, &q)), aff_value(g, &last), gen_i64(g, panel->per - 1));
+  Val from = gen_select(g, equal(g, here, aff_value(g, &e.piece)), aff_value(g, &e.start), zero);
+  Val to = gen_select(g, equal(g, here, aff_value(g, &q)), aff_value(g, &last),
+                      gen_i64(g, panel->per - 1));
   Val low = moved(m, s, &places, panel->outer, variable(g, from, 0, panel->per));
   Val high = moved(m, s, &places, panel->outer, variable(g, to, 0, panel->per));
   use = gen_and(g, use, less(g, aff_value(g, &run), gen_i64(g, n_runs)));
@@ -179,7 +162,7 @@ void gemm_panel_copy(Gemm *m, int s, const Step *t) {
   piece = variable(g, here, 0, n_pieces);
   Val start = add(g, area_start(m, s, run, piece), low);
   if (panel->sign < 0) start = sub(g, start, gen_i64(g, panel->span - 1));
-  Val i = sub(g, aff_value(g, &j), and(g, start, gen_i64(g, 7)));
+  Val i = sub(g, aff_value(g, &j), gen_and(g, start, gen_i64(g, 7)));
   /* what of the run is the tile's */
   Val first = zero, end = gen_i64(g, panel->span);
   if (!side->k_major) {
@@ -248,7 +231,7 @@ Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok) {
   Val first_piece = sub(g, aff_value(g, &piece), aff_value(g, &e.piece));
   Val start = moved(m, s, &places, panel->outer, e.start);
   if (places.total > panel->per)
-    start = choose(g, equal(g, first_piece, gen_i64(g, 0)), start, gen_i64(g, 0));
+    start = gen_select(g, equal(g, first_piece, gen_i64(g, 0)), start, gen_i64(g, 0));
   gen_at(g, gen_depth(g, first_piece));
   Val area = LLVMBuildNSWMul(g->b, first_piece, gen_i64(g, panel->runs), "");
   area = add(g, area, sub(g, aff_value(g, &run), aff_value(g, &e.run)));

@@ -185,7 +185,7 @@ static int shared_axes(const Team *m, const Nest *t) {
  * one's sector, so that the requests of warps end with sectors: how many vectors have one (0: all rows start with a sector),
  * and in *behind the elements from there to the row, up to multiples of a sector. */
 static int sector_vectors(const Team *m, Aff *behind) {
-  enum { SECTOR = 32, SHORT = 32 };
+  enum { SHORT = 32 };
   Work *w = m->w;
   Gen *g = w->g;
   const Nest *t = w->t;
@@ -198,7 +198,7 @@ static int sector_vectors(const Team *m, Aff *behind) {
   cuda_accesses(g, t, &all);
   for (int i = 0; i < all.n; i++) {
     const CudaAccess *x = &all.v[i];
-    int per = SECTOR / x->bytes;
+    int per = CUDA_SECTOR / x->bytes;
     bool moves = false;
     if (!x->known || x->step[last->last] != 1 || per <= m->s->vec) continue;
     for (int a = 0; a < t->n_out + t->n_sum - 1; a++) {

@@ -59,6 +59,16 @@ Val gen_and(Gen *g, Val x, Val y) {
   return LLVMBuildAnd(g->b, x, y, "");
 }
 
+Val gen_compare(Gen *g, LLVMIntPredicate p, Val x, Val y) {
+  gen_at_vals(g, 2, (Val[]){x, y});
+  return LLVMBuildICmp(g->b, p, x, y, "");
+}
+
+Val gen_select(Gen *g, Val c, Val x, Val y) {
+  gen_at_vals(g, 3, (Val[]){c, x, y});
+  return LLVMBuildSelect(g->b, c, x, y, "");
+}
+
 int gen_var(Gen *g, Val v, int64_t lo, int64_t hi) {
   vec_add(g->a, &g->vars, ((LoopVar){v, lo, hi}));
   return g->vars.n - 1;

@@ -112,6 +112,8 @@ void gen_at(Gen *g, int depth);                /* build at the end of the code o
 int gen_depth(Gen *g, Val v);                  /* the innermost loop that v depends on */
 void gen_at_vals(Gen *g, int n, const Val *v); /* where all of them are known */
 Val gen_and(Gen *g, Val x, Val y);             /* NULL stands for true */
+Val gen_compare(Gen *g, LLVMIntPredicate p, Val x, Val y);
+Val gen_select(Gen *g, Val c, Val x, Val y);
 void gen_block(Gen *g, LLVMBasicBlockRef bb, int depth);
 int gen_var(Gen *g, Val v, int64_t lo, int64_t hi);
 Memo *memo_find(Gen *g, const int64_t *key, int n);
