@@ -126,6 +126,11 @@ static const struct {
     {"conv2d", "Input=1x100x6x7 Filter=35x100x3x3", "bf16", DT_FLOAT32, 4e-2},
     {"depthwise_conv2d", "Input=2x40x9x10 Filter=40x1x3x3 paddings=[1,1] groups=40", NULL,
      DT_FLOAT32, 0},
+    /* several filters of each channel: boxes of points and of sums */
+    {"conv2d", "Input=2x12x19x11 Filter=48x1x3x3 paddings=[2,2] dilations=[2,2] groups=12", NULL,
+     DT_FLOAT32, 0},
+    {"conv2d", "Input=2x17x10x11 Filter=51x1x5x5 paddings=[2,2] strides=[2,2] groups=17", NULL,
+     DT_FLOAT64, 0},
     /* maps: vectors, broadcasts, transposes */
     {"elementwise_add", "X=64x1024 Y=1024", NULL, DT_FLOAT32, 0},
     {"elementwise_mul", "X=40x1000 Y=40x1000", NULL, DT_FLOAT32, 0},

@@ -16,7 +16,7 @@
 static const double TRANSPOSE = 1.25;
 /* Passes over the banks that conflicts may cost, of all, outside of products: neighbours of rows that are copied lie anywhere. */
 static const double CLASHES = 0.6;
-static bool outer; /* among the gradients are products of one term, which are maps */
+static bool outer; /* among the kernels are products of one term, or sums that are copied */
 
 typedef struct Case {
   const char *op, *text, *math;
@@ -228,6 +228,16 @@ static const Case long_sums[] = {
      1.11, 1.25},
 };
 
+/* One or several filters of each channel: no products but sums, of copied boxes. */
+static const Case depthwise[] = {
+    {"conv2d", "Input=2x12x13x13 Filter=24x1x3x3 paddings=[1,1] strides=[2,2] groups=12", NULL,
+     1.05, 1.15},
+    {"conv2d", "Input=2x12x13x13 Filter=24x1x3x3 paddings=[1,1] groups=12", NULL, 1.05, 1.15},
+    {"conv2d", "Input=1x24x16x14 Filter=96x1x3x3 paddings=[2,2] dilations=[2,2] groups=24", NULL,
+     1.05, 0},
+    {"conv2d", "Input=1x16x14x18 Filter=64x1x5x5 paddings=[2,2] groups=16", NULL, 1.05, 0},
+};
+
 /* Rows of every kind of length: @ is replaced by each of these, & by twice as many, # by as many rows as make 5000 elements. */
 static const int widths[] = {3, 7, 10, 17, 33, 50, 67, 100, 127, 129, 300, 1001};
 enum { N_WIDTHS = sizeof widths / sizeof *widths };
@@ -408,14 +418,21 @@ static void test_long_sums(void **state) {
   run_products(sizeof long_sums / sizeof *long_sums, long_sums);
 }
 
+static void test_depthwise(void **state) {
+  (void)state;
+  outer = true;
+  run_products(sizeof depthwise / sizeof *depthwise, depthwise);
+  outer = false;
+}
+
 int main(int argc, char *argv[]) {
   (void)argc;
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_traffic),  cmocka_unit_test(test_odd),
-      cmocka_unit_test(test_rows),     cmocka_unit_test(test_first_layers),
-      cmocka_unit_test(test_products), cmocka_unit_test(test_thin),
-      cmocka_unit_test(test_vectors),  cmocka_unit_test(test_convolutions),
-      cmocka_unit_test(test_long_sums)};
+      cmocka_unit_test(test_traffic),   cmocka_unit_test(test_odd),
+      cmocka_unit_test(test_rows),      cmocka_unit_test(test_first_layers),
+      cmocka_unit_test(test_products),  cmocka_unit_test(test_thin),
+      cmocka_unit_test(test_vectors),   cmocka_unit_test(test_convolutions),
+      cmocka_unit_test(test_long_sums), cmocka_unit_test(test_depthwise)};
   if (!simulator(argv)) return 1;
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -269,7 +269,7 @@ const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_b
   CudaAccesses all = {0};
   CudaSpans *best = NULL, try = {.boxes = true, .threads = CUDA_THREADS};
   bool teams = t->red && !t->unroll;
-  if (t->contract || !cuda_may_copy(g, t, &all) || t->n_out == 0) return NULL;
+  if (!cuda_may_copy(g, t, &all) || t->n_out == 0) return NULL;
   Box b = {g, t, &all, &try};
   bool may_chunk = teams && t->n_sum > 0 && (t->columns || t->sum[t->n_sum - 1].ext < LONG);
   for (try.cut = t->n_out - 1; try.cut >= 0; try.cut--) {

@@ -495,15 +495,17 @@ static bool has_windows(const Node *c) {
   return false;
 }
 
-/* Are there rows, columns and terms enough for tiles? One row or column is, where no batch needs many of them. */
+/* Are there rows, columns and terms enough for tiles? One row or column is, where no batch needs many of them. Where batches lie
+ * within one another, as with several filters of each channel, a tile of few columns would read an element of each sector. */
 static bool is_product(const CudaGemm *p, bool whole) {
-  enum { FEW = 64 };
+  enum { FEW = 64, COLUMNS = 8 };
   int64_t rows = p->side[0].axes.total, columns = p->side[1].axes.total;
   bool thin = rows < 2 || columns < 2;
   if (p->k.n == 0 || (whole && p->k.total < 2) || (rows < 2 && columns < 2)) return false;
   if (rows * columns < FEW && p->k.total <= KL_SMALL_REDUCE) return false;
-  if (p->batch.total > 1 && (thin || rows * columns < FEW))
-    return !batch_inside(p) && !has_windows(p->core);
+  bool few = rows < COLUMNS || columns < COLUMNS;
+  if (p->batch.total > 1 && few && batch_inside(p)) return false;
+  if (p->batch.total > 1 && (thin || rows * columns < FEW)) return !has_windows(p->core);
   return true;
 }
 

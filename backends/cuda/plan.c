@@ -199,10 +199,13 @@ static void team_spans(Gen *g, const Nest *t, CudaStage *s) {
   if (!s->spans) s->spans = cuda_team_spans(g, t, s->teams, s->lanes * s->teams, false, 0);
 }
 
-/* Blocks that are boxes of rows: a team for each, and teams to fill warps. */
+/* Blocks that are boxes of rows: a team for each, and teams to fill warps. Sums of products have no fewer blocks than
+ * without. */
 static void team_boxes(Gen *g, const Nest *t, CudaStage *s) {
+  int64_t least = least_blocks(t->rows * t->n_sums);
+  if (t->contract && least > t->rows / s->teams) least = t->rows / s->teams;
   const CudaSpans *flat = s->spans && s->spans->lines ? s->spans : NULL,
-                  *boxes = cuda_boxes(g, t, MOST_TEAM, least_blocks(t->rows * t->n_sums));
+                  *boxes = cuda_boxes(g, t, MOST_TEAM, least);
   if (!boxes || (flat && boxes->sectors >= 0.95 * flat->sectors)) return;
   s->teams = (int)boxes->points;
   s->vec = 1;

@@ -129,6 +129,8 @@ Val cuda_box_find(Gen *g, const CudaSpan *s, Val start, Val v) {
     Val digit = LLVMBuildUDiv(g->b, v, step, "");
     v = LLVMBuildURem(g->b, v, step, "");
     digit = LLVMBuildZExt(g->b, digit, g->i64, "");
+    if (i && s->piece[i - 1].step > s->piece[i].ext * s->piece[i].step)
+      digit = gen_min(g, digit, gen_i64(g, s->piece[i].ext - 1));
     at = plus(g, at, times(g, digit, s->piece[i].pitch));
     if (s->piece[i].step % per) from = plus(g, from, times(g, digit, s->piece[i].step));
   }
