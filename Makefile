@@ -53,7 +53,7 @@ help:
 #: make check-cudasim   compare the CUDA simulator with the toolkit's header, make its PTX anew with nvcc
 #: make check-ptx assemble the networks' CUDA kernels with ptxas: registers, spills, shared memory, occupancy
 #: make bless     rewrite the expected output of the golden tests
-#: make docs      rewrite the pages that come from the tables: operators, error codes
+#: make docs      rewrite the pages that come from the tables: operators, error codes, flags
 #: make bench     compare the speed with the peers (prepares them in .venv), about 25 minutes
 #: make peers-test   compare operators, training and files with PaddlePaddle (prepares it in .venv), about 10 minutes; tests/peers/run.sh runs parts
 #: make fuzz      libFuzzer on the readers of files (clang), SECONDS=60
@@ -106,6 +106,8 @@ bless: tests
 docs: $(B)/kiln
 	@$(B)/kiln ops --markdown > docs/operators.md
 	@$(B)/kiln explain --markdown > docs/errors.md
+	@{ sed '/^\.SH VERBS/,$$d' docs/kiln.1; $(B)/kiln help --manual; sed -n '/^\.SH EXIT STATUS/,$$p' docs/kiln.1; } > $(B)/kiln.1
+	@mv $(B)/kiln.1 docs/kiln.1
 
 bench: deps-build
 	@$(MAKE) --no-print-directory -s -j$$(nproc) all benches

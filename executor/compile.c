@@ -77,15 +77,23 @@ static const Tensor *known_value(void *user, const char *name) {
   return r->scope && scope_lods(r->scope) ? scope_sequences(r->scope, name) : NULL;
 }
 
+static const char **feed_names(const CompileRequest *r, Arena *a) {
+  const char **names = arena_array(a, const char *, r->n_feeds + 1);
+  for (int i = 0; i < r->n_feeds; i++) names[i] = r->feeds[i].name;
+  return names;
+}
+
+Section request_section(const CompileRequest *r, Arena *a) {
+  if (r->section.block) return r->section;
+  const Block *b = r->prog->blocks.v[0];
+  return (Section){b, 0, b->ops.n,
+                   ops_left_out(b, a, r->n_feeds, feed_names(r, a), r->n_fetch, r->fetch)};
+}
+
 bool expand_request(const CompileRequest *r, Graph **g) {
   Arena *a = arena_scratch();
-  const char **feeds = arena_array(a, const char *, r->n_feeds + 1);
-  for (int i = 0; i < r->n_feeds; i++) feeds[i] = r->feeds[i].name;
-  Section part = r->section;
-  if (!part.block) {
-    const Block *b = r->prog->blocks.v[0];
-    part = (Section){b, 0, b->ops.n, ops_left_out(b, a, r->n_feeds, feeds, r->n_fetch, r->fetch)};
-  }
+  const char **feeds = feed_names(r, a);
+  Section part = request_section(r, a);
   *g = expand_section(&(ExpandRequest){.section = part,
                                        .n_feeds = r->n_feeds,
                                        .feeds = feeds,

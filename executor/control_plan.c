@@ -284,8 +284,11 @@ static bool find_fetches(Plan *p, const CompileRequest *r) {
   p->fetch_depth = arena_array(p->arena, int, r->n_fetch + 1);
   for (int i = 0; i < r->n_fetch; i++) {
     const char *name = fetch_base(p, r->fetch[i], &p->fetch_depth[i]);
-    if (!block_var(b->b, name))
-      return err_set(E_RUN_002, "fetch %s is not in the program", quoted(r->fetch[i]));
+    if (!block_var(b->b, name)) {
+      err_set(E_RUN_002, "fetch %s is not in the program", quoted(r->fetch[i]));
+      block_suggest(b->b, r->fetch[i]);
+      return false;
+    }
     if (!plan_holder(b, name, &p->fetch[i])) return false;
     if (p->fetch[i].slot >= 0) b->exported[p->fetch[i].slot] = true;
   }

@@ -198,5 +198,7 @@ bool save_params(Scope *s, const Program *p, const char *path, FileSum *sum);
 /* Offsets of sequences (NAME@LOD), which are compiled in? */
 bool feed_is_lod(const Feed *f);
 bool expand_request(const CompileRequest *r, Graph **g);
+/* The operators that a request is about; of a whole program, without those that lack a feed and are not needed. */
+Section request_section(const CompileRequest *r, Arena *a);
 
 #endif

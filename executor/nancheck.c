@@ -35,13 +35,12 @@ static void note_range(const char *what, const Tensor *t) {
            shape_text(t->dtype, t->rank, t->dims), lo, hi, (long long)bad);
 }
 
-/* Every floating-point variable that an operator writes, so that all results are kept under their names. Persistable ones
- * are among the writes anyway. */
+/* Every floating-point variable that an operator of this run writes, so that all results are kept under their names.
+ * Persistable ones are among the writes anyway. */
 static const char **all_results(const CompileRequest *r, Arena *a, int *n) {
-  Section whole = {r->prog->blocks.v[0], 0, r->prog->blocks.v[0]->ops.n, NULL};
-  Section s = r->section.block ? r->section : whole;
+  Section s = request_section(r, a);
   const char **names;
-  int n_all = block_results(s.block, s.from, s.to, a, &names);
+  int n_all = block_results(s.block, s.from, s.to, s.skip, a, &names);
   *n = 0;
   for (int i = 0; i < n_all; i++)
     if (dtype_is_float(block_find_var(s.block, names[i])->dtype)) names[(*n)++] = names[i];

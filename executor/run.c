@@ -99,12 +99,7 @@ static bool check_feed(const Program *p, const Feed *f) {
   const Tensor *t = f->value;
   if (!v) {
     err_set(E_DAT_001, "%s is fed, but the program has no such variable", quoted(f->name));
-    Arena *a = arena_scratch();
-    const char **names = arena_array(a, const char *, b->vars.n + 1);
-    for (int i = 0; i < b->vars.n; i++) names[i] = b->vars.v[i]->name;
-    const char *near = name_nearest(f->name, b->vars.n, names);
-    if (near) err_help("did you mean %s?", quoted(near));
-    arena_free(a);
+    block_suggest(b, f->name);
     return false;
   }
   if (!t || (!t->data && tensor_numel(t) > 0))

@@ -119,7 +119,13 @@ static bool take_folder(Values *v, const char *folder) {
   for (int i = 0; i < v->n; i++) {
     const char *path = param_file(v->a, folder, v->vars[i]);
     if (!path) return false;
-    if (!vfs_is_file(path)) return missing(v, i, folder);
+    if (!vfs_is_file(path)) {
+      missing(v, i, folder);
+      if (checkpoint_exists(folder))
+        err_help("it holds checkpoints: take %s/step-NNNNNNNNNN, with the program that was trained",
+                 folder);
+      return false;
+    }
     View *file = open_view(v, path);
     if (!file) return false;
     int n = v->levels.all.n;

@@ -8,12 +8,7 @@ Var *prog_need_var(const Program *p, const char *name) {
   Var *v = block_var(b, name);
   if (v) return v;
   err_set(E_VER_001, "there is no variable %s in the program", quoted(name));
-  Arena *a = arena_scratch();
-  const char **names = arena_array(a, const char *, b->vars.n + 1);
-  for (int i = 0; i < b->vars.n; i++) names[i] = b->vars.v[i]->name;
-  const char *near = name_nearest(name, b->vars.n, names);
-  if (near) err_help("Did you mean %s?", quoted(near));
-  arena_free(a);
+  block_suggest(b, name);
   return NULL;
 }
 

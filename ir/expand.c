@@ -512,8 +512,11 @@ static bool fetch_nodes(Expand *x, int n, const char *const *fetches) {
     Node *v = map_get(x->env, fetches[i]);
     if (!v) v = lod_node(x, fetches[i]);
     if (!v) {
-      if (!block_find_var(s->r->section.block, fetches[i]))
-        return err_set(E_RUN_002, "fetch %s is not in the program", quoted(fetches[i]));
+      if (!block_find_var(s->r->section.block, fetches[i])) {
+        err_set(E_RUN_002, "fetch %s is not in the program", quoted(fetches[i]));
+        block_suggest(s->r->section.block, fetches[i]);
+        return false;
+      }
       if (map_get(s->written, fetches[i]))
         return err_set(E_RUN_002, "fetch %s is not computed by its operator", quoted(fetches[i]));
       v = source_node(x, fetches[i]);

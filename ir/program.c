@@ -165,11 +165,21 @@ const Op *block_writer(const Block *b, const char *name) {
   return NULL;
 }
 
-int block_results(const Block *b, int from, int to, Arena *a, const char ***names) {
+void block_suggest(const Block *b, const char *name) {
+  Arena *a = arena_scratch();
+  const char **names = arena_array(a, const char *, b->vars.n + 1);
+  for (int i = 0; i < b->vars.n; i++) names[i] = b->vars.v[i]->name;
+  const char *near = name_nearest(name, b->vars.n, names);
+  if (near) err_help("Did you mean %s?", quoted(near));
+  arena_free(a);
+}
+
+int block_results(const Block *b, int from, int to, const bool *skip, Arena *a,
+                  const char ***names) {
   Map *seen = map_new(a);
   VEC(const char *) all = {0};
   for (int i = from; i < to; i++)
-    for (int s = 0; s < b->ops.v[i]->outs.n; s++)
+    for (int s = 0; s < b->ops.v[i]->outs.n && !(skip && skip[i]); s++)
       for (int k = 0; k < b->ops.v[i]->outs.v[s].n; k++) {
         const char *name = b->ops.v[i]->outs.v[s].args[k];
         Var *v = block_find_var(b, name);

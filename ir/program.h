@@ -112,9 +112,13 @@ Var *block_var(const Block *b, const char *name);      /* this block only; NULL 
 Var *block_find_var(const Block *b, const char *name); /* also the enclosing and forward blocks */
 const Op *block_writer(const Block *b,
                        const char *name); /* the first operator that writes it; NULL */
-/* The tensors that operators from..to-1 write, each once, in the order they are first written; persistable ones are left out.
+/* The tensors that operators from..to-1 but those of skip (NULL: none) write, each once, in the order they are first written;
+ * persistable ones are left out.
  * Returns how many; *names in the arena. */
-int block_results(const Block *b, int from, int to, Arena *a, const char ***names);
+int block_results(const Block *b, int from, int to, const bool *skip, Arena *a,
+                  const char ***names);
+/* Adds to the diagnostic which of the block's variables may have been meant. */
+void block_suggest(const Block *b, const char *name);
 void block_remove_var(Block *b, const char *name);
 Op *block_add_op(Block *b, const char *type); /* appended */
 Op *block_insert_op(Block *b, int at, const char *type);

@@ -216,10 +216,7 @@ static bool check_names(Program *p, int n, const char *const *names, bool target
     err_set(E_RUN_002,
             v ? "nothing computes the target %s" : "there is no variable %s in the program",
             quoted(names[i]));
-    const char **all = arena_array(p->arena, const char *, p->blocks.v[0]->vars.n);
-    for (int k = 0; k < p->blocks.v[0]->vars.n; k++) all[k] = p->blocks.v[0]->vars.v[k]->name;
-    const char *near = v ? NULL : name_nearest(names[i], p->blocks.v[0]->vars.n, all);
-    if (near) err_help("Did you mean %s?", quoted(near));
+    if (!v) block_suggest(p->blocks.v[0], names[i]);
     return false;
   }
   return true;

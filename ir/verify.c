@@ -213,11 +213,7 @@ static bool check_declared(Verify *c, const Op *op, const char *name, const char
     return true;
   }
   err_set(E_VER_001, "variable %s in slot %s is not declared", quoted(name), quoted(slot));
-  const Block *b = op->block;
-  const char **names = arena_array(c->a, const char *, b->vars.n);
-  for (int i = 0; i < b->vars.n; i++) names[i] = b->vars.v[i]->name;
-  const char *near = name_nearest(name, b->vars.n, names);
-  if (near) err_help("Did you mean %s?", quoted(near));
+  block_suggest(op->block, name);
   return false;
 }
 

@@ -234,7 +234,7 @@ sed 's/value=1.0}/value=1.001}/' "$data/net_main.kl" >wrong.kl
 expect_text "verify: a gradient that is 0.1 % off" 1 out '^BAD  gradient' "$kiln" verify wrong.kl --startup "$data/net_startup.kl" --feed-shape x=9x16 --feed-shape y=9x1
 
 # ---- wrong data ----
-expect_error "misspelt feed" E-DAT-001 'did you mean' "${train[@]}" --feed xx=x.idx --feed y=y.idx --epochs 1
+expect_error "misspelt feed" E-DAT-001 'Did you mean' "${train[@]}" --feed xx=x.idx --feed y=y.idx --epochs 1
 expect_error "missing feed" E-DAT-001 '"y" is not fed' "${train[@]}" --feed x=x.idx --epochs 1
 expect_error "wrong shape" E-DAT-001 '16' "${train[@]}" --feed x=y.idx --feed y=y.idx --epochs 1
 expect_error "row counts differ" E-DAT-001 'rows' bash -c 'head -c 8 y.idx | perl -pe "s/.{4}\$/pack(q(N),10)/se" >short.idx; tail -c 10 y.idx >>short.idx; shift 0; exec "$@"' - "${train[@]}" --feed x=x.idx --feed y=short.idx --epochs 1

@@ -85,6 +85,10 @@ check "the program in kiln.h runs" compile_and_run "$dir/head.c"
 
 check "docs/operators.md is that of the table (make docs)" bash -c "$kiln ops --markdown | diff docs/operators.md -"
 check "docs/errors.md is that of the table (make docs)" bash -c "$kiln explain --markdown | diff docs/errors.md -"
+check "docs/kiln.1 has the verbs and flags of the tables (make docs)" bash -c \
+  "$kiln help --manual | diff <(sed -n '/^\.SH VERBS/,/^\.SH EXIT STATUS/p' docs/kiln.1 | sed '\$d') -"
+command -v man >/dev/null && check "docs/kiln.1 is formatted without a warning" bash -c \
+  "out=\$(MANWIDTH=100 man --warnings -l docs/kiln.1 2>&1 >/dev/null); [ -z \"\$out\" ] || { echo \"\$out\"; exit 1; }"
 
 described() { # every verb with a section, every flag named on the page
   local verb flag bad=0

@@ -102,7 +102,7 @@ static void wrong_feeds(void **state) {
       const char *part;
     } rows[] = {
         {kl_feeds({"x", &c.tx}), E_DAT_001, "\"y\" is not fed"},
-        {kl_feeds({"x", &c.tx}, {"yy", &c.ty}), E_DAT_001, "did you mean \"y\""},
+        {kl_feeds({"x", &c.tx}, {"yy", &c.ty}), E_DAT_001, "Did you mean \"y\""},
         {kl_feeds({"x", &c.tx}, {"y", &c.ty}, {"z", &c.ty}), E_DAT_001, "\"z\""},
         {kl_feeds({"x", &c.tx}, {"x", &c.tx}, {"y", &c.ty}), E_DAT_001, "fed twice"},
         {kl_feeds({"x", &doubles}, {"y", &c.ty}), E_DAT_001, "float64 [4, 6]"},

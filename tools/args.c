@@ -25,7 +25,38 @@ int usage_error(const char *fmt, ...) {
   return 2;
 }
 
+/* Text of a manual page: hyphens and backslashes as they are. */
+static void put_roff(const char *text) {
+  for (; *text; text++) {
+    if (*text == '-' || *text == '\\') putchar('\\');
+    putchar(*text == '\\' ? 'e' : *text);
+  }
+}
+
+bool help_as_manual;
+
+static void print_manual(const char *verb, const Usage *u) {
+  printf(".SS kiln %s ", verb);
+  put_roff(u->args);
+  putchar('\n');
+  put_roff(u->about);
+  putchar('\n');
+  for (const Flag *f = u->flags; f && f->name; f++) {
+    fputs(".TP\n\\fB", stdout);
+    put_roff(f->name);
+    fputs(f->value ? "\\fR \\fI" : "", stdout);
+    put_roff(f->value ? f->value : "");
+    fputs("\\fR\n", stdout);
+    put_roff(f->help);
+    printf("%s\n", f->kind == FLAG_LIST ? " (repeatable)" : "");
+  }
+}
+
 static void print_usage(const char *verb, const Usage *u) {
+  if (help_as_manual) {
+    print_manual(verb, u);
+    return;
+  }
   printf("usage: kiln %s %s\n\n%s\n", verb, u->args, u->about);
   if (u->flags && u->flags->name) printf("\n");
   for (const Flag *f = u->flags; f && f->name; f++) {
@@ -87,12 +118,22 @@ static bool store(const Flag *f, const char *value) {
   return end != value && !*end && errno == 0;
 }
 
-/* --error-format=text|json, understood by every verb. */
-bool error_format(const char *arg) {
-  bool json = !strcmp(arg, "--error-format=json");
-  if (!json && strcmp(arg, "--error-format=text")) return false;
-  error_json = json;
-  return true;
+int global_flag(int argc, char **argv, int i, const char *name, const char *kind,
+                const char **value) {
+  size_t n = strlen(name);
+  if (strncmp(argv[i], name, n) != 0 || (argv[i][n] && argv[i][n] != '=')) return 0;
+  *value = argv[i][n] ? argv[i] + n + 1 : i + 1 < argc ? argv[i + 1] : NULL;
+  if (!*value) return usage_error("%s needs a value: %s", name, kind), -1;
+  return argv[i][n] ? 1 : 2;
+}
+
+int error_format(int argc, char **argv, int i) {
+  const char *value;
+  int took = global_flag(argc, argv, i, "--error-format", "text|json", &value);
+  if (took <= 0) return took;
+  error_json = !strcmp(value, "json");
+  if (error_json || !strcmp(value, "text")) return took;
+  return usage_error("--error-format: %s is not text or json", quoted(value)), -1;
 }
 
 int parse_args(int argc, char **argv, const Usage *u, List *args) {
@@ -106,7 +147,10 @@ int parse_args(int argc, char **argv, const Usage *u, List *args) {
       args->v[args->n++] = arg;
       continue;
     }
-    if (error_format(arg)) continue;
+    int format = error_format(argc, argv, i);
+    if (format < 0) return 2;
+    i += format ? format - 1 : 0;
+    if (format) continue;
     const char *eq = strchr(arg, '=');
     const Flag *f = find_flag(u, arg, eq ? (size_t)(eq - arg) : strlen(arg));
     if (!f) return unknown_flag(verb, u, arg);

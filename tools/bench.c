@@ -148,7 +148,7 @@ typedef struct Run {
   int n, n_fetch;
   Feed *feeds;
   const char **fetch;
-  Tensor out[LIST_MAX];
+  Tensor *out;
 } Run;
 
 static bool prepare(const Options *o, Run *r) {
@@ -158,9 +158,11 @@ static bool prepare(const Options *o, Run *r) {
     t->data = arena_alloc(r->m->arena, tensor_bytes(t) + 1);
     fill_random(t, (uint64_t)i + 77);
   }
-  if (o->fetch) return split_names(r->m->arena, o->fetch, &r->n_fetch, &r->fetch);
-  if (kl_fetch_names(r->m->prog, (const char *[1]){0}, 0))
+  if (o->fetch)
+    split_names(r->m->arena, o->fetch, &r->n_fetch, &r->fetch);
+  else if (kl_fetch_names(r->m->prog, NULL, 0) || !model_trains(r->m))
     r->n_fetch = model_fetches(r->m, &r->fetch);
+  r->out = arena_array(r->m->arena, Tensor, r->n_fetch + 1);
   return true;
 }
 
@@ -210,10 +212,14 @@ static bool is_mapped(const char *library) {
 /* This command again, as a process that runs once and says so. */
 static bool start_process(const Options *o, double *ms, bool *mapped) {
   extern char **environ;
-  int pipes[2], status = 1;
-  char *argv[LIST_MAX * 4] = {"kiln", "bench", "--once"}, said = 0;
-  for (int i = 1; i < o->argc && i + 3 < LIST_MAX * 4; i++) argv[i + 2] = o->argv[i];
+  int pipes[2], status = 1, before = arguments_before_verb + 1;
+  char said = 0;
   if (pipe2(pipes, O_CLOEXEC)) return err_set(E_IO_001, "no pipe");
+  Arena *a = arena_new();
+  char **argv = arena_array(a, char *, before + o->argc + 2);
+  memcpy(argv, o->argv - before, (size_t)(before + 1) * sizeof *argv);
+  argv[before + 1] = "--once";
+  memcpy(argv + before + 2, o->argv + 1, (size_t)(o->argc - 1) * sizeof *argv);
   posix_spawn_file_actions_t files;
   posix_spawn_file_actions_init(&files);
   posix_spawn_file_actions_adddup2(&files, pipes[1], 1);
@@ -227,6 +233,7 @@ static bool start_process(const Options *o, double *ms, bool *mapped) {
   close(pipes[0]);
   if (ok) waitpid(child, &status, 0);
   posix_spawn_file_actions_destroy(&files);
+  arena_free(a);
   return (ok && !status) || err_set(E_RUN_002, "the process that should run once failed");
 }
 
@@ -298,7 +305,7 @@ int verb_bench(int argc, char **argv) {
   Flag flags[] = {
       {"--startup", FLAG_TEXT, &o.startup, "S", "the program that initialises the parameters"},
       {"--params", FLAG_TEXT, &o.params, "FILE", "parameters (beside the program)"},
-      {"--feed-shape", FLAG_LIST, &o.shapes, "NAME=DIMS", "x=8x3x224x224; other -1 dims become 1"},
+      {"--feed-shape", FLAG_LIST, &o.shapes, "NAME=DIMS", FEED_SHAPE_HELP},
       {"--fetch", FLAG_TEXT, &o.fetch, "A,B", "what to compute (the program's fetches)"},
       {"--threads", FLAG_COUNT, &o.threads, "N", "threads (all cores)"},
       DEVICE_FLAGS(o.exec),

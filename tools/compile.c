@@ -131,7 +131,7 @@ static bool run(Options *o, const char *path) {
             model_feed_shapes(&m, &o->shapes, &r.n_feeds, (Feed **)&r.feeds);
   if (ok) {
     if (o->fetch)
-      ok = split_names(m.arena, o->fetch, &n_fetch, &fetch);
+      split_names(m.arena, o->fetch, &n_fetch, &fetch);
     else
       n_fetch = model_fetches(&m, &fetch);
     r.prog = m.prog;
@@ -165,7 +165,7 @@ int verb_compile(int argc, char **argv) {
   if (err_any()) return report();
   Flag flags[] = {
       {"--target", FLAG_TEXT, &o.target, "T", "cpu (this machine), cpu:NAME or cuda:sm_NN"},
-      {"--feed-shape", FLAG_LIST, &o.shapes, "NAME=DIMS", "x=8x3x224x224; other -1 dims become 1"},
+      {"--feed-shape", FLAG_LIST, &o.shapes, "NAME=DIMS", FEED_SHAPE_HELP},
       {"--fetch", FLAG_TEXT, &o.fetch, "A,B", "what to compute (the program's fetches)"},
       {"--emit", FLAG_TEXT, &o.emit, "FORM", "program|graph|dot|html|llvm|asm|ptx|object (graph)"},
       {"-o", FLAG_TEXT, &o.out, "FILE", "where to (stdout)"},

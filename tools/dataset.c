@@ -65,13 +65,8 @@ static const Var *spec_var(const Program *p, const char *name) {
   if (n > k && !strcmp(name + n - k, LOD_SUFFIX)) return &offsets;
   const Var *v = block_var(b, name);
   if (v && v->dtype != DT_NONE) return v;
-  Arena *a = arena_new();
-  const char **names = arena_array(a, const char *, b->vars.n + 1);
-  for (int i = 0; i < b->vars.n; i++) names[i] = b->vars.v[i]->name;
-  const char *near = name_nearest(name, b->vars.n, names);
   err_set(E_DAT_001, "%s is fed, but the program has no such variable", quoted(name));
-  if (near) err_help("did you mean %s?", quoted(near));
-  arena_free(a);
+  block_suggest(b, name);
   return NULL;
 }
 
@@ -281,7 +276,11 @@ void dataset_batch(Dataset *d, const int64_t *order, int64_t begin, int64_t end,
     if (c->lod >= 0) sequence_batch(c, &d->col[c->lod], order, begin, end);
     if (c->offsets || c->lod >= 0) continue;
     size_t row = d->rows ? tensor_bytes(&c->all) / (size_t)d->rows : 0;
-    if (!c->batch.data) c->batch.data = mem_alloc(row * (size_t)(end - begin) + 1);
+    if (!c->batch.data || c->room < end - begin) {
+      mem_free(c->batch.data);
+      c->batch.data = mem_alloc(row * (size_t)(end - begin) + 1);
+      c->room = end - begin;
+    }
     if (c->batch.rank) c->batch.dims[0] = end - begin;
     for (int64_t r = begin; r < end; r++) {
       int64_t from = order ? order[r] : r;

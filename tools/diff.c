@@ -218,13 +218,14 @@ static bool look_inside(Diff *d, int n, const char *const *names) {
   const char **own;
   int n_own = model_fetches(&d->side[0].m, &own);
   Tensor *want = arena_array(d->arena, Tensor, n + 1);
+  const char **fetch = arena_array(d->arena, const char *, n_own + 1);
+  Tensor *out = arena_array(d->arena, Tensor, n_own + 1);
   bool ok = run_side(d, 0, true, n, names, want), found = false;
   int before = d->parted;
   d->parted = 0;
   for (int i = 0; ok && i < n && !found; i++) {
-    const char *fetch[LIST_MAX + 1];
-    Tensor out[LIST_MAX + 1] = {0};
     memcpy(fetch, own, sizeof *own * (size_t)n_own);
+    memset(out, 0, sizeof *out * (size_t)(n_own + 1));
     fetch[n_own] = names[i];
     ok = run_side(d, 1, false, n_own + 1, fetch, out);
     found = ok && note_result(d, "inside", names[i], &want[i], &out[n_own]);
@@ -319,8 +320,7 @@ int verb_diff(int argc, char **argv) {
   bool optimised = false;
   Flag flags[] = {
       {"--feed", FLAG_LIST, &d.feed_files, "NAME=FILE", "values for an input, as in kiln run"},
-      {"--feed-shape", FLAG_LIST, &d.shapes, "NAME=DIMS",
-       "of random feeds; other -1 dims become 1"},
+      {"--feed-shape", FLAG_LIST, &d.shapes, "NAME=DIMS", "of random feeds: " FEED_SHAPE_HELP},
       {"--params", FLAG_TEXT, &d.params, "FILE", "parameters of both (beside each program)"},
       {"--optimised", FLAG_BOOL, &optimised, NULL,
        "MODEL with its optimised form: the same as MODEL alone"},

@@ -51,15 +51,15 @@ static bool drop(Edit *e, const char *what) {
 
 /* ---- cut ---- */
 
-static bool end_list(Edit *e, const char *text, bool feed, int *n, const char ***names) {
-  if (text) return split_names(e->m.arena, text, n, names);
-  *names = arena_array(e->m.arena, const char *, LIST_MAX);
-  *n = (feed ? kl_feed_names : kl_fetch_names)(e->p, *names, LIST_MAX);
+static void end_list(Edit *e, const char *text, bool feed, int *n, const char ***names) {
+  if (text) {
+    split_names(e->m.arena, text, n, names);
+    return;
+  }
   Var **vars;
-  if (feed && !*n && (*n = model_feeds(&e->m, &vars)))
-    for (int i = 0; i < *n; i++) (*names)[i] = vars[i]->name;
-  if (!feed && !*n) *n = model_fetches(&e->m, names);
-  return *n <= LIST_MAX || err_set(E_ARG_001, "more than %d names", LIST_MAX);
+  *n = feed ? model_feeds(&e->m, &vars) : model_fetches(&e->m, names);
+  if (feed) *names = arena_array(e->m.arena, const char *, *n + 1);
+  for (int i = 0; feed && i < *n; i++) (*names)[i] = vars[i]->name;
 }
 
 /* What is cut off becomes an input. */
@@ -91,8 +91,8 @@ static bool covers(const Edit *e, int n, const char *const *names) {
 static bool cut(Edit *e) {
   int n_in, n_out;
   const char **in, **out;
-  if (!end_list(e, e->inputs, true, &n_in, &in) || !end_list(e, e->outputs, false, &n_out, &out))
-    return false;
+  end_list(e, e->inputs, true, &n_in, &in);
+  end_list(e, e->outputs, false, &n_out, &out);
   bool ends = prog_has_ends(e->p);
   for (int i = 0; i < n_in; i++)
     if (!prog_need_var(e->p, in[i])) return false;

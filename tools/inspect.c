@@ -1,9 +1,11 @@
 /* The verbs that only look: info, ops, explain, dump. */
 #include "tools.h"
+#include <ctype.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
-/* Lines "key: value" as an object. */
+/* Lines "key: value" as an object; a value of digits alone is a number. */
 static void print_object(char *text, Arena *a) {
   Str o;
   str_init(&o, a);
@@ -14,7 +16,11 @@ static void print_object(char *text, Arena *a) {
     str_add(&o, o.n ? ",\n  " : "{\n  ");
     str_json(line, &o);
     str_add(&o, ": ");
-    str_json(colon + 2, &o);
+    bool number = colon[2] && !colon[2 + strspn(colon + 2, "0123456789")];
+    if (number)
+      str_add(&o, colon + 2);
+    else
+      str_json(colon + 2, &o);
   }
   printf("%s\n}\n", o.s);
 }
@@ -237,6 +243,13 @@ static int print_errors_markdown(void) {
   return 0;
 }
 
+/* In either case, with or without E- in front. */
+static ErrCode find_code(Arena *a, const char *text) {
+  char *name = arena_fmt(a, "%s%s", strncasecmp(text, "E-", 2) ? "E-" : "", text);
+  for (char *c = name; *c; c++) *c = (char)toupper((unsigned char)*c);
+  return err_find(name);
+}
+
 int verb_explain(int argc, char **argv) {
   bool markdown = false;
   Flag flags[] = {{"--markdown", FLAG_BOOL, &markdown, NULL, "all codes as a page"}, {0}};
@@ -252,7 +265,9 @@ int verb_explain(int argc, char **argv) {
       printf("%-10s %s\n", err_name((ErrCode)c), err_summary((ErrCode)c));
     return 0;
   }
-  ErrCode c = err_find(args.v[0]);
+  Arena *a = arena_new();
+  ErrCode c = find_code(a, args.v[0]);
+  arena_free(a);
   if (c == E_NONE)
     return usage_error("there is no error code %s; `kiln explain` lists them", quoted(args.v[0]));
   printf("%s: %s\n\n%s\n", err_name(c), err_summary(c), err_text(c));

@@ -1,6 +1,6 @@
 /* kiln: the command line. Picks the verb; global flags may stand before it:
  *   --plugin LIB.so        load custom operators (repeatable)
- *   --error-format=json    errors as one JSON object on stderr */
+ *   --error-format json    errors as one JSON object on stderr */
 #include "tools.h"
 #include <fcntl.h>
 #include <signal.h>
@@ -20,7 +20,7 @@ static void print_help(FILE *to) {
           "usage: kiln [--plugin LIB.so] [--error-format=json] VERB ARGUMENTS\n\n",
           KILN_VERSION);
   for (int i = 0; i < N_VERBS; i++) fprintf(to, "  %-9s %s\n", verbs[i].name, verbs[i].summary);
-  fprintf(to, "\n`kiln VERB --help` says what a verb takes.\n");
+  fprintf(to, "\n`kiln VERB --help` or `kiln help VERB` says what a verb takes.\n");
 }
 
 static int unknown_verb(const char *name) {
@@ -31,14 +31,6 @@ static int unknown_verb(const char *name) {
               : usage_error("unknown verb %s; `kiln --help` lists them", quoted(name));
 }
 
-/* Handles one flag before the verb; returns how many arguments it took, 0 if it is none. */
-static int global_flag(int argc, char **argv, int i) {
-  if (error_format(argv[i])) return 1;
-  if (!strncmp(argv[i], "--plugin=", 9)) return kl_load_plugin(argv[i] + 9), 1;
-  if (!strcmp(argv[i], "--plugin") && i + 1 < argc) return kl_load_plugin(argv[i + 1]), 2;
-  return 0;
-}
-
 /* A file that is opened later must not become one of the standard streams where these are closed. */
 static void hold_streams(void) {
   int fd;
@@ -47,13 +39,29 @@ static void hold_streams(void) {
   if (fd >= 0) close(fd);
 }
 
+int arguments_before_verb;
+
+/* The section on verbs of docs/kiln.1. */
+static void print_manual(void) {
+  help_as_manual = true;
+  puts(".SH VERBS");
+  for (int i = 0; i < N_VERBS; i++)
+    verbs[i].run(2, (char *[]){(char *)verbs[i].name, "--help", NULL});
+}
+
 static int run_verb(int argc, char **argv) {
   const char *name = argv[0];
-  if (!strcmp(name, "--help") || !strcmp(name, "-h") || !strcmp(name, "help"))
+  bool help = !strcmp(name, "help");
+  if (!strcmp(name, "--help") || !strcmp(name, "-h") || (help && argc == 1))
     return print_help(stdout), 0;
   if (!strcmp(name, "--version")) return printf("kiln %s\n", KILN_VERSION), 0;
+  if (help && !strcmp(argv[1], "--manual")) return print_manual(), 0;
+  if (help) return run_verb(2, (char *[]){argv[1], "--help", NULL});
   for (int v = 0; v < N_VERBS; v++)
     if (!strcmp(name, verbs[v].name)) return verbs[v].run(argc, argv);
+  if (*name == '-')
+    return usage_error("unknown flag %s; --plugin and --error-format may stand before the verb",
+                       quoted(name));
   return unknown_verb(name);
 }
 
@@ -62,12 +70,16 @@ int main(int argc, char **argv) {
   hold_streams();
   signal(SIGXFSZ, SIG_IGN); /* a write over the limit of ulimit -f fails like one on a full disk */
   while (i < argc) {
-    int took = global_flag(argc, argv, i);
-    if (err_any()) return report();
+    const char *plugin = NULL;
+    int took = error_format(argc, argv, i);
+    if (!took) took = global_flag(argc, argv, i, "--plugin", "LIB.so", &plugin);
+    if (took < 0) return 2;
     if (!took) break;
+    if (plugin && !kl_load_plugin(plugin)) return report();
     i += took;
   }
   if (i >= argc) return print_help(stderr), 2;
+  arguments_before_verb = i - 1;
   int rc = run_verb(argc - i, argv + i);
   if ((fflush(stdout) != 0 || ferror(stdout)) && !rc) {
     err_set(E_IO_002, "standard output cannot be written");

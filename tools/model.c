@@ -38,6 +38,8 @@ static int training_ops(const Program *p) {
   return n;
 }
 
+bool model_trains(const Model *m) { return training_ops(m->prog) > 0; }
+
 /* By other operators than those of training? */
 static bool computes(const Program *p, const char *name) {
   const Block *b = p->blocks.v[0];
@@ -95,7 +97,14 @@ static int unwritten(const Model *m) {
 }
 
 bool model_load_params(const Model *m, Scope *s) {
-  if (m->params) return scope_load_values(s, m->stored, m->prog, m->params);
+  if (m->params && scope_load_values(s, m->stored, m->prog, m->params)) return true;
+  if (m->params && m->prog != m->stored) { /* or are they those of the program that was cut down? */
+    err_clear();
+    if (scope_load_params(s, m->prog, m->params)) return true;
+    err_clear();
+    return scope_load_values(s, m->stored, m->prog, m->params); /* what is wrong with the whole */
+  }
+  if (m->params) return false;
   int n = unwritten(m);
   if (!n) return true;
   err_set(E_RUN_001, "the program has %d parameters, but no parameter file", n);
@@ -114,12 +123,13 @@ static bool is_read(const Block *b, const char *name) {
 
 int model_feeds(const Model *m, Var ***vars) {
   const Block *b = m->prog->blocks.v[0];
-  const char *names[LIST_MAX] = {0};
-  int n = kl_feed_names(m->prog, names, LIST_MAX);
+  int n = kl_feed_names(m->prog, NULL, 0);
   *vars = arena_array(m->arena, Var *, b->vars.n + n + 1);
   if (n > 0) {
+    const char **names = arena_array(m->arena, const char *, n);
     int k = 0;
-    for (int i = 0; i < n && i < LIST_MAX; i++)
+    kl_feed_names(m->prog, names, n);
+    for (int i = 0; i < n; i++)
       if (names[i] && block_var(b, names[i])) (*vars)[k++] = block_var(b, names[i]);
     return k;
   }
@@ -133,22 +143,25 @@ int model_feeds(const Model *m, Var ***vars) {
 }
 
 /* Results of an operator that are no state. */
-static int op_results(const Op *op, const char **names) {
+static int op_results(const Model *m, const Op *op, const char ***names) {
   int n = 0;
+  for (int s = 0; s < op->outs.n; s++) n += op->outs.v[s].n;
+  *names = arena_array(m->arena, const char *, n + 1);
+  n = 0;
   for (int s = 0; s < op->outs.n; s++)
-    for (int k = 0; k < op->outs.v[s].n && n < LIST_MAX; k++) {
+    for (int k = 0; k < op->outs.v[s].n; k++) {
       const Var *v = block_var(op->block, op->outs.v[s].args[k]);
-      if (v && !v->persistable) names[n++] = v->name;
+      if (v && v->kind == VK_TENSOR && !v->persistable) (*names)[n++] = v->name;
     }
   return n;
 }
 
 int model_fetches(const Model *m, const char ***names) {
   const Block *b = m->prog->blocks.v[0];
-  *names = arena_array(m->arena, const char *, LIST_MAX);
-  int n = kl_fetch_names(m->prog, *names, LIST_MAX);
-  if (n > 0) return n < LIST_MAX ? n : LIST_MAX;
-  for (int i = b->ops.n - 1; i >= 0 && !n; i--) n = op_results(b->ops.v[i], *names);
+  int n = kl_fetch_names(m->prog, NULL, 0);
+  *names = arena_array(m->arena, const char *, n + 1);
+  if (n > 0) return kl_fetch_names(m->prog, *names, n);
+  for (int i = b->ops.n - 1; i >= 0 && !n; i--) n = op_results(m, b->ops.v[i], names);
   return n;
 }
 
@@ -165,35 +178,38 @@ static bool has_inputs(const Map *known, const Op *op) {
 int model_reached(const Model *m, int n_feeds, const Feed *feeds, const char ***names) {
   const Block *b = m->prog->blocks.v[0];
   int n = model_fetches(m, names);
-  if (kl_fetch_names(m->prog, (const char *[1]){NULL}, 1) > 0) return n;
+  if (kl_fetch_names(m->prog, NULL, 0) > 0) return n;
   Map *known = map_new(m->arena);
   for (int i = 0; i < n_feeds; i++) map_put(known, feeds[i].name, known);
   for (int i = 0; i < b->ops.n; i++) {
     const Op *op = b->ops.v[i];
     if (!has_inputs(known, op)) continue;
-    int k = op_results(op, *names);
-    n = k ? k : n;
-    for (int j = 0; j < k; j++) map_put(known, (*names)[j], known);
+    const char **results;
+    int k = op_results(m, op, &results);
+    for (int j = 0; j < k; j++) map_put(known, results[j], known);
+    if (!k) continue;
+    n = k;
+    *names = results;
   }
   return n;
 }
 
 int model_outputs(const Model *m, const char ***names) {
   const Block *b = m->prog->blocks.v[0];
-  return block_results(b, 0, b->ops.n, m->arena, names);
+  return block_results(b, 0, b->ops.n, NULL, m->arena, names);
 }
 
-bool split_names(Arena *a, const char *text, int *n, const char ***names) {
+void split_names(Arena *a, const char *text, int *n, const char ***names) {
+  int max = 1;
+  for (const char *c = text; c && *c; c++) max += *c == ',';
   *n = 0;
-  *names = arena_array(a, const char *, LIST_MAX);
+  *names = arena_array(a, const char *, max);
   while (text && *text) {
     const char *comma = strchr(text, ',');
     size_t len = comma ? (size_t)(comma - text) : strlen(text);
-    if (*n == LIST_MAX) return err_set(E_ARG_001, "more than %d names", LIST_MAX);
     if (len) (*names)[(*n)++] = arena_strn(a, text, len);
     text += len + (comma != NULL);
   }
-  return true;
 }
 
 static bool parse_shape(const char *text, Tensor *t) {
@@ -212,10 +228,25 @@ static bool parse_shape(const char *text, Tensor *t) {
   return false;
 }
 
+/* A batch is one size: where the shapes that are given begin alike, so do those of the other inputs of any first dimension. */
+static void share_batch(int n, Feed *feeds, Var *const *vars, const bool *given) {
+  int64_t batch = -1;
+  bool same = true;
+  for (int i = 0; i < n; i++) {
+    if (!given[i] || !vars[i]->rank || vars[i]->dims[0] >= 0 || !feeds[i].value->rank) continue;
+    same = same && (batch < 0 || batch == feeds[i].value->dims[0]);
+    batch = feeds[i].value->dims[0];
+  }
+  for (int i = 0; same && batch >= 0 && i < n; i++)
+    if (!given[i] && vars[i]->rank && vars[i]->dims[0] < 0)
+      ((Tensor *)feeds[i].value)->dims[0] = batch;
+}
+
 bool model_feed_shapes(const Model *m, const List *shapes, int *n, Feed **feeds) {
   Var **vars;
   *n = model_feeds(m, &vars);
   *feeds = arena_array(m->arena, Feed, *n + 1);
+  bool *given = arena_array(m->arena, bool, *n + 1);
   for (int i = 0; i < *n; i++) {
     Tensor *t = arena_new_of(m->arena, Tensor);
     t->dtype = vars[i]->dtype;
@@ -237,7 +268,9 @@ bool model_feed_shapes(const Model *m, const List *shapes, int *n, Feed **feeds)
       return false;
     }
     if (!parse_shape(eq + 1, (Tensor *)(*feeds)[i].value)) return false;
+    given[i] = true;
   }
+  share_batch(*n, *feeds, vars, given);
   return true;
 }
 

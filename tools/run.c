@@ -34,6 +34,20 @@ static bool deliver(Arena *a, const char *spec, const Tensor *t) {
   return true;
 }
 
+/* "NAME", "NAME=FILE.npy" each, or "A,B" where no variable has that name. */
+static bool choose_fetches(const Model *m, const List *specs, List *out) {
+  for (int i = 0; i < specs->n; i++) {
+    const char *spec = specs->v[i], **names = &spec, *eq = strchr(spec, '=');
+    int n = 1;
+    if (eq && !eq[1]) return err_set(E_ARG_001, "--fetch %s names no file", quoted(spec));
+    if (!eq && !block_var(m->prog->blocks.v[0], spec)) split_names(m->arena, spec, &n, &names);
+    if (!n) return err_set(E_ARG_001, "--fetch %s names nothing", quoted(spec));
+    if (out->n + n > LIST_MAX) return err_set(E_ARG_001, "more than %d fetches", LIST_MAX);
+    for (int k = 0; k < n; k++) out->v[out->n++] = names[k];
+  }
+  return true;
+}
+
 static bool run_model(const Options *o, const char *path) {
   Model m;
   Dataset d = {0};
@@ -41,23 +55,21 @@ static bool run_model(const Options *o, const char *path) {
   Executor *e = NULL;
   bool ok = model_open(&m, path, o->params);
   Feed feeds[LIST_MAX];
-  const char **own, *names[LIST_MAX];
-  Tensor out[LIST_MAX] = {0};
-  int n = o->fetches.n;
-  for (int i = 0; ok && i < n; i++)
-    names[i] = arena_strn(m.arena, o->fetches.v[i], strcspn(o->fetches.v[i], "="));
+  List specs = {0};
+  ok = ok && choose_fetches(&m, &o->fetches, &specs);
+  int n = specs.n;
+  const char **names = arena_array(m.arena, const char *, n + 1);
+  Tensor *out = NULL;
+  for (int i = 0; i < n; i++) names[i] = arena_strn(m.arena, specs.v[i], strcspn(specs.v[i], "="));
   ok = ok && model_for_inference(&m, n, names) && model_load_params(&m, s) &&
        dataset_read(&d, m.prog, &o->feeds);
   for (int i = 0; i < d.n; i++) feeds[i] = (Feed){d.col[i].name, &d.col[i].all};
-  if (ok && !n) {
-    n = model_reached(&m, d.n, feeds, &own);
-    for (int i = 0; i < n; i++) names[i] = own[i];
-  }
+  if (ok && !n) n = model_reached(&m, d.n, feeds, &names);
+  if (ok) out = arena_array(m.arena, Tensor, n + 1);
   ok = ok && (e = exec_new(&o->exec)) && exec_run(e, s, m.prog, d.n, feeds, n, names, out);
-  for (int i = 0; ok && i < n; i++)
-    ok = deliver(m.arena, o->fetches.n ? o->fetches.v[i] : names[i], &out[i]);
+  for (int i = 0; ok && i < n; i++) ok = deliver(m.arena, specs.n ? specs.v[i] : names[i], &out[i]);
   if (ok && o->exec.profile) exec_profile_print(e, NULL, stdout, o->json);
-  for (int i = 0; i < n; i++) mem_free(out[i].data);
+  for (int i = 0; out && i < n; i++) mem_free(out[i].data);
   exec_free(e);
   if (d.arena) dataset_close(&d);
   scope_free(s);
@@ -70,7 +82,8 @@ int verb_run(int argc, char **argv) {
   Flag flags[] = {
       {"--feed", FLAG_LIST, &o.feeds, "NAME=FILE",
        "values for an input: .npy, .npz, IDX, also gzipped; [:scale=A][:shift=B][:lod=0,3,...]"},
-      {"--fetch", FLAG_LIST, &o.fetches, "NAME[=FILE.npy]", "what to compute; printed, or written"},
+      {"--fetch", FLAG_LIST, &o.fetches, "NAME[=FILE.npy]",
+       "what to compute; printed, or written; A,B: both"},
       {"--params", FLAG_TEXT, &o.params, "FILE", "parameters (beside the program)"},
       {"--threads", FLAG_COUNT, &o.threads, "N", "threads (all cores)"},
       DEVICE_FLAGS(o.exec),
@@ -100,21 +113,45 @@ int verb_run(int argc, char **argv) {
 
 /* ---- eval ---- */
 
+static void print_means(Arena *a, int64_t rows, int n, const char *const *names,
+                        const double *means) {
+  (void)a, (void)rows;
+  for (int i = 0; i < n; i++) printf("%s %.6f\n", names[i], means[i]);
+}
+
+/* JSON has no infinity and no NaN. */
+static void print_means_json(Arena *a, int64_t rows, int n, const char *const *names,
+                             const double *means) {
+  Str s;
+  str_init(&s, a);
+  str_fmt(&s, "{\"rows\": %lld", (long long)rows);
+  for (int i = 0; i < n; i++) {
+    str_add(&s, ", ");
+    str_json(names[i], &s);
+    str_fmt(&s, isfinite(means[i]) ? ": %.9g" : ": null", means[i]);
+  }
+  printf("%s}\n", s.s);
+}
+
 static bool eval_model(const Options *o, const char *main, const char *params) {
   Model m;
   Dataset d = {0};
   Scope *s = scope_new();
   Executor *e = NULL;
-  if (!model_open(&m, main, NULL)) return model_close(&m), scope_free(s), false;
+  if (!model_open(&m, main, params)) return model_close(&m), scope_free(s), false;
   int n = 0;
   const char **names;
-  double sums[LIST_MAX] = {0};
-  bool ok = scope_load_params(s, m.prog, params) && dataset_open(&d, m.prog, &o->feeds) &&
-            split_names(m.arena, o->fetch_text, &n, &names) && (e = exec_new(&o->exec));
+  split_names(m.arena, o->fetch_text, &n, &names);
+  double *sums = arena_array(m.arena, double, n + 1);
+  Tensor *out = arena_array(m.arena, Tensor, n + 1);
+  bool ok = (n || err_set(E_ARG_001, "--fetch %s names nothing", quoted(o->fetch_text))) &&
+            model_for_inference(&m, n, names) && model_load_params(&m, s) &&
+            dataset_open(&d, m.prog, &o->feeds) && (e = exec_new(&o->exec));
+  if (ok && !d.rows) ok = err_set(E_DAT_001, "%s has no rows", quoted(d.col[0].file));
   for (int64_t at = 0; ok && at < d.rows; at += o->batch) {
     int64_t end = at + o->batch < d.rows ? at + o->batch : d.rows;
     Feed feeds[LIST_MAX];
-    Tensor out[LIST_MAX] = {0};
+    memset(out, 0, sizeof *out * (size_t)n);
     dataset_batch(&d, NULL, at, end, feeds);
     ok = exec_run(e, s, m.prog, d.n, feeds, n, names, out);
     for (int i = 0; i < n; i++) {
@@ -125,11 +162,8 @@ static bool eval_model(const Options *o, const char *main, const char *params) {
       mem_free(out[i].data);
     }
   }
-  if (ok && o->json) printf("{\"rows\": %lld", (long long)d.rows);
-  for (int i = 0; ok && i < n; i++)
-    printf(o->json ? ", \"%s\": %.9g" : "%s %.6f\n", names[i],
-           sums[i] / (double)(d.rows ? d.rows : 1));
-  if (ok && o->json) printf("}\n");
+  for (int i = 0; ok && i < n; i++) sums[i] /= (double)d.rows;
+  if (ok) (o->json ? print_means_json : print_means)(m.arena, d.rows, n, names, sums);
   exec_free(e);
   if (d.arena) dataset_close(&d);
   scope_free(s);

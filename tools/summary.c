@@ -240,8 +240,7 @@ static bool summarise(const char *path, const List *shapes, bool json) {
 int verb_summary(int argc, char **argv) {
   List shapes = {0};
   bool json = false;
-  Flag flags[] = {{"--feed-shape", FLAG_LIST, &shapes, "NAME=DIMS",
-                   "x=8x3x224x224; other -1 dims become 1"},
+  Flag flags[] = {{"--feed-shape", FLAG_LIST, &shapes, "NAME=DIMS", FEED_SHAPE_HELP},
                   {"--json", FLAG_BOOL, &json, NULL, "as JSON"},
                   {0}};
   Usage u = {"MODEL [--feed-shape NAME=DIMS] [--json]",

@@ -17,6 +17,8 @@ typedef struct Verb {
 #include "verbs.def"
 #undef VERB
 
+extern int arguments_before_verb; /* the global flags: argv[-n] to argv[-1] of a VerbFn */
+
 /* args.c: flags from a table. `--flag value` or `--flag=value`; positional arguments are collected in order. */
 /* FLAG_COUNT: 0..2^31-1; FLAG_FLOAT, FLAG_ERROR: from 0 to below 1, where 0 of an error
  * is stored as -1, not the default; FLAG_BYTES: a positive number, perhaps with K, M or G (1024, ...) */
@@ -45,6 +47,8 @@ typedef enum FlagKind {
     "--tune", FLAG_BOOL, &(exec).tune, NULL,                                                       \
         "measure which algorithm is the fastest for each shape, and remember it"                   \
   }
+#define FEED_SHAPE_HELP                                                                            \
+  "x=8x3x224x224; other inputs follow in the batch, their other -1 dims become 1"
 enum { LIST_MAX = 1024 };
 typedef struct List {
   int n;
@@ -65,9 +69,14 @@ typedef struct Usage {
 } Usage;
 /* Returns -1 to go on, else the exit code (0 after --help, 2 after an error). *args: the positional arguments. */
 int parse_args(int argc, char **argv, const Usage *u, List *args);
+extern bool help_as_manual; /* --help prints a section of a manual page */
 int report(void); /* prints this thread's diagnostic (in the format of --error-format); returns 1 */
 int usage_error(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* returns 2 */
-bool error_format(const char *arg); /* takes --error-format=text|json; false: another flag */
+/* Is argv[i] the flag `name`, whose value follows it or stands after =? How many arguments that were, 0: it is another one,
+ * -1: a usage error was printed. kind: what the value is called. */
+int global_flag(int argc, char **argv, int i, const char *name, const char *kind,
+                const char **value);
+int error_format(int argc, char **argv, int i); /* the same for --error-format, which it obeys */
 
 /* model.c: programs with their parameters. */
 typedef struct Model {
@@ -78,6 +87,7 @@ typedef struct Model {
 /* Params: --params, or NULL to look beside the program */
 bool model_open(Model *m, const char *path, const char *params);
 bool model_open_any(Model *m, const char *path, const char *params); /* see prog_load_any */
+bool model_trains(const Model *m); /* has it operators of gradients or updates? */
 /* A program that trains, but is to run as it is used, loses its backward and update operators, with a note; unless one of the
  * fetches needs them. */
 bool model_for_inference(Model *m, int n, const char *const *fetches);
@@ -91,14 +101,15 @@ int model_fetches(const Model *m, const char ***names);
 int model_reached(const Model *m, int n_feeds, const Feed *feeds, const char ***names);
 /* Every tensor that an operator writes, persistable ones left out; once each, in program order. */
 int model_outputs(const Model *m, const char ***names);
-/* "x=8x3x224x224" items; unnamed dims of other feeds become 1. Tensors without data, in the arena. */
+/* "x=8x3x224x224" items. Inputs that are not named take over the batch, a first dimension that those named agree on; their
+ * other open dimensions become 1. Tensors without data, in the arena. */
 bool model_feed_shapes(const Model *m, const List *shapes, int *n, Feed **feeds);
 /* The program in the format that the file's extension says, its parameters (values NULL: none) beside it: NAME.pdiparams, or
  * __params__ beside __model__; separate: a file for each variable in the same folder. */
 bool model_save(Arena *a, const Program *p, Scope *values, const char *path, bool separate);
 /* Exit code 2 and a message, or -1: may a program be saved under this name? */
 int check_target(const char *verb, const char *path);
-bool split_names(Arena *a, const char *text, int *n, const char ***names); /* "a,b" */
+void split_names(Arena *a, const char *text, int *n, const char ***names); /* "a,b" */
 void fill_random(Tensor *t, uint64_t seed); /* floats in -1..1, integers 0 and 1 */
 
 /* missing.c */
@@ -110,6 +121,7 @@ typedef struct Column {
   const char *file;
   Tensor all;   /* [rows, ...] in the variable's element type */
   Tensor batch; /* the rows of the current batch */
+  int64_t room; /* for so many rows */
   int lod;      /* number of the column NAME@LOD that cuts the rows into sequences; -1: none */
   bool offsets; /* is such a column */
 } Column;

@@ -11,7 +11,7 @@
 
 enum { STARTED = 2 };
 typedef struct Started {
-  Tensor out[LIST_MAX];
+  Tensor *out;
   int64_t rows;
 } Started; /* a step whose results may not be there yet */
 
@@ -29,11 +29,13 @@ typedef struct Train {
   Arena *arena;
   EventLog *events;
   int n_fetch, n_test;
-  const char **names, *test_names[LIST_MAX];
+  const char **names, **test_names;
   int64_t epoch, row, step, epochs_planned;
   Started started[STARTED]; /* step s in place s % STARTED */
   int64_t taken;            /* steps whose results are in the sums */
-  double sums[LIST_MAX], seconds;
+  double *sums, *last, *means;
+  Tensor *test_out;
+  const char **tags, **test_tags; /* of event files */
   int64_t rows_done, order_epoch;
   int64_t *order;
   Progress progress;
@@ -85,7 +87,8 @@ static bool add_metrics(const char *const *names, int n, Tensor *out, int64_t ro
 
 static bool test_batch(Train *t, int64_t begin, int64_t end, double *sums) {
   Feed feeds[LIST_MAX];
-  Tensor out[LIST_MAX] = {0};
+  Tensor *out = t->test_out;
+  memset(out, 0, sizeof *out * (size_t)t->n_test);
   dataset_batch(&t->tests, NULL, begin, end, feeds);
   return exec_run(t->run, t->scope, t->t, t->tests.n, feeds, t->n_test, t->test_names, out) &&
          add_metrics(t->test_names, t->n_test, out, end - begin, sums, NULL);
@@ -111,9 +114,23 @@ static bool save_checkpoint(Train *t) {
           "epoch %" PRId64 "\nrow %" PRId64 "\nstep %" PRId64 "\nrows %" PRId64 "\nseed %" PRId64
           "\nshuffle %d\nbatch %" PRId64 "\ndata %" PRId64 "\nsums",
           t->epoch, t->row, t->step, t->rows_done, t->seed, t->shuffle, t->batch, t->data.rows);
-  for (int i = 0; i < t->n_fetch; i++) str_fmt(&s, " %a", t->sums[i]);
+  for (int i = 0; i < t->n_fetch; i++) str_fmt(&s, " %s %a", t->names[i], t->sums[i]);
   str_add(&s, "\n");
   return checkpoint_save(t->save, t->scope, t->p, exec_step(t->run), t->exec.seed, s.s);
+}
+
+/* The sums of an epoch that was left in the middle; other metrics than were saved start here. */
+static void resume_sums(Train *t, const char *text) {
+  int i = 0, used = 0;
+  for (; i < t->n_fetch; i++, text += used) {
+    size_t n = strlen(t->names[i]);
+    if (*text != ' ' || strncmp(text + 1, t->names[i], n) != 0) break;
+    text += 1 + n;
+    if (sscanf(text, " %la%n", &t->sums[i], &used) != 1) break;
+  }
+  if (i == t->n_fetch && *text == '\n') return;
+  memset(t->sums, 0, sizeof *t->sums * (size_t)t->n_fetch);
+  t->rows_done = 0;
 }
 
 static bool resume(Train *t) {
@@ -140,9 +157,7 @@ static bool resume(Train *t) {
         "resume with the same data, seed, batch and shuffling, so that training goes on exactly");
     return false;
   }
-  const char *p = extra + used;
-  for (int i = 0; i < t->n_fetch; i++, p += used)
-    if (sscanf(p, "%la%n", &t->sums[i], &used) != 1) break;
+  resume_sums(t, extra + used);
   exec_set_step(t->run, step);
   exec_options(t->run)->seed = t->exec.seed = seed;
   fprintf(stderr, "resumed at epoch %" PRId64 ", step %" PRId64 "\n", t->epoch + 1, t->step);
@@ -153,11 +168,11 @@ static bool resume(Train *t) {
 
 static void show_progress(Train *t, const double *last, double seconds, int64_t rows) {
   if (!t->progress.on) return;
-  char text[200];
+  char text[256];
   int n = snprintf(text, sizeof text, "epoch %lld/%lld", (long long)t->epoch + 1,
                    (long long)t->epochs_planned);
-  for (int i = 0; i < t->n_fetch && n < 150; i++)
-    n += snprintf(text + n, sizeof text - (size_t)n, " %s %.4f", t->names[i], last[i]);
+  for (int i = 0; i < t->n_fetch && n < 120; i++)
+    n += snprintf(text + n, sizeof text - (size_t)n, " %.40s %.4g", t->names[i], last[i]);
   snprintf(text + n, sizeof text - (size_t)n, " %s img/s",
            grouped((int64_t)((double)rows / (seconds > 0 ? seconds : 1))));
   progress_show(&t->progress, t->row, t->data.rows, text);
@@ -166,13 +181,13 @@ static void show_progress(Train *t, const double *last, double seconds, int64_t 
 /* What the oldest step that was started says, once the device is done with it. */
 static bool take_step(Train *t, double t0) {
   Started *s = &t->started[t->taken % STARTED];
-  double last[LIST_MAX] = {0};
+  double *last = t->last;
   if (!exec_finish(t->run, (int)(t->step - t->taken) - 1)) return false;
   t->taken++;
   bool ok = add_metrics(t->names, t->n_fetch, s->out, s->rows, t->sums, last);
   t->rows_done += s->rows;
   for (int i = 0; ok && i < t->n_fetch; i++)
-    events_scalar(t->events, arena_fmt(t->arena, "train/%s", t->names[i]), t->taken, last[i]);
+    events_scalar(t->events, t->tags[i], t->taken, last[i]);
   if (ok) show_progress(t, last, wall_seconds() - t0, t->rows_done);
   return ok;
 }
@@ -189,7 +204,8 @@ static bool train_step(Train *t, double t0) {
   Started *s = &t->started[t->step % STARTED];
   Feed feeds[LIST_MAX];
   dataset_batch(&t->data, t->order, t->row, end, feeds);
-  *s = (Started){.rows = end - t->row};
+  memset(s->out, 0, sizeof *s->out * (size_t)t->n_fetch);
+  s->rows = end - t->row;
   if (!exec_start(t->run, t->scope, t->p, t->data.n, feeds, t->n_fetch, t->names, s->out))
     return false;
   t->row = end;
@@ -199,8 +215,8 @@ static bool train_step(Train *t, double t0) {
          (!save || save_checkpoint(t));
 }
 
-static bool finish_epoch(Train *t, double seconds, int64_t rows_timed) {
-  double means[LIST_MAX];
+static bool report_epoch(Train *t, double seconds, int64_t rows_timed) {
+  double *means = t->means;
   progress_clear(&t->progress);
   printf("epoch %lld/%lld", (long long)t->epoch + 1, (long long)t->epochs_planned);
   for (int i = 0; i < t->n_fetch; i++)
@@ -209,15 +225,18 @@ static bool finish_epoch(Train *t, double seconds, int64_t rows_timed) {
     if (!evaluate(t, means)) return printf("\n"), false;
     for (int i = 0; i < t->n_test; i++) {
       printf(" test_%s %.4f", t->test_names[i], means[i]);
-      events_scalar(t->events, arena_fmt(t->arena, "test/%s", t->test_names[i]), t->step, means[i]);
+      events_scalar(t->events, t->test_tags[i], t->step, means[i]);
     }
   }
   printf(" %s img/s\n", grouped((int64_t)((double)rows_timed / (seconds > 0 ? seconds : 1))));
   fflush(stdout);
+  return true;
+}
+
+static void next_epoch(Train *t) {
   t->epoch++;
   t->row = t->rows_done = 0;
-  memset(t->sums, 0, sizeof t->sums);
-  return true;
+  memset(t->sums, 0, sizeof *t->sums * (size_t)t->n_fetch);
 }
 
 static bool run_epochs(Train *t) {
@@ -232,12 +251,12 @@ static bool run_epochs(Train *t) {
   while (t->epoch < t->epochs_planned && (!t->steps || t->step < t->steps)) {
     make_order(t);
     double t0 = wall_seconds();
-    int64_t from = t->row;
+    int64_t before = t->rows_done;
     while (t->row < stop && (!t->steps || t->step < t->steps))
       if (!train_step(t, t0)) return false;
     if (!take_steps(t, 0, t0)) return false;
-    if (!finish_epoch(t, wall_seconds() - t0, t->rows_done - (from < t->rows_done ? from : 0)))
-      return false;
+    if (!report_epoch(t, wall_seconds() - t0, t->rows_done - before)) return false;
+    if (t->row >= stop) next_epoch(t); /* else the steps end here, and a resumed run goes on here */
   }
   return true;
 }
@@ -272,15 +291,35 @@ static bool may_save(const Train *t) {
   return false;
 }
 
+/* What is reported, and by which of the programs. */
+static void choose_metrics(Train *t) {
+  split_names(t->arena, t->fetch, &t->n_fetch, &t->names);
+  int n = t->n_fetch + 1;
+  for (int i = 0; i < STARTED; i++) t->started[i].out = arena_array(t->arena, Tensor, n);
+  t->test_out = arena_array(t->arena, Tensor, n);
+  t->sums = arena_array(t->arena, double, n);
+  t->last = arena_array(t->arena, double, n);
+  t->means = arena_array(t->arena, double, n);
+  t->tags = arena_array(t->arena, const char *, n);
+  t->test_tags = arena_array(t->arena, const char *, n);
+  t->test_names = arena_array(t->arena, const char *, n);
+  for (int i = 0; i < t->n_fetch; i++) {
+    t->tags[i] = arena_fmt(t->arena, "train/%s", t->names[i]);
+    if (!t->t || !has_var(t->t, t->names[i])) continue;
+    t->test_tags[t->n_test] = arena_fmt(t->arena, "test/%s", t->names[i]);
+    t->test_names[t->n_test++] = t->names[i];
+  }
+}
+
 static bool open_all(Train *t) {
   Program *startup = t->startup ? prog_load(t->startup) : NULL;
   bool ok = (startup || !t->startup) && (t->p = prog_load(t->main)) &&
-            dataset_open(&t->data, t->p, &t->feeds) &&
-            split_names(t->arena, t->fetch, &t->n_fetch, &t->names);
+            dataset_open(&t->data, t->p, &t->feeds);
   if (ok && t->test)
     ok = (t->t = prog_load(t->test)) && dataset_open(&t->tests, t->t, &t->test_feeds);
-  for (int i = 0; ok && t->t && i < t->n_fetch; i++)
-    if (has_var(t->t, t->names[i])) t->test_names[t->n_test++] = t->names[i];
+  if (ok && t->test && !t->tests.rows)
+    ok = err_set(E_DAT_001, "%s has no rows", quoted(t->tests.col[0].file));
+  if (ok) choose_metrics(t);
   ok = ok && (t->run = exec_new(&t->exec)) && initialise(t, startup);
   if (ok && t->log) ok = (t->events = events_open(t->log)) != NULL;
   if (ok && t->save) ok = vfs_mkdirs(t->save) && may_save(t);
@@ -363,6 +402,8 @@ int verb_train(int argc, char **argv) {
   if (!t.main || !(t.startup || t.params))
     return usage_error("train: --main is needed, and --startup or --params");
   if (!t.feeds.n) return usage_error("train: --feed is needed");
+  if (!t.test != !t.test_feeds.n) return usage_error("train: --test and --test-feed go together");
+  if (t.save_every && !t.save) return usage_error("train: --save-every needs --save DIR");
   if (t.batch < 1) return usage_error("train: --batch must be positive");
   t.exec.threads = (int)t.threads;
   t.exec.seed = (uint64_t)t.seed;
