@@ -163,6 +163,12 @@ static const struct {
     {"split", "X=61x7x27 Out=*3 num=3 axis=2", NULL, DT_FLOAT32, 0},
     {"layer_norm", "X=26x301 Scale=301 Bias=301", NULL, DT_FLOAT32, 0},
     {"channel_shuffle", "X=3x8x9x9 groups=4", NULL, DT_FLOAT32, 0},
+    {"pool2d", "X=2x5x9x15 ksize=[3,3] strides=[3,3] pooling_type='max'", NULL, DT_FLOAT32, 0},
+    {"pool2d", "X=2x7x14x10 ksize=[2,2] strides=[2,2] pooling_type='max'", NULL, DT_FLOAT64, 0},
+    {"pool3d", "X=2x3x6x12x10 ksize=[2,2,2] strides=[2,2,2] pooling_type='max'", NULL, DT_FLOAT32,
+     0},
+    {"instance_norm", "X=4x17x9x9 Scale=17 Bias=17", NULL, DT_FLOAT32, 0},
+    {"instance_norm", "X=2x3x33x33 Scale=3 Bias=3", NULL, DT_FLOAT32, 0},
     /* order: several merges; rows of several classes */
     {"argsort", "X=3x1500", NULL, DT_FLOAT32, 0},
     {"argsort", "X=2x700 descending=true", NULL, DT_FLOAT64, 0},

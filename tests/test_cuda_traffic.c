@@ -135,6 +135,15 @@ static const Case odd[] = {
     {"split", "X=64x7x27 Out=*3 num=3 axis=2", NULL, 1.05, 0},
     {"channel_shuffle", "X=2x8x9x9 groups=4", NULL, 1.05, 0},
     {"pool2d", "X=2x16x32x32 ksize=[3,3] strides=[2,2] pooling_type='avg'", NULL, 1.05, 0},
+    /* windows side by side, whose gradients are stored beside one another's */
+    {"pool2d", "X=2x16x28x28 ksize=[2,2] strides=[2,2] pooling_type='max'", NULL, 1.05, 0},
+    {"pool2d", "X=2x16x30x30 ksize=[3,3] strides=[3,3] pooling_type='max'", NULL, 1.05, 0},
+    {"pool2d", "X=2x7x14x10 ksize=[2,2] strides=[2,2] pooling_type='max'", NULL, 1.05, 0},
+    {"pool3d", "X=2x3x6x12x10 ksize=[2,2,2] strides=[2,2,2] pooling_type='max'", NULL, 1.05, 0},
+    /* sums over images and pixels of which rows begin anywhere */
+    {"instance_norm", "X=2x8x57x57 Scale=8 Bias=8", NULL, 1.05, 0},
+    {"instance_norm", "X=4x17x9x9 Scale=17 Bias=17", NULL, 1.05, 0},
+    {"instance_norm", "X=4x17x13x13 Scale=17 Bias=17", NULL, 1.05, 0},
 };
 
 /* First layers, with the channel last as networks have them. Products alone: there are no gradients of images in networks, which

@@ -185,11 +185,19 @@ static bool place_span(const Box *b, CudaSpan *s) {
   return true;
 }
 
+/* Neighbours along axis a of what is stored at every point, sums included. */
+static int64_t full_step(const Nest *t, int a) {
+  int64_t n = 1;
+  for (int l = t->out[a].last + 1; l < t->rank; l++) n *= t->ext[l];
+  return n;
+}
+
 /* Results of a block that begin anywhere. */
 static bool add_results(const Box *b) {
   const Nest *t = b->t;
   CudaSpans *to = b->to;
-  bool sums = t->red && !t->unroll;
+  bool sums = t->red && !t->unroll, within = true;
+  for (int l = 0; l < t->out[to->cut].first; l++) within &= !(t->red >> l & 1) || t->ext[l] == 1;
   for (int r = 0; r < t->roots.n; r++) {
     const Root *root = &t->roots.v[r];
     int64_t each = root->full && t->red ? t->n_sums : 1, points = to->points * each;
@@ -201,12 +209,8 @@ static bool add_results(const Box *b) {
                   .inner = each,
                   .size = t->rows * each,
                   .length = points + 2 * CUDA_SECTOR};
-    if (sums && each > 1) return false;
-    if (each > 1)
-      for (int d = 0; d + 1 < t->rank; d++)
-        if (t->red >> d & 1 && !(t->red >> (d + 1) & 1) && t->ext[d + 1] > 1 && t->ext[d] > 1)
-          return false;
-    for (int a = 0; a < t->n_out; a++) s.step[a] = each * cuda_inside(t, a);
+    if (each > 1 && (sums || !within)) return false;
+    for (int a = 0; a < t->n_out; a++) s.step[a] = each > 1 ? full_step(t, a) : cuda_inside(t, a);
     double per = CUDA_SECTOR / s.bytes;
     bool even = is_aligned(b, &s);
     to->sectors += (double)points / per + (even ? 0 : 1 - 1 / per);
@@ -230,17 +234,19 @@ static bool fill_box(const Box *b) {
   if (to->chunk) chunks = div_up(t->sum[0].ext, to->chunk);
   for (int i = 0; i < k->inputs.n; i++) {
     CudaSpan s;
-    bool even, known = find_span(b, i, &s, &even);
+    bool even, known = find_span(b, i, &s, &even),
+               own = cuda_is_overwritten(k, &k->inputs.v[i]); /* places are those of results */
     if (!known) {
       bool read = false;
       for (int j = 0; j < b->all->n; j++) read |= b->all->v[j].input == i && b->all->v[j].kept;
       if (read) return false;
       continue;
     }
+    if (own && t->unroll && cuda_is_even_apart(t, s.bytes)) continue;
     uneven |= !even;
     if (even && (s.inner == 0 || is_aligned(b, &s))) continue;
-    if (to->n == CUDA_SPANS || cuda_is_overwritten(k, &k->inputs.v[i])) return false;
-    if (!place_span(b, &s)) return false;
+    if (to->n == CUDA_SPANS || !place_span(b, &s)) return false;
+    if (own && (s.n_piece || !is_aligned(b, &s))) return false;
     to->v[to->n++] = s;
   }
   to->sectors *= (double)chunks;
@@ -271,14 +277,16 @@ const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_b
   bool teams = t->red && !t->unroll;
   if (!cuda_may_copy(g, t, &all) || t->n_out == 0) return NULL;
   Box b = {g, t, &all, &try};
-  bool may_chunk = teams && t->n_sum > 0 && (t->columns || t->sum[t->n_sum - 1].ext < LONG);
+  bool brief = teams && t->n_sum > 0 && t->sum[t->n_sum - 1].ext < LONG,
+       rows = brief && !t->columns, may_chunk = brief || (teams && t->n_sum > 0 && t->columns);
   for (try.cut = t->n_out - 1; try.cut >= 0; try.cut--) {
     int64_t ext = t->out[try.cut].ext, inside = cuda_inside(t, try.cut);
     if (inside > most) break;
     for (int64_t m = 1; m < 2 * ext; m *= 2) {
       try.across = m < ext ? m : ext;
       if (try.across * inside > most || cuda_box_blocks(t, &try) < least_blocks) break;
-      if (try.across * inside < 32 && try.across < ext) continue;
+      int64_t threads = try.across * inside * (rows ? t->n_sums : 1);
+      if (threads < 32 && try.across < ext) continue;
       if (!fill_chunks(&b, may_chunk) || (best && try.sectors > 0.96 * best->sectors)) continue;
       best = arena_dup(g->a, &try, sizeof try);
     }

@@ -120,6 +120,8 @@ bool cuda_axis_step(const Nest *t, const Axis *x, const int64_t *step, int64_t *
 int64_t cuda_inside(const Nest *t, int a); /* points of the axes behind a */
 /* Do warps read whole sectors, or few places? s: its steps; x: one of its reads, whose places are multiples of `even`. */
 bool cuda_is_even(const Nest *t, const CudaSpan *s, const CudaAccess *x, int64_t even, bool *line);
+/* Are results of a point apart, of which warps write whole sectors: vectors of so many bytes each, in rows of whole sectors? */
+bool cuda_is_even_apart(const Nest *t, int64_t bytes);
 bool cuda_is_overwritten(const Kernel *k, const KernelInput *x);
 bool cuda_may_copy(Gen *g, const Nest *t, CudaAccesses *all);
 

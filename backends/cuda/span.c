@@ -73,12 +73,13 @@ static int falls_from(const Nest *t, const CudaSpan *s, int64_t *most) {
 static bool is_even(const Nest *t, const CudaSpan *s, int64_t even) {
   int last = t->n_out - 1, per = CUDA_SECTOR / s->bytes;
   int64_t inner = s->step[last], ext = t->out[last].ext;
-  bool flat = inner == 1, rows = even % per == 0;
+  bool flat = inner == 1, rows = even % per == 0, moves = inner != 0;
   for (int a = 0; a < last; a++) {
+    moves |= s->step[a] != 0;
     flat &= s->step[a] == cuda_inside(t, a);
     rows &= s->step[a] % per == 0;
   }
-  if (inner == 0) return ext >= 32;
+  if (inner == 0) return ext >= 32 || !moves;
   return s->parts == 1 && inner == 1 && even % per == 0 && (flat || (rows && ext % per == 0));
 }
 
@@ -191,6 +192,22 @@ static bool is_own(const Nest *t, const CudaSpan *s, int64_t n) {
 
 static int words(const CudaSpan *s) { return s->pad ? (int)(s->length / s->pad) + 1 : 0; }
 
+/* Are a point's results apart: does a sum go round an axis of results? */
+static bool results_apart(const Nest *t) {
+  bool sum = false, apart = false;
+  for (int l = 0; l < t->rank; l++) {
+    apart |= sum && !(t->red >> l & 1) && t->ext[l] > 1;
+    sum |= t->red >> l & 1 && t->ext[l] > 1;
+  }
+  return apart;
+}
+
+bool cuda_is_even_apart(const Nest *t, int64_t bytes) {
+  for (int l = t->rank - 1; l > t->out[t->n_out - 1].last; l--) bytes *= t->ext[l];
+  bool vector = bytes == 4 || bytes == 8 || bytes == 16;
+  return vector && results_apart(t) && t->out[t->n_out - 1].ext * bytes % CUDA_SECTOR == 0;
+}
+
 /* Copies of results: of kernels that store neighbours of a row at each point. */
 static bool add_results(const Nest *t, CudaSpans *to) {
   for (int r = 0; r < t->roots.n && t->red; r++) {
@@ -204,9 +221,7 @@ static bool add_results(const Nest *t, CudaSpans *to) {
                   .size = t->rows * t->n_sums,
                   .length = to->points * t->n_sums};
     if (!root->full || t->n_sums == 1) continue;
-    for (int d = 0; d + 1 < t->rank; d++)
-      if (t->red >> d & 1 && !(t->red >> (d + 1) & 1) && t->ext[d + 1] > 1 && t->ext[d] > 1)
-        return t->unroll;
+    if (results_apart(t)) return t->unroll;
     if (!t->unroll && t->n_sums * s.bytes % CUDA_SECTOR == 0) continue;
     if (s.length * s.bytes % CUDA_SECTOR && t->rows > to->points) return false;
     if (to->n == CUDA_SPANS) return false;
@@ -236,12 +251,16 @@ static double sectors_of(const Nest *t, const CudaSpans *to, const CudaSpan *s) 
   return ((double)s->length - per) / per * (s->whole && !s->chunk_step ? 1 : times);
 }
 
-/* Those of all results. */
+/* Those of all results; infinite: threads would write them in pieces. */
 static double result_sectors(const Nest *t) {
   double n = 0;
-  for (int r = 0; r < t->roots.n; r++)
-    n += (double)(t->rows * (t->roots.v[r].full && t->red ? t->n_sums : 1)) *
-         dtype_info[t->roots.v[r].n->dtype].size / CUDA_SECTOR;
+  for (int r = 0; r < t->roots.n; r++) {
+    const Root *root = &t->roots.v[r];
+    bool sums = root->full && t->red;
+    int bytes = dtype_info[root->n->dtype].size;
+    if (sums && t->unroll && results_apart(t) && !cuda_is_even_apart(t, bytes)) return INFINITY;
+    n += (double)(t->rows * (sums ? t->n_sums : 1)) * bytes / CUDA_SECTOR;
+  }
   return n;
 }
 

@@ -200,13 +200,14 @@ static int sector_vectors(const Team *m, Aff *behind) {
     const CudaAccess *x = &all.v[i];
     int per = CUDA_SECTOR / x->bytes;
     bool moves = false;
-    if (!x->known || x->step[last->last] != 1 || per <= m->s->vec) continue;
+    int64_t step;
+    if (!x->known || per <= m->s->vec || !cuda_axis_step(t, last, x->step, &step) || step != 1)
+      continue;
     for (int a = 0; a < t->n_out + t->n_sum - 1; a++) {
-      const Axis *axis = a < t->n_out ? &t->out[a] : &t->sum[a - t->n_out];
-      Aff part =
-          aff_mul(a < t->n_out ? w->out[a] : w->sum[a - t->n_out], x->step[axis->last] % per);
+      cuda_axis_step(t, a < t->n_out ? &t->out[a] : &t->sum[a - t->n_out], x->step, &step);
+      Aff part = aff_mul(a < t->n_out ? w->out[a] : w->sum[a - t->n_out], step % per);
       *behind = aff_add(g, behind, &part);
-      moves |= x->step[axis->last] % per != 0;
+      moves |= step % per != 0;
     }
     return moves ? per / m->s->vec : 0;
   }
