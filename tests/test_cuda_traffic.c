@@ -139,6 +139,7 @@ static const Case odd[] = {
     {"pool2d", "X=2x16x28x28 ksize=[2,2] strides=[2,2] pooling_type='max'", NULL, 1.05, 0},
     {"pool2d", "X=2x16x30x30 ksize=[3,3] strides=[3,3] pooling_type='max'", NULL, 1.05, 0},
     {"pool2d", "X=2x7x14x10 ksize=[2,2] strides=[2,2] pooling_type='max'", NULL, 1.05, 0},
+    {"pool2d", "X=2x16x31x31 ksize=[2,2] strides=[3,3] pooling_type='max'", NULL, 1.05, 0},
     {"pool3d", "X=2x3x6x12x10 ksize=[2,2,2] strides=[2,2,2] pooling_type='max'", NULL, 1.05, 0},
     /* sums over images and pixels of which rows begin anywhere */
     {"instance_norm", "X=2x8x57x57 Scale=8 Bias=8", NULL, 1.05, 0},
