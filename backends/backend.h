@@ -13,6 +13,7 @@ typedef struct RunCtx {
   void *scratch; /* this thread's private scratch */
   size_t scratch_bytes;
   struct CheckRecord *record; /* where check_failed writes: owned by the executor */
+  uint64_t run;               /* counts runs: results do not depend on it */
 } RunCtx;
 typedef struct CheckRecord {
   int failed, lock;

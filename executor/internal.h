@@ -83,6 +83,7 @@ struct Executor {
   uint8_t *scratch; /* one piece per thread */
   size_t scratch_bytes;
   uint64_t step;
+  uint64_t runs;  /* that were begun */
   uint64_t draws; /* runs of programs without updates since the last one with them */
   Profile *profile;
   Late late[DEVICE_LATE]; /* under way, the oldest first */

@@ -74,6 +74,7 @@ static void phase_share(void *user, int thread, int64_t begin, int64_t end) {
   size_t scratch = (size_t)u->x->scratch_bytes;
   RunCtx c = {.seed = u->seed,
               .step = u->step,
+              .run = u->e->runs,
               .check_failed = check_failed,
               .scratch = u->e->scratch + (size_t)thread * scratch,
               .scratch_bytes = scratch,

@@ -439,6 +439,7 @@ static bool run_new(Executor *e, Scope *s, const Program *p, int n_feeds, const 
 static bool start(Executor *e, Scope *s, const Program *p, int n_feeds, const Feed *feeds,
                   int n_fetch, const char *const *fetch, Tensor *out, bool later) {
   bool again = is_again(e, s, p, n_feeds, feeds, n_fetch, fetch);
+  e->runs++;
   bool updates = !again && has_updates(p);
   uint64_t seed = e->opt.seed ? e->opt.seed : (uint64_t)p->seed;
   if (!updates && e->draws) seed = mix_seed(seed ^ mix_seed(e->draws));

@@ -64,11 +64,13 @@ static void twice_and_one(const void *self, void *const *bufs, int64_t begin, in
   }
 }
 
+/* In threes: and in a run of odd number (RunCtx.run). */
 typedef enum Split { ALL_AT_ONCE, ONE_BY_ONE_BACKWARDS, IN_THREES } Split;
 
 static void run_code(const KernelCode *c, void *const *bufs, Split split) {
   RunCtx ctx = {.scratch = mem_alloc((size_t)c->scratch_bytes + 64),
-                .scratch_bytes = (size_t)c->scratch_bytes};
+                .scratch_bytes = (size_t)c->scratch_bytes,
+                .run = split == IN_THREES};
   for (int p = 0; p < c->n_phases; p++) {
     int64_t n = c->phase[p].n_tasks, step = split == ALL_AT_ONCE ? n : split == IN_THREES ? 3 : 1;
     for (int64_t t = 0; t < n; t += step) {

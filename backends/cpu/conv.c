@@ -267,7 +267,7 @@ static void divide(const Facts *f, bool chained, ConvPlan *p) {
   enum { ROW_BYTES = 256 << 10, CHAIN_BYTES = 256 << 10 };
   int64_t want = tasks_for(f->flops), items = p->images.total * p->groups.total;
   int64_t tallest = 0;
-  if (is_row(p)) want = most(want, p->b_size * p->columns * f->size / ROW_BYTES);
+  if (p->row) want = most(want, p->b_size * p->columns * f->size / ROW_BYTES);
   for (int i = 0; i < p->n_parts; i++) tallest = most(tallest, p->part[i].h.n);
   p->by_block = tallest == 1 && !p->part[0].run && p->n_parts == 1;
   p->units = p->by_block ? p->part[0].rows.n : tallest;
@@ -370,6 +370,7 @@ static void cut_sums(ConvPlan *p, Part *q, int64_t size) {
   int64_t k = q->fold ? q->w.taps * p->channels : p->channels;
   int64_t inner = q->fold ? q->h.taps : q->w.taps;
   int64_t panel = q->h.taps * q->w.taps == 1 ? SINGLE_PANEL_BYTES : PANEL_BYTES;
+  if (p->row) panel = INT64_MAX; /* read once */
   int64_t most_runs = panel / (k * width);
   q->run_pieces = most_runs ? 1 : div_up(k * width, panel);
   q->run_group = most_runs ? div_up(inner, div_up(inner, least(most_runs, inner))) : 1;
@@ -460,7 +461,7 @@ static bool worth(const Plan *plan, const ConvPlan *p) {
   int64_t positions = p->part[0].w.n * p->part[0].h.n, k = 0,
           bytes = p->b_size * p->columns * f->size;
   for (int i = 0; i < p->n_parts; i++) k = most(k, p->part[i].k);
-  if (is_row(p) && plan->frame.constant[p->b] && f->dtype == DT_FLOAT32)
+  if (p->row && plan->frame.constant[p->b] && f->dtype == DT_FLOAT32)
     return p->columns >= LEAST_N && k >= LEAST_K && bytes <= ROW_BYTES_KEPT;
   if (p->columns < LEAST_N || positions < LEAST_M || k < LEAST_K) return false;
   return f->dtype == DT_FLOAT32 && (f->flops >= FLOPS || plan->no_blas || plan->way != WAY_RULE);
@@ -501,6 +502,7 @@ static bool try_operand(Arena *arena, Plan *plan, int x) {
   strides_of(f, &r, p);
   if (!make_parts(f, &r, p)) return false;
   join_rows(f, p);
+  p->row = is_row(p);
   if (!worth(plan, p)) return false;
   for (int i = 0; i < p->n_parts; i++) lay_out(p, &p->part[i]);
   if (p->part[0].pixel * p->part[0].w.in_step >= INT32_MAX / 64 ||

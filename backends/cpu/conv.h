@@ -60,6 +60,7 @@ typedef struct ConvPlan {
       chunks; /* what a task takes of an image: units are result rows, or blocks of one */
   int64_t panel_groups;
   bool by_block;         /* units are blocks of the only row */
+  bool row;              /* one position: B is read once, which is what counts */
   int64_t k_cut, k_cuts; /* rows of B per packing task */
   int64_t strip_bytes;   /* scratch for the copied rows of a task */
   int64_t row_elems;     /* elements of a row of the epilogue */

@@ -213,6 +213,9 @@ static void zero_part(const Work1 *w) {
              (size_t)(p->columns * size));
 }
 
+/* The filter of one position may be larger than what the caches keep of it: every other run begins where the last one ended. */
+static bool is_turned(const ConvPlan *p, const RunCtx *ctx) { return p->row && ctx->run % 2; }
+
 /* t: what all parts share. copied: the rows of A are in the scratch from the task before. */
 static void run_part(const Work1 *t, const Part *q, int64_t pg, bool copied) {
   const ConvPlan *p = t->p;
@@ -239,7 +242,7 @@ static void run_part(const Work1 *t, const Part *q, int64_t pg, bool copied) {
     w.a = a + ((q->h.in + q->h.in_step * first) * p->a_h + q->w.in * p->a_w) * size;
   w.b += p->pack ? q->b_at * size : 0;
   int64_t p0 = pg * p->panels.n / p->panel_groups, p1 = (pg + 1) * p->panels.n / p->panel_groups;
-  for (int64_t i = p0; i < p1; i++) run_panel(&w, i);
+  for (int64_t i = p0; i < p1; i++) run_panel(&w, is_turned(p, t->ctx) ? p0 + p1 - 1 - i : i);
 }
 
 /* The elements of an image's result that a task writes, in whole rows of the epilogue unless that goes by panels. */
@@ -257,7 +260,8 @@ void conv_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
   const Plan *plan = self;
   const ConvPlan *p = plan->conv;
   const Facts *f = &plan->facts;
-  for (int64_t t = begin; t < end; t++) {
+  for (int64_t i = begin; i < end; i++) {
+    int64_t t = is_turned(p, ctx) ? begin + end - 1 - i : i;
     int64_t pg = t % p->panel_groups, chunk = t / p->panel_groups % p->chunks,
             item = t / p->panel_groups / p->chunks, image = item % p->images.total,
             group = item / p->images.total;
@@ -278,8 +282,8 @@ void conv_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
       w.r0 = (at + e0) / p->row_elems;
       w.r1 = (at + e1) / p->row_elems;
     }
-    for (int i = 0; i < p->n_parts; i++)
-      run_part(&w, &p->part[i], pg, p->n_parts == 1 && t > begin && pg > 0);
+    for (int j = 0; j < p->n_parts; j++)
+      run_part(&w, &p->part[j], pg, p->n_parts == 1 && i > begin && (pg > 0 || p->row));
     if (plan->frame.fn && !plan->work.by_panel) plan->frame.fn(NULL, bufs, w.r0, w.r1, ctx);
   }
 }
