@@ -197,6 +197,8 @@ bool ref_set(Control *c, Frame *f, const Ref *r, Value *v); /* takes the referen
 const Ref *step_in(const Step *s, const char *slot, int i); /* NULL: not connected */
 const Ref *step_out(const Step *s, const char *slot, int i);
 Value *op_value(Control *c, Frame *f, const Step *s, const char *slot, int i);
+Value *op_tensor(Control *c, Frame *f, Step *s,
+                 const char *slot); /* control_data.c: an input that must be a tensor */
 bool op_result(Control *c, Frame *f, const Step *s, const char *slot, int i, Value *v);
 /* The one number in a tensor; E-RUN-005. */
 bool op_number(Control *c, Frame *f, const Step *s, const char *slot, double *v);

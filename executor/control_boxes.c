@@ -2,7 +2,7 @@
  * many they are being known only now.
  *
  * multiclass_nms: in each class the boxes above the threshold, best first; one is kept unless it overlaps one that is kept
- * by more than nms_threshold. matrix_nms: scores decay with the overlap instead (X. Wang et al., "SOLOv2", 2020). */
+ * by more than nms_threshold; nms does this for boxes that come in this order. matrix_nms: scores decay with the overlap instead (X. Wang et al., "SOLOv2", 2020). */
 #include "control.h"
 #include <math.h>
 #include <stdlib.h>
@@ -174,4 +174,26 @@ HostResult run_multiclass_nms(Control *c, Frame *f, Step *s) {
 }
 HostResult run_matrix_nms(Control *c, Frame *f, Step *s) {
   return suppress(c, f, s, decay, true, false);
+}
+
+/* Boxes [M, 4], the best first: the positions of those that overlap none that is kept by more than iou_threshold. */
+HostResult run_nms(Control *c, Frame *f, Step *s) {
+  Suppress u = {.c = c, .f = f, .s = s};
+  double limit = op_float(s->op, "iou_threshold");
+  u.boxes = op_tensor(c, f, s, "Boxes");
+  if (!u.boxes) return HOST_FAIL;
+  u.box = &u.boxes->t;
+  if (u.box->rank != 2 || u.box->dims[1] != 4) {
+    op_refuses(s, "Boxes", "must be [M, 4]");
+    return HOST_FAIL;
+  }
+  for (int64_t i = 0; i < u.box->dims[0]; i++) {
+    bool keep = true;
+    for (int k = 0; keep && k < u.all.n; k++) keep = overlap(&u, i, u.all.v[k].box) <= limit;
+    if (keep) vec_add(c->arena, &u.all, ((Found){.box = i}));
+  }
+  Value *out = value_tensor(c, DT_INT64, 1, (int64_t[]){u.all.n});
+  for (int k = 0; k < u.all.n; k++) ((int64_t *)out->t.data)[k] = u.all.v[k].box;
+  value_drop(c, u.boxes);
+  return op_result(c, f, s, "KeepBoxesIdxs", 0, out) ? HOST_NEXT : HOST_FAIL;
 }

@@ -3,8 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* An input that must be a tensor; the caller drops it. */
-static Value *tensor_in(Control *c, Frame *f, Step *s, const char *slot) {
+Value *op_tensor(Control *c, Frame *f, Step *s, const char *slot) {
   Value *v = op_value(c, f, s, slot, 0);
   if (!v || v->kind == V_TENSOR) return v;
   op_refuses(s, slot, "is no tensor");
@@ -18,7 +17,7 @@ static int64_t count_true(const Tensor *t) {
 }
 
 HostResult run_where_index(Control *c, Frame *f, Step *s) {
-  Value *v = tensor_in(c, f, s, "Condition");
+  Value *v = op_tensor(c, f, s, "Condition");
   if (!v) return HOST_FAIL;
   const Tensor *t = &v->t;
   Value *out = value_tensor(c, DT_INT64, 2, (int64_t[]){count_true(t), t->rank});
@@ -43,8 +42,8 @@ typedef struct Masked {
 } Masked;
 
 static bool take_masked(Control *c, Frame *f, Step *s, Masked *m) {
-  m->x = tensor_in(c, f, s, "X");
-  m->mask = m->x ? tensor_in(c, f, s, "Mask") : NULL;
+  m->x = op_tensor(c, f, s, "X");
+  m->mask = m->x ? op_tensor(c, f, s, "Mask") : NULL;
   if (!m->mask) return false;
   const Tensor *x = &m->x->t, *k = &m->mask->t;
   if (x->rank == k->rank && !memcmp(x->dims, k->dims, sizeof *x->dims * (size_t)x->rank))
@@ -78,7 +77,7 @@ HostResult run_masked_select(Control *c, Frame *f, Step *s) {
 HostResult run_masked_select_grad(Control *c, Frame *f, Step *s) {
   Masked m;
   if (!take_masked(c, f, s, &m)) return HOST_FAIL;
-  Value *g = tensor_in(c, f, s, "Y@GRAD"), *out = g ? value_zeros(c, &m.x->t) : NULL;
+  Value *g = op_tensor(c, f, s, "Y@GRAD"), *out = g ? value_zeros(c, &m.x->t) : NULL;
   if (!out) return HOST_FAIL;
   if (tensor_numel(&g->t) != count_true(&m.mask->t) || g->t.dtype != m.x->t.dtype) {
     op_refuses(s, "Y@GRAD", "is not like the selected elements");
@@ -187,7 +186,7 @@ static bool give_distinct(Control *c, Frame *f, Step *s, const Rows *r, Arena *a
 
 static HostResult distinct(Control *c, Frame *f, Step *s, bool sorted, const char *index) {
   Rows r;
-  Value *v = tensor_in(c, f, s, "X");
+  Value *v = op_tensor(c, f, s, "X");
   if (!v || !make_rows(s, &v->t, &r)) return HOST_FAIL;
   Arena *a = arena_scratch();
   int64_t *order = arena_array(a, int64_t, r.n + 1);

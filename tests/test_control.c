@@ -374,6 +374,47 @@ static void shapes_from_values(void **state) {
   close_case(&c);
 }
 
+/* The rows of x in segments by their integers: maxima, how many, and their gradient; the boxes of x that do not overlap. */
+static const char segments[] =
+    "program version 0\n"
+    "block 0 {\n"
+    "  var x float64 [-1] feed\n  var ids int64 [-1]\n  var y float64 [-1]\n  var n float64 [-1, "
+    "1]\n"
+    "  var dy float64 [-1]\n  var dx float64 [-1]\n  var m float64 [-1]\n  var mn float64 [-1, 1]\n"
+    "  var dm float64 [-1]\n  var boxes float64 [-1, 4]\n  var kept int64 [-1]\n"
+    "  var at float64 [-1]\n"
+    "  ids = cast(X=x) {in_dtype=6, out_dtype=3}\n"
+    "  Out=y, SummedIds=n = segment_pool(X=x, SegmentIds=ids) {pooltype='MAX'}\n"
+    "  dy = fill_any_like(X=y) {value=2.0}\n"
+    "  X@GRAD=dx = segment_pool_grad(X=x, SegmentIds=ids, Out=y, SummedIds=n, Out@GRAD=dy) "
+    "{pooltype='MAX'}\n"
+    "  Out=m, SummedIds=mn = segment_pool(X=x, SegmentIds=ids) {pooltype='MEAN'}\n"
+    "  X@GRAD=dm = segment_pool_grad(X=x, SegmentIds=ids, Out=m, SummedIds=mn, Out@GRAD=y) "
+    "{pooltype='MEAN'}\n"
+    "  boxes = reshape(X=x) {shape=[-1, 4]}\n"
+    "  KeepBoxesIdxs=kept = nms(Boxes=boxes) {iou_threshold=0.5}\n"
+    "  at = cast(X=kept) {in_dtype=3, out_dtype=6}\n"
+    "}\n";
+
+static void segments_and_boxes(void **state) {
+  (void)state;
+  Case c;
+  open_case(&c, segments, NULL);
+  double x[] = {0.25, 0.5, 1.5, 3.25, 3.75}, more[] = {0, 0.5};
+  expect(&c, 5, x, "y", 4, (double[]){0.5, 1.5, 0, 3.75});
+  expect(&c, 5, x, "dx", 5, (double[]){0, 2, 2, 0, 2});
+  expect(&c, 5, x, "n", 4, (double[]){2, 1, 0, 2});
+  expect(&c, 5, x, "m", 4, (double[]){0.375, 1.5, 0, 3.5});
+  expect(&c, 5, x, "dm", 5, (double[]){0.25, 0.25, 1.5, 1.875, 1.875});
+  expect(&c, 2, more, "y", 1, (double[]){0.5});
+  double boxes[] = {0, 0, 2, 2, 0, 0, 2, 1.5, 1, 1, 3, 3, 0, 0, 2, 0.5};
+  expect(&c, 16, boxes, "at", 3, (double[]){0, 2, 3});
+  Tensor out;
+  assert_false(run(&c, 0, 2, (double[]){3, 1}, "y", &out));
+  expect_error(E_DAT_002, "SegmentIds is 1 behind 3");
+  close_case(&c);
+}
+
 /* s = [0, .., 5] one after another: its size, and the range's end, differ in each step */
 static const char growing[] =
     "program version 0\n"
@@ -532,6 +573,7 @@ int main(void) {
       cmocka_unit_test(wrong_structure),
       cmocka_unit_test(state_in_blocks),
       cmocka_unit_test(shapes_from_values),
+      cmocka_unit_test(segments_and_boxes),
       cmocka_unit_test(shapes_that_grow),
       cmocka_unit_test(recurrent),
       cmocka_unit_test(no_growth),

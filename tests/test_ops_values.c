@@ -3,6 +3,7 @@
  * An input is "NAME dims rule": the rule m gives element k the value ((5k + 3) mod m - m/2) / 4, "=v,v,.." lists values. */
 #include "util.h"
 
+#include <float.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -186,6 +187,9 @@ static const Case pools[] = {
     {"Out=Y = pool2d(X=A) {ksize=[2,2], strides=[2,2], ceil_mode=true}",
      "A 1x1x5x5 11",
      {{"Y", V(0.75, 1.25, -0.25, 1, 0.75, 1.25, 1, 0.75, -0.75)}}},
+    {"Out=Y = pool2d(X=A) {ksize=[1,2], strides=[1,3], ceil_mode=true}", /* the last lies outside */
+     "A 1x1x1x6 =1,5,2,4,3,6",
+     {{"Y", V(5, 4, -DBL_MAX)}}},
     {"Out=Y = pool2d(X=A) {ksize=[3,3], strides=[2,2], paddings=[1,1], pooling_type='avg'}",
      "A 1x1x5x5 11",
      {{"Y", V(-0.1875, 0.0833333333, 0.125, -0.208333333, -0.166666667, 0.333333333, 0,

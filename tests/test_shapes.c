@@ -2,6 +2,7 @@
  * executor/run.c states, for plans and for what executables keep from run to run. */
 #include "../executor/executor.h"
 #include "account.h"
+#include <math.h>
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,6 +57,34 @@ static void test_seen_shapes(void **state) {
   exec_free(e);
   scope_free(s);
   prog_free(p);
+}
+
+/* Gradient operators that receive the gradient alone, on shapes that the program does not say: what was moved comes back. */
+static void test_moved_back(void **state) {
+  (void)state;
+  static const char *const moves[] = {"channel_shuffle", "groups=3",       "shuffle_channel",
+                                      "group=3",         "temporal_shift", "seg_num=2"};
+  for (int i = 0; i < 6; i += 2) {
+    char text[1024];
+    snprintf(text, sizeof text,
+             "program\nblock 0 {\n  var x float32 [-1, 6, -1, -1] feed\n"
+             "  var m float32 [-1, 6, -1, -1]\n  var y float32 [-1, 6, -1, -1]\n"
+             "  m = %s(X=x) {%s}\n  X@GRAD=y = %s_grad(Out@GRAD=m) {%s}\n}\n",
+             moves[i], moves[i + 1], moves[i], moves[i + 1]);
+    Program *p = parsed(text);
+    Scope *s = scope_new();
+    Executor *e = exec_new(&(ExecOptions){.threads = 1});
+    for (int64_t n = 2; n <= 6; n += 2) {
+      int64_t dims[] = {n, 6, 1, n}, all = 6 * n * n;
+      double sum = (double)(all - 2 * ((all + 2) / 3)); /* of 1 and -1, every third */
+      double got = run(e, s, p, 4, dims);
+      assert_true(i == 4 || got == sum); /* temporal_shift loses the frames at the ends */
+      assert_true(isfinite(got));
+    }
+    exec_free(e);
+    scope_free(s);
+    prog_free(p);
+  }
 }
 
 /* More shapes than executables that may stay: those not used for longest go, and nothing else grows. */
@@ -124,6 +153,7 @@ static int set_up(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_seen_shapes),
+      cmocka_unit_test(test_moved_back),
       cmocka_unit_test(test_bound),
       cmocka_unit_test(test_kept),
   };

@@ -321,6 +321,12 @@ bool x_nms(Expand *x) {
          x_out(x, "Index", index) && x_out(x, "NmsRoisNum", count) && x_out(x, "RoisNum", count);
 }
 
+bool x_kept_boxes(Expand *x) {
+  int64_t unknown = -1;
+  return ops_rank(x_in(x, "Boxes"), "Boxes", 2, 2) &&
+         x_out(x, "KeepBoxesIdxs", ops_blank(x->g, DT_INT64, 1, &unknown));
+}
+
 /* Shapes only, as above (executor/control_fpn.c). */
 bool x_collect_fpn_proposals(Expand *x) {
   Node *boxes = x_in_at(x, "MultiLevelRois", 0), *number = NULL;

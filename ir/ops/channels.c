@@ -13,24 +13,31 @@ static Node *dealt(Graph *g, Node *in, int64_t outer) {
   return g_reshape(g, v ? g_permute(g, v, (int[]){0, 2, 1, 3, 4}) : NULL, 4, in->dims);
 }
 
-static bool shuffled(Expand *x, int64_t groups, bool last) {
+/* X to Out, or Out@GRAD back to X@GRAD. */
+static bool shuffled(Expand *x, int64_t groups, bool last, bool back) {
   Graph *g = x->g;
-  Node *in = x_in(x, "X");
-  if (!ops_rank(in, "X", 4, 4)) return false;
+  const char *slot = back ? "Out@GRAD" : "X";
+  Node *in = x_in(x, slot);
+  if (!ops_rank(in, slot, 4, 4)) return false;
   if (last) in = ops_channels_first(g, in);
   if (groups < 1 || (in->dims[1] >= 0 && in->dims[1] % groups))
     return err_set(E_OPR_003, "%lld groups of %lld channels", (long long)groups,
                    (long long)in->dims[1]);
-  Node *y = ops_known(in) ? dealt(g, in, groups) : ops_blank_like(g, in);
-  return x_out(x, "Out", last ? ops_channels_last(g, y) : y);
+  Node *y =
+      ops_known(in) ? dealt(g, in, back ? in->dims[1] / groups : groups) : ops_blank_like(g, in);
+  return x_out(x, back ? "X@GRAD" : "Out", last ? ops_channels_last(g, y) : y);
 }
 
-bool x_shuffle_channel(Expand *x) { return shuffled(x, op_int(x->op, "group"), false); }
+bool x_shuffle_channel(Expand *x) { return shuffled(x, op_int(x->op, "group"), false, false); }
+bool x_shuffle_channel_grad(Expand *x) { return shuffled(x, op_int(x->op, "group"), false, true); }
 
-bool x_channel_shuffle(Expand *x) {
+static bool channel_shuffle(Expand *x, bool back) {
   bool last;
-  return ops_layout(x, "data_format", &last) && shuffled(x, op_int(x->op, "groups"), last);
+  return ops_layout(x, "data_format", &last) && shuffled(x, op_int(x->op, "groups"), last, back);
 }
+
+bool x_channel_shuffle(Expand *x) { return channel_shuffle(x, false); }
+bool x_channel_shuffle_grad(Expand *x) { return channel_shuffle(x, true); }
 
 bool x_space_to_depth(Expand *x) {
   Graph *g = x->g;
@@ -49,30 +56,34 @@ bool x_space_to_depth(Expand *x) {
   return v && x_out(x, "Out", g_reshape(g, v, 4, dims));
 }
 
-/* X as [N, T, C, H, W]: the first channels one frame later, as many behind them one earlier. */
-bool x_temporal_shift(Expand *x) {
+/* X as [N, T, C, H, W]: the first channels one frame later, as many behind them one earlier; back: Out@GRAD the other way. */
+static bool shifted(Expand *x, bool back) {
   Graph *g = x->g;
-  Node *in = x_in(x, "X");
+  const char *slot = back ? "Out@GRAD" : "X", *to = back ? "X@GRAD" : "Out";
+  Node *in = x_in(x, slot);
   int64_t t = op_int(x->op, "seg_num");
   double ratio = op_float(x->op, "shift_ratio");
   bool last;
-  if (!ops_rank(in, "X", 4, 4) || !ops_layout(x, "data_format", &last)) return false;
+  if (!ops_rank(in, slot, 4, 4) || !ops_layout(x, "data_format", &last)) return false;
   if (last) in = ops_channels_first(g, in);
   int64_t nt = in->dims[0], c = in->dims[1];
   if (t < 1 || (nt >= 0 && nt % t) || !(ratio > 0 && ratio <= 0.5))
     return err_set(E_OPR_003, "seg_num is %lld for %lld frames, shift_ratio %g", (long long)t,
                    (long long)nt, ratio);
-  if (!ops_known(in)) return x_out(x, "Out", ops_blank_like(g, x_in(x, "X")));
+  if (!ops_known(in)) return x_out(x, to, ops_blank_like(g, x_in(x, slot)));
   int64_t to1 = (int64_t)((float)c * (float)ratio), to2 = (int64_t)((float)c * 2 * (float)ratio);
   Node *v = g_reshape(g, in, 5, (int64_t[]){nt / t, t, c, in->dims[2], in->dims[3]}), *part[3];
-  int64_t from[] = {0, to1, to2, c}, by[] = {1, -1, 0};
+  int64_t from[] = {0, to1, to2, c}, by[] = {back ? -1 : 1, back ? 1 : -1, 0};
   for (int i = 0; i < 3; i++)
     part[i] = g_pad(g, ops_cut(g, v, 2, from[i], 1, from[i + 1] - from[i]),
                     (int64_t[]){0, by[i], 0, 0, 0}, (int64_t[]){0, -by[i], 0, 0, 0}, 0);
   if (err_any()) return false;
   Node *y = g_reshape(g, g_concat(g, 3, part, 2), 4, in->dims);
-  return x_out(x, "Out", last ? ops_channels_last(g, y) : y);
+  return x_out(x, to, last ? ops_channels_last(g, y) : y);
 }
+
+bool x_temporal_shift(Expand *x) { return shifted(x, false); }
+bool x_temporal_shift_grad(Expand *x) { return shifted(x, true); }
 
 /* ---- unpool ---- */
 

@@ -60,6 +60,23 @@ bool x_masked_select(Expand *x) {
   return n && x_out(x, "Y", ops_blank(x->g, n->dtype, 1, (int64_t[]){-1}));
 }
 
+bool x_segment_pool(Expand *x);
+bool x_segment_pool(Expand *x) {
+  Node *n = x_in(x, "X");
+  int64_t dims[KL_RANK] = {-1};
+  if (!ops_rank(n, "X", 1, KL_RANK) || !ops_index(x_in(x, "SegmentIds"), "SegmentIds"))
+    return false;
+  for (int d = 1; d < n->rank; d++) dims[d] = n->dims[d];
+  return x_out(x, "Out", ops_blank(x->g, n->dtype, n->rank, dims)) &&
+         x_out(x, "SummedIds", ops_blank(x->g, n->dtype, 2, (int64_t[]){-1, 1}));
+}
+
+bool x_segment_pool_grad(Expand *x);
+bool x_segment_pool_grad(Expand *x) {
+  Node *n = x_in(x, "X");
+  return n && x_out(x, "X@GRAD", ops_blank_like(x->g, n));
+}
+
 bool x_unique(Expand *x);
 bool x_unique(Expand *x) {
   Node *n = x_in(x, "X");

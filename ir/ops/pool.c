@@ -8,6 +8,7 @@
  * equals the ARGMAX, sent back through the view. */
 #include "ops.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -120,12 +121,17 @@ static Node *table_view(Graph *g, const Pool *p) {
   return g_reshape(g, v, 2 + 2 * p->win.n_sp, dims);
 }
 
+/* The maximum of a window that lies in the padding, as PaddlePaddle gives it. */
+static double least(DType t) {
+  return t == DT_FLOAT64 ? -DBL_MAX : t == DT_FLOAT16 ? -65504 : -FLT_MAX;
+}
+
 static Node *pool_view(Graph *g, const Pool *p) {
   const Window *w = &p->win;
   if (p->view == TABLE) return table_view(g, p);
   if (p->view == WINDOW)
     return g_window(g, p->in, 2, w->n_sp, w->k, w->stride, w->dil, w->lo, w->hi,
-                    p->max ? -INFINITY : 0);
+                    p->max ? least(p->in->dtype) : 0);
   int64_t dims[KL_RANK] = {p->in->dims[0], p->in->dims[1]};
   for (int i = 0; i < w->n_sp; i++) dims[2 + 2 * i] = p->out[i], dims[3 + 2 * i] = w->k[i];
   return g_reshape(g, p->in, 2 + 2 * w->n_sp, dims);
