@@ -169,6 +169,17 @@ static const struct {
      0},
     {"instance_norm", "X=4x17x9x9 Scale=17 Bias=17", NULL, DT_FLOAT32, 0},
     {"instance_norm", "X=2x3x33x33 Scale=3 Bias=3", NULL, DT_FLOAT32, 0},
+    /* halves: products, rows that are no multiples of a vector, vectors of four */
+    {"matmul_v2", "X=64x64 Y=64x64", NULL, DT_FLOAT16, 0},
+    {"matmul_v2", "X=65x70 Y=70x67", NULL, DT_BFLOAT16, 1e-2},
+    {"matmul_v2", "X=33x65 Y=63x33 trans_x=true trans_y=true", NULL, DT_FLOAT16, 0},
+    {"conv2d", "Input=2x15x9x11 Filter=13x15x3x3 paddings=[1,1]", NULL, DT_FLOAT16, 0},
+    {"softmax", "X=1x13", NULL, DT_BFLOAT16, 1e-2},
+    {"softmax", "X=20x64", NULL, DT_FLOAT16, 0},
+    {"elementwise_add", "X=16x64 Y=64", NULL, DT_BFLOAT16, 1e-2},
+    {"transpose2", "X=3x40x50 axis=[0,2,1]", NULL, DT_FLOAT16, 0},
+    {"reduce_sum", "X=37x100 dim=[1]", NULL, DT_FLOAT16, 0},
+    {"batch_norm", "X=4x8x9x9 Scale=8 Bias=8 Mean=8 Variance=8", NULL, DT_FLOAT16, 2e-2},
     /* order: several merges; rows of several classes */
     {"argsort", "X=3x1500", NULL, DT_FLOAT32, 0},
     {"argsort", "X=2x700 descending=true", NULL, DT_FLOAT64, 0},

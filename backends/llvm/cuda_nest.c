@@ -21,9 +21,6 @@ void cuda_place(Gen *g, const Nest *t, int n_out, Aff at, Aff *out) {
 
 /* ---- vectors ---- */
 
-/* Types whose values are in memory as they are in registers. */
-static bool plain(Gen *g, DType t) { return mem_type(g, t) == val_type(g, t); }
-
 /* May `n` elements from here on be one vector? Buffers are 16-byte aligned. */
 static bool starts_vector(const Aff *at, int n) {
   bool even = at->k % n == 0;
@@ -40,14 +37,14 @@ Val cuda_pack_load(Gen *g, const Node *n, int buf, const Aff *at, int least) {
   int64_t key[5 + 2 * AFF_TERMS] = {'w', buf}, size = g->pack;
   Aff first = *at;
   first.k -= (at->k % size + size) % size;
-  if (!plain(g, n->dtype) || node_numel(n) % size || !starts_vector(&first, g->pack)) return NULL;
+  if (node_numel(n) % size || !starts_vector(&first, g->pack)) return NULL;
   int length = 2 + aff_key(&first, key + 2);
   Memo *m = memo_find(g, key, length);
   if (!m) {
     Val p = emit_address(g, buf, n->dtype, &first);
     int depth = gen_depth(g, p) > least ? gen_depth(g, p) : least;
     gen_at(g, depth);
-    LLVMTypeRef type = LLVMVectorType(val_type(g, n->dtype), (unsigned)size);
+    LLVMTypeRef type = LLVMVectorType(mem_type(g, n->dtype), (unsigned)size);
     Val v = LLVMBuildLoad2(g->b, type, p, "");
     LLVMSetAlignment(v, vector_alignment(n->dtype, g->pack));
     m = memo_add(g, depth, key, length);
@@ -55,11 +52,11 @@ Val cuda_pack_load(Gen *g, const Node *n, int buf, const Aff *at, int least) {
   }
   gen_at(g, gen_depth(g, m->v[0]));
   Val i = LLVMConstInt(g->i32, (uint64_t)(at->k - first.k), 0);
-  return LLVMBuildExtractElement(g->b, m->v[0], i, "");
+  return val_of_mem(g, n->dtype, LLVMBuildExtractElement(g->b, m->v[0], i, ""));
 }
 
 void cuda_pack_store(Gen *g, int buf, DType t, int n, const Aff *at, const Val *v) {
-  bool together = n > 1 && (n & (n - 1)) == 0 && plain(g, t) && starts_vector(&at[0], n);
+  bool together = n > 1 && (n & (n - 1)) == 0 && starts_vector(&at[0], n);
   for (int i = 1; i < n; i++) {
     Aff next = at[0];
     next.k += i;
@@ -78,9 +75,10 @@ void cuda_pack_store(Gen *g, int buf, DType t, int n, const Aff *at, const Val *
   if (!together) return;
   Val to = emit_address(g, buf, t, &at[0]);
   gen_at(g, g->depth);
-  Val all = LLVMGetUndef(LLVMVectorType(val_type(g, t), (unsigned)n));
+  Val all = LLVMGetUndef(LLVMVectorType(mem_type(g, t), (unsigned)n));
   for (int i = 0; i < n; i++)
-    all = LLVMBuildInsertElement(g->b, all, v[i], LLVMConstInt(g->i32, (uint64_t)i, 0), "");
+    all = LLVMBuildInsertElement(g->b, all, val_to_mem(g, t, v[i]),
+                                 LLVMConstInt(g->i32, (uint64_t)i, 0), "");
   LLVMSetAlignment(LLVMBuildStore(g->b, all, to), vector_alignment(t, n));
 }
 

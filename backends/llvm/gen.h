@@ -158,6 +158,8 @@ bool can_merge_map(Gen *g, Node *x, const AffDim *map, const int64_t *ext, int d
 LLVMTypeRef val_type(Gen *g, DType t); /* in registers */
 LLVMTypeRef mem_type(Gen *g, DType t); /* in memory */
 Val val_const(Gen *g, DType t, double f, int64_t i);
+Val val_of_mem(Gen *g, DType t, Val v); /* what is in memory as a value, and back */
+Val val_to_mem(Gen *g, DType t, Val v);
 Val val_load(Gen *g, DType t, Val p);
 void val_store(Gen *g, DType t, Val v, Val p);
 Val val_map(Gen *g, const Node *n, Val *x); /* a class M node on its operands' values */

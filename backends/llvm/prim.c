@@ -43,21 +43,29 @@ static Val bfloat_value(Gen *g, Val bits) {
   return LLVMBuildBitCast(g->b, u, g->f32, "");
 }
 
-Val val_load(Gen *g, DType t, Val p) {
-  Val v = LLVMBuildLoad2(g->b, mem_type(g, t), p, "");
-  LLVMSetAlignment(v, (unsigned)dtype_info[t].size);
-  gen_access(g, v);
+Val val_of_mem(Gen *g, DType t, Val v) {
   if (t == DT_BOOL) return LLVMBuildICmp(g->b, LLVMIntNE, v, LLVMConstInt(g->i8, 0, 0), "");
   if (t == DT_FLOAT16) return LLVMBuildFPExt(g->b, v, g->f32, "");
   if (t == DT_BFLOAT16) return bfloat_value(g, LLVMBuildZExt(g->b, v, g->i32, ""));
   return v;
 }
 
+Val val_to_mem(Gen *g, DType t, Val v) {
+  if (t == DT_BOOL) return LLVMBuildZExt(g->b, v, g->i8, "");
+  if (t == DT_FLOAT16) return LLVMBuildFPTrunc(g->b, v, g->f16, "");
+  if (t == DT_BFLOAT16) return LLVMBuildTrunc(g->b, bfloat_bits(g, v), g->i16, "");
+  return v;
+}
+
+Val val_load(Gen *g, DType t, Val p) {
+  Val v = LLVMBuildLoad2(g->b, mem_type(g, t), p, "");
+  LLVMSetAlignment(v, (unsigned)dtype_info[t].size);
+  gen_access(g, v);
+  return val_of_mem(g, t, v);
+}
+
 void val_store(Gen *g, DType t, Val v, Val p) {
-  if (t == DT_BOOL) v = LLVMBuildZExt(g->b, v, g->i8, "");
-  if (t == DT_FLOAT16) v = LLVMBuildFPTrunc(g->b, v, g->f16, "");
-  if (t == DT_BFLOAT16) v = LLVMBuildTrunc(g->b, bfloat_bits(g, v), g->i16, "");
-  Val s = LLVMBuildStore(g->b, v, p);
+  Val s = LLVMBuildStore(g->b, val_to_mem(g, t, v), p);
   LLVMSetAlignment(s, (unsigned)dtype_info[t].size);
   gen_access(g, s);
 }

@@ -1,11 +1,18 @@
 /* Reads of registers that nobody wrote. When a function is decoded, a flow analysis finds the registers that may be undefined where
  * they are read, and all that is computed from them; a function without such registers, as almost all are, costs nothing more. For
- * the others each of these registers has a mask of the lanes where it is undefined. What is computed from an undefined value is
- * undefined; a fault is only what the outside sees: an address, a value that is stored, a branch (Stepanov and Serebryany,
- * "MemorySanitizer: fast detector of uninitialized memory use in C++", 2015). Compilers move undefined values about freely. */
+ * the others each half of these registers has a mask of the lanes where it is undefined. What is computed from an undefined value
+ * is undefined; a fault is only what the outside sees: an address, a value that is stored, a branch (Stepanov and Serebryany,
+ * "MemorySanitizer: fast detector of uninitialized memory use in C++", 2015). Compilers move undefined values about freely, and
+ * pack two values of half the width in one register: moves, masks and shifts of a half leave the other half what it was. */
 #include "sim.h"
 #include <stdlib.h>
 #include <string.h>
+
+/* What a half makes undefined: of an operand, of the value computed; of that, of the register written. */
+typedef struct Halves {
+  uint8_t of[2]; /* a mask of halves for the lower, the upper one */
+} Halves;
+static const Halves all_of = {{3, 3}}, same = {{1, 2}};
 
 struct Use { /* of a register by an instruction */
   int insn;
@@ -13,24 +20,52 @@ struct Use { /* of a register by an instruction */
   const char *name;
   int operand; /* of the instruction, or GUARD */
   bool write, sink;
+  Halves halves;
 };
 
 enum { GUARD = -1 };
 
-static void note(Parser *p, int insn, const Symbol *s, int operand, bool write, bool sink) {
+static void note(Parser *p, int insn, const Symbol *s, int operand, bool write, bool sink,
+                 Halves halves) {
   Function *f = p->f;
   if (!s || s->kind != SYM_REGISTER) return;
   if (f->n_use == f->cap_use)
     f->use = host_grow(f->use, (size_t)(f->cap_use += f->cap_use + 256) * sizeof *f->use);
-  f->use[f->n_use++] = (struct Use){insn, (int32_t)s->at, s->name, operand, write, sink};
+  f->use[f->n_use++] = (struct Use){insn, (int32_t)s->at, s->name, operand, write, sink, halves};
+}
+
+static bool is_word(const Parser *p, const char *word) {
+  return (int)strlen(word) == p->part[0].n && !memcmp(word, p->part[0].s, strlen(word));
+}
+
+/* How operand k of the instruction passes halves on; j: the part of a vector. */
+static Halves halves_of(const Parser *p, const Insn *i, int k, int j) {
+  const Operand *o = p->operand;
+  bool move = is_word(p, "mov"), vector = move && o[k].kind == O_VECTOR,
+       constant = p->n_operand == 3 && o[2].kind == O_CONSTANT;
+  int bits = i->size * 4;                /* of a half */
+  uint8_t half = j < o[k].n / 2 ? 1 : 2; /* of a vector's part */
+  if (vector && k == 1) return (Halves){{half, half}};
+  if (vector) return half == 1 ? (Halves){{3, 0}} : (Halves){{0, 3}};
+  if (move || (i->is_select && k < 3)) return same;
+  if (!constant || !bits) return all_of;
+  uint64_t c = o[2].value;
+  bool shift = (is_word(p, "shl") || is_word(p, "shr")) && c == (uint64_t)bits;
+  if (k == 0) return shift || is_word(p, "and") ? same : all_of;
+  if (shift && is_word(p, "shl")) return (Halves){{2, 0}};
+  if (shift && p->part[1].s[0] != 's') return (Halves){{0, 1}};
+  if (!is_word(p, "and")) return all_of;
+  return (Halves){{c << (64 - bits) ? 1 : 0, c << (64 - 2 * bits) >> (64 - bits) ? 2 : 0}};
 }
 
 static void note_operand(Parser *p, int insn, const Operand *o, int k, bool write, bool sink) {
+  const Insn *i = &p->f->code[insn];
   if (o->kind == O_REGISTER || o->kind == O_ADDRESS)
-    note(p, insn, o->symbol, k, write, sink || o->kind == O_ADDRESS);
-  if (o->pair) note(p, insn, o->pair, k, write, sink);
+    note(p, insn, o->symbol, k, write, sink || o->kind == O_ADDRESS, halves_of(p, i, k, 0));
+  if (o->pair) note(p, insn, o->pair, k, write, sink, all_of);
   for (int j = 0; o->kind == O_VECTOR && j < o->n; j++)
-    note_operand(p, insn, &o->v[j], k, write, sink);
+    if (o->v[j].kind == O_REGISTER)
+      note(p, insn, o->v[j].symbol, k, write, sink, halves_of(p, i, k, j));
 }
 
 /* The last instruction that was decoded reads and writes these operands. */
@@ -41,13 +76,11 @@ void undefined_note(Parser *p, const Operand *guard) {
   const Operand *o = p->operand;
   bool result = p->n_operand && o[0].kind != O_ADDRESS;
   for (int k = 0; k < COUNT(none); k++)
-    if ((int)strlen(none[k]) == p->part[0].n &&
-        !memcmp(none[k], p->part[0].s, (size_t)p->part[0].n))
-      result = i->d >= 0; /* of bar.red */
+    if (is_word(p, none[k])) result = i->d >= 0; /* of bar.red */
   bool stores = p->n_operand && o[0].kind == O_ADDRESS && i->space != SPACE_PARAM,
        atomic = i->class == C_ATOMIC,
        jumps = i->flow == FLOW_BRANCH || i->flow == FLOW_TABLE || i->flow == FLOW_CALL;
-  if (guard) note(p, insn, guard->symbol, GUARD, false, jumps);
+  if (guard) note(p, insn, guard->symbol, GUARD, false, jumps, all_of);
   for (int k = result; k < p->n_operand; k++)
     note_operand(p, insn, &o[k], k, false, stores || atomic || jumps);
   if (result) note_operand(p, insn, &o[0], 0, true, false);
@@ -162,6 +195,7 @@ struct Watch {
     const char *name;
     int operand;
     bool write, sink;
+    Halves halves;
   } use[];
 };
 
@@ -170,7 +204,7 @@ static void watch(Flows *a, Parser *p) {
   int *slot = host_alloc((size_t)(a->n + 1) * sizeof *slot);
   f->undefined_at = f->own = (int)up((uint64_t)f->own, 64);
   for (int id = 1; id <= a->n; id++)
-    if (has(a->found, id)) slot[id] = f->own, f->own += 4, f->n_undefined++;
+    if (has(a->found, id)) slot[id] = f->own, f->own += 8, f->n_undefined += 2;
   f->own = (int)up((uint64_t)f->own, 64);
   for (int k = 0; k < f->n; k++) {
     int n = 0;
@@ -182,7 +216,7 @@ static void watch(Flows *a, Parser *p) {
       const struct Use *x = &f->use[u];
       if (slot[id_of(a, x)])
         w->use[w->n++] =
-            (struct Watched){slot[id_of(a, x)], x->name, x->operand, x->write, x->sink};
+            (struct Watched){slot[id_of(a, x)], x->name, x->operand, x->write, x->sink, x->halves};
     }
     f->code[k].watch = w;
   }
@@ -211,10 +245,16 @@ void undefined_start(Warp *w, const Function *f) {
     memset(w->r + f->undefined_at, 0xff, (size_t)f->n_undefined * 4);
 }
 
+static void pass_on(Halves by, const uint32_t from[2], uint32_t to[2]) {
+  for (int h = 0; h < 2; h++)
+    for (int q = 0; q < 2; q++)
+      if (by.of[h] >> q & 1) to[q] |= from[h];
+}
+
 /* Before lanes `mask` of `all` that come here execute i. */
 void undefined_watch(Warp *w, const Insn *i, uint32_t all, uint32_t mask) {
   const struct Watch *x = i->watch;
-  uint32_t bad = 0, first = x->select ? PRED(w, i->c) ^ (uint32_t)i->imm : 0;
+  uint32_t bad[2] = {0}, first = x->select ? PRED(w, i->c) ^ (uint32_t)i->imm : 0;
   if (!checks.init) return;
   for (int k = 0; k < x->n; k++) {
     const struct Watched *u = &x->use[k];
@@ -222,13 +262,15 @@ void undefined_watch(Warp *w, const Insn *i, uint32_t all, uint32_t mask) {
     if (x->select && u->operand == 1) lanes &= first;
     if (x->select && u->operand == 2) lanes &= ~first;
     if (u->write) {
-      uint32_t to = mask | bad;
-      *slot = (*slot & ~to) | (i->class == C_WARP ? 0 : bad);
+      uint32_t now[2] = {0}, to = mask | bad[0] | bad[1];
+      if (i->class != C_WARP) pass_on(u->halves, bad, now);
+      for (int h = 0; h < 2; h++) slot[h] = (slot[h] & ~to) | now[h];
       continue;
     }
-    uint32_t now = *slot & lanes;
-    if (now && u->sink)
-      fault(w, now, 719, "uninitialised read of register %s, or of what follows from one", u->name);
-    bad |= now;
+    uint32_t now[2] = {slot[0] & lanes, slot[1] & lanes};
+    if ((now[0] | now[1]) && u->sink)
+      fault(w, now[0] | now[1], 719,
+            "uninitialised read of register %s, or of what follows from one", u->name);
+    pass_on(u->halves, now, bad);
   }
 }

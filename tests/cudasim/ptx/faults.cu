@@ -135,3 +135,11 @@ extern "C" __global__ void broadcast_register(float *y, int n) {
                : "=f"(x) : "r"(threadIdx.x), "r"(n));
   y[threadIdx.x] = x;
 }
+// A pair whose lower half has no value; lanes from n on look at it.
+extern "C" __global__ void packed_register(float *y, int n) {
+  int x;
+  asm volatile("{ .reg .b16 u, v; .reg .b32 both; .reg .pred p; setp.ge.s32 p, %1, %2; cvt.u16.u32 v, %1; mov.b32 both, {u, v}; "
+               "and.b32 %0, both, -65536; @p shl.b32 %0, both, 16; }"
+               : "=r"(x) : "r"(threadIdx.x), "r"(n));
+  y[threadIdx.x] = __int_as_float(x);
+}
