@@ -115,7 +115,7 @@ struct Graph {
   bool (*takes_operand)(const struct Kernel *k, int x); /* the backend's, or NULL: see backend.h */
   bool images_last;   /* convolutions may have the images of the batch last */
   bool updates;       /* the epilogue of a contraction may update state in place */
-  bool channels_last; /* convolutions always have the channels last */
+  bool channels_last; /* convolutions always have the channels last, filters [KH, KW, I, O] */
   Tuning tuning;
   const struct CompileOptions *options; /* see Kernel */
 };

@@ -1,8 +1,8 @@
 /* A Graph anew in given layouts. In: a layout for every node. Out: the same values; each node is computed as its twin where
  * its primitive can be, else as it is with a permuting view behind it. Views and contractions take operands in any layout,
  * because their maps say where an element is. State variables that are written are kept in their layout, those that are only
- * read stay as they are: backends keep what they make of them, so that filters are packed as they lie, once. Feeds and
- * fetches stay as the user has them. */
+ * read stay as they are: backends that pack filters for their products keep what they make of them, so they are packed as they
+ * lie, once; where nothing is packed, what is rearranged once is kept. Feeds and fetches stay as the user has them. */
 #include "layout.h"
 #include <string.h>
 
@@ -132,8 +132,9 @@ static Node *build_view(Build *b, const Node *n, const Layout *l) {
   return g_view(b->g, x, n->rank, dims, map, n->f);
 }
 
-/* Is the filter constant, and more than one number for each channel? */
+/* Is the filter constant, and more than one number for each channel, for a backend that packs filters? */
 static bool is_packed(const Build *b, Node *w, const ConvForm *f) {
+  if (b->g->channels_last) return false;
   while (w->prim == P_RESHAPE) w = w->in[0];
   return w->prim == P_STATE && !w->n_ia && b->constant[w->id] && f->form != FORM_FILTER &&
          !f->depthwise;

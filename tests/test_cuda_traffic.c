@@ -16,7 +16,8 @@
 static const double TRANSPOSE = 1.25;
 /* Passes over the banks that conflicts may cost, of all, outside of products: neighbours of rows that are copied lie anywhere. */
 static const double CLASHES = 0.6;
-static bool outer; /* among the kernels are products of one term, or sums that are copied */
+static bool outer;     /* among the kernels are products of one term, or sums that are copied */
+static bool inference; /* filters are parameters, there are no gradients */
 
 typedef struct Case {
   const char *op, *text, *math;
@@ -273,6 +274,38 @@ static const Case rows[] = {
     {"gather", "X=100x@ Index=#:int64:0..99", NULL, 1.45, 1.45},
 };
 
+/* Inference: filters that a program only reads, in the scope as parameters are. */
+static const Case trained[] = {
+    {"conv2d", "Input=2x4x9x9 Filter=7x4x3x3 paddings=[1,1]", NULL, 1.05, 1.25},
+    {"conv2d", "Input=2x13x15x15 Filter=21x13x3x3 paddings=[1,1] strides=[2,2]", "tf32", 1.05,
+     1.25},
+    {"conv2d", "Input=2x16x14x14 Filter=32x16x3x3 paddings=[1,1]", NULL, 1.05, 0},
+    {"conv2d", "Input=2x32x7x7 Filter=64x32x1x1", NULL, 1.05, 0},
+    {"conv2d", "Input=2x3x32x32 Filter=16x3x7x7 paddings=[3,3] strides=[2,2]", NULL, 1.05, 0},
+    {"conv2d_transpose", "Input=2x12x9x9 Filter=12x10x4x4 strides=[2,2] paddings=[1,1]", NULL, 1.05,
+     1.25},
+    {"conv3d", "Input=1x5x6x9x7 Filter=9x5x3x3x3 paddings=[1,1,1]", NULL, 1.05, 1.25},
+};
+
+/* What is fed as the filter becomes a parameter; -> feeds that are left. */
+static int keep_filter(const OpCase *o, Scope *scope, int n, Feed *feeds) {
+  const char *name = op_in(o->op, "Filter", 0);
+  int left = 0;
+  for (int i = 0; i < n; i++) {
+    const Tensor *t = feeds[i].value;
+    feeds[left] = feeds[i];
+    if (strcmp(feeds[i].name, name)) {
+      left++;
+      continue;
+    }
+    Var *v = block_var(o->prog->blocks.v[0], name);
+    v->persistable = true;
+    v->need_check_feed = false;
+    scope_set(scope, name, t->dtype, t->rank, t->dims, t->data);
+  }
+  return left;
+}
+
 /* The operator and its gradient on the device. */
 static int run_text(const Case *c, const char *text) {
   const char *names[64];
@@ -290,11 +323,13 @@ static int run_text(const Case *c, const char *text) {
     for (int i = 0; i < o.op->outs.v[s].n; i++)
       if (block_var(b, o.op->outs.v[s].args[i])->dtype != DT_NONE)
         names[n++] = o.op->outs.v[s].args[i];
-  if (o.def->grad && !o.nograd && (!opcase_grads(&o, &g) || !infer_program(o.prog, true))) return 1;
+  bool backward = o.def->grad && !o.nograd && !inference;
+  if (backward && (!opcase_grads(&o, &g) || !infer_program(o.prog, true))) return 1;
   for (int i = 0; i < g.n_out && n < 64; i++) names[n++] = g.out[i];
   Feed *feeds = opcase_feeds(&o, &g, &n_feeds);
   Executor *e = exec_new(&(ExecOptions){.seed = 5, .device = "cuda", .math = c->math});
   Scope *scope = scope_new();
+  if (inference) n_feeds = keep_filter(&o, scope, n_feeds, feeds);
   bool ok = e && exec_run(e, scope, o.prog, n_feeds, feeds, n, names, out);
   if (!ok) err_print(stderr, false);
   for (int i = 0; i < n; i++) mem_free(out[i].data);
@@ -435,6 +470,13 @@ static void test_depthwise(void **state) {
   outer = false;
 }
 
+static void test_inference(void **state) {
+  (void)state;
+  inference = true;
+  run_cases(sizeof trained / sizeof *trained, trained, false);
+  inference = false;
+}
+
 int main(int argc, char *argv[]) {
   (void)argc;
   const struct CMUnitTest tests[] = {
@@ -442,7 +484,8 @@ int main(int argc, char *argv[]) {
       cmocka_unit_test(test_rows),      cmocka_unit_test(test_first_layers),
       cmocka_unit_test(test_products),  cmocka_unit_test(test_thin),
       cmocka_unit_test(test_vectors),   cmocka_unit_test(test_convolutions),
-      cmocka_unit_test(test_long_sums), cmocka_unit_test(test_depthwise)};
+      cmocka_unit_test(test_long_sums), cmocka_unit_test(test_inference),
+      cmocka_unit_test(test_depthwise)};
   if (!simulator(argv)) return 1;
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
