@@ -44,6 +44,7 @@ typedef struct Im2colPlan {
   int64_t block, blocks;
   /* Summed items whose products are one batch; how far w moves between them. */
   int64_t group, w_step;
+  const int64_t *tap_at; /* of each tap: elements of x from the first one's; NULL: too many */
 } Im2colPlan;
 
 /* ---- gathering ---- */
@@ -96,17 +97,22 @@ static void copy_strided(char *to, const char *from, int64_t n, int64_t step, in
     for (int64_t i = 0; i < n; i++) ((double *)to)[i] = ((const double *)from)[i * step];
 }
 
-/* Whole pieces: may read and write up to PIECE-1 bytes too far. */
-static inline void copy_pieces(char *to, const char *from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += PIECE) memcpy(to + i, from + i, PIECE);
+#define INLINE static inline __attribute__((always_inline))
+typedef char Piece __attribute__((vector_size(PIECE), aligned(1), may_alias));
+
+/* Whole pieces: what they make up may be up to PIECE-1 bytes more than is wanted. */
+INLINE void copy_pieces(char *to, const char *from, int n) {
+  for (int i = 0; i < n; i++) ((Piece *)to)[i] = ((const Piece *)from)[i];
 }
+
+static int pieces_of(int64_t bytes) { return (int)((bytes + PIECE - 1) / PIECE); }
 
 static void copy_run(char *to, const char *from, int64_t n, int64_t step, int size,
                      const char *end) {
   if (step != 1)
     copy_strided(to, from, n, step, size);
   else if (from + n * size + PIECE <= end)
-    copy_pieces(to, from, n * size);
+    copy_pieces(to, from, pieces_of(n * size));
   else
     memcpy(to, from, (size_t)(n * size));
 }
@@ -155,44 +161,56 @@ static inline void next_tap(const Im2colPlan *g, int size, int64_t *digit, int64
   }
 }
 
-/* n runs of m pieces. */
-static inline void copy_runs(char *to, const char *from, int64_t n, int64_t ext, int64_t pitch,
-                             int m) {
-  for (; n > 0; n--, to += ext, from += pitch)
-    for (int i = 0; i < m; i++) memcpy(to + i * PIECE, from + i * PIECE, PIECE);
-}
-
-/* What gather_whole_runs copies for each tap. */
+/* What gather_whole_runs copies for each tap: n runs of so many bytes, `pitch` bytes apart. */
 typedef struct Runs {
-  int64_t first, n, ext,
-      pitch; /* bytes from a tap's address; runs; bytes of one, and between them */
+  int64_t n, ext, pitch;
+  const char *last; /* a tap that begins later may not be copied in whole pieces */
 } Runs;
 
-static inline int64_t taps_of_runs(const Im2colPlan *g, int size, const Runs *u, int64_t taps,
-                                   const char *last, int64_t *digit, int64_t *index, Row *r,
-                                   char *to, int m) {
-  int64_t t = 0, n = u->n, ext = u->ext, pitch = u->pitch;
-  for (; t < taps && r->at <= last; t++, to += n * ext) {
-    copy_runs(to, r->at + u->first, n, ext, pitch, m);
-    next_tap(g, size, digit, index, r);
+/* n runs of m pieces of each tap, which begin `tap[t]` elements from `from`. */
+INLINE int64_t copy_taps(const Runs *u, const int64_t *tap, int64_t taps, int size,
+                         const char *from, char *to, int64_t n, int m) {
+  const char *last = u->last;
+  int64_t t = 0, ext = u->ext, pitch = u->pitch;
+  for (; t < taps && from + tap[t] * size <= last; t++) {
+    const char *run = from + tap[t] * size;
+    _Pragma("GCC unroll 8") for (int64_t o = 0; o < n; o++, run += pitch, to += ext)
+        copy_pieces(to, run, m);
   }
   return t;
 }
 
-/* Taps without padding whose whole runs are read, with the common lengths unrolled: as many as lie so far inside x that whole
- * pieces may be copied. Returns their number. */
-static int64_t gather_whole_runs(const Im2colPlan *g, int size, const Runs *u, int64_t taps,
-                                 const char *end, int64_t *digit, int64_t *index, Row *r,
-                                 char *to) {
-  int64_t pieces = (u->ext + PIECE - 1) / PIECE;
-  const char *last = end - (u->first + (u->n - 1) * u->pitch + pieces * PIECE);
+/* With the common lengths, and numbers of short runs, unrolled. */
+INLINE int64_t copy_any(const Runs *u, const int64_t *tap, int64_t taps, int size, const char *from,
+                        char *to) {
+  int pieces = pieces_of(u->ext);
   switch (pieces) {
-  case 1: return taps_of_runs(g, size, u, taps, last, digit, index, r, to, 1);
-  case 2: return taps_of_runs(g, size, u, taps, last, digit, index, r, to, 2);
-  case 3: return taps_of_runs(g, size, u, taps, last, digit, index, r, to, 3);
-  case 4: return taps_of_runs(g, size, u, taps, last, digit, index, r, to, 4);
+  case 1:
+    if (u->n == 8) return copy_taps(u, tap, taps, size, from, to, 8, 1);
+    if (u->n == 4) return copy_taps(u, tap, taps, size, from, to, 4, 1);
+    return copy_taps(u, tap, taps, size, from, to, u->n, 1);
+  case 2: return copy_taps(u, tap, taps, size, from, to, u->n, 2);
+  case 3: return copy_taps(u, tap, taps, size, from, to, u->n, 3);
+  case 4: return copy_taps(u, tap, taps, size, from, to, u->n, 4);
   }
-  return taps_of_runs(g, size, u, taps, last, digit, index, r, to, (int)pieces);
+  return copy_taps(u, tap, taps, size, from, to, u->n, pieces);
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static int64_t
+copy_avx2(const Runs *u, const int64_t *tap, int64_t taps, int size, const char *from, char *to) {
+  return copy_any(u, tap, taps, size, from, to);
+}
+#endif
+
+/* Taps without padding whose whole runs are read, the first of them at `from`: as many as lie so far inside x that whole pieces
+ * may be copied. Returns their number. */
+static int64_t gather_whole_runs(const Runs *u, const int64_t *tap, int64_t taps, int size,
+                                 const char *from, char *to) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) return copy_avx2(u, tap, taps, size, from, to);
+#endif
+  return copy_any(u, tap, taps, size, from, to);
 }
 
 /* Two position loops, unit step, whole runs o0..o1-1: the common case. */
@@ -205,7 +223,7 @@ static void gather_runs(const Im2colPlan *g, const Row *r, int size, int64_t o0,
       memset(to, 0, (size_t)ext);
       continue;
     }
-    copy_pieces(to + lo, r->at + o * pitch + lo, hi - lo);
+    copy_pieces(to + lo, r->at + o * pitch + lo, pieces_of(hi - lo));
     for (int64_t i = 0; i < lo; i += 4) memset(to + i, 0, 4);
     for (int64_t i = hi; i < ext; i += 4) memset(to + i, 0, 4);
   }
@@ -222,23 +240,17 @@ static bool ends_inside(const Im2colPlan *g, const Row *r, int size, const char 
   return r->at + ((r->hi[0] - 1) * g->walk_pos[0].step + r->hi[1]) * size + PIECE <= end;
 }
 
-/* col[t0..t1-1][p0..p1-1] for an outer and a sum item. */
-static void gather(const Plan *p, const char *x, int64_t item, int64_t sum, int64_t t0, int64_t t1,
-                   int64_t p0, int64_t p1, char *col) {
-  const Im2colPlan *g = p->im2col;
-  const Facts *f = &p->facts;
+/* A tap of an item: its address, index and digits. */
+static Row begin_row(const Facts *f, const Im2colPlan *g, const char *x, int64_t item, int64_t sum,
+                     int64_t tap, int64_t *index, int64_t *digit) {
   const CDim *dim = f->dim[g->x];
-  int64_t index[KL_RANK], digit[KL_LOOPS] = {0}, n = (p1 - p0) * f->size, numel = 1, at = 0;
+  int64_t at = 0;
   Row r;
-  for (int d = 0; d < f->n_dims[g->x]; d++) {
-    index[d] = dim[d].off;
-    numel *= dim[d].size;
-  }
-  const char *end = x + numel * f->size;
+  for (int d = 0; d < f->n_dims[g->x]; d++) index[d] = dim[d].off;
   index_add(&g->outer, g->walk_outer, item, index);
   index_add(&g->sum, g->walk_sum, sum, index);
-  index_add(&g->tap, g->walk_tap, t0, index);
-  for (int64_t j = g->tap.n - 1, i = t0; j >= 0; i /= g->walk_tap[j--].ext)
+  index_add(&g->tap, g->walk_tap, tap, index);
+  for (int64_t j = g->tap.n - 1, i = tap; j >= 0; i /= g->walk_tap[j--].ext)
     digit[j] = i % g->walk_tap[j].ext;
   for (int d = 0; d < f->n_dims[g->x]; d++) at += index[d] * dim[d].stride;
   r.at = x + at * f->size;
@@ -246,14 +258,29 @@ static void gather(const Plan *p, const char *x, int64_t item, int64_t sum, int6
     r.lo[j] = 0;
     r.hi[j] = g->walk_pos[j].ext;
   }
+  return r;
+}
+
+/* col[t0..t1-1][p0..p1-1] for an outer and a sum item. */
+static void gather(const Plan *p, const char *x, int64_t item, int64_t sum, int64_t t0, int64_t t1,
+                   int64_t p0, int64_t p1, char *col) {
+  const Im2colPlan *g = p->im2col;
+  const Facts *f = &p->facts;
+  const CDim *dim = f->dim[g->x];
+  int64_t index[KL_RANK], digit[KL_LOOPS] = {0}, n = (p1 - p0) * f->size, numel = 1, t = t0;
+  for (int d = 0; d < f->n_dims[g->x]; d++) numel *= dim[d].size;
+  const char *end = x + numel * f->size;
   int64_t run = g->pos.n ? g->walk_pos[g->pos.n - 1].ext : 1, o0 = p0 / run, o1 = p1 / run;
   bool runs = are_runs(g, p0, p1), plain = f->plain[g->x];
-  int64_t t = t0;
-  if (runs && plain && o1 > o0) {
-    int64_t pitch = g->walk_pos[0].step * f->size;
-    Runs u = {o0 * pitch, o1 - o0, run * f->size, pitch};
-    t += gather_whole_runs(g, f->size, &u, t1 - t0, end, digit, index, &r, col);
+  Row r = begin_row(f, g, x, item, sum, t0, index, digit);
+  if (runs && plain && o1 > o0 && g->tap_at) {
+    int64_t pitch = g->walk_pos[0].step * f->size, bytes = run * f->size;
+    int64_t reach = (o1 - o0 - 1) * pitch + pieces_of(bytes) * PIECE;
+    Runs u = {o1 - o0, bytes, pitch, end - reach};
+    const char *from = r.at + (o0 * g->walk_pos[0].step - g->tap_at[t0]) * f->size;
+    t += gather_whole_runs(&u, g->tap_at + t0, t1 - t0, f->size, from, col);
     col += (t - t0) * n;
+    if (t < t1) r = begin_row(f, g, x, item, sum, t, index, digit);
   }
   for (; t < t1; t++, col += n) {
     if (!plain && !clip(f, g, index, &r))
@@ -382,6 +409,16 @@ static bool positions_summed(const Facts *f, int x) {
   return best >= 0 && f->loop[best].class == LC_K;
 }
 
+static const int64_t *tap_offsets(Arena *a, const Im2colPlan *g) {
+  enum { MOST = 1 << 16 };
+  if (g->tap.total > MOST) return NULL;
+  int64_t *at = arena_array(a, int64_t, g->tap.total);
+  for (int64_t t = 0; t < g->tap.total; t++)
+    for (int64_t j = g->tap.n - 1, i = t; j >= 0; i /= g->walk_tap[j--].ext)
+      at[t] += i % g->walk_tap[j].ext * g->walk_tap[j].step;
+  return at;
+}
+
 static void cut_tiles(Im2colPlan *g, int size, int64_t want) {
   enum { TAPS = 512 }; /* that a batch aims at */
   int64_t run = g->pos.n ? g->walk_pos[g->pos.n - 1].ext : 1, all = g->pos.total;
@@ -483,6 +520,7 @@ bool im2col_plan(Arena *arena, Plan *p, int x) {
   divide(p, &g);
   p->work.scratch = (g.block * g.tile * g.group * f->size + SLACK + 127) / 128 * 128;
   if (p->work.scratch > (int64_t)1 << 28) return false;
+  g.tap_at = tap_offsets(arena, &g);
   p->im2col = arena_dup(arena, &g, sizeof g);
   int64_t rest = g.pos.total % g.tile;
   MicroShape s = {.m = {g.rows.total},
