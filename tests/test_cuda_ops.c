@@ -131,6 +131,10 @@ static const struct {
      DT_FLOAT32, 0},
     {"conv2d", "Input=2x17x10x11 Filter=51x1x5x5 paddings=[2,2] strides=[2,2] groups=17", NULL,
      DT_FLOAT64, 0},
+    /* their filters' gradients: chunks of a sum within others */
+    {"conv2d", "Input=3x17x12x9 Filter=17x1x5x5 paddings=[2,2] groups=17", NULL, DT_FLOAT32, 0},
+    {"conv2d", "Input=4x5x18x20 Filter=10x1x3x3 paddings=[2,2] dilations=[2,2] groups=5", NULL,
+     DT_FLOAT32, 0},
     /* maps: vectors, broadcasts, transposes */
     {"elementwise_add", "X=64x1024 Y=1024", NULL, DT_FLOAT32, 0},
     {"elementwise_mul", "X=40x1000 Y=40x1000", NULL, DT_FLOAT32, 0},

@@ -47,16 +47,17 @@ static bool add_axis(CudaSpan *s, CudaPiece p) {
 static bool add_sums(const Box *b, const CudaAccess *x, CudaSpan *s) {
   const Nest *t = b->t;
   for (int a = 0; a < t->n_sum; a++) {
-    bool chunk = b->to->chunk && a == 0;
+    bool outer = b->to->chunk && a < b->to->chunked, chunk = b->to->chunk && a == b->to->chunked;
     int64_t step;
     if (cuda_axis_step(t, &t->sum[a], x->of, &step)) {
-      int64_t ext = chunk ? b->to->chunk : t->sum[a].ext;
+      int64_t ext = outer ? 1 : chunk ? b->to->chunk : t->sum[a].ext;
       if (!add_axis(s, (CudaPiece){.ext = ext, .step = step, .chunk = chunk})) return false;
-      if (chunk) s->chunk_step = step;
+      if (outer || chunk) s->chunk_step[a] = step;
       continue;
     }
     for (int l = t->sum[a].first; l <= t->sum[a].last; l++)
-      if (chunk || !add_axis(s, (CudaPiece){.ext = t->ext[l], .step = x->of[l]})) return false;
+      if (outer || chunk || !add_axis(s, (CudaPiece){.ext = t->ext[l], .step = x->of[l]}))
+        return false;
   }
   return true;
 }
@@ -84,7 +85,9 @@ static bool set_run(CudaSpan *s) {
 static bool is_aligned(const Box *b, const CudaSpan *s) {
   int64_t per = CUDA_SECTOR / s->bytes;
   int cut = b->to->cut;
-  bool even = s->lo % per == 0 && s->chunk_step * b->to->chunk % per == 0;
+  int chunked = b->to->chunked;
+  bool even = s->lo % per == 0 && s->chunk_step[chunked] * b->to->chunk % per == 0;
+  for (int a = 0; a < chunked; a++) even &= s->chunk_step[a] % per == 0;
   for (int a = 0; a <= cut; a++) {
     const Axis *x = &b->t->out[a];
     bool loops = s->uneven >> a & 1;
@@ -231,7 +234,8 @@ static bool fill_box(const Box *b) {
   to->n = 0;
   to->sectors = 0;
   to->points = to->across * cuda_inside(t, to->cut);
-  if (to->chunk) chunks = div_up(t->sum[0].ext, to->chunk);
+  if (to->chunk) chunks = div_up(t->sum[to->chunked].ext, to->chunk);
+  for (int a = 0; a < to->chunked; a++) chunks *= t->sum[a].ext;
   for (int i = 0; i < k->inputs.n; i++) {
     CudaSpan s;
     bool even, known = find_span(b, i, &s, &even),
@@ -258,20 +262,27 @@ static bool fill_box(const Box *b) {
   return at <= BOX_BYTES;
 }
 
-/* Chunks of the outermost sum, if it is long: as much as fits. */
+/* Chunks of the outermost sum, if it is long, or of one within: as much as fits. */
 static bool fill_chunks(const Box *b, bool may_chunk) {
-  b->to->chunk = 0;
+  enum { SHORT = 3 };
+  CudaSpans *to = b->to;
+  to->chunk = to->chunked = 0;
   if (fill_box(b)) return true;
-  if (!may_chunk) return false;
-  for (int64_t chunk = div_up(b->t->sum[0].ext, 2); chunk > 3; chunk = div_up(chunk, 2)) {
-    b->to->chunk = chunk;
-    if (fill_box(b)) return true;
+  for (int a = 0; may_chunk && a < b->t->n_sum; a++) {
+    int64_t ext = b->t->sum[a].ext;
+    to->chunked = a;
+    for (to->chunk = a ? ext : div_up(ext, 2); to->chunk > SHORT; to->chunk = div_up(to->chunk, 2))
+      if (fill_box(b)) return true;
   }
+  to->chunk = to->chunked = 0;
   return false;
 }
 
+/* 1, 2, 3, 4, 6, 8, 12, ... */
+static int64_t next_size(int64_t m) { return m == 1 ? 2 : m % 3 ? m / 2 * 3 : m / 3 * 4; }
+
 const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_blocks) {
-  enum { LONG = 128 };
+  enum { LONG = 128, WHOLE = 8 };
   CudaAccesses all = {0};
   CudaSpans *best = NULL, try = {.boxes = true, .threads = CUDA_THREADS};
   bool teams = t->red && !t->unroll;
@@ -282,8 +293,8 @@ const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_b
   for (try.cut = t->n_out - 1; try.cut >= 0; try.cut--) {
     int64_t ext = t->out[try.cut].ext, inside = cuda_inside(t, try.cut);
     if (inside > most) break;
-    for (int64_t m = 1; m < 2 * ext; m *= 2) {
-      try.across = m < ext ? m : ext;
+    for (int64_t m = 1; m < 2 * ext; m = next_size(m)) {
+      try.across = m >= ext ? ext : ext % WHOLE ? div_up(ext, div_up(ext, m)) : m;
       if (try.across * inside > most || cuda_box_blocks(t, &try) < least_blocks) break;
       int64_t threads = try.across * inside * (rows ? t->n_sums : 1);
       if (threads < 32 && try.across < ext) continue;
@@ -292,4 +303,32 @@ const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_b
     }
   }
   return best;
+}
+
+/* Sectors of an access by neighbouring rows: the mean of where the first one may start. */
+static double warp_sectors(const Nest *t, const CudaAccess *x) {
+  enum { LANES = 32 };
+  int64_t per = CUDA_SECTOR / x->bytes, n = 0;
+  for (int64_t start = 0; start < per; start++) {
+    int64_t last = -1;
+    for (int64_t lane = 0; lane < LANES; lane++) {
+      int64_t left = lane, at = start;
+      for (int a = t->n_out - 1; a >= 0; left /= t->out[a--].ext)
+        for (int64_t l = t->out[a].last, digit = left % t->out[a].ext; l >= t->out[a].first;
+             digit /= t->ext[l--])
+          at += digit % t->ext[l] * x->of[l];
+      n += at / per != last;
+      last = at / per;
+    }
+  }
+  return (double)n / (double)per / LANES;
+}
+
+double cuda_sectors_in_place(Gen *g, const Nest *t) {
+  CudaAccesses all = {0};
+  double n = 0;
+  cuda_accesses(g, t, &all);
+  for (int i = 0; i < all.n; i++)
+    n += warp_sectors(t, &all.v[i]) * (double)t->rows * (double)t->n_sums;
+  return n;
 }

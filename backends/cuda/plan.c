@@ -3,6 +3,7 @@
  *
  *   points  maps, concatenations: a grid-stride loop over the results, a thread for each vector of them */
 #include "gemm.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -199,14 +200,17 @@ static void team_spans(Gen *g, const Nest *t, CudaStage *s) {
   if (!s->spans) s->spans = cuda_team_spans(g, t, s->teams, s->lanes * s->teams, false, 0);
 }
 
-/* Blocks that are boxes of rows: a team for each, and teams to fill warps. Sums of products have no fewer blocks than
- * without. */
+/* Blocks that are boxes of rows: a team for each, and teams to fill warps. Sums of products have half as
+ * many blocks as without, or more, and nothing is copied if neighbouring rows in place are fewer sectors. */
 static void team_boxes(Gen *g, const Nest *t, CudaStage *s) {
   int64_t least = least_blocks(t->rows * t->n_sums);
-  if (t->contract && least > t->rows / s->teams) least = t->rows / s->teams;
+  if (t->contract && least > t->rows / s->teams / 2) least = t->rows / s->teams / 2;
   const CudaSpans *flat = s->spans && s->spans->lines ? s->spans : NULL,
                   *boxes = cuda_boxes(g, t, MOST_TEAM, least);
-  if (!boxes || (flat && boxes->sectors >= 0.95 * flat->sectors)) return;
+  double before = flat                        ? flat->sectors
+                  : t->contract && s->columns ? cuda_sectors_in_place(g, t)
+                                              : INFINITY;
+  if (!boxes || boxes->sectors >= 0.95 * before) return;
   s->teams = (int)boxes->points;
   s->vec = 1;
   while (s->lanes > 1 && s->lanes * s->teams > MOST_TEAM) s->lanes /= 2;

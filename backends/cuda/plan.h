@@ -30,12 +30,13 @@ typedef struct CudaSpan {
   int64_t inner;          /* those of the last axis, also in boxes */
   int64_t lo, hi;         /* a point's elements, from its place on */
   int64_t part, part_at; /* JOINS: so many of each row of results are this buffer's, from here on */
-  int64_t chunk_step;    /* between neighbours of the outermost sum, if it goes by chunks */
-  int64_t parts;         /* steps, lo and hi are in so many parts of an element */
-  int64_t size, length;  /* elements of the buffer, and most of a block */
-  int pad;               /* after so many elements in shared memory one is left out; or 0 */
-  int64_t reads;         /* elements, of a point */
-  int64_t box;           /* points that read the same */
+  int64_t
+      chunk_step[KL_LOOPS]; /* between neighbours of the sums up to the one that goes by chunks */
+  int64_t parts;            /* steps, lo and hi are in so many parts of an element */
+  int64_t size, length;     /* elements of the buffer, and most of a block */
+  int pad;                  /* after so many elements in shared memory one is left out; or 0 */
+  int64_t reads;            /* elements, of a point */
+  int64_t box;              /* points that read the same */
   /* BOXES: pieces of `run` neighbouring elements, outermost first; a run is shorter by so many for each index that is missing */
   int64_t run, per_cut, per_chunk;
   int n_piece;
@@ -47,7 +48,8 @@ enum { CUDA_SPANS = 8 };
 typedef struct CudaSpans {
   int64_t points; /* of a block; rows of teams */
   int64_t box;    /* points that no block should part */
-  int64_t chunk;  /* TEAMS: of the outermost sum that is copied at once; 0: all */
+  int64_t chunk;  /* TEAMS: of the sum `chunked` that is copied at once; 0: all */
+  int chunked;    /* BOXES: outside of it sums are copied index by index; else 0 */
   bool lines;     /* TEAMS: among them is what neighbouring threads read together */
   bool boxes;     /* blocks are boxes of the axes from `cut` on: see box.c */
   int cut;
@@ -110,6 +112,8 @@ const CudaSpans *cuda_team_spans(Gen *g, const Nest *t, int teams, int threads, 
 const CudaSpans *cuda_join_spans(Gen *g);
 /* box.c: the same for blocks that are boxes; threads: most of a block. NULL: nothing has to be copied, or not all can be. */
 const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_blocks);
+/* Sectors of a sum of products whose neighbouring threads do neighbouring rows, about, if nothing is copied. */
+double cuda_sectors_in_place(Gen *g, const Nest *t);
 /* How many blocks there are. */
 int64_t cuda_box_blocks(const Nest *t, const CudaSpans *boxes);
 /* A block that copies lines has a multiple of so many teams: rows that are whole sectors together, or all columns. */

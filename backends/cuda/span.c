@@ -117,10 +117,11 @@ static bool find_span(const Nest *t, const CudaAccesses *all, int input, int64_t
     if (!x->kept) return false;
     for (int a = 0; a < t->n_out; a++)
       if (!cuda_axis_step(t, &t->out[a], x->of, &one.step[a]) || one.step[a] < 0) return false;
-    if (chunk && (!cuda_axis_step(t, &t->sum[0], x->of, &one.chunk_step) || one.chunk_step < 0))
+    if (chunk &&
+        (!cuda_axis_step(t, &t->sum[0], x->of, &one.chunk_step[0]) || one.chunk_step[0] < 0))
       return false;
-    one.hi += one.chunk_step * (chunk - 1);
-    times *= one.chunk_step ? chunk : 1;
+    one.hi += one.chunk_step[0] * (chunk - 1);
+    times *= one.chunk_step[0] ? chunk : 1;
     for (int l = 0; l < t->rank; l++) {
       if (!(t->red >> l & 1)) continue;
       if (chunk && l >= t->sum[0].first && l <= t->sum[0].last) continue;
@@ -130,7 +131,7 @@ static bool find_span(const Nest *t, const CudaAccesses *all, int input, int64_t
       if (t->ext[l] > 1 && x->of[l] % (CUDA_SECTOR / x->bytes)) bits = 1;
     }
     *even &= cuda_is_even(t, &one, x, bits, line);
-    if (found && (one.parts != s->parts || one.chunk_step != s->chunk_step ||
+    if (found && (one.parts != s->parts || one.chunk_step[0] != s->chunk_step[0] ||
                   memcmp(one.step, s->step, sizeof one.step) != 0))
       return false;
     if (found && s->lo < one.lo) one.lo = s->lo;
@@ -184,7 +185,7 @@ bool cuda_is_overwritten(const Kernel *k, const KernelInput *x) {
 
 /* Is the span only what the block writes? */
 static bool is_own(const Nest *t, const CudaSpan *s, int64_t n) {
-  bool own = s->parts == 1 && s->lo >= 0 && s->hi < t->n_sums && s->chunk_step == 0 &&
+  bool own = s->parts == 1 && s->lo >= 0 && s->hi < t->n_sums && s->chunk_step[0] == 0 &&
              (n * t->n_sums * s->bytes % CUDA_SECTOR == 0 || n >= t->rows);
   for (int a = 0; a < t->n_out; a++) own &= s->step[a] == t->n_sums * cuda_inside(t, a);
   return own;
@@ -247,8 +248,8 @@ static bool place_spans(const Nest *t, CudaSpans *to) {
 /* That all blocks read. */
 static double sectors_of(const Nest *t, const CudaSpans *to, const CudaSpan *s) {
   double per = CUDA_SECTOR / s->bytes, times = ceil((double)t->rows / (double)to->points);
-  if (to->chunk && s->chunk_step) times *= ceil((double)t->sum[0].ext / (double)to->chunk);
-  return ((double)s->length - per) / per * (s->whole && !s->chunk_step ? 1 : times);
+  if (to->chunk && s->chunk_step[0]) times *= ceil((double)t->sum[0].ext / (double)to->chunk);
+  return ((double)s->length - per) / per * (s->whole && !s->chunk_step[0] ? 1 : times);
 }
 
 /* Those of all results; infinite: threads would write them in pieces. */

@@ -121,11 +121,15 @@ static Aff place_on_axis(Gen *g, const Nest *t, const CudaSpan *s, const Axis *x
   return sum;
 }
 
-/* The place of point *p, and of sum *skip. */
+/* The place of point *p, and of sums skip[]. */
 static Val place_of_point(Gen *g, const CudaCopies *c, const CudaSpan *s, const Aff *p,
                           const Aff *skip) {
   const Nest *t = c->t;
-  Aff out[KL_LOOPS], sum = aff_mul(*skip, s->chunk_step);
+  Aff out[KL_LOOPS], sum = aff_k(0);
+  for (int a = 0; a <= c->spans->chunked; a++) {
+    Aff x = aff_mul(skip[a], s->chunk_step[a]);
+    sum = aff_add(g, &sum, &x);
+  }
   if (s->part) {
     sum = join_place(g, s, c->row, p, NULL);
   } else if (!s->whole) {
@@ -178,7 +182,7 @@ CudaCopies *cuda_copies_new(Gen *g, const Nest *t, const CudaSpans *spans) {
     snprintf(name, sizeof name, "span%d", i);
     c->at[i].shared = cuda_shared(g, name, cuda_word_type(g, s), (n * s->bytes + VECTOR) / bytes);
     Aff none = aff_k(0);
-    if (!s->whole || s->chunk_step || spans->boxes) continue;
+    if (!s->whole || s->chunk_step[0] || spans->boxes) continue;
     place_span(g, c, i, &none, &none, &none);
     copy_span(g, s, c->spans->threads, c->at[i].shared, c->at[i].base, c->at[i].count);
   }
@@ -190,7 +194,7 @@ static void fill_box(Gen *g, CudaCopies *c, int i, const Aff *first, Val n, cons
   const CudaSpans *all = c->spans;
   const CudaSpan *s = &all->v[i];
   const Nest *t = c->t;
-  Val start = place_of_point(g, c, s, first, skip), passed = aff_value(g, skip);
+  Val start = place_of_point(g, c, s, first, skip), passed = aff_value(g, &skip[all->chunked]);
   gen_at(g, g->depth);
   start = LLVMBuildNSWAdd(g->b, start, gen_i64(g, s->lo), "");
   c->at[i].base = start;
@@ -200,7 +204,7 @@ static void fill_box(Gen *g, CudaCopies *c, int i, const Aff *first, Val n, cons
   if (s->result) return;
   Val cut = LLVMBuildUDiv(g->b, n, gen_i64(g, cuda_inside(t, all->cut)), ""), chunk = NULL;
   if (all->chunk) {
-    chunk = LLVMBuildNSWSub(g->b, gen_i64(g, t->sum[0].ext), passed, "");
+    chunk = LLVMBuildNSWSub(g->b, gen_i64(g, t->sum[all->chunked].ext), passed, "");
     chunk = gen_min(g, chunk, gen_i64(g, all->chunk));
   }
   cuda_box_fill(g, s, all, c->at[i].shared, start, cut, chunk);
@@ -218,7 +222,7 @@ void cuda_copies_fill(Gen *g, CudaCopies *c, const Aff *first, Val n, const Aff 
       fill_box(g, c, i, first, n, skip);
       continue;
     }
-    if (s->whole && !s->chunk_step) continue;
+    if (s->whole && !s->chunk_step[0]) continue;
     if (!s->result) {
       place_span(g, c, i, first, &end, skip);
       copy_span(g, s, c->spans->threads, c->at[i].shared, c->at[i].base, c->at[i].count);

@@ -37,7 +37,7 @@ void cuda_pack_store(Gen *g, int buf, DType t, int n, const Aff *at, const Val *
 
 /* cuda_copy.c: spans of buffers in shared memory, plan.h. */
 CudaCopies *cuda_copies_new(Gen *g, const Nest *t, const CudaSpans *spans);
-/* The block's points are *first.. *first + n - 1, n at least 1: reads what they read, in the chunk of sums from *skip on. */
+/* The block's points are *first.. *first + n - 1, n at least 1: reads what they read, in the chunk of sums from skip[] on. */
 void cuda_copies_fill(Gen *g, CudaCopies *c, const Aff *first, Val n, const Aff *skip);
 void cuda_copies_flush(Gen *g, CudaCopies *c); /* writes what they wrote */
 /* The value of an element, or NULL: it is in no span. */

@@ -192,9 +192,8 @@ static int sector_vectors(const Team *m, Aff *behind) {
   const Axis *last = t->n_sum ? &t->sum[t->n_sum - 1] : NULL;
   CudaAccesses all = {0};
   *behind = aff_k(0);
-  if ((m->s->spans && m->s->spans->lines) || m->s->columns || m->s->lanes == 1 || !last ||
-      last->ext < SHORT)
-    return 0;
+  bool copied = m->s->spans && (m->s->spans->lines || m->s->spans->boxes);
+  if (copied || m->s->columns || m->s->lanes == 1 || !last || last->ext < SHORT) return 0;
   cuda_accesses(g, t, &all);
   for (int i = 0; i < all.n; i++) {
     const CudaAccess *x = &all.v[i];
@@ -233,35 +232,36 @@ static Val place_vector(Team *m, int sector, const Aff *behind, const Aff *at) {
   return inside;
 }
 
-/* Place `at` of a chunk of the outermost sum. */
-static Aff skipped(Gen *g, const Nest *t, const Aff *at, const Aff *skip) {
-  Aff sum = aff_add(g, at, skip);
-  return aff_var(gen_var(g, aff_value(g, &sum), 0, t->sum[0].ext - 1), 1);
+/* Place `at` of a chunk of sum a. */
+static Aff skipped(Gen *g, const Nest *t, int a, const Aff *at, const Aff *skip) {
+  Aff sum = aff_add(g, at, &skip[a]);
+  return aff_var(gen_var(g, aff_value(g, &sum), 0, t->sum[a].ext - 1), 1);
 }
 
-/* What the block's rows read, in the chunk from *skip on. */
+/* What the block's rows read, in the chunk from skip[] on. */
 static void fill_copies(Team *m, const Aff *skip) {
   Gen *g = m->w->g;
   cuda_copies_fill(g, m->copies, &m->first, m->n, skip);
   g->copies = m->copies;
 }
 
-/* `count` places of the outermost sum, from *skip on; NULL: all. */
+/* `count` places of the sum that goes by chunks, from skip[] on; NULL: all. */
 static void sweep_part(Team *m, Val count, const Aff *skip) {
   Work *w = m->w;
   Gen *g = w->g;
   const Nest *t = w->t;
-  int from = shared_axes(m, t), last = t->n_sum - 1, var;
+  int from = shared_axes(m, t), last = t->n_sum - 1, part = count ? m->s->spans->chunked : 0, var;
   Loop open[KL_LOOPS], inside;
   Val one = gen_i64(g, 1), zero = gen_i64(g, 0), ok = NULL;
-  for (int a = 0; a < last; a++) w->sum[a] = aff_k(0);
+  if (from < part) from = part;
+  for (int a = 0; a < last; a++) w->sum[a] = a < part ? skip[a] : aff_k(0);
   Aff behind;
   int sector = sector_vectors(m, &behind);
-  for (int a = 0; a < from; a++) {
-    Val hi = a == 0 && count ? count : gen_i64(g, t->sum[a].ext);
+  for (int a = part; a < from; a++) {
+    Val hi = a == part && count ? count : gen_i64(g, t->sum[a].ext);
     open[a] = loop_open(g, zero, hi, one, 0, t->sum[a].ext - 1, &var);
     w->sum[a] = aff_var(var, 1);
-    if (a == 0 && count) w->sum[0] = skipped(g, t, &w->sum[0], skip);
+    if (a == part && count) w->sum[a] = skipped(g, t, a, &w->sum[a], skip);
   }
   int64_t points = 1, inner = 1, v = m->s->vec, row = t->n_sum ? t->sum[last].ext / v : 1;
   if (sector) row = (row + 2 * sector - 2) / sector * sector;
@@ -271,13 +271,13 @@ static void sweep_part(Team *m, Val count, const Aff *skip) {
   }
   Val hi = gen_i64(g, points);
   gen_at(g, g->depth);
-  if (count && from == 0) hi = LLVMBuildNSWMul(g->b, count, gen_i64(g, inner), "");
+  if (count && from == part) hi = LLVMBuildNSWMul(g->b, count, gen_i64(g, inner), "");
   if (g->active) hi = LLVMBuildSelect(g->b, g->active, hi, zero, "");
   Loop loop = loop_open(g, m->lane_v, hi, gen_i64(g, m->s->lanes), 0, points - 1, &var);
   Aff at = aff_var(var, 1), first = aff_k(0);
   for (int a = last; a > from; a--)
     aff_divmod(g, &at, a == last ? row : t->sum[a].ext, &at, &w->sum[a]);
-  if (count && from == 0) at = skipped(g, t, &at, skip);
+  if (count && from == part) at = skipped(g, t, part, &at, skip);
   if (t->n_sum) w->sum[from] = at;
   if (sector) {
     at = w->sum[last];
@@ -293,25 +293,31 @@ static void sweep_part(Team *m, Val count, const Aff *skip) {
   g->pack = 0;
   if (sector) loop_close(g, &inside, LOOP_PLAIN);
   loop_close(g, &loop, LOOP_PLAIN);
-  for (int a = from - 1; a >= 0; a--) loop_close(g, &open[a], LOOP_PLAIN);
+  for (int a = from - 1; a >= part; a--) loop_close(g, &open[a], LOOP_PLAIN);
 }
 
 static void sweep(Team *m) {
   Gen *g = m->w->g;
-  int64_t chunk = m->copies ? m->s->spans->chunk : 0, all = m->w->t->sum[0].ext;
-  int var;
+  const Nest *t = m->w->t;
+  int part = m->copies ? m->s->spans->chunked : 0, var;
+  int64_t chunk = m->copies ? m->s->spans->chunk : 0, all = t->sum[part].ext;
+  Aff skip[KL_LOOPS];
   if (!chunk) {
     sweep_part(m, NULL, NULL);
     return;
   }
-  Loop chunks = loop_open(g, gen_i64(g, 0), gen_i64(g, (all + chunk - 1) / chunk), gen_i64(g, 1), 0,
-                          (all + chunk - 1) / chunk - 1, &var);
-  Aff skip = aff_var(var, chunk);
-  Val from = aff_value(g, &skip), count = gen_i64(g, chunk);
+  int64_t per = (all + chunk - 1) / chunk, n = per;
+  for (int a = 0; a < part; a++) n *= t->sum[a].ext;
+  Loop chunks = loop_open(g, gen_i64(g, 0), gen_i64(g, n), gen_i64(g, 1), 0, n - 1, &var);
+  Aff at = aff_var(var, 1);
+  aff_divmod(g, &at, per, &at, &skip[part]);
+  skip[part] = aff_mul(skip[part], chunk);
+  for (int a = part - 1; a >= 0; a--) aff_divmod(g, &at, t->sum[a].ext, &at, &skip[a]);
+  Val from = aff_value(g, &skip[part]), count = gen_i64(g, chunk);
   gen_at(g, g->depth);
   if (all % chunk) count = gen_min(g, count, LLVMBuildNSWSub(g->b, gen_i64(g, all), from, ""));
-  fill_copies(m, &skip);
-  sweep_part(m, count, &skip);
+  fill_copies(m, skip);
+  sweep_part(m, count, skip);
   g->copies = NULL;
   loop_close(g, &chunks, LOOP_PLAIN);
 }
