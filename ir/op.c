@@ -124,6 +124,10 @@ static bool parse_attr(Parser *r, const char *name, bool extra, AttrDefs *to) {
 
 static bool parse_slot(Parser *r, const char *name, SlotDefs *to) {
   SlotDef s = {.name = name};
+  if (*r->p == '@') {
+    r->p++;
+    s.name = arena_fmt(r->a, "%s@GRAD", name);
+  }
   for (;; r->p++) {
     if (*r->p == '?')
       s.optional = true;

@@ -208,6 +208,7 @@ int main(int argc, char *argv[]) {
                                      FIXTURE(fusions),
                                      FIXTURE(rows),
                                      FIXTURE(merged),
+                                     FIXTURE(penalty),
                                      FIXTURE(given)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -221,11 +221,27 @@ def given():
     return loss, paddle.optimizer.SGD(0.05), [loss]
 
 
+def penalty():
+    """A critic whose gradient by its input is held near 1 (WGAN-GP): gradients of gradient operators."""
+    nn = paddle.nn
+    x = data(1, 5, 4)
+    x.stop_gradient = False
+    h = F.leaky_relu(nn.InstanceNorm2D(3)(nn.Conv2D(1, 3, 3, padding=1, bias_attr=False)(x)), 0.2)
+    h = paddle.tanh(nn.BatchNorm2D(3)(F.avg_pool2d(h, 2, 1)))
+    h = F.softplus(static.nn.fc(h, 6)) - paddle.clip(static.nn.fc(h, 6), -0.5, 0.5)
+    h = h / paddle.sqrt(paddle.sum(paddle.square(h), 1, keepdim=True) + 0.1)
+    y = F.sigmoid(nn.Linear(6, 1)(h)) * F.elu(nn.Linear(6, 1)(h))
+    g, = static.gradients([y], [x])
+    size = paddle.sqrt(paddle.sum(paddle.square(paddle.flatten(g, 1)), 1) + 1e-2)
+    loss = paddle.mean(y) + paddle.mean(paddle.square(size - 1))
+    return loss, paddle.optimizer.Momentum(0.05, 0.9), [loss, y]
+
+
 def main():
     paddle.enable_static()
     out = sys.argv[1] if len(sys.argv) > 1 else "tests/fixtures"
     chosen = sys.argv[2:]
-    for net in (mlp, convnet, attention, regression_adamw, language, involution, alignment, pieces, sequences, recurrences, fusions, rows, merged, given):
+    for net in (mlp, convnet, attention, regression_adamw, language, involution, alignment, pieces, sequences, recurrences, fusions, rows, merged, given, penalty):
         if chosen and net.__name__ not in chosen:
             continue
         paddle.seed(7)

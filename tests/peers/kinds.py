@@ -314,11 +314,45 @@ def capsules():
     return classes(static.nn.fc(paddle.flatten(v, 1), 10)), O.RMSProp(1e-3)
 
 
+def penalised():
+    """Of WGAN-GP: the loss has the gradient of a critic by its input."""
+    x = data(12)
+    x.stop_gradient = False
+    y = static.nn.fc(F.leaky_relu(static.nn.fc(x, 16), 0.2), 16, activation="tanh", bias_attr=False)
+    y = static.nn.fc(nn.BatchNorm1D(16)(y), 1)
+    g, = static.gradients([y], [x])
+    return 1.0 + paddle.mean(paddle.square(paddle.sqrt(paddle.sum(paddle.square(g), 1) + 1e-4) - 1)) + 0.01 * paddle.mean(y), O.Adam(2e-3, epsilon=1e-4)
+
+
+def shuffled():
+    """ShuffleNet's units."""
+    h = images()
+    for _ in range(2):
+        a, b = paddle.split(h, 2, axis=1)
+        b = F.relu(nn.BatchNorm2D(4)(nn.Conv2D(4, 4, 1, bias_attr=False)(b)))
+        b = nn.BatchNorm2D(4)(nn.Conv2D(4, 4, 3, padding=1, groups=4, bias_attr=False)(b))
+        h = F.channel_shuffle(paddle.concat([a, F.relu(b)], 1), 2)
+    return classes(nn.Linear(8, 10)(paddle.mean(h, [2, 3]))), O.Momentum(0.05, 0.9)
+
+
+def messages():
+    """paddle.geometric: messages with weights of edges, sums, means and maxima, nodes pooled by graph."""
+    g, x, ends = paddle.geometric, data(6), paddle.flatten(static.data("e", [-1, 4], "int64"))
+    source, target = ends[:32], ends[32:]
+    h = nn.Linear(6, 8)(x)
+    weight = F.sigmoid(nn.Linear(8, 1)(g.send_uv(h, h, source, target, "add")))
+    h = F.relu(g.send_ue_recv(h, weight, source, target, "mul", "sum")) + g.send_u_recv(h, source, target, "mean") + g.send_u_recv(h, source, target, "max")
+    graph = paddle.assign(np.repeat([0, 1, 3], [5, 4, 7]))
+    h = paddle.concat([g.segment_sum(h, graph), g.segment_mean(h, graph), g.segment_max(h, graph), g.segment_min(h, graph)], 1)
+    return paddle.mean(F.cross_entropy(nn.Linear(32, 10)(h), static.data("y", [-1, 1], "int64")[:4])), O.SGD(0.05)
+
+
 warm_up = lambda c: static.nn.cond(c < 5.0, lambda: 0.02 * c, lambda: paddle.full([1], 0.1))
 L1 = paddle.regularizer.L1Decay
 NETS = {
     "gan, two adams": two_losses, "multi-task": multi_task, "metric learning": margins, "ctc": ctc,
     "sequence to sequence with attention": decoder, "detection head": detector, "indexing": indexing, "0-d tensors": scalars,
+    "gradient penalty": penalised, "shufflenet": shuffled, "graph, messages and segments": messages,
     "in place": in_place, "capsules, einsum": capsules,
     "sparse embedding, adam": sparse_words(lambda: O.Adam(2e-3, epsilon=1e-3)), "sparse embedding, lazy adam": sparse_words(lambda: O.Adam(2e-3, lazy_mode=True)),
     "sparse embedding with padding, sgd": sparse_words(lambda: O.SGD(0.1), padding_idx=0), "sparse embedding, momentum": sparse_words(lambda: O.Momentum(0.1, 0.9)),
