@@ -279,6 +279,7 @@ static bool frame_of(const Kernel *k, Frame *f) {
     if (k->outputs.v[i] == k->core) f->out = k->inputs.n + i;
   const Node *raw = k->outputs.v[f->out - k->inputs.n];
   if (dtype_info[raw->dtype].size < dtype_info[k->core->dtype].size) return false;
+  f->far = stored_in_memory(raw);
   f->ws = k->inputs.n + k->outputs.n;
   f->rows = f->parts = 1;
   for (int d = k->core->rank - 1; d >= 0; d--)

@@ -150,6 +150,13 @@ static Sum sum_at(const ConvPlan *p, const Part *q, int64_t i, int64_t ldb, int6
   return s;
 }
 
+/* Fetches the lines that a tile's results go to: stores wait for them otherwise. */
+static inline void fetch_results(const char *c, int64_t rows, int64_t pitch, int64_t bytes) {
+  enum { LINE = 64 };
+  for (; rows > 0; rows--, c += pitch)
+    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(c + i, 1, 2);
+}
+
 /* One pass over the tiles of a panel. */
 static void run_tiles(const Work1 *w, MicroFn *const *fn, MicroArgs *x, const char *a0, char *c0,
                       const char *next) {
@@ -167,6 +174,9 @@ static void run_tiles(const Work1 *w, MicroFn *const *fn, MicroArgs *x, const ch
       x->a = a0 + (line - (q->run || p->by_block ? 0 : w->j0)) * a_line + pos * a_pos;
       x->c = c0 + line * c_line + pos * c_pos;
       x->next = next;
+      if (w->plan->frame.far && !x->add)
+        fetch_results(x->c, (q->run ? q->w.n : 1) * block_size(&q->rows, i), c_pos,
+                      x->columns * size);
       next += x->next_step * (x->k / 4 * x->batch);
       fn[i >= q->rows.more](x);
     }

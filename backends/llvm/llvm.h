@@ -63,6 +63,8 @@ int64_t loop_columns(const Kernel *k);
 int64_t loop_items(const Kernel *k, LoopPart part);
 /* Which rows each of the tasks of one of these has; false: they do not go over the rows in order. */
 bool loop_rows(const Kernel *k, LoopPart part, TaskRows *to);
+/* Is what a kernel stores so large that it goes to memory, which is slow to take what no cache has? Known once memory is planned. */
+bool stored_in_memory(const Node *x);
 /* Is LOOP_CONTRACT's code of this kernel more than plain loops: as fast as the machine can do it? */
 bool loop_is_stencil(const Kernel *k);
 /* Bytes of workspace that LOOP_CONTRACT fills; 0: there is no second step. */

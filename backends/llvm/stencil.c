@@ -231,6 +231,11 @@ Stencil *stencil_plan(Arena *a, const Kernel *k, LoopPart part) {
   return s->core ? s : NULL;
 }
 
+bool stored_in_memory(const Node *x) {
+  enum { LARGE = 4 << 20 };
+  return node_numel(x) * dtype_info[x->dtype].size >= LARGE && !(x->buf && x->buf->kind == B_LOCAL);
+}
+
 bool loop_is_stencil(const Kernel *k) {
   Arena *a = arena_scratch();
   bool yes = stencil_plan(a, k, LOOP_CONTRACT) != NULL;

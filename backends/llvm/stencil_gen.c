@@ -275,6 +275,29 @@ static Loop each_channel(const Rows *r, Tile *t) {
   return loop_open(g, gen_i64(g, 0), gen_i64(g, n), gen_i64(g, 1), 0, n - 1, &t->chan);
 }
 
+/* Fetches the lines that the results of a tile go to, where they are not in a cache: stores wait for them otherwise. */
+static void fetch_results(const Rows *r, Tile *t) {
+  enum { LINE = 64, WRITE = 1, L2 = 2, DATA = 1 };
+  Gen *g = r->g;
+  LLVMTypeRef i32 = LLVMInt32TypeInContext(g->c);
+  Val k[] = {NULL, LLVMConstInt(i32, 1, false), LLVMConstInt(i32, 2, false)};
+  for (int o = 0; o < g->k->outputs.n; o++) {
+    Node *n = g->k->outputs.v[o];
+    if (!stored_in_memory(n)) continue;
+    int64_t lines = LINE / dtype_info[n->dtype].size;
+    Loop l = loop_open(g, gen_i64(g, 0), gen_i64(g, r->s->block), gen_i64(g, lines), 0,
+                       r->s->block - 1, &t->chan);
+    for (int64_t i = 0; i < r->n * t->n; i++) {
+      Index ix = tile_index(r, t, i / t->n, i % t->n);
+      Aff lin = index_linear(g, &ix, n->dims, 0, n->rank);
+      Val p = emit_address(g, g->k->inputs.n + o, n->dtype, &lin);
+      gen_at(g, g->depth);
+      gen_call(g, "llvm.prefetch", g->ptr, 4, (Val[]){p, k[WRITE], k[L2], k[DATA]});
+    }
+    loop_close(g, &l, LOOP_PLAIN);
+  }
+}
+
 static void do_tile(const Rows *r, Tile *t) {
   Gen *g = r->g;
   const Stencil *s = r->s;
@@ -288,6 +311,7 @@ static void do_tile(const Rows *r, Tile *t) {
   Aff at = place_of(r, !s->x);
   if (s->sums) at = sum_of(g, at, t->at, step_of(s, 1 - s->x, s->col.at));
   Val other = pointer(g, g->bufs[buffer_of(g, y)], y->dtype, &at);
+  if (!s->sums) fetch_results(r, t);
   Loop l = each_channel(r, t);
   (s->sums ? correlate : convolve)(r, t, other);
   loop_close(g, &l, LOOP_WIDE);
