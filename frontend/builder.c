@@ -37,7 +37,7 @@ void kl_stop_gradient(kl_var *v, bool stop) {
   if (v) v->stop_gradient = stop;
 }
 kl_var *kl_find(kl_net *net, const char *name) {
-  return net ? block_find_var(net_block(net), name) : NULL;
+  return net && name ? block_find_var(net_block(net), name) : NULL;
 }
 
 kl_net *net_of(const char *at, const kl_var *v) {
@@ -45,13 +45,24 @@ kl_net *net_of(const char *at, const kl_var *v) {
   if (v && v->block->prog->net) return v->block->prog->net;
   err_set(E_ARG_002, v ? "%s is not a variable of a net" : "a layer's input is NULL%s",
           v ? quoted(v->name) : "");
-  return at ? at_where(at) : (void)0, NULL;
+  return at_where(at), NULL;
+}
+
+kl_net *net_of_both(const char *at, const kl_var *x, const kl_var *y) {
+  kl_net *net = net_of(at, y) ? net_of(at, x) : NULL;
+  if (!net || net == y->block->prog->net) return net;
+  err_set(E_ARG_002, "%s and %s are variables of two nets", quoted(x->name), quoted(y->name));
+  return at_where(at), NULL;
 }
 
 kl_var *kl_named_at(const char *at, kl_var *v, const char *name) {
   API_GUARD(NULL);
   if (err_any()) return NULL;
   if (!net_of(at, v)) return NULL;
+  if (!name || !*name) {
+    err_set(E_ARG_002, "%s cannot be renamed to nothing", quoted(v->name));
+    return at_where(at), NULL;
+  }
   Block *b = v->block;
   if (!strcmp(v->name, name)) return v;
   if (v->persistable)
@@ -72,7 +83,7 @@ kl_var *kl_named_at(const char *at, kl_var *v, const char *name) {
 
 void at_where(const char *at) {
   const Diag *d = err_get();
-  if (d && !strstr(d->where, at)) err_where("%s", at);
+  if (d && at && !strstr(d->where, at)) err_where("%s", at);
 }
 
 /* ---- operators ---- */
@@ -85,6 +96,7 @@ void keep_place(Op *op, const char *at) {
 
 Op *begin_op(const char *at, kl_net *net, const char *type) {
   if (err_any() || !net) return NULL;
+  if (!type) return err_set(E_ARG_002, "the type of an operator is NULL"), at_where(at), NULL;
   if (!opdef_find(type)) {
     err_set(E_OPR_001, "unknown operator %s", quoted(type));
     const char *near = opdef_nearest(type);
@@ -202,14 +214,14 @@ static void mark_gradients(Op *op) {
 kl_var *end_op(Op *op) {
   if (!op || err_any()) return NULL;
   declare_outputs(op);
-  if (err_any() || !infer_op(op)) return NULL;
+  if (err_any() || !op_verify(op) || !infer_op(op)) return NULL;
   mark_gradients(op);
   const char *name = first_output(op);
   return name ? block_find_var(op->block, name) : NULL;
 }
 
 kl_var *kl_op_at(const char *at, kl_net *net, const char *type, const char *attrs, ...) {
-  API_GUARD(NULL);
+  BUILD_GUARD(net, false, NULL);
   Op *op = begin_op(at, net, type);
   if (!op) return NULL;
   va_list ap;
@@ -225,6 +237,11 @@ kl_var *kl_op_at(const char *at, kl_net *net, const char *type, const char *attr
       err_set(E_ARG_002, "the variable for slot %s of `%s` is NULL", quoted(slot), type);
       break;
     }
+    if (v->block->prog != net->main) {
+      err_set(E_ARG_002, "slot %s of `%s`: %s is not a variable of this net", quoted(slot), type,
+              quoted(v->name));
+      break;
+    }
     op_add_in(op, slot, v->name);
   }
   va_end(ap);
@@ -237,7 +254,7 @@ kl_var *kl_op_at(const char *at, kl_net *net, const char *type, const char *attr
 kl_var *kl_output(kl_var *of, const char *slot) { return kl_output_n(of, slot, 0); }
 
 kl_var *kl_output_n(kl_var *of, const char *slot, int n) {
-  if (!of || err_any()) return NULL;
+  if (!of || err_any() || !NEED(slot)) return NULL;
   Block *b = of->block;
   for (int i = b->ops.n - 1; i >= 0; i--) {
     Op *op = b->ops.v[i];
@@ -264,7 +281,7 @@ kl_var *kl_unary_at(const char *at, const char *type, const char *attrs, kl_var 
 }
 
 kl_var *kl_binary_at(const char *at, const char *type, const char *attrs, kl_var *x, kl_var *y) {
-  kl_net *net = net_of(at, y) ? net_of(at, x) : NULL;
+  kl_net *net = net_of_both(at, x, y);
   return kl_op_at(at, net, type, attrs, "X", x, "Y", y, (const char *)0);
 }
 
@@ -283,14 +300,27 @@ kl_var *end_layer(kl_net *net, const char *at, kl_var *y, const char *act) {
 
 /* ---- data and parameters ---- */
 
+/* known: no dimension may be -1. */
+static bool can_declare(const char *name, kl_dtype dtype, int rank, const int64_t *dims,
+                        bool known) {
+  if (!name || !*name) return err_set(E_ARG_002, "a variable needs a name");
+  if ((int)dtype < KL_BOOL || dtype > KL_FLOAT64)
+    return err_set(E_ARG_002, "%s: %d is not an element type", quoted(name), (int)dtype);
+  if (rank < 0 || (rank && !dims))
+    return err_set(E_ARG_002, "%s: a rank of %d and %s", quoted(name), rank,
+                   dims ? "dimensions" : "no dimensions");
+  if (!check_var_dims(rank, dims)) return err_note("of %s", quoted(name)), false;
+  for (int i = 0; i < rank; i++)
+    if (dims[i] < (known ? 0 : -1))
+      return err_set(E_ARG_002, "%s: dimension %d is %lld", quoted(name), i, (long long)dims[i]);
+  return true;
+}
+
 kl_var *kl_data_at(const char *at, kl_net *net, const char *name, kl_dtype dtype, int rank,
                    const int64_t *dims) {
-  API_GUARD(NULL);
+  BUILD_GUARD(net, false, NULL);
   if (err_any() || !net) return NULL;
-  if (rank > KL_VAR_RANK) {
-    err_set(E_SHP_002, "%s: rank %d is above the limit of %d", quoted(name), rank, KL_VAR_RANK);
-    return NULL;
-  }
+  if (!can_declare(name, dtype, rank, dims, false)) return at_where(at), NULL;
   Var *v = block_add_var(net->main->blocks.v[0], name, VK_TENSOR, (DType)dtype, rank, dims);
   if (!v) {
     at_where(at);
@@ -311,9 +341,10 @@ static bool share_fits(const Var *v, kl_dtype dtype, int rank, const int64_t *di
 
 kl_var *kl_parameter(kl_net *net, const char *key, kl_dtype dtype, int rank, const int64_t *dims,
                      kl_param p, bool is_bias) {
-  API_GUARD(NULL);
+  BUILD_GUARD(net, false, NULL);
   if (err_any() || !net) return NULL;
-  const char *name = p.name ? p.name : prog_unique(net->main, key);
+  const char *name = p.name ? p.name : prog_unique(net->main, key ? key : "parameter");
+  if (!can_declare(name, dtype, rank, dims, true)) return at_where(net->at), NULL;
   Block *mb = net->main->blocks.v[0], *sb = net->startup->blocks.v[0];
   Var *old = block_var(mb, name);
   if (old && share_fits(old, dtype, rank, dims)) return old;

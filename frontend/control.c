@@ -14,6 +14,8 @@ struct kl_block {
   bool loop;
 };
 
+static kl_net *block_net(const kl_block *b) { return b ? b->net : NULL; }
+
 static kl_block *open_block(const char *at, kl_var *cond, bool loop) {
   kl_net *net = net_of(at, cond);
   if (!net) return NULL;
@@ -74,12 +76,12 @@ static Op *run_op(kl_block *b, const char *type, Block *block, const char *scope
 /* ---- loops ---- */
 
 kl_block *kl_while_at(const char *at, kl_var *cond) {
-  API_GUARD(NULL);
+  BUILD_GUARD(var_net(cond), false, NULL);
   return err_any() ? NULL : open_block(at, cond, true);
 }
 
 bool kl_end_while_at(const char *at, kl_block *b, kl_var *next) {
-  API_GUARD(false);
+  BUILD_GUARD(block_net(b), false, false);
   if (!is_open(b, true)) return at_where(at), false;
   if (!kl_assign_at(at, block_find_var(b->outer, b->cond), next)) return false;
   Arena *a = arena_scratch();
@@ -100,8 +102,13 @@ bool kl_end_while_at(const char *at, kl_block *b, kl_var *next) {
 }
 
 kl_var *kl_assign_at(const char *at, kl_var *to, kl_var *value) {
-  API_GUARD(NULL);
-  kl_net *net = net_of(at, value) ? net_of(at, to) : NULL;
+  BUILD_GUARD(var_net(to), false, NULL);
+  kl_net *net = net_of_both(at, to, value);
+  if (net && to->dtype != value->dtype) {
+    err_set(E_TYP_001, "%s is %s and takes no %s", quoted(to->name), dtype_info[to->dtype].name,
+            dtype_info[value->dtype].name);
+    return at_where(at), NULL;
+  }
   Op *op = begin_op(at, net, "assign");
   if (!op) return NULL;
   op_add_in(op, "X", value->name);
@@ -122,7 +129,16 @@ kl_var *kl_vary(kl_var *v, int axis) {
 
 kl_var *kl_fill_at(const char *at, kl_net *net, kl_dtype dtype, double value, int rank,
                    const int64_t *dims) {
-  API_GUARD(NULL);
+  BUILD_GUARD(net, false, NULL);
+  if (rank < 0 || (rank && !NEED(dims)) || (int)dtype < KL_BOOL || dtype > KL_FLOAT64) {
+    err_set(E_ARG_002, "kl_fill: a rank of %d, element type %d", rank, (int)dtype);
+    return at_where(at), NULL;
+  }
+  for (int i = 0; i < rank; i++)
+    if (dims[i] < 0) {
+      err_set(E_ARG_002, "kl_fill: dimension %d is %lld", i, (long long)dims[i]);
+      return at_where(at), NULL;
+    }
   Op *op = begin_op(at, net, "fill_constant");
   if (!op) return NULL;
   op_set_attr(op, &(Attr){.name = "shape", .type = AT_LONGS, .n = rank, .is = (int64_t *)dims});
@@ -135,12 +151,12 @@ kl_var *kl_fill_at(const char *at, kl_net *net, kl_dtype dtype, double value, in
 /* ---- branches ---- */
 
 kl_block *kl_if_at(const char *at, kl_var *cond) {
-  API_GUARD(NULL);
+  BUILD_GUARD(var_net(cond), false, NULL);
   return err_any() ? NULL : open_block(at, cond, false);
 }
 
 bool kl_else_at(const char *at, kl_block *b) {
-  API_GUARD(false);
+  BUILD_GUARD(block_net(b), false, false);
   if (!is_open(b, false) || b->other) {
     if (!err_any()) err_set(E_ARG_002, "the branch has an else already");
     return at_where(at), false;
@@ -203,8 +219,9 @@ static bool select_results(const char *at, kl_block *b, kl_var *cond, int n, kl_
 
 bool kl_end_if_at(const char *at, kl_block *b, int n, kl_var *const *yes, kl_var *const *no,
                   kl_var **out) {
-  API_GUARD(false);
+  BUILD_GUARD(block_net(b), false, false);
   if (!is_open(b, false)) return at_where(at), false;
+  if (n > 0 && !(NEED(yes) && NEED(no) && NEED(out))) return at_where(at), false;
   if (!b->other && n > 0) {
     err_set(E_ARG_002, "a branch with results needs kl_else");
     return at_where(at), false;
@@ -214,7 +231,7 @@ bool kl_end_if_at(const char *at, kl_block *b, int n, kl_var *const *yes, kl_var
   kl_var *cond = block_find_var(b->outer, b->cond);
   bool ok = true;
   for (int i = 0; i < n && ok; i++) {
-    ok = net_of(at, yes[i]) && net_of(at, no[i]) && (to[0][i] = result_var(b, yes[i], no[i])) &&
+    ok = net_of_both(at, yes[i], no[i]) && (to[0][i] = result_var(b, yes[i], no[i])) &&
          (to[1][i] = result_var(b, yes[i], no[i]));
   }
   ok = ok && end_branch(b, cond, b->block, n, yes, to[0]);
@@ -237,7 +254,7 @@ kl_var *kl_choose_at(const char *at, kl_block *b, kl_var *yes, kl_var *no) {
 /* ---- lists ---- */
 
 kl_var *kl_list_at(const char *at, kl_net *net, kl_dtype dtype) {
-  API_GUARD(NULL);
+  BUILD_GUARD(net, false, NULL);
   if (err_any() || !net) return NULL;
   Var *v = block_add_var(net_block(net), prog_unique(net->main, "list"), VK_ARRAY, (DType)dtype, -1,
                          NULL);
@@ -251,8 +268,8 @@ static bool is_list(const char *at, const kl_var *list) {
 }
 
 bool kl_list_set_at(const char *at, kl_var *list, kl_var *i, kl_var *x) {
-  API_GUARD(false);
-  kl_net *net = net_of(at, x) && net_of(at, i) ? net_of(at, list) : NULL;
+  BUILD_GUARD(var_net(list), false, false);
+  kl_net *net = net_of_both(at, x, i) ? net_of_both(at, list, x) : NULL;
   if (!net || !is_list(at, list)) return false;
   Op *op = begin_op(at, net, "write_to_array");
   if (!op) return false;
@@ -264,9 +281,9 @@ bool kl_list_set_at(const char *at, kl_var *list, kl_var *i, kl_var *x) {
 
 static kl_var *of_list(const char *at, kl_var *list, kl_var *i, const char *type,
                        const char *attrs) {
-  API_GUARD(NULL);
+  BUILD_GUARD(var_net(list), false, NULL);
   kl_net *net = net_of(at, list);
-  if (!net || !is_list(at, list) || (i && !net_of(at, i))) return NULL;
+  if (!net || !is_list(at, list) || (i && !net_of_both(at, list, i))) return NULL;
   if (list->rank < 0) {
     err_set(E_ARG_002, "nothing has been put into the list %s yet", quoted(list->name));
     return at_where(at), NULL;

@@ -7,11 +7,11 @@
 
 bool kl_register(const kl_custom_op *op) {
   API_GUARD(false);
-  return !err_any() && opdef_register((const CustomOp *)(const void *)op);
+  return !err_any() && NEED(op) && opdef_register((const CustomOp *)(const void *)op);
 }
 
 bool kl_load_plugin(const char *path) {
-  if (err_any()) return false;
+  if (err_any() || !NEED(path)) return false;
   void *lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!lib) {
     err_set(E_PLG_001, "the plug-in %s cannot be opened: %s", quoted(path), dlerror());

@@ -345,7 +345,7 @@ static bool hand_out(const Tensor *t, kl_tensor *to) {
 
 int kl_read_lod(const char *path, kl_tensor *levels, int max) {
   API_GUARD(-1);
-  if (err_any()) return -1;
+  if (err_any() || !NEED(path) || (max > 0 && !NEED(levels))) return -1;
   Arena *a = arena_scratch();
   ParamLevels all = {.arena = a};
   Tensor t;
@@ -365,7 +365,7 @@ int kl_read_lod(const char *path, kl_tensor *levels, int max) {
 
 bool kl_read_array(const char *path, kl_tensor *to) {
   API_GUARD(false);
-  if (err_any()) return false;
+  if (err_any() || !NEED(path) || !NEED(to)) return false;
   Arena *a = arena_scratch();
   *to = (kl_tensor){0};
   Place p = place_of(a, path);

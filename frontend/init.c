@@ -68,10 +68,10 @@ static const struct {
 };
 
 static bool set_values(Op *op, const Var *v, const Tensor *t) {
-  if (!t || t->dtype != v->dtype || t->rank != v->rank ||
+  if (!t || !t->data || t->dtype != v->dtype || t->rank != v->rank ||
       memcmp(t->dims, v->dims, sizeof *t->dims * (size_t)t->rank)) {
     return err_set(E_SHP_006, "initial values for %s are %s, the parameter is %s", quoted(v->name),
-                   t ? shape_text(t->dtype, t->rank, t->dims) : "missing",
+                   t && t->data ? shape_text(t->dtype, t->rank, t->dims) : "missing",
                    shape_text(v->dtype, v->rank, v->dims));
   }
   Arena *a = op->block->prog->arena;
@@ -110,6 +110,9 @@ static const struct {
 
 bool init_param(kl_net *net, const Var *v, kl_init init, bool is_bias) {
   init = resolve(v, init, is_bias);
+  if (!isfinite(init.a) || !isfinite(init.b) || (init.kind == INIT_UNIFORM && init.a > init.b))
+    return err_set(E_ARG_002, "initial values of %s: %g and %g", quoted(v->name), init.a, init.b),
+           at_where(net->at), false;
   for (size_t i = 0; i < sizeof init_ops / sizeof *init_ops; i++) {
     if ((int)init_ops[i].kind != init.kind) continue;
     Op *op = block_add_op(net->startup->blocks.v[0], init_ops[i].op);
@@ -122,7 +125,8 @@ bool init_param(kl_net *net, const Var *v, kl_init init, bool is_bias) {
     if (opdef_attr(op->def, "seed")) op_set_int(op, "seed", net->startup->seed);
     if (init.kind == INIT_CONSTANT)
       op_set_str(op, "str_value", arena_fmt(net->startup->arena, "%.17g", init.a));
-    return init.kind != INIT_VALUES || set_values(op, v, as_tensor(init.value));
+    return (init.kind != INIT_VALUES || set_values(op, v, as_tensor(init.value))) &&
+           (infer_op(op) || (at_where(net->at), false));
   }
   return err_set(E_ARG_002, "unknown initialiser kind %d", init.kind);
 }

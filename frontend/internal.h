@@ -5,6 +5,20 @@
 #include "../ir/ir.h"
 #include "../executor/executor.h"
 
+/* How far a net had got before a building call: what failed is taken back to there. */
+typedef struct BlockMark {
+  int ops, vars;
+  Op **all;   /* its operators, where the call may insert some between them; else NULL */
+  int *roles; /* then: what they were for; one becomes that of the loss */
+} BlockMark;
+typedef struct NetMark {
+  const void *owner; /* the outermost building call under way; NULL: none */
+  Block *block;
+  const char *layer, *at, *prefix;
+  int n_tmp;
+  VEC(BlockMark) blocks; /* of the main program; behind them that of the startup program */
+} NetMark;
+
 struct kl_net {
   Program *main, *startup;
   Block *block;       /* of the main program, that operators go to; NULL: block 0 */
@@ -12,6 +26,7 @@ struct kl_net {
   const char *at;     /* the user's file:line that the layer was called from */
   const char *prefix; /* of an operator outside of layers */
   int n_tmp;
+  NetMark mark;
 };
 
 struct kl_exec {
@@ -35,6 +50,22 @@ _Static_assert(sizeof(kl_custom_op) == sizeof(CustomOp), "kl_custom_op is Custom
   __attribute__((cleanup(mem_unguard))) MemGuard guard_;                                           \
   if (MEM_GUARD(guard_)) return failed
 
+/* The same for a function that builds; if it fails, of whatever cause, the net is what it was before. `inserts`: it may put
+ * operators between others. undo.c */
+typedef struct Step {
+  kl_net *net;
+} Step;
+void step_begin(const Step *s, bool inserts);
+void step_end(Step *s);
+#define BUILD_GUARD(net, inserts, failed)                                                          \
+  __attribute__((cleanup(step_end))) Step step_ = {(net)};                                         \
+  API_GUARD(failed);                                                                               \
+  step_begin(&step_, inserts)
+static inline kl_net *var_net(const kl_var *v) { return v ? v->block->prog->net : NULL; }
+
+/* Is an argument there? E-ARG_002 */
+#define NEED(arg) ((arg) || err_set(E_ARG_002, "%s: %s is NULL", __func__, #arg))
+
 static inline Tensor *as_tensor(const kl_tensor *t) { return (Tensor *)(uintptr_t)t; }
 
 static inline Block *net_block(const kl_net *net) {
@@ -50,6 +81,7 @@ void keep_place(Op *op, const char *at);     /* in op_callstack; NULL: nothing i
 bool op_set_attrs(Op *op, const char *text); /* "alpha=0.1 axis=1" */
 void at_where(const char *at);               /* the user's file:line, unless it is told already */
 kl_net *net_of(const char *at, const kl_var *v); /* NULL (and an error) for NULL */
+kl_net *net_of_both(const char *at, const kl_var *x, const kl_var *y); /* they are of one net */
 /* A layer's name, KEY_N, which its operators' outputs carry until end_layer. */
 const char *begin_layer(kl_net *net, const char *key, const char *at);
 kl_var *end_layer(kl_net *net, const char *at, kl_var *y, const char *act); /* act may be NULL */

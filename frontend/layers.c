@@ -41,7 +41,7 @@ static kl_var *add_bias(const char *at, kl_net *net, kl_var *y, kl_var *b, int a
 }
 
 kl_var *kl_fc_at(kl_fc_args a) {
-  API_GUARD(NULL);
+  BUILD_GUARD(var_net(a.x), false, NULL);
   kl_net *net = net_of(a.at_, a.x);
   int flat = a.flatten ? a.flatten : 1;
   if (!net || !need_positive(a.size, "fc: size", a.at_) || !need_rank(a.x, flat + 1, "fc", a.at_))
@@ -64,7 +64,7 @@ kl_var *kl_fc_at(kl_fc_args a) {
 static int64_t or_else(int64_t v, int64_t dflt) { return v ? v : dflt; }
 
 kl_var *kl_conv2d_at(kl_conv2d_args a) {
-  API_GUARD(NULL);
+  BUILD_GUARD(var_net(a.x), false, NULL);
   kl_net *net = net_of(a.at_, a.x);
   if (!net || !need_rank(a.x, 4, "conv2d", a.at_) ||
       !need_positive(a.filters, "conv2d: filters", a.at_) ||
@@ -103,7 +103,7 @@ kl_var *kl_conv2d_at(kl_conv2d_args a) {
 }
 
 kl_var *kl_pool2d_at(kl_pool2d_args a) {
-  API_GUARD(NULL);
+  BUILD_GUARD(var_net(a.x), false, NULL);
   kl_net *net = net_of(a.at_, a.x);
   Op *op = net ? begin_op(a.at_, net, "pool2d") : NULL;
   if (!op) return NULL;
@@ -134,7 +134,7 @@ static kl_var *statistic(kl_net *net, const char *layer, const char *suffix, con
 }
 
 kl_var *kl_batch_norm_at(kl_batch_norm_args a) {
-  API_GUARD(NULL);
+  BUILD_GUARD(var_net(a.x), false, NULL);
   kl_net *net = net_of(a.at_, a.x);
   if (!net || !need_rank(a.x, 2, "batch_norm", a.at_)) return NULL;
   int64_t c = a.x->dims[a.nhwc ? a.x->rank - 1 : 1];
@@ -164,7 +164,7 @@ kl_var *kl_batch_norm_at(kl_batch_norm_args a) {
 }
 
 kl_var *kl_layer_norm_at(kl_layer_norm_args a) {
-  API_GUARD(NULL);
+  BUILD_GUARD(var_net(a.x), false, NULL);
   kl_net *net = net_of(a.at_, a.x);
   int axis = a.begin_axis ? a.begin_axis : 1;
   if (!net || !need_rank(a.x, axis + 1, "layer_norm", a.at_)) return NULL;
@@ -188,7 +188,7 @@ kl_var *kl_layer_norm_at(kl_layer_norm_args a) {
 }
 
 kl_var *kl_dropout_at(kl_dropout_args a) {
-  API_GUARD(NULL);
+  BUILD_GUARD(var_net(a.x), false, NULL);
   kl_net *net = net_of(a.at_, a.x);
   Op *op = net ? begin_op(a.at_, net, "dropout") : NULL;
   if (!op) return NULL;
@@ -204,7 +204,7 @@ kl_var *kl_dropout_at(kl_dropout_args a) {
 }
 
 kl_var *kl_embedding_at(kl_embedding_args a) {
-  API_GUARD(NULL);
+  BUILD_GUARD(var_net(a.ids), false, NULL);
   kl_net *net = net_of(a.at_, a.ids);
   if (!net || !need_positive(a.rows, "embedding: rows", a.at_) ||
       !need_positive(a.columns, "embedding: columns", a.at_))
@@ -221,7 +221,9 @@ kl_var *kl_embedding_at(kl_embedding_args a) {
 }
 
 kl_var *kl_reshape_at(const char *at, kl_var *x, int rank, const int64_t *dims) {
-  API_GUARD(NULL);
+  BUILD_GUARD(var_net(x), false, NULL);
+  if (rank < 0 || (rank && !NEED(dims)))
+    return err_set(E_SHP_002, "kl_reshape: a rank of %d", rank), at_where(at), NULL;
   Op *op = begin_op(at, net_of(at, x), "reshape2");
   if (!op) return NULL;
   op_add_in(op, "X", x->name);
@@ -232,10 +234,11 @@ kl_var *kl_reshape_at(const char *at, kl_var *x, int rank, const int64_t *dims) 
 }
 
 kl_var *kl_concat_at(const char *at, int axis, int n, kl_var *const *x) {
-  API_GUARD(NULL);
-  Op *op = begin_op(at, net_of(at, n ? x[0] : NULL), "concat");
+  bool some = n > 0 && x;
+  BUILD_GUARD(some ? var_net(x[0]) : NULL, false, NULL);
+  Op *op = begin_op(at, net_of(at, some ? x[0] : NULL), "concat");
   for (int i = 0; op && i < n; i++) {
-    if (!net_of(at, x[i])) return NULL;
+    if (!net_of_both(at, x[0], x[i])) return NULL;
     op_add_in(op, "X", x[i]->name);
   }
   if (op) op_set_int(op, "axis", axis);

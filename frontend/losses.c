@@ -4,7 +4,8 @@
 #include "internal.h"
 
 kl_var *kl_softmax_ce_at(const char *at, kl_var *logits, kl_var *label, bool soft) {
-  kl_net *net = net_of(at, label) ? net_of(at, logits) : NULL;
+  BUILD_GUARD(var_net(logits), false, NULL);
+  kl_net *net = net_of_both(at, logits, label);
   kl_var *softmax =
       kl_op_at(at, net, "softmax_with_cross_entropy", soft ? "soft_label=true" : "soft_label=false",
                "Logits", logits, "Label", label, (const char *)0);
@@ -12,19 +13,19 @@ kl_var *kl_softmax_ce_at(const char *at, kl_var *logits, kl_var *label, bool sof
 }
 
 kl_var *kl_cross_entropy_at(const char *at, kl_var *p, kl_var *label) {
-  kl_net *net = net_of(at, label) ? net_of(at, p) : NULL;
+  kl_net *net = net_of_both(at, p, label);
   return kl_op_at(at, net, "cross_entropy2", "", "X", p, "Label", label, (const char *)0);
 }
 
 kl_var *kl_bce_at(const char *at, kl_var *x, kl_var *label) {
-  kl_net *net = net_of(at, label) ? net_of(at, x) : NULL;
+  kl_net *net = net_of_both(at, x, label);
   return kl_op_at(at, net, "sigmoid_cross_entropy_with_logits", "", "X", x, "Label", label,
                   (const char *)0);
 }
 
 kl_var *kl_huber_at(const char *at, kl_var *x, kl_var *y, double delta) {
-  API_GUARD(NULL);
-  kl_net *net = net_of(at, y) ? net_of(at, x) : NULL;
+  BUILD_GUARD(var_net(x), false, NULL);
+  kl_net *net = net_of_both(at, x, y);
   Op *op = begin_op(at, net, "huber_loss");
   if (!op) return NULL;
   op_add_in(op, "X", x->name);
@@ -35,14 +36,15 @@ kl_var *kl_huber_at(const char *at, kl_var *x, kl_var *y, double delta) {
 }
 
 kl_var *kl_mse_at(const char *at, kl_var *x, kl_var *y) {
+  BUILD_GUARD(var_net(x), false, NULL);
   kl_var *d = kl_binary_at(at, "elementwise_sub", "axis=-1", x, y);
   kl_var *square = d ? kl_unary_at(at, "square", "", d) : NULL;
   return square ? kl_unary_at(at, "reduce_mean", "reduce_all=true", square) : NULL;
 }
 
 kl_var *kl_accuracy_at(const char *at, kl_var *scores, kl_var *label, int k) {
-  API_GUARD(NULL);
-  kl_net *net = net_of(at, label) ? net_of(at, scores) : NULL;
+  BUILD_GUARD(var_net(scores), false, NULL);
+  kl_net *net = net_of_both(at, scores, label);
   Op *top = begin_op(at, net, "top_k_v2");
   if (!top) return NULL;
   op_add_in(top, "X", scores->name);

@@ -106,6 +106,7 @@ static int make_states(const OptimRow *r, const kl_optim_args *a, OptimState *ou
 }
 
 static const OptimRow *find_row(const char *type) {
+  if (!type) return err_set(E_ARG_002, "the optimiser has no type"), NULL;
   for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
     if (!strcmp(rows[i].type, type)) return &rows[i];
   err_set(E_ARG_002, "unknown optimiser %s", quoted(type));
@@ -113,19 +114,47 @@ static const OptimRow *find_row(const char *type) {
 }
 
 bool kl_backward(kl_var *loss) {
-  API_GUARD(false);
+  BUILD_GUARD(var_net(loss), true, false);
   kl_net *net = net_of(NULL, loss);
   int n;
   ParamGrad *pg;
   return net && append_backward(net->main, loss->name, 0, NULL, &n, &pg);
 }
 
-/* The operators that minimize() appended know who called it. */
-static void keep_places(Program *p, int from, const char *at) {
+/* The operators that minimize() appended know who called it. Are their numbers in range? E-OPR-003 */
+static bool keep_places(Program *p, int from, const char *at) {
   Block *b = p->blocks.v[0];
-  for (int i = from; i < b->ops.n; i++)
+  bool fit = true;
+  for (int i = from; i < b->ops.n; i++) {
     if (!op_attr(b->ops.v[i], "op_callstack") || !op_attr(b->ops.v[i], "op_callstack")->n)
       keep_place(b->ops.v[i], at);
+    fit = fit && op_numbers_fit(b->ops.v[i]);
+  }
+  return fit || (at_where(at), false);
+}
+
+static bool decay_fits(kl_decay d) {
+  return (d.kind >= 0 && d.kind <= 2 && isfinite(d.coeff)) ||
+         err_set(E_ARG_002, "a weight decay of %g, kind %d", d.coeff, d.kind);
+}
+
+/* What the update operators do not check themselves. */
+static bool args_fit(const Program *p, const kl_optim_args *a) {
+  const Block *b = p->blocks.v[0];
+  bool norm = a->clip.kind == CLIP_NORM || a->clip.kind == CLIP_GLOBAL_NORM;
+  bool clip = a->clip.kind == CLIP_NONE || (norm && a->clip.high > 0) ||
+              (a->clip.kind == CLIP_VALUE && a->clip.low <= a->clip.high);
+  if (!clip)
+    return err_set(E_ARG_002, "clipping at %g to %g, kind %d", a->clip.low, a->clip.high,
+                   a->clip.kind);
+  for (int i = 0; i < b->vars.n; i++) {
+    const ParamInfo *v = b->vars.v[i]->param;
+    if (v && !isfinite(v->lr_factor))
+      return err_set(E_ARG_002, "the learning rate of %s has the factor %g",
+                     quoted(b->vars.v[i]->name), v->lr_factor);
+    if (v && !decay_fits((kl_decay){v->decay_kind, v->decay})) return false;
+  }
+  return decay_fits(a->decay);
 }
 
 static bool rate_fits(double lr) {
@@ -135,12 +164,13 @@ static bool rate_fits(double lr) {
 }
 
 kl_var *kl_minimize_at(const char *at, kl_var *loss, kl_optimizer o) {
-  API_GUARD(NULL);
+  BUILD_GUARD(var_net(loss), true, NULL);
   if (err_any()) return NULL;
   kl_net *net = net_of(at, loss);
   int n_main = net ? net->main->blocks.v[0]->ops.n : 0;
   int n_startup = net ? net->startup->blocks.v[0]->ops.n : 0;
-  const OptimRow *r = net && rate_fits(o.a.lr) ? find_row(o.type) : NULL;
+  const OptimRow *r =
+      net && rate_fits(o.a.lr) && args_fit(net->main, &o.a) ? find_row(o.type) : NULL;
   int n;
   ParamGrad *pg;
   if (!r || !append_backward(net->main, loss->name, 0, NULL, &n, &pg)) return at_where(at), NULL;
@@ -158,7 +188,6 @@ kl_var *kl_minimize_at(const char *at, kl_var *loss, kl_optimizer o) {
   spec.n_attrs = make_attrs(r, &o.a, opdef_find(r->type), attrs);
   spec.n_states = make_states(r, &o.a, states);
   const char *lr = append_optimizer(net->main, net->startup, &spec, n, pg);
-  keep_places(net->main, n_main, at);
-  keep_places(net->startup, n_startup, at);
-  return lr ? block_var(net->main->blocks.v[0], lr) : NULL;
+  bool ok = lr && keep_places(net->main, n_main, at) && keep_places(net->startup, n_startup, at);
+  return ok ? block_var(net->main->blocks.v[0], lr) : NULL;
 }

@@ -7,12 +7,12 @@
 
 bool kl_save(const kl_program *p, const char *path) {
   API_GUARD(false);
-  return !err_any() && prog_save(p, path);
+  return !err_any() && NEED(p) && NEED(path) && prog_save(p, path);
 }
 
 kl_program *kl_load(const char *path) {
   API_GUARD(NULL);
-  return err_any() ? NULL : prog_load(path);
+  return !err_any() && NEED(path) ? prog_load(path) : NULL;
 }
 
 void kl_program_free(kl_program *p) { prog_free(p); }
@@ -20,12 +20,12 @@ void kl_free(void *p) { mem_free(p); }
 
 kl_program *kl_clone(const kl_program *p) {
   API_GUARD(NULL);
-  return err_any() ? NULL : prog_clone(p);
+  return !err_any() && NEED(p) ? prog_clone(p) : NULL;
 }
 
 kl_program *kl_clone_for_test(const kl_program *p) {
   API_GUARD(NULL);
-  return err_any() ? NULL : prog_clone_for_test(p);
+  return !err_any() && NEED(p) ? prog_clone_for_test(p) : NULL;
 }
 
 char *kl_text(const kl_program *p) {
@@ -49,17 +49,18 @@ static int list_length(const char *const *names) {
 
 bool kl_prune(kl_program *p, const char *const *feeds, const char *const *targets) {
   API_GUARD(false);
-  return !err_any() && prog_prune(p, list_length(feeds), feeds, list_length(targets), targets);
+  return !err_any() && NEED(p) &&
+         prog_prune(p, list_length(feeds), feeds, list_length(targets), targets);
 }
 
 bool kl_save_params(kl_exec *exe, const kl_program *p, const char *path) {
   API_GUARD(false);
-  return !err_any() && scope_save_params(exe->scope, p, path);
+  return !err_any() && NEED(exe) && NEED(p) && NEED(path) && scope_save_params(exe->scope, p, path);
 }
 
 bool kl_load_params(kl_exec *exe, const kl_program *p, const char *path) {
   API_GUARD(false);
-  return !err_any() && scope_load_params(exe->scope, p, path);
+  return !err_any() && NEED(exe) && NEED(p) && NEED(path) && scope_load_params(exe->scope, p, path);
 }
 
 /* ---- inference models ---- */
@@ -98,7 +99,7 @@ static bool write_model(Arena *a, Scope *s, const Program *p, const char *prefix
 bool kl_save_inference(kl_exec *exe, const kl_program *p, const char *prefix,
                        const char *const *feeds, const char *const *fetches) {
   API_GUARD(false);
-  if (err_any()) return false;
+  if (err_any() || !NEED(exe) || !NEED(p) || !NEED(prefix)) return false;
   Arena *a = arena_scratch();
   Program *q = prog_clone_for_test(p);
   if (q) arena_unkeep(q->arena);
@@ -112,7 +113,7 @@ bool kl_save_inference(kl_exec *exe, const kl_program *p, const char *prefix,
 
 kl_program *kl_load_inference(kl_exec *exe, const char *prefix) {
   API_GUARD(NULL);
-  if (err_any()) return NULL;
+  if (err_any() || !NEED(exe) || !NEED(prefix)) return NULL;
   Arena *a = arena_scratch();
   Program *p = prog_load(arena_fmt(a, "%s.pdmodel", prefix));
   if (p) {
@@ -130,6 +131,7 @@ kl_program *kl_load_inference(kl_exec *exe, const char *prefix) {
 
 /* Names at the ends of a program in column order; returns how many there are. */
 static int end_names(const Program *p, const char *type, bool feed, const char **names, int max) {
+  if (!p) return 0;
   const Block *b = p->blocks.v[0];
   int n = 0;
   for (int i = 0; i < b->ops.n; i++) {
@@ -137,7 +139,7 @@ static int end_names(const Program *p, const char *type, bool feed, const char *
     if (strcmp(op->type, type)) continue;
     int64_t col = op_int(op, "col");
     const char *name = feed ? op_out(op, "Out", 0) : op_in(op, "X", 0);
-    if (col >= 0 && col < max) names[col] = name;
+    if (names && col >= 0 && col < max) names[col] = name;
     n++;
   }
   return n;

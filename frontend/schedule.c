@@ -42,7 +42,7 @@ kl_schedule kl_rate_warm_up(kl_schedule after, double from, int64_t steps) {
 
 static double multi_step(const kl_schedule *s, int64_t step) {
   double rate = s->base;
-  for (int64_t i = 0; i < s->n; i++)
+  for (int64_t i = 0; i < s->n && NEED(s->milestones); i++)
     if (step >= s->milestones[i]) rate *= s->a;
   return rate;
 }
@@ -60,18 +60,20 @@ static double after_warm_up(const kl_schedule *s, int64_t step) {
   case EXPONENTIAL: return s->base * pow(s->a, (double)step);
   case COSINE: return cosine(s, step);
   case PLATEAU: return s->rate;
-  case CALLBACK: return s->fn(step, s->user);
+  case CALLBACK: return NEED(s->fn) ? s->fn(step, s->user) : s->base;
   }
   return s->base;
 }
 
 double kl_rate(kl_schedule *s, int64_t step) {
+  if (!NEED(s)) return 0;
   if (step >= s->warm_steps) return after_warm_up(s, step - s->warm_steps);
   double target = after_warm_up(s, 0);
   return s->warm_from + (target - s->warm_from) * (double)step / (double)s->warm_steps;
 }
 
 void kl_rate_observe(kl_schedule *s, double metric) {
+  if (!NEED(s)) return;
   if (metric < s->best) {
     s->best = metric;
     s->bad = 0;

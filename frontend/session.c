@@ -17,9 +17,10 @@ kl_tensor kl_tensor_over(kl_dtype dtype, void *data, int rank, const int64_t *di
   return t;
 }
 
-int64_t kl_numel(const kl_tensor *t) { return tensor_numel(as_tensor(t)); }
+int64_t kl_numel(const kl_tensor *t) { return t ? tensor_numel(as_tensor(t)) : 0; }
 
 void kl_tensor_free(kl_tensor *t) {
+  if (!t) return;
   mem_free(t->data);
   t->data = NULL;
 }
@@ -136,17 +137,31 @@ bool kl_run(kl_exec *exe, const kl_program *p, const kl_feed *feeds, const kl_fe
 
 const kl_tensor *kl_get(kl_exec *exe, const char *name) {
   API_GUARD(NULL);
-  return exe ? (const kl_tensor *)scope_get(exe->scope, name) : NULL;
+  return exe && name ? (const kl_tensor *)scope_get(exe->scope, name) : NULL;
+}
+
+/* A tensor that the caller describes: type, rank and dimensions are in range, and there is data. */
+static bool is_tensor(const char *name, const kl_tensor *t) {
+  bool ok =
+      (int)t->dtype >= KL_BOOL && t->dtype <= KL_FLOAT64 && t->rank >= 0 && t->rank <= KL_VAR_RANK;
+  for (int i = 0; ok && i < t->rank; i++) ok = t->dims[i] >= 0;
+  if (!ok)
+    return err_set(E_ARG_002, "the value for %s has no element type, or no dimensions",
+                   quoted(name));
+  return t->data || !kl_numel(t) ||
+         err_set(E_ARG_002, "the value for %s has no data", quoted(name));
 }
 
 bool kl_set(kl_exec *exe, const char *name, const kl_tensor *value) {
   API_GUARD(false);
+  if (err_any() || !NEED(exe) || !NEED(name) || !NEED(value) || !is_tensor(name, value))
+    return false;
   const Tensor *t = as_tensor(value);
-  return !err_any() && scope_set(exe->scope, name, t->dtype, t->rank, t->dims, t->data) != NULL;
+  return scope_set(exe->scope, name, t->dtype, t->rank, t->dims, t->data) != NULL;
 }
 
 bool kl_set_rate(kl_exec *exe, const kl_var *rate, double value) {
-  if (err_any()) return false;
+  if (err_any() || !NEED(exe)) return false;
   if (!rate) return err_set(E_ARG_002, "kl_set_rate: the learning-rate variable is NULL");
   Tensor *t = scope_edit(exe->scope, rate->name);
   if (!t) return err_set(E_RUN_001, "%s has no value: run the startup program first", rate->name);
@@ -159,13 +174,14 @@ bool kl_set_rate(kl_exec *exe, const kl_var *rate, double value) {
 
 bool kl_checkpoint(kl_exec *exe, const kl_program *p, const char *folder, const char *note) {
   API_GUARD(false);
-  return !err_any() && checkpoint_save(folder, exe->scope, p, exec_step(exe->run),
-                                       exec_options(exe->run)->seed, note);
+  return !err_any() && NEED(exe) && NEED(p) && NEED(folder) &&
+         checkpoint_save(folder, exe->scope, p, exec_step(exe->run), exec_options(exe->run)->seed,
+                         note);
 }
 
 int64_t kl_resume(kl_exec *exe, const kl_program *p, const char *folder) {
   API_GUARD(-1);
-  if (err_any()) return -1;
+  if (err_any() || !NEED(exe) || !NEED(p) || !NEED(folder)) return -1;
   Arena *a = arena_scratch();
   uint64_t step, seed;
   char *note;

@@ -288,6 +288,7 @@ bool opdef_register(const CustomOp *op); /* E-PLG-001; lives until the process e
 /* ---- verify.c ---- */
 /* Structure: blocks, names, slots, attributes, read before written */
 bool prog_verify(const Program *p);
+bool op_verify(const Op *op); /* slots and attributes alone */
 
 /* ---- text and files ---- */
 /* structure.c: rules that both file forms check while reading. */

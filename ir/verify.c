@@ -264,15 +264,24 @@ static bool check_column(Verify *c, const Op *op) {
   return true;
 }
 
+static bool check_form(Verify *c, const Op *op) {
+  const OpDef *d = op->def;
+  return (!d || (check_slots(c, op, &op->ins, d->n_ins, d->ins, "input") &&
+                 check_slots(c, op, &op->outs, d->n_outs, d->outs, "output"))) &&
+         check_attrs(c, op);
+}
+
 static bool check_op(Verify *c, const Op *op) {
   if (!op->type || !*op->type) return err_set(E_PRO_002, "an operator has an empty type");
-  const OpDef *d = op->def;
-  if (!d) {
-    if (!c->n_unknown++) c->unknown = op;
-  } else if (!check_slots(c, op, &op->ins, d->n_ins, d->ins, "input") ||
-             !check_slots(c, op, &op->outs, d->n_outs, d->outs, "output"))
-    return false;
-  return check_attrs(c, op) && check_args(c, op) && check_column(c, op);
+  if (!op->def && !c->n_unknown++) c->unknown = op;
+  return check_form(c, op) && check_args(c, op) && check_column(c, op);
+}
+
+bool op_verify(const Op *op) {
+  Verify c = {.p = op->block->prog, .a = arena_scratch()};
+  bool ok = check_form(&c, op) || in_op(op);
+  arena_free(c.a);
+  return ok;
 }
 
 static bool check_ops(Verify *c) {
