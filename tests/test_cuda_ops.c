@@ -116,6 +116,11 @@ static const struct {
     {"conv2d", "Input=2x3x10x11 Filter=16x3x3x3 paddings=[1,1]", NULL, DT_FLOAT32, 0},
     {"conv2d", "Input=2x3x10x11 Filter=16x3x3x3 paddings=[1,1]", NULL, DT_FLOAT64, 0},
     {"conv2d", "Input=2x6x12x12 Filter=16x6x5x5", NULL, DT_FLOAT32, 0},
+    /* strides with dilation: classes of results that have all taps, every third, or none */
+    {"conv2d", "Input=2x12x16x13 Filter=19x12x5x5 paddings=[4,4] strides=[2,2] dilations=[2,2]",
+     NULL, DT_FLOAT32, 0},
+    {"conv2d", "Input=1x10x12x16 Filter=18x10x4x3 paddings=[3,2] strides=[3,2] dilations=[2,4]",
+     NULL, DT_FLOAT64, 0},
     /* lines cut at sectors: sums over several runs, split, dilated, strided, of 4 and 16 bytes */
     {"conv2d", "Input=2x20x12x12 Filter=50x20x5x5", NULL, DT_FLOAT32, 0},
     {"conv2d", "Input=1x37x7x9 Filter=19x37x3x3 paddings=[1,1]", NULL, DT_FLOAT32, 0},

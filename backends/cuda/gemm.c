@@ -5,8 +5,6 @@
  * attention differ in the AffDims of their operands alone, which the generator evaluates at (batch, m, k) and (batch, n, k). The
  * operand whose class holds the result's innermost loop is N, so that rows of results are contiguous. The sum is split in a
  * fixed order where the result has too few tiles for a machine; the parts lie in the workspace.
- * Where an operand is read at (result + tap) / d, as in the gradient of a convolution with stride d, only every d-th tap counts for
- * a result: the results divide into residue classes, each a product of its own without division.
  * Bank conflicts: rows in shared memory are as long as the reads of a warp demand, see cuda_side_pitch. */
 #include "gemm.h"
 #include <stdlib.h>
@@ -17,130 +15,6 @@ static const CudaTiling tilings[] = {
 #undef TILE
 };
 enum { N_TILINGS = sizeof tilings / sizeof *tilings, PROCESSORS = 132, NEAR = 8 };
-
-/* ---- residue classes ---- */
-
-/* A dimension with a division: of operand x, read at (c * pos + .. tap + off) / div. */
-typedef struct Divided {
-  int x, dim, pos, tap; /* tap -1: none */
-} Divided;
-
-enum { MOST_DIVIDED = 3, MOST_CLASSES = 9 };
-
-static int64_t factor(const AffDim *m, int l) {
-  return l < 0 ? 0 : (m->l0 == l ? m->c0 : 0) + (m->l1 == l ? m->c1 : 0);
-}
-
-/* 0: none, or not of that form. */
-static int divided_dims(const Node *c, Divided v[MOST_DIVIDED]) {
-  int n = 0;
-  for (int x = 0; x < 2; x++)
-    for (int d = 0; d < c->in[x]->rank; d++) {
-      const AffDim *m = &c->map[x][d];
-      int l[2] = {m->l0, m->l1};
-      Divided f = {x, d, -1, -1};
-      if (m->div == 1) continue;
-      for (int i = 0; i < 2; i++)
-        if (l[i] >= 0 && c->ext[l[i]] > 1) *(l[i] < c->rank ? &f.pos : &f.tap) = l[i];
-      bool fits = n < MOST_DIVIDED && f.pos >= 0 && c->ext[f.pos] >= 2 * m->div;
-      for (int i = 0; i < n; i++) fits &= v[i].pos != f.pos && (f.tap < 0 || v[i].tap != f.tap);
-      if (f.tap >= 0) fits &= llabs(factor(m, f.tap)) == 1;
-      if (!fits) return 0;
-      v[n++] = f;
-    }
-  return n;
-}
-
-int cuda_gemm_classes(const Node *c) {
-  Divided v[MOST_DIVIDED];
-  int64_t n = 1;
-  for (int i = divided_dims(c, v) - 1; i >= 0; i--) n *= c->map[v[i].x][v[i].dim].div;
-  return n > MOST_CLASSES ? 1 : (int)n;
-}
-
-/* Loop l becomes step * l + at everywhere. */
-static void spread_loop(Node *c, int l, int64_t step, int64_t at) {
-  c->ext[l] = (c->ext[l] - at + step - 1) / step;
-  for (int x = 0; x < 2; x++)
-    for (int d = 0; d < c->in[x]->rank; d++) {
-      AffDim *m = &c->map[x][d];
-      m->off += factor(m, l) * at;
-      if (m->l0 == l) m->c0 *= (int32_t)step;
-      if (m->l1 == l) m->c1 *= (int32_t)step;
-    }
-}
-
-/* The tap of a result of residue r; -1: none. */
-static int64_t first_tap(const Node *c, const Divided *f, int64_t r) {
-  const AffDim *m = &c->map[f->x][f->dim];
-  int64_t taps = f->tap < 0 ? 1 : c->ext[f->tap];
-  for (int64_t s = 0; s < taps && s < m->div; s++)
-    if ((factor(m, f->pos) * r + factor(m, f->tap) * s + m->off) % m->div == 0) return s;
-  return -1;
-}
-
-/* No tap: one step of products with what is outside the operand, 0. */
-static void make_zero(Node *c, const Divided *f) {
-  int longest = c->rank;
-  for (int l = c->rank; l < c->n_loops; l++)
-    if (c->ext[l] > c->ext[longest]) longest = l;
-  for (int l = c->rank; l < c->n_loops; l++)
-    if (l != longest || c->ext[l] > CUDA_STEP) c->ext[l] = l == longest ? CUDA_STEP : 1;
-  c->map[f->x][f->dim] = aff_const(-1);
-}
-
-static Node *copy_core(Gen *g, const Node *c) {
-  Node *to = arena_dup(g->a, c, sizeof *c);
-  to->ext = arena_dup(g->a, c->ext, sizeof *c->ext * (size_t)c->n_loops);
-  for (int x = 0; x < 2; x++)
-    to->map[x] = arena_dup(g->a, c->map[x], sizeof *c->map[x] * (size_t)c->in[x]->rank);
-  return to;
-}
-
-static const Node *class_core(Gen *g, int class, CudaGemm *p) {
-  const Node *c = g->k->core;
-  Divided v[MOST_DIVIDED];
-  int n = cuda_gemm_classes(c) > 1 ? divided_dims(c, v) : 0;
-  for (int l = 0; l < KL_LOOPS; l++) p->step[l] = 1;
-  if (!n) return c;
-  Node *to = copy_core(g, c);
-  const Divided *none = NULL;
-  for (int i = 0; i < n; i++) {
-    AffDim *m = &to->map[v[i].x][v[i].dim];
-    int64_t div = m->div, r = class % div, s = first_tap(c, &v[i], r);
-    class /= (int)div;
-    p->step[v[i].pos] = div;
-    p->at[v[i].pos] = r;
-    spread_loop(to, v[i].pos, div, r);
-    if (s < 0) none = &v[i];
-    if (s >= 0 && v[i].tap >= 0) spread_loop(to, v[i].tap, div, s);
-    m->c0 /= (int32_t)div;
-    m->c1 /= (int32_t)div;
-    m->off /= div;
-    m->div = 1;
-  }
-  if (none) make_zero(to, none);
-  for (int l = 0; l < c->rank; l++) to->dims[l] = to->ext[l];
-  return to;
-}
-
-/* Summed loops that move an operand backwards, as taps of a gradient do, run the other way, unless that breaks its runs. */
-static const Node *forward_core(Gen *g, const Node *c) {
-  Node *to = NULL;
-  for (int l = c->rank; l < c->n_loops; l++)
-    for (int x = 0; x < 2; x++)
-      if (cuda_side_move(c, x, l) == -1 && c->ext[l] > 1) return c;
-  for (int l = c->rank; l < c->n_loops; l++) {
-    int64_t ext = c->ext[l];
-    bool back = false;
-    for (int x = 0; x < 2; x++) back |= cuda_side_move(c, x, l) < 0;
-    if (!back || ext == 1) continue;
-    if (!to) c = to = copy_core(g, c);
-    spread_loop(to, l, -1, ext - 1);
-    to->ext[l] = ext;
-  }
-  return c;
-}
 
 /* ---- classes ---- */
 
@@ -198,8 +72,8 @@ static CudaAxes axes_of(Gen *g, const CudaGemm *p, LoopKind kind) {
 /* Is the dimension read at just this loop? */
 static bool is_loop(const Node *c, const AffDim *m, int l) {
   int other = m->l0 == l ? m->l1 : m->l0;
-  bool moves = other >= 0 && other != l && c->ext[other] > 1 && factor(m, other);
-  return m->div == 1 && m->off == 0 && factor(m, l) == 1 && !moves;
+  bool moves = other >= 0 && other != l && c->ext[other] > 1 && cuda_map_factor(m, other);
+  return m->div == 1 && m->off == 0 && cuda_map_factor(m, l) == 1 && !moves;
 }
 
 /* Is the operand's last dimension just this loop, all of it? */
@@ -208,7 +82,7 @@ static bool contiguous(const Node *c, int x, int l) {
   while (d > 0 && c->in[x]->dims[d] == 1) d--;
   if (d < 0 || !is_loop(c, &c->map[x][d], l) || c->in[x]->dims[d] != c->ext[l]) return false;
   while (d-- > 0)
-    if (factor(&c->map[x][d], l)) return false;
+    if (cuda_map_factor(&c->map[x][d], l)) return false;
   return true;
 }
 
@@ -230,8 +104,8 @@ static int last_loop(const CudaAxes *a) { return a->n ? a->axis[a->n - 1].last :
 static int64_t distance(const Node *c, int x, int l) {
   int64_t sum = 0, stride = 1;
   for (int d = c->in[x]->rank - 1; d >= 0; stride *= c->in[x]->dims[d--]) {
-    if (factor(&c->map[x][d], l) && c->map[x][d].div != 1) return 0;
-    sum += factor(&c->map[x][d], l) * stride;
+    if (cuda_map_factor(&c->map[x][d], l) && c->map[x][d].div != 1) return 0;
+    sum += cuda_map_factor(&c->map[x][d], l) * stride;
   }
   return llabs(sum);
 }
@@ -511,9 +385,9 @@ static bool is_product(const CudaGemm *p, bool whole) {
 
 CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   CudaGemm *p = arena_new_of(g->a, CudaGemm);
-  const Node *c = p->core = class_core(g, class, p);
+  const Node *c = p->core = cuda_class_core(g, class, p);
   bool whole = c == g->k->core;
-  c = p->core = forward_core(g, c);
+  c = p->core = cuda_forward_core(g, c);
   if (!dtype_is_float(c->dtype) || node_numel(c) == 0) return NULL;
   for (int x = 0; x < 2; x++) p->side[x] = (CudaSide){.x = x, .axes = axes_of(g, p, SIDE_0 + x)};
   p->batch = axes_of(g, p, BATCH);

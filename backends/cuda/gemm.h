@@ -78,8 +78,6 @@ typedef struct CudaGemm {
       out_pitch; /* elements of shared memory: of a stage; between rows of results */
 } CudaGemm;
 
-/* Into how many products the results divide. */
-int cuda_gemm_classes(const Node *c);
 /* The product of one class; NULL: not a matrix product worth it. */
 CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class);
 /* Elements between rows of a side's tile in shared memory, and rows. */
@@ -93,6 +91,15 @@ int64_t cuda_panel_at(const CudaGemm *p, int side);
 int64_t cuda_lines_at(const CudaGemm *p, int side); /* its table, behind the panels */
 int64_t cuda_gemm_part(const CudaGemm *p);          /* elements between parts of a split sum */
 int64_t cuda_gemm_shared(const CudaGemm *p);        /* bytes */
+
+/* classes.c */
+/* Into how many products the results divide. */
+int cuda_gemm_classes(const Node *c);
+/* The contraction of a class, and which results these are: *p gets step and at. */
+const Node *cuda_class_core(Gen *g, int class, CudaGemm *p);
+/* Summed loops that move an operand backwards, as taps of a gradient do, run the other way. */
+const Node *cuda_forward_core(Gen *g, const Node *c);
+int64_t cuda_map_factor(const AffDim *m, int l); /* of loop l, in an index; 0 for l < 0 */
 
 /* panel.c */
 /* Loops of axes one by one, outermost first, but those of one iteration: by how many elements each moves the operand. */
