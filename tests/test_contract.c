@@ -792,6 +792,27 @@ static Kernel kernel_of(Arena *a, Node *n, Tuning tuning) {
   return k;
 }
 
+/* Few rows times a matrix that the program changes: tasks have rows of it, as those that update it do, and not columns. */
+static void test_shares(void **state) {
+  static const int64_t m[] = {1, 2, 4, 8, 16, 32, 64};
+  (void)state;
+  Feeds f = feeds_new();
+  Graph *g = graph_new(NULL, false);
+  Node *w = random_feed(g, &f, "w", DT_FLOAT32, 2, (int64_t[]){784, 256});
+  for (size_t i = 0; i < sizeof m / sizeof *m; i++) {
+    const char *name = arena_fmt(f.a, "x%zu", i);
+    Node *x = random_feed(g, &f, name, DT_FLOAT32, 2, (int64_t[]){m[i], 784});
+    Kernel k = kernel_of(f.a, g_matmul(g, x, w, false, false), TUNE_RULE);
+    const Plan *p = contract_plan(f.a, &k, false);
+    assert_in_range(p->work.shares, 4, MOST_SHARES);
+    assert_int_equal(p->work.n_tasks[0], p->work.shares);
+    k.inputs.v[1].constant = true;
+    assert_int_equal(contract_plan(f.a, &k, false)->work.shares, 0);
+  }
+  graph_free(g);
+  arena_free(f.a);
+}
+
 /* What is measured is remembered, and found again; by the rule nothing is. */
 static void test_tuning(void **state) {
   (void)state;
@@ -931,7 +952,7 @@ int main(void) {
       cmocka_unit_test(test_channels_last), cmocka_unit_test(test_awkward),
       cmocka_unit_test(test_microkernels),  cmocka_unit_test(test_scatter),
       cmocka_unit_test(test_sort),          cmocka_unit_test(test_choices),
-      cmocka_unit_test(test_tuning),
+      cmocka_unit_test(test_shares),        cmocka_unit_test(test_tuning),
   };
   blas_setup();
   return cmocka_run_group_tests(tests, NULL, NULL);

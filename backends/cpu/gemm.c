@@ -215,7 +215,7 @@ static int shares_of(const Plan *p, const GemmPlan *g, const CLoop *lk) {
   bool packed = p->frame.constant[g->b] && g->k * g->n * f->size <= ROW_BYTES_KEPT;
   if (g->m == 1) return packed ? 0 : MOST_SHARES;
   if (p->frame.constant[g->b] || g->k * g->n * f->size > CACHED) return 0;
-  int64_t shares = least(tasks_for(f->flops), g->k / (2 * g->m));
+  int64_t shares = least(most(tasks_for(f->flops), LEAST_SHARES), g->k / (2 * g->m));
   return shares < LEAST_SHARES ? 0 : (int)least(shares, MOST_SHARES);
 }
 
