@@ -162,6 +162,7 @@ static bool diagonal_of(Expand *x, const Node *in, Node *y, Node **values, Node 
                     g_iota(g, DT_INT64, in->rank, in->dims, a));
   *at = g_map2(g, P_EQ, d, g_full_int(g, DT_INT64, off, 0, NULL));
   if (!y) return *at != NULL;
+  if (in->rank == 2 && y->rank == 2 && y->dims[0] == 1) y = ops_reshape(g, y, 1, y->dims + 1);
   if (!ops_rank(y, "Y", in->rank - 1, in->rank - 1)) return false;
   for (int k = 0; k < in->rank; k++)
     if (k != a && k != b) {
