@@ -189,6 +189,9 @@ static const struct {
     {"transpose2", "X=3x40x50 axis=[0,2,1]", NULL, DT_FLOAT16, 0},
     {"reduce_sum", "X=37x100 dim=[1]", NULL, DT_FLOAT16, 0},
     {"batch_norm", "X=4x8x9x9 Scale=8 Bias=8 Mean=8 Variance=8", NULL, DT_FLOAT16, 2e-2},
+    {"batch_norm", "X=74x67 Scale=67 Bias=67 Mean=67 Variance=67", NULL, DT_FLOAT32, 1e-4},
+    {"batch_norm", "X=300x7 Scale=7 Bias=7 Mean=7 Variance=7", NULL, DT_FLOAT64, 0},
+    {"arg_max", "X=77x50 axis=0", NULL, DT_FLOAT32, 0},
     /* order: several merges; rows of several classes */
     {"argsort", "X=3x1500", NULL, DT_FLOAT32, 0},
     {"argsort", "X=2x700 descending=true", NULL, DT_FLOAT64, 0},

@@ -269,7 +269,7 @@ static const Case rows[] = {
     {"arg_max", "X=#x@ axis=0", NULL, 1.05, 0},
     {"softmax", "X=#x@", NULL, 1.05, 0},
     {"layer_norm", "X=#x@ Scale=@ Bias=@", NULL, 1.07, 0},
-    {"batch_norm", "X=#x@ Scale=@ Bias=@ Mean=@ Variance=@", NULL, 1.15, 1.21},
+    {"batch_norm", "X=#x@ Scale=@ Bias=@ Mean=@ Variance=@", NULL, 1.11, 1.2},
     {"elementwise_add", "X=#x@ Y=@", NULL, 1.06, 1.07},
     {"elementwise_mul", "X=#x@ Y=# axis=0", NULL, 1.05, 0},
     {"relu", "X=#x@", NULL, 1.05, 0},

@@ -222,12 +222,51 @@ static void team_boxes(Gen *g, const Nest *t, CudaStage *s) {
   s->spans = same;
 }
 
+/* Are all reads of a matrix in which sums go along columns its elements, or one for a column? */
+static bool reads_columns(Gen *g, const Nest *t, int *bytes) {
+  CudaAccesses all = {0};
+  bool plain = cuda_accesses(g, t, &all);
+  for (int i = 0; i < all.n && plain; i++) {
+    const CudaAccess *x = &all.v[i];
+    int64_t along, down;
+    plain = x->known && cuda_axis_step(t, &t->out[0], x->step, &along) &&
+            cuda_axis_step(t, &t->sum[0], x->step, &down) &&
+            (down == 0 || (along == 1 && down == t->rows));
+    if (x->bytes < *bytes) *bytes = x->bytes;
+  }
+  for (int r = 0; r < t->roots.n; r++) {
+    int size = dtype_info[t->roots.v[r].n->dtype].size;
+    if (size < *bytes) *bytes = size;
+  }
+  return plain;
+}
+
+/* Columns of a matrix whose rows begin anywhere: a block has all of them, and as many lanes as make whole sectors, so that its
+ * threads always do neighbouring elements, each of its own column. */
+static void whole_rows(Gen *g, const Nest *t, CudaStage *s) {
+  enum { MOST_THREADS = 768, MOST_POINTS = 1 << 14 /* if there were blocks for many processors */ };
+  int bytes = 8, lanes = 1;
+  if (t->rows > 2 * s->teams && t->rows * t->n_sums > MOST_POINTS) return;
+  if ((s->spans && (s->spans->lines || s->spans->boxes)) || !s->columns || t->contract ||
+      t->n_out != 1 || t->n_sum != 1 || t->sum[0].last > t->out[0].first ||
+      t->rows > MOST_THREADS || t->rows * t->n_sums > SMALL || !reads_columns(g, t, &bytes) ||
+      t->rows * bytes % CUDA_SECTOR == 0)
+    return;
+  while (t->rows * lanes * bytes % CUDA_SECTOR) lanes *= 2;
+  while (2 * t->rows * lanes <= MOST_TEAM && LEAST_POINTS * lanes <= t->n_sums) lanes *= 2;
+  if (t->rows * lanes > MOST_THREADS) return;
+  s->teams = (int)t->rows;
+  s->lanes = lanes;
+  s->spans = cuda_team_spans(g, t, s->teams, s->lanes * s->teams, false, 0);
+}
+
 static bool plan_teams(Planning *p, Gen *g, const Nest *t) {
   CudaStage shape = {0};
   if (t->rows == 0) return true;
   team_shape(g, t, &shape);
   team_spans(g, t, &shape);
   team_boxes(g, t, &shape);
+  whole_rows(g, t, &shape);
   int64_t blocks = shape.spans && shape.spans->boxes ? cuda_box_blocks(t, shape.spans)
                                                      : div_up(t->rows, shape.teams);
   CudaStage *s = launch(p, CUDA_TEAMS, g->part, most_blocks(blocks), shape.lanes * shape.teams);
