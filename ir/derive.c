@@ -184,8 +184,73 @@ static void rule_contract(Derive *d, Node *n, Node *gn) {
 
 /* ---- indexing ---- */
 
+/* The indices of a GATHER that takes the same ones in every row, as resizing does; NULL: others. */
+static const int64_t *table_of(const Node *n) {
+  const Node *t = n->in[1];
+  int axis = (int)n->i;
+  for (int d = 0; d < n->rank; d++)
+    if (n->dims[d] <= 0) return NULL;
+  if (t->prim == P_VIEW) {
+    for (int d = 0; d < t->in[0]->rank; d++)
+      if (t->in[0]->dims[d] != 1 && !aff_is_loop(&t->map[0][d], axis)) return NULL;
+    t = t->in[0];
+  }
+  while (t->prim == P_RESHAPE) t = t->in[0];
+  bool whole = t->prim == P_DATA && t->dtype == DT_INT64 && node_numel(t) == n->dims[axis];
+  const int64_t *v = whole ? t->data : NULL;
+  for (int64_t o = 0; v && o < n->dims[axis]; o++)
+    if (v[o] < 0 || v[o] >= n->in[0]->dims[axis]) return NULL;
+  return v;
+}
+
+/* For every k up to the most places that hold one index: row k of `of` and `is` (n each) says for index i the k-th place of
+ * the table that holds it, and true; or false, and a place nearby. */
+static void table_places(const int64_t *v, int64_t places, int64_t n, int64_t most, int64_t *of,
+                         bool *is) {
+  for (int64_t o = 0; o < places; o++) {
+    int64_t k = v[o];
+    while (is[k]) k += n;
+    of[k] = o;
+    is[k] = true;
+  }
+  for (int64_t k = 0; k < most; k++)
+    for (int64_t i = 0; i < n; i++)
+      if (!is[k * n + i]) of[k * n + i] = k ? of[(k - 1) * n + i] : i ? of[i - 1] : 0;
+}
+
+/* A sum over the few places that hold an index, in their order; NULL: some are held too often. */
+static Node *gather_grad(Derive *d, const Node *n, Node *gn) {
+  enum { MOST = 16 };
+  Graph *g = d->g;
+  int axis = (int)n->i, rank = n->rank;
+  int64_t size = n->in[0]->dims[axis], places = n->dims[axis], most = 1, line[KL_RANK];
+  const int64_t *v = table_of(n);
+  if (!v) return NULL;
+  int64_t *held = arena_array(g->arena, int64_t, size);
+  for (int64_t o = 0; o < places; o++)
+    if (++held[v[o]] > most) most = held[v[o]];
+  if (most > MOST) return NULL;
+  int64_t *of = arena_array(g->arena, int64_t, size * most);
+  bool *is = arena_array(g->arena, bool, size *most);
+  table_places(v, places, size, most, of, is);
+  for (int i = 0; i < rank; i++) line[i] = i == axis ? size : 1;
+  Node *sum = NULL;
+  for (int64_t k = 0; k < most; k++) {
+    Node *at = g_data(g, DT_INT64, rank, line, of + k * size, "places");
+    Node *x = g_gather(g, gn, g_expand(g, at, rank, n->in[0]->dims), axis);
+    bool all = true;
+    for (int64_t i = 0; i < size; i++) all &= is[k * size + i];
+    Node *here = all ? NULL : g_data(g, DT_BOOL, rank, line, is + k * size, "held");
+    if (here) x = g_select(g, here, x, zeros(d, n->in[0]));
+    sum = sum ? g_map2(g, P_ADD, sum, x) : x;
+  }
+  return sum;
+}
+
 static void rule_gather(Derive *d, Node *n, Node *gn) {
-  add_to(d, n->in[0], g_scatter(d->g, zeros(d, n->in[0]), n->in[1], gn, (int)n->i, false));
+  Node *gx = gather_grad(d, n, gn);
+  if (!gx) gx = g_scatter(d->g, zeros(d, n->in[0]), n->in[1], gn, (int)n->i, false);
+  add_to(d, n->in[0], gx);
 }
 
 /* Storing: the base has no gradient where it was overwritten, and an update only where it was the last one. */

@@ -192,6 +192,11 @@ static const struct {
     {"batch_norm", "X=74x67 Scale=67 Bias=67 Mean=67 Variance=67", NULL, DT_FLOAT32, 1e-4},
     {"batch_norm", "X=300x7 Scale=7 Bias=7 Mean=7 Variance=7", NULL, DT_FLOAT64, 0},
     {"arg_max", "X=77x50 axis=0", NULL, DT_FLOAT32, 0},
+    /* tables of indices, which are copied with what they point to */
+    {"bilinear_interp_v2", "X=2x5x15x17 out_h=31 out_w=40", NULL, DT_FLOAT32, 0},
+    {"nearest_interp_v2", "X=2x5x15x17 out_h=31 out_w=9", NULL, DT_FLOAT64, 0},
+    {"bicubic_interp_v2", "X=2x3x16x11 out_h=32 out_w=33", NULL, DT_FLOAT32, 0},
+    {"pool2d", "X=2x5x23x30 ksize=[7,7] pooling_type='avg' adaptive=true", NULL, DT_FLOAT32, 0},
     /* order: several merges; rows of several classes */
     {"argsort", "X=3x1500", NULL, DT_FLOAT32, 0},
     {"argsort", "X=2x700 descending=true", NULL, DT_FLOAT64, 0},

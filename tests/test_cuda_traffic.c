@@ -142,6 +142,13 @@ static const Case odd[] = {
     {"pool2d", "X=2x7x14x10 ksize=[2,2] strides=[2,2] pooling_type='max'", NULL, 1.05, 0},
     {"pool2d", "X=2x16x31x31 ksize=[2,2] strides=[3,3] pooling_type='max'", NULL, 1.05, 0},
     {"pool3d", "X=2x3x6x12x10 ksize=[2,2,2] strides=[2,2,2] pooling_type='max'", NULL, 1.05, 0},
+    /* tables of indices, as of resizing, and their gradients */
+    {"nearest_interp_v2", "X=2x8x15x17 out_h=31 out_w=40", NULL, 1.05, 0},
+    {"bilinear_interp_v2", "X=2x8x15x17 out_h=31 out_w=40", NULL, 1.05, 0},
+    {"bilinear_interp_v2", "X=2x8x32x32 out_h=16 out_w=16", NULL, 1.05, 0},
+    {"bilinear_interp_v2", "X=2x8x16x24 out_h=32 out_w=32 data_layout='NHWC'", NULL, 1.05, 0},
+    {"bilinear_interp_v2", "X=2x8x15x15 out_h=30 out_w=30", NULL, 1.13, 1.18},
+    {"pool2d", "X=2x8x13x13 ksize=[6,6] pooling_type='max' adaptive=true", NULL, 1.05, 0},
     /* sums over images and pixels of which rows begin anywhere */
     {"instance_norm", "X=2x8x57x57 Scale=8 Bias=8", NULL, 1.05, 0},
     {"instance_norm", "X=4x17x9x9 Scale=17 Bias=17", NULL, 1.05, 0},

@@ -246,6 +246,16 @@ static Node *index_of(Graph *g, int rank, const int64_t *dims) {
 static Node *b_gather(Graph *g, Node **x) {
   return twice(g, g_gather(g, x[0], index_of(g, 2, (int64_t[]){4, 2}), 0));
 }
+/* The same indices in every row: one thrice, one never; and one too often for a sum over its places. */
+static Node *b_table(Graph *g, Node **x) {
+  static const int64_t few[7] = {2, 0, 0, 2, 4, 1, 2}, many[20] = {1, 2};
+  int64_t n = 7, all = 20;
+  Node *at = g_data(g, DT_INT64, 1, &n, few, "few");
+  Node *a = g_gather(g, x[0], g_expand(g, at, 2, (int64_t[]){3, 7}), 1);
+  at = g_reshape(g, g_data(g, DT_INT64, 1, &all, many, "many"), 2, (int64_t[]){20, 1});
+  Node *b = g_gather(g, a, g_expand(g, at, 2, (int64_t[]){20, 7}), 0);
+  return twice(g, b);
+}
 static Node *b_scatter(Graph *g, Node **x) {
   return twice(g, g_scatter(g, x[0], index_of(g, 2, (int64_t[]){4, 2}), x[1], 0, false));
 }
@@ -328,6 +338,7 @@ static const Case cases[] = {
     {"conv crop", 2, 2, {D3(2, 2, 6), D3(2, 2, 2)}, b_conv_crop, 0, 0},
     {"square diagonal", 2, 2, {D2(3, 5), D1(4)}, b_square_diag, 0, 0},
     {"gather", 2, 1, {D2(3, 2)}, b_gather, 0, 0},
+    {"table", 2, 1, {D2(3, 5)}, b_table, 0, 0},
     {"scatter", 2, 2, {D2(3, 2), D2(4, 2)}, b_scatter, 0, 0},
     {"assign", 2, 2, {D2(3, 2), D2(4, 2)}, b_assign, 0, 0},
     {"concat", 2, 3, {D2(2, 1), D2(2, 3), D2(2, 2)}, b_concat, 0, 0},

@@ -173,6 +173,41 @@ static int64_t summed(const Node *n) {
   return p > 0 ? p : 1;
 }
 
+static int64_t entry(const Node *table, int64_t i) {
+  return table->dtype == DT_INT32 ? ((const int32_t *)table->data)[i]
+                                  : ((const int64_t *)table->data)[i];
+}
+
+/* Where a GATHER at *of reads, whose indices are a table that grows about evenly: near so many of the operand's for one of
+ * the table. The steps are the same for all tables of one length. */
+static Lin by_table(const Node *n, const Lin *of) {
+  enum { MOST_TABLE = 1 << 16, MOST_FRACTION = 32, MOST_APART = 16 };
+  const Node *v = n->in[1], *table = v->prim == P_VIEW ? v->in[0] : v;
+  Lin to[KL_LOOPS], none = {.known = false, .kept = false, .parts = 1}, r = zero();
+  int64_t size = n->in[0]->dims[n->i], length = node_numel(table), parts = 1, lo = 0, hi = 0;
+  if (table->prim != P_DATA || (table->dtype != DT_INT32 && table->dtype != DT_INT64) ||
+      length == 0 || length > MOST_TABLE)
+    return none;
+  for (int d = 0; d < table->rank; d++) to[d] = v == table ? of[d] : behind(&v->map[0][d], of);
+  while (parts < MOST_FRACTION && size * parts % length) parts++;
+  int64_t step = (2 * size * parts + length) / (2 * length);
+  for (int64_t i = 0; i < length; i++) {
+    int64_t apart = parts * entry(table, i) - step * i;
+    if (i == 0 || apart < lo) lo = apart;
+    if (i == 0 || apart > hi) hi = apart;
+  }
+  if (hi - lo > MOST_APART * parts) return none;
+  Lin at = linear(to, table->dims, 0, table->rank);
+  add_term(&r, &at, step);
+  r.known = false;
+  r.kept &= r.parts * parts < MOST_PARTS;
+  r.bare_lo += r.parts * lo;
+  r.bare_hi += r.parts * hi;
+  add_range(&r, r.parts * lo, r.parts * hi, r.parts * parts);
+  r.parts *= parts;
+  return r;
+}
+
 static void visit(Walk *w, Node *n, const Lin *ix) {
   NodeInfo *f = gen_info(w->g, n);
   Lin to[KL_LOOPS], of[KL_LOOPS];
@@ -197,7 +232,7 @@ static void visit(Walk *w, Node *n, const Lin *ix) {
       if (n->prim == P_VIEW || n->prim == P_CONTRACT)
         to[d] = behind(&n->map[i][d], of);
       else if (n->prim == P_GATHER && i == 0 && d == n->i)
-        to[d].known = to[d].kept = false;
+        to[d] = by_table(n, of);
       else if (prim_is_reduce(n->prim) && n->i >> d & 1)
         to[d] = any(w, x->dims[d]);
       else if (d < n->rank)

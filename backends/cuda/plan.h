@@ -44,7 +44,7 @@ typedef struct CudaSpan {
   uint32_t uneven;      /* axes that have no one step */
   int64_t of[KL_LOOPS]; /* steps of their loops */
 } CudaSpan;
-enum { CUDA_SPANS = 8 };
+enum { CUDA_SPANS = 12 };
 typedef struct CudaSpans {
   int64_t points; /* of a block; rows of teams */
   int64_t box;    /* points that no block should part */
@@ -90,7 +90,8 @@ typedef struct CudaAccess {
   int input, bytes;
   bool known, kept;
   int64_t step[KL_LOOPS]; /* elements between neighbours of each loop of the domain */
-  /* if kept: the place is within (sum of of[l] * loop l + lo..hi) / parts; without divisions also a multiple of even */
+  /* if kept: the place is within (sum of of[l] * loop l + lo..hi) / parts; what is not by steps of whole elements is a multiple
+   * of even / parts, if that is whole */
   int64_t of[KL_LOOPS], lo, hi, even, parts;
   int64_t times; /* elements that one point reads there */
   /* lo..hi: windows that a point goes through, their steps (in parts) and extents, and the rest */

@@ -69,18 +69,27 @@ static int falls_from(const Nest *t, const CudaSpan *s, int64_t *most) {
   return from;
 }
 
-/* Do warps read whole sectors, or few places? */
-static bool is_even(const Nest *t, const CudaSpan *s, int64_t even) {
-  int last = t->n_out - 1, per = CUDA_SECTOR / s->bytes;
-  int64_t inner = s->step[last], ext = t->out[last].ext;
-  bool flat = inner == 1, rows = even % per == 0, moves = inner != 0;
+/* Does an axis move the place by what an index is divided by, or a table says? */
+static bool in_parts(const Nest *t, const Axis *axis, const CudaAccess *x) {
+  bool whole = true;
+  for (int l = axis->first; l <= axis->last; l++)
+    whole &= t->ext[l] == 1 || x->of[l] == x->parts * x->step[l];
+  return !whole;
+}
+
+/* Do warps read whole sectors, or few places? Steps and `even` count parts of elements. */
+static bool is_even(const Nest *t, const CudaSpan *s, const CudaAccess *x, int64_t even) {
+  int last = t->n_out - 1;
+  int64_t inner = s->step[last], ext = t->out[last].ext, per = CUDA_SECTOR / s->bytes * s->parts;
+  bool flat = inner == s->parts, rows = even % per == 0, moves = inner != 0;
   for (int a = 0; a < last; a++) {
-    moves |= s->step[a] != 0;
-    flat &= s->step[a] == cuda_inside(t, a);
-    rows &= s->step[a] % per == 0;
+    int64_t step = s->step[a];
+    moves |= step != 0;
+    flat &= step == s->parts * cuda_inside(t, a);
+    rows &= step % per == 0 || in_parts(t, &t->out[a], x);
   }
   if (inner == 0) return ext >= 32 || !moves;
-  return s->parts == 1 && inner == 1 && even % per == 0 && (flat || (rows && ext % per == 0));
+  return inner == s->parts && even % per == 0 && (flat || (rows && ext * s->parts % per == 0));
 }
 
 /* The same for teams, which go along the sums or the columns: is a line of neighbours whole sectors from the next? */
@@ -99,7 +108,7 @@ static bool is_even_team(const Nest *t, const CudaSpan *s, const CudaAccess *x, 
 }
 
 bool cuda_is_even(const Nest *t, const CudaSpan *s, const CudaAccess *x, int64_t even, bool *line) {
-  return t->red && !t->unroll ? is_even_team(t, s, x, line) : is_even(t, s, even);
+  return t->red && !t->unroll ? is_even_team(t, s, x, line) : is_even(t, s, x, even);
 }
 
 /* What all reads of an input have in common. */
