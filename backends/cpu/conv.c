@@ -566,6 +566,13 @@ static void pack_phase(Plan *plan, KernelFn *fn, int n, int64_t rows, int64_t mo
   if (plan->frame.x[p->a] != plan->frame.x[p->b]) w->prepares = plan->frame.x[p->b] + 1;
 }
 
+/* Rows that follow one another without gaps, where B is one panel: there is no next one to fetch. */
+static bool fetches_rows(const ConvPlan *p) {
+  const Part *q = &p->part[0];
+  bool dense = p->n_parts == 1 && !p->copy && q->k == p->channels && q->pixel == p->channels;
+  return dense && q->w.in_step == 1 && q->run_pieces == 1 && p->panels.n == 1;
+}
+
 static void direct_phases(Plan *plan) {
   ConvPlan *p = plan->conv;
   Work *w = &plan->work;
@@ -576,6 +583,7 @@ static void direct_phases(Plan *plan) {
   }
   p->b_size *= vectors * p->tile.lanes;
   if (p->pack) pack_phase(plan, conv_pack, p->n_parts, longest, PACK_ROWS);
+  p->fetch_rows = fetches_rows(p);
   w->fn[w->n_phases] = conv_tasks;
   w->scratch = p->strip_bytes;
 }

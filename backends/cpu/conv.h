@@ -53,9 +53,10 @@ typedef struct ConvPlan {
   Blocks panels; /* of the columns, in vectors */
   int n_parts;
   Part part[MOST_PARTS];
-  bool copy;      /* A's rows are copied, with zeros around, before they are read */
-  bool pack;      /* B is packed in a phase of its own; else it is read in place */
-  int64_t b_size; /* packed elements per group */
+  bool copy;       /* A's rows are copied, with zeros around, before they are read */
+  bool fetch_rows; /* the next tile's, of A, rather than the next panel */
+  bool pack;       /* B is packed in a phase of its own; else it is read in place */
+  int64_t b_size;  /* packed elements per group */
   int64_t units,
       chunks; /* what a task takes of an image: units are result rows, or blocks of one */
   int64_t panel_groups;

@@ -126,6 +126,8 @@ typedef struct Work1 {
   int64_t r0, r1; /* its rows of the epilogue */
 } Work1;
 
+enum { FETCHED = 128 }; /* bytes, for each of the microkernel's fetches */
+
 /* What is summed in one pass over the tiles: a part of a panel that stays in the cache. */
 typedef struct Sum {
   int64_t a, b, k, batch, a_step, b_step; /* a, b: bytes from the first tap */
@@ -157,7 +159,7 @@ static inline void fetch_results(const char *c, int64_t rows, int64_t pitch, int
     for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(c + i, 1, 2);
 }
 
-/* One pass over the tiles of a panel. */
+/* One pass over the tiles of a panel; each may fetch what the next one reads of A. */
 static void run_tiles(const Work1 *w, MicroFn *const *fn, MicroArgs *x, const char *a0, char *c0,
                       const char *next) {
   const ConvPlan *p = w->p;
@@ -171,12 +173,12 @@ static void run_tiles(const Work1 *w, MicroFn *const *fn, MicroArgs *x, const ch
   for (int64_t j = j0; j < j1; j++)
     for (int64_t i = i0; i < i1; i++) {
       int64_t at = block_start(&q->rows, i), line = q->run ? at : j, pos = q->run ? 0 : at;
+      int64_t n = block_size(&q->rows, i);
       x->a = a0 + (line - (q->run || p->by_block ? 0 : w->j0)) * a_line + pos * a_pos;
       x->c = c0 + line * c_line + pos * c_pos;
-      x->next = next;
+      x->next = p->fetch_rows ? (const char *)x->a + n * (q->run ? a_line : a_pos) : next;
       if (w->plan->frame.far && !x->add)
-        fetch_results(x->c, (q->run ? q->w.n : 1) * block_size(&q->rows, i), c_pos,
-                      x->columns * size);
+        fetch_results(x->c, (q->run ? q->w.n : 1) * n, c_pos, x->columns * size);
       next += x->next_step * (x->k / 4 * x->batch);
       fn[i >= q->rows.more](x);
     }
@@ -204,7 +206,7 @@ static void run_panel(const Work1 *w, int64_t panel) {
     x.add = i > 0;
     /* the tiles of this pass fetch what the next one reads of B */
     int64_t fetched = s.k * s.batch * x.ldb, steps = most(s.k / 4 * s.batch * w->tiles, 1);
-    x.next_step = least(div_up(fetched, steps), 128);
+    x.next_step = p->fetch_rows ? FETCHED : least(div_up(fetched, steps), FETCHED);
     run_tiles(w, fn, &x, w->a + s.a, w->c + v0 * lanes * size,
               (const char *)x.b + (p->pack ? fetched : 0));
   }

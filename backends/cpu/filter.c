@@ -257,7 +257,7 @@ static void product(Product *k, bool add) {
       }
       x.b_step = k->run * x.ldb;
       x.a = k->a + row * size;
-      x.c = k->c + (row * f->c_row + at) * size;
+      x.soon = x.c = k->c + (row * f->c_row + at) * size;
       fetch_ahead(&k->ahead, &x);
       const int *fn = (j || packed ? f->fn : f->first)[block_size(&r, j)][block_size(&v, i)];
       f->set.fn[fn[x.columns < width]](&x);

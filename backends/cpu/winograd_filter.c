@@ -152,7 +152,7 @@ static void multiply_tiles(const Sums *s, bool add) {
       for (int64_t r = 0; r < rows.n; r++) {
         int64_t row = block_start(&rows, r);
         x.a = s->a + i * w->a_step + row;
-        x.c = s->c + i * w->c_step + row * s->task.columns + c;
+        x.soon = x.c = s->c + i * w->c_step + row * s->task.columns + c;
         f->set.fn[f->fn[block_size(&rows, r)][block_size(&s->panels, v)][0]](&x);
       }
     }

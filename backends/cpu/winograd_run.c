@@ -241,7 +241,7 @@ static void multiply_strip(const Strip *s, const float *b, int64_t panel) {
     for (int64_t r = 0; r < rows.n; r++) {
       int64_t at = block_start(&rows, r);
       x.a = s->tiles + i * w->a_step + at * p->channels;
-      x.c = s->sums + i * w->c_step + at * width;
+      x.soon = x.c = s->sums + i * w->c_step + at * width;
       x.next = next;
       next += x.next_step * (p->channels / 4);
       p->set.fn[fn[r >= rows.more][panel >= p->panels.more]](&x);

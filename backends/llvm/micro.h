@@ -32,6 +32,8 @@ typedef struct MicroArgs {
   const void *
       next; /* not with dot: what is fetched into the cache meanwhile, next_step bytes for four steps of k */
   int64_t next_step;
+  const void *
+      soon; /* not with dot: where a tile of C will be written that is fetched before; NULL: nowhere */
 } MicroArgs;
 bool micro_same(const MicroSpec *a, const MicroSpec *b);
 typedef void MicroFn(const MicroArgs *args);

@@ -60,6 +60,7 @@ static void fields(Text *t) {
       {"keep", "ptr", offsetof(MicroArgs, keep)},
       {"next", "ptr", offsetof(MicroArgs, next)},
       {"next_step", "i64", offsetof(MicroArgs, next_step)},
+      {"soon", "ptr", offsetof(MicroArgs, soon)},
   };
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     field(t, all[i].name, all[i].at, all[i].type);
@@ -202,11 +203,29 @@ static void join(Text *t, const char *block, const char *before, const char *loo
 }
 
 /* %wN.oR: bytes from the first row of C to row r. */
-static void row_of_c(Text *t, int add, int r) {
+static void row_of_c(Text *t, int n, int r) {
   int run = t->m.run ? t->m.run : t->m.mr;
-  str_fmt(&t->s, "  %%w%d.m%d = mul i64 %%cjump, %d\n", add, r, r / run);
-  str_fmt(&t->s, "  %%w%d.n%d = mul i64 %%ldc, %d\n", add, r, r % run);
-  str_fmt(&t->s, "  %%w%d.o%d = add i64 %%w%d.m%d, %%w%d.n%d\n", add, r, add, r, add, r);
+  str_fmt(&t->s, "  %%w%d.m%d = mul i64 %%cjump, %d\n", n, r, r / run);
+  str_fmt(&t->s, "  %%w%d.n%d = mul i64 %%ldc, %d\n", n, r, r % run);
+  str_fmt(&t->s, "  %%w%d.o%d = add i64 %%w%d.m%d, %%w%d.n%d\n", n, r, n, r, n, r);
+}
+
+/* The vectors of a tile of C, for the L1 cache, if one is named: that they arrive takes no longer than the sums. */
+static void fetch_tile(Text *t) {
+  enum { N = 2 };
+  Str *s = &t->s;
+  str_add(s, "  %soon.some = icmp ne ptr %soon, null\n");
+  str_add(s, "  br i1 %soon.some, label %fetching, label %entry\nfetching:\n");
+  for (int r = 0; r < t->m.mr; r++) {
+    row_of_c(t, N, r);
+    str_fmt(s, "  %%s%d = getelementptr i8, ptr %%soon, i64 %%w%d.o%d\n", r, N, r);
+    for (int v = 0; v < t->m.nv; v++) {
+      str_fmt(s, "  %%s%d_%d = getelementptr i8, ptr %%s%d, i64 %d\n", r, v, r,
+              v * t->m.lanes * t->bytes);
+      str_fmt(s, "  call void @llvm.prefetch.p0(ptr %%s%d_%d, i32 1, i32 3, i32 1)\n", r, v);
+    }
+  }
+  str_add(s, "  br label %entry\n");
 }
 
 static void store(Text *t) {
@@ -408,8 +427,13 @@ void micro_text(const MicroSpec *spec, const char *symbol, Str *out) {
   t.elem = spec->dtype == DT_FLOAT32 ? "float" : "double";
   snprintf(t.vec, sizeof t.vec, "<%d x %s>", spec->lanes, t.elem);
   declarations(&t);
-  str_fmt(s, "define void @%s(ptr noalias %%args) #0 {\nentry:\n", symbol);
+  str_fmt(s, "define void @%s(ptr noalias %%args) #0 {\nfirst:\n", symbol);
   fields(&t);
+  if (spec->dot)
+    str_add(s, "  br label %entry\n");
+  else
+    fetch_tile(&t);
+  str_add(s, "entry:\n");
   str_fmt(s, "  %%main.n = udiv i64 %%k, %d\n  %%main.some = icmp ne i64 %%main.n, 0\n", step);
   str_fmt(s, "  %%rest.n = and i64 %%k, %d\n  %%rest.some = icmp ne i64 %%rest.n, 0\n", step - 1);
   if (spec->dot) {
