@@ -5,7 +5,8 @@
  * update right after its gradient), any other in its turn. Backwards the same says: a kernel that stores more than it
  * frees runs as late as it can, just before its first reader. Tried are the given order, both, and one after the other;
  * of those within a hundredth of the lowest peak that with the smallest sum of live bytes is kept: its values are read
- * soon after they are stored, while they are in cache.
+ * soon after they are stored, while they are in cache. Where none is, results that nothing else reads count as well,
+ * backwards: as a gradient that is stored for the update in the same kernel.
  * Near-linear: only kernels that are ready are looked at. (Sethi, Complete register allocation problems, 1975, has why
  * the best order is out of reach; OLLA, Steiner et al. 2022, what solvers gain over lists.)
  *
@@ -191,22 +192,22 @@ static void measure(Order *o, const int *order) {
 
 /* ---- list scheduling ---- */
 
-/* What running the job next adds to the live bytes; `back`: in reversed time. */
-static int64_t growth(const Order *o, const Job *j, bool back) {
+/* What running the job next adds to the live bytes; `back`: in reversed time. `all`: with what nothing reads of its results. */
+static int64_t growth(const Order *o, const Job *j, bool back, bool all) {
   int64_t in = 0, out = 0;
   for (int i = 0; i < j->stores.n; i++) {
     const Value *v = &o->values[j->stores.v[i]];
-    if (v->readers + v->kept) out += v->bytes;
+    if (v->readers + v->kept || all) out += v->bytes;
   }
   for (int i = 0; i < j->reads.n; i++) {
-    int v = j->reads.v[i].value, all = o->values[v].readers + o->values[v].kept;
-    if (back ? o->left[v] == all && !o->values[v].kept : o->left[v] == 1) in += o->values[v].bytes;
+    int v = j->reads.v[i].value, uses = o->values[v].readers + o->values[v].kept;
+    if (back ? o->left[v] == uses && !o->values[v].kept : o->left[v] == 1) in += o->values[v].bytes;
   }
   return back ? in - out : out - in;
 }
 
 /* to: the jobs of `base` in their turn, but what shrinks the live bytes as soon as it is ready; `back`: from the end. */
-static void list_schedule(Order *o, const int *base, bool back, int *to) {
+static void list_schedule(Order *o, const int *base, bool back, bool all, int *to) {
   int *turn = arena_array(o->a, int, o->n), *ready = arena_array(o->a, int, o->n), n_ready = 0;
   for (int i = 0; i < o->n; i++) {
     int j = base[i];
@@ -219,7 +220,7 @@ static void list_schedule(Order *o, const int *base, bool back, int *to) {
     int best = 0;
     int64_t least = 0;
     for (int i = 0; i < n_ready; i++) {
-      int64_t grows = growth(o, &o->jobs[ready[i]], back);
+      int64_t grows = growth(o, &o->jobs[ready[i]], back, all);
       if (grows > 0) grows = 0;
       if (i && (grows != least ? grows > least : turn[ready[i]] > turn[ready[best]])) continue;
       best = i;
@@ -252,14 +253,21 @@ static void apply(Order *o, const int *order) {
   number_kernels(g);
 }
 
-enum { GIVEN, FORTH, BACK, FORTH_BACK, BACK_FORTH, N_ORDERS };
+enum { GIVEN, FORTH, BACK, FORTH_BACK, BACK_FORTH, BACK_ALL, FORTH_BACK_ALL, N_ORDERS };
 
 /* Tries the orders; returns one of them. */
 static const int *choose(Order *o) {
   static const struct {
     int base;
-    bool back;
-  } how[N_ORDERS] = {{0}, {GIVEN, false}, {GIVEN, true}, {FORTH, true}, {BACK, false}};
+    bool back, all;
+  } how[N_ORDERS] = {
+      [FORTH] = {.base = GIVEN},
+      [BACK] = {.base = GIVEN, .back = true},
+      [FORTH_BACK] = {.base = FORTH, .back = true},
+      [BACK_FORTH] = {.base = BACK},
+      [BACK_ALL] = {.base = GIVEN, .back = true, .all = true},
+      [FORTH_BACK_ALL] = {.base = FORTH, .back = true, .all = true},
+  };
   int *tried[N_ORDERS], best = GIVEN;
   int64_t peak[N_ORDERS], sum[N_ORDERS], lowest = INT64_MAX;
   for (int i = 0; i < N_ORDERS; i++) {
@@ -267,7 +275,7 @@ static const int *choose(Order *o) {
     if (i == GIVEN)
       for (int j = 0; j < o->n; j++) tried[i][j] = j;
     else
-      list_schedule(o, tried[how[i].base], how[i].back, tried[i]);
+      list_schedule(o, tried[how[i].base], how[i].back, how[i].all, tried[i]);
     measure(o, tried[i]);
     peak[i] = o->peak;
     sum[i] = o->sum;
@@ -275,7 +283,7 @@ static const int *choose(Order *o) {
   }
   int64_t limit = lowest + lowest / 100;
   for (int i = GIVEN + 1; i < N_ORDERS; i++)
-    if (peak[i] <= limit && (peak[best] > limit || sum[i] < sum[best])) best = i;
+    if (peak[i] <= limit && (peak[best] > limit || (!how[i].all && sum[i] < sum[best]))) best = i;
   return tried[best];
 }
 
