@@ -319,6 +319,49 @@ Node *rule_contract_view(Graph *g, Node *n) {
   return NULL;
 }
 
+/* The only dimension of the other operand that loop l moves, which it walks through as it is; -1: it moves more than that and
+ * dimension d of operand x. */
+static int walked_by(const Node *n, int l, int x, int d) {
+  int e = -1;
+  for (int k = 0; k < 2; k++)
+    for (int i = 0; i < n->in[k]->rank; i++) {
+      if ((k == x && i == d) || (n->map[k][i].l0 != l && n->map[k][i].l1 != l)) continue;
+      if (k == x || e >= 0 || !aff_is_loop(&n->map[k][i], l)) return -1;
+      e = i;
+    }
+  return e < 0 || n->in[!x]->dims[e] != n->ext[l] ? -1 : e;
+}
+
+/* Dimension d of operand x at m, whose first term is of a summed loop: the sum over what it walks through. */
+static Node *sum_divided(Graph *g, Node *n, int x, int d, const AffDim *m) {
+  int l = m->l0, e;
+  if (m->div == 1 || l < n->rank || l == m->l1 || (m->c0 != 1 && m->c0 != -1)) return NULL;
+  /* of positions, not of taps, whose residue classes backends know */
+  if (m->l1 >= 0 && n->ext[m->l1] >= n->ext[l]) return NULL;
+  if (n->in[x]->dims[d] >= n->ext[l] || (e = walked_by(n, l, x, d)) < 0) return NULL;
+  AffDim map[2][KL_RANK],
+      to = {m->l1, (int8_t)l, -m->c0 * m->c1, m->c0 * m->div, -m->c0 * m->off, 1};
+  int64_t ext[KL_LOOPS];
+  if (m->l1 < 0 || m->l1 > l) to = (AffDim){to.l1, to.l0, to.c1, to.c0, to.off, 1};
+  for (int k = 0; k < 2; k++) memcpy(map[k], n->map[k], (size_t)n->in[k]->rank * sizeof *map[k]);
+  memcpy(ext, n->ext, (size_t)n->n_loops * sizeof *ext);
+  map[x][d] = aff_loop(l);
+  map[!x][e] = to;
+  ext[l] = n->in[x]->dims[d];
+  return g_contract(g, n->in[0], n->in[1], n->rank, n->n_loops, ext, map[0], map[1]);
+}
+
+Node *rule_contract_divided(Graph *g, Node *n) {
+  Node *to = NULL;
+  for (int x = 0; n->prim == P_CONTRACT && x < 2; x++)
+    for (int d = 0; d < n->in[x]->rank && !to; d++) {
+      AffDim m = n->map[x][d], turned = {m.l1, m.l0, m.c1, m.c0, m.off, m.div};
+      to = sum_divided(g, n, x, d, &m);
+      if (!to) to = sum_divided(g, n, x, d, &turned);
+    }
+  return to;
+}
+
 /* Are all dimensions of both operands loops as they are: a matrix product? */
 static bool is_product(const Node *c) {
   for (int x = 0; x < 2; x++)

@@ -70,6 +70,8 @@ static const Rule rules[] = {
     {"map-expand", NULL, NULL, ANY, rule_map_expand},
     /* contraction of a permuted, sliced or zero-padded operand = contraction with another map */
     {"contract-view", NULL, NULL, ANY, rule_contract_view},
+    /* sum over k of x[(k - i)/d] y[k] = sum over q of x[q] y[d*q + i], which has no terms that do not count */
+    {"contract-divided", NULL, NULL, ANY, rule_contract_divided},
     /* permutation of a matrix product that leaves its rows whole = a product with another order of results */
     {"view-contract", NULL, NULL, ANY, rule_view_contract},
 };
