@@ -295,7 +295,7 @@ void conv_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
       w.r1 = (at + e1) / p->row_elems;
     }
     for (int j = 0; j < p->n_parts; j++)
-      run_part(&w, &p->part[j], pg, p->n_parts == 1 && i > begin && (pg > 0 || p->row));
+      run_part(&w, &p->part[j], pg, p->n_parts == 1 && i > begin && pg > 0 && !p->row);
     if (plan->frame.fn && !plan->work.by_panel) plan->frame.fn(NULL, bufs, w.r0, w.r1, ctx);
   }
 }
