@@ -178,33 +178,61 @@ static int64_t entry(const Node *table, int64_t i) {
                                   : ((const int64_t *)table->data)[i];
 }
 
-/* Where a GATHER at *of reads, whose indices are a table that grows about evenly: near so many of the operand's for one of
- * the table. The steps are the same for all tables of one length. */
-static Lin by_table(const Node *n, const Lin *of) {
+/* How evenly the table of a GATHER's indices grows: times `parts`, entry i lies within step * i + lo..hi. The steps are the
+ * same for all tables of one length. */
+typedef struct Growth {
+  int64_t step, parts, lo, hi;
+} Growth;
+
+static const Node *table_of(const Node *gather) {
+  const Node *v = gather->in[1];
+  return v->prim == P_VIEW ? v->in[0] : v;
+}
+
+/* false: there is no table, or it is far from even. */
+static bool table_growth(const Node *gather, Growth *to) {
   enum { MOST_TABLE = 1 << 16, MOST_FRACTION = 32, MOST_APART = 16 };
-  const Node *v = n->in[1], *table = v->prim == P_VIEW ? v->in[0] : v;
-  Lin to[KL_LOOPS], none = {.known = false, .kept = false, .parts = 1}, r = zero();
-  int64_t size = n->in[0]->dims[n->i], length = node_numel(table), parts = 1, lo = 0, hi = 0;
+  const Node *table = table_of(gather);
+  int64_t size = gather->in[0]->dims[gather->i], length = node_numel(table), parts = 1;
   if (table->prim != P_DATA || (table->dtype != DT_INT32 && table->dtype != DT_INT64) ||
       length == 0 || length > MOST_TABLE)
-    return none;
-  for (int d = 0; d < table->rank; d++) to[d] = v == table ? of[d] : behind(&v->map[0][d], of);
+    return false;
   while (parts < MOST_FRACTION && size * parts % length) parts++;
-  int64_t step = (2 * size * parts + length) / (2 * length);
+  *to = (Growth){.step = (2 * size * parts + length) / (2 * length), .parts = parts};
   for (int64_t i = 0; i < length; i++) {
-    int64_t apart = parts * entry(table, i) - step * i;
-    if (i == 0 || apart < lo) lo = apart;
-    if (i == 0 || apart > hi) hi = apart;
+    int64_t apart = parts * entry(table, i) - to->step * i;
+    if (i == 0 || apart < to->lo) to->lo = apart;
+    if (i == 0 || apart > to->hi) to->hi = apart;
   }
-  if (hi - lo > MOST_APART * parts) return none;
+  return to->hi - to->lo <= MOST_APART * parts;
+}
+
+void cuda_key(Kernel *k, Str *key) {
+  loop_key(k, LOOP_MAIN, key);
+  for (int i = 0; i < k->nodes.n; i++) {
+    Growth t = {0};
+    if (k->nodes.v[i]->prim != P_GATHER) continue;
+    if (!table_growth(k->nodes.v[i], &t)) t = (Growth){0};
+    str_addn(key, (const char *)&t, sizeof t);
+  }
+}
+
+/* Where a GATHER at *of reads, whose indices are a table that grows about evenly: near so many of the operand's for one of
+ * the table. */
+static Lin by_table(const Node *n, const Lin *of) {
+  const Node *v = n->in[1], *table = table_of(n);
+  Lin to[KL_LOOPS], r = zero();
+  Growth t;
+  if (!table_growth(n, &t)) return (Lin){.known = false, .kept = false, .parts = 1};
+  for (int d = 0; d < table->rank; d++) to[d] = v == table ? of[d] : behind(&v->map[0][d], of);
   Lin at = linear(to, table->dims, 0, table->rank);
-  add_term(&r, &at, step);
+  add_term(&r, &at, t.step);
   r.known = false;
-  r.kept &= r.parts * parts < MOST_PARTS;
-  r.bare_lo += r.parts * lo;
-  r.bare_hi += r.parts * hi;
-  add_range(&r, r.parts * lo, r.parts * hi, r.parts * parts);
-  r.parts *= parts;
+  r.kept &= r.parts * t.parts < MOST_PARTS;
+  r.bare_lo += r.parts * t.lo;
+  r.bare_hi += r.parts * t.hi;
+  add_range(&r, r.parts * t.lo, r.parts * t.hi, r.parts * t.parts);
+  r.parts *= t.parts;
   return r;
 }
 

@@ -225,7 +225,7 @@ static void decide(CudaChoice *r, CudaDevice *d, Kernel *k, CudaMath math) {
 static void choice_key(const CudaDevice *d, Kernel *k, CudaMath math, Str *key) {
   Str code;
   str_init(&code, key->a);
-  loop_key(k, LOOP_MAIN, &code);
+  cuda_key(k, &code);
   str_fmt(key, "provider %s %d %d %lld %lld %d %d %a\n", d->model, d->sm, cuda_version(),
           (long long)library_open(LIBRARY_CUBLAS), (long long)library_open(LIBRARY_CUDNN),
           (int)math, (int)k->tuning, k->conv_error);

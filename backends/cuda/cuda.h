@@ -65,6 +65,8 @@ enum { CUDA_WHOLE = 16 };
 bool cuda_target(const char *name, CudaTarget *t);
 /* In the arena. NULL: E-GEN-002, the kernel cannot run on a GPU. */
 CudaPlan *cuda_plan(Arena *a, const Kernel *k, const CudaTarget *t);
+/* access.c: all that a plan and its code depend on, the target left out; key's arena is used. */
+void cuda_key(Kernel *k, Str *key);
 
 /* ptx.c: one module with all entries of the kernels' plans; what: "ptx" or "llvm". E-GEN-001, E-GEN-002, E-GEN-003. */
 bool cuda_text(int n, Kernel *const *k, const CudaTarget *t, const char *what, Str *out);

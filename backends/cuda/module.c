@@ -95,7 +95,7 @@ static void ptx_key(const Module *m, const CudaTarget *t, Str *key) {
   for (int i = 0; i < m->n; i++) {
     Str own;
     str_init(&own, key->a);
-    loop_key(m->kernel[i], LOOP_MAIN, &own);
+    cuda_key(m->kernel[i], &own);
     str_fmt(key, "%zu ", own.n);
     str_addn(key, own.s, own.n);
     for (int j = 0; j < m->plan[i]->n; j++)

@@ -398,7 +398,7 @@ CudaPlan *cuda_plan(Arena *a, const Kernel *k, const CudaTarget *t) {
   Planning p = {.a = a, .k = (Kernel *)k, .t = t, .plan = arena_new_of(a, CudaPlan)};
   Str key;
   str_init(&key, a);
-  loop_key(p.k, LOOP_MAIN, &key);
+  cuda_key(p.k, &key);
   bool guarded = writes_state(k);
   p.key = hash_bytes((uint64_t)guarded + (k->choice ? 2 : 0), key.s, key.n);
   p.plan->launch = arena_array(a, CudaLaunch, MOST_LAUNCHES);
