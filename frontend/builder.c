@@ -300,20 +300,23 @@ kl_var *end_layer(kl_net *net, const char *at, kl_var *y, const char *act) {
 
 /* ---- data and parameters ---- */
 
-/* known: no dimension may be -1. */
+bool shape_declared(const char *what, kl_dtype dtype, int rank, const int64_t *dims, bool known) {
+  if ((int)dtype < KL_BOOL || dtype > KL_FLOAT64)
+    return err_set(E_ARG_002, "%s: %d is not an element type", quoted(what), (int)dtype);
+  if (rank < 0 || (rank && !dims))
+    return err_set(E_ARG_002, "%s: a rank of %d and %s", quoted(what), rank,
+                   dims ? "dimensions" : "no dimensions");
+  if (!check_var_dims(rank, dims)) return err_note("of %s", quoted(what)), false;
+  for (int i = 0; i < rank; i++)
+    if (dims[i] < (known ? 0 : -1))
+      return err_set(E_ARG_002, "%s: dimension %d is %lld", quoted(what), i, (long long)dims[i]);
+  return true;
+}
+
 static bool can_declare(const char *name, kl_dtype dtype, int rank, const int64_t *dims,
                         bool known) {
   if (!name || !*name) return err_set(E_ARG_002, "a variable needs a name");
-  if ((int)dtype < KL_BOOL || dtype > KL_FLOAT64)
-    return err_set(E_ARG_002, "%s: %d is not an element type", quoted(name), (int)dtype);
-  if (rank < 0 || (rank && !dims))
-    return err_set(E_ARG_002, "%s: a rank of %d and %s", quoted(name), rank,
-                   dims ? "dimensions" : "no dimensions");
-  if (!check_var_dims(rank, dims)) return err_note("of %s", quoted(name)), false;
-  for (int i = 0; i < rank; i++)
-    if (dims[i] < (known ? 0 : -1))
-      return err_set(E_ARG_002, "%s: dimension %d is %lld", quoted(name), i, (long long)dims[i]);
-  return true;
+  return shape_declared(name, dtype, rank, dims, known);
 }
 
 kl_var *kl_data_at(const char *at, kl_net *net, const char *name, kl_dtype dtype, int rank,

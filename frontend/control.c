@@ -130,15 +130,8 @@ kl_var *kl_vary(kl_var *v, int axis) {
 kl_var *kl_fill_at(const char *at, kl_net *net, kl_dtype dtype, double value, int rank,
                    const int64_t *dims) {
   BUILD_GUARD(net, false, NULL);
-  if (rank < 0 || (rank && !NEED(dims)) || (int)dtype < KL_BOOL || dtype > KL_FLOAT64) {
-    err_set(E_ARG_002, "kl_fill: a rank of %d, element type %d", rank, (int)dtype);
-    return at_where(at), NULL;
-  }
-  for (int i = 0; i < rank; i++)
-    if (dims[i] < 0) {
-      err_set(E_ARG_002, "kl_fill: dimension %d is %lld", i, (long long)dims[i]);
-      return at_where(at), NULL;
-    }
+  if (err_any() || !net) return NULL;
+  if (!shape_declared("kl_fill", dtype, rank, dims, true)) return at_where(at), NULL;
   Op *op = begin_op(at, net, "fill_constant");
   if (!op) return NULL;
   op_set_attr(op, &(Attr){.name = "shape", .type = AT_LONGS, .n = rank, .is = (int64_t *)dims});

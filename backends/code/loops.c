@@ -56,6 +56,7 @@ static void put_kernel(Key *key) {
   for (int i = 0; i < k->outputs.n; i++) {
     put_node(key, k->outputs.v[i]);
     put_int(key, k->outputs.v[i]->mark);
+    if (k->core) put_int(key, stored_in_memory(k->outputs.v[i])); /* what stencils fetch */
   }
 }
 
