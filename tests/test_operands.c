@@ -1,4 +1,4 @@
-/* Operands that kernels compute where they read them (passes/operands.c, backends/cpu/filter.c): which ones, and that results
+/* Operands that kernels compute where they read them (passes/operands.c, backends/cpu/filter_run.c): which ones, and that results
  * are the same bits as where they are stored. */
 #include "util.h"
 #include "../executor/internal.h"

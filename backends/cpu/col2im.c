@@ -28,7 +28,7 @@ typedef struct Col2imPlan {
   bool lead;                 /* in w and the result, channels come before taps and positions */
   int64_t block, blocks;     /* channels per task; blocks > 1 only if channels lead */
   int64_t k;                 /* extent of the summed side of the product */
-  int64_t per_task, unit;    /* see im2col.c */
+  int64_t per_task, unit;    /* see im2col.h */
   int64_t c_step;            /* of a channel in the result, if channels lead */
   Mat w_mat, x_mat;
   int64_t x_base; /* of the dimensions that are no windows */

@@ -1,4 +1,5 @@
-/* What conv.c (planning) and conv_run.c (running) share: convolutions, and products, as tiles of positions by channels. */
+/* What conv.c, conv_find.c, conv_cut.c (planning) and conv_run.c (running) share: convolutions, and products, as tiles of positions by
+ * channels. */
 #ifndef KILN_CONV_H
 #define KILN_CONV_H
 #include "tiles.h"
@@ -70,9 +71,18 @@ typedef struct ConvPlan {
 } ConvPlan;
 
 KernelFn conv_pack, conv_tasks; /* conv_run.c */
-/* The parts of an axis, at most 4: positions and taps (loops; -1: none) meet in dimension `dim` of operand x; -1: one position.
+
+/* conv_find.c
+ * The parts of an axis, at most 4: positions and taps (loops; -1: none) meet in dimension `dim` of operand x; -1: one position.
  * 0: not of the form. */
 int conv_axis(const Facts *f, int x, int dim, int pos, int tap, PartAxis *to);
+/* Fills in all that depends on no tile, where operand x holds the positions; false: the contraction is not of the form. */
+bool conv_find(const Facts *f, int x, ConvPlan *p);
+/* Positions of A, from first to last, that n results of an axis read. */
+int64_t conv_reach(const PartAxis *axis, int64_t n);
+
+/* conv_cut.c: tile, panels and tasks; returns the cycles of an image, about; 0: there is no tile. */
+double conv_cut(const Plan *plan, ConvPlan *p);
 /* Elements *e0..*e1-1 of an image's result, those of all columns, are what a chunk computes. */
 void conv_chunk(const ConvPlan *p, int64_t chunk, int64_t *e0, int64_t *e1);
 

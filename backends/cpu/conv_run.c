@@ -85,7 +85,7 @@ void conv_pack(const void *self, void *const *bufs, int64_t begin, int64_t end, 
 
 /* ---- A's rows with zeros around ---- */
 
-/* Rows j0..j1-1 of a part read this: strip_rows x strip_w x channels. */
+/* What result rows from j0 on read: rows x strip_w x channels. */
 static void copy_strip(const ConvPlan *p, const Part *q, int size, const char *a, int64_t j0,
                        int64_t rows, char *to) {
   int64_t y0 = q->h.in + q->h.in_step * j0, pixel = p->channels * size, line = q->strip_w * pixel;
@@ -246,8 +246,7 @@ static void run_part(const Work1 *t, const Part *q, int64_t pg, bool copied) {
   int64_t first = p->by_block ? 0 : j0;
   w.tiles = p->by_block ? j1 - j0 : q->rows.n * (q->run ? 1 : j1 - j0);
   if (p->copy) {
-    int64_t rows =
-        q->h.in_step * ((p->by_block ? 1 : j1 - j0) - 1) + q->h.tap_step * (q->h.taps - 1) + 1;
+    int64_t rows = conv_reach(&q->h, p->by_block ? 1 : j1 - j0);
     if (!copied) copy_strip(p, q, (int)size, a, first, rows, scratch);
     w.a = scratch;
   } else

@@ -1,4 +1,4 @@
-/* What filter.c (planning, and sums as they stand) and winograd_filter.c share: gradients of filters as products over positions. */
+/* What filter.c (planning), filter_run.c and winograd_filter.c share: gradients of filters as products over positions. */
 #ifndef KILN_FILTER_H
 #define KILN_FILTER_H
 #include "tiles.h"
@@ -42,6 +42,15 @@ typedef struct FilterPlan {
   int fn[MOST_ROWS + 1][MOST_VECTORS + 1][2], first[MOST_ROWS + 1][MOST_VECTORS + 1][2];
 } FilterPlan;
 
+/* Elements between packed positions of A beside its channels: so that they do not fall into a few sets of the L1 cache. */
+enum { FILTER_APART = 16 };
+/* Rows of A that n rows of an image read at all taps. */
+static inline int64_t filter_reach(const FilterPlan *f, int64_t n) {
+  return f->h.step * (n - 1) + f->h.tap_step * (f->h.taps - 1) + 1;
+}
+
+/* filter_run.c */
+KernelFn filter_tasks;
 /* What a task sums: a block of channels and one of columns over a share of the positions. */
 typedef struct FilterTask {
   int64_t i0, rows, o0, columns, p0, p1, share; /* p0, p1: positions, or rows of tiles */

@@ -9,7 +9,7 @@
  * of all taps and channels in the order of X, unless it lies so.
  *
  * Phase 1, if it is packed: a task has one filter. Phase 2: a task has a row of positions, or a part of one; for each panel of
- * images and block of filters it goes along the row. Divisions by a stride are undone as in conv.c. */
+ * images and block of filters it goes along the row. Divisions by a stride are undone as in conv_find.c. */
 #include "conv.h"
 
 enum { MOST_AXIS_PARTS = 4 };
