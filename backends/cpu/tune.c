@@ -65,24 +65,28 @@ static bool is_any_kept(Arena *a) {
   return found;
 }
 
-static int choice_of(const Kept *k) {
+static bool is_of(const TileRow *t, const Kernel *k) {
+  return t->isa == tile_isa() && t->dtype == k->core->dtype;
+}
+
+static int choice_of(const Kernel *kernel, const Kept *k) {
   if (k->way < 0 || k->way >= WAY_N) return 0;
   if (!k->mr) return k->way;
   for (int i = 0; tile_table[i].isa != ISA_NONE; i++) {
     const TileRow *t = &tile_table[i];
-    if (t->isa == tile_isa() && t->form == (Form)k->form && t->mr == k->mr && t->nv == k->nv)
+    if (is_of(t, kernel) && t->form == (Form)k->form && t->mr == k->mr && t->nv == k->nv)
       return k->way + WAY_N * (i + 1);
   }
   return 0;
 }
 
-static bool find(Arena *a, const Str *key, int *choice) {
+static bool find(Arena *a, const Str *key, Kernel *to) {
   const uint8_t *value;
   size_t n;
   Kept k;
   if (!cache_get(a, key->s, key->n, &value, &n) || n != sizeof k) return false;
   memcpy(&k, value, sizeof k);
-  *choice = choice_of(&k);
+  to->choice = choice_of(to, &k);
   return true;
 }
 
@@ -254,7 +258,7 @@ static bool measure(Trial *t) {
   int best = fastest(t), way = t->c[best].choice, from = t->n;
   if (way == WAY_RULE) way = by_kind[t->c[best].plan->kind];
   for (int i = 0; tile_table[i].isa != ISA_NONE; i++)
-    if (tile_table[i].isa == tile_isa()) add(t, way + WAY_N * (i + 1));
+    if (is_of(&tile_table[i], t->k)) add(t, way + WAY_N * (i + 1));
   return t->n == from || compare(t, from, best);
 }
 
@@ -294,7 +298,7 @@ bool choose_algorithm(Kernel *k) {
   if (is_any_kept(a) || k->tuning == TUNE_MEASURE) {
     str_init(&key, a);
     key_of(k, &key);
-    if (!find(a, &key, &k->choice) && k->tuning == TUNE_MEASURE && (ok = measured(a, k)))
+    if (!find(a, &key, k) && k->tuning == TUNE_MEASURE && (ok = measured(a, k)))
       remember(a, &key, k->choice);
   }
   arena_free(a);
