@@ -34,6 +34,8 @@ usage() { # NAME PATTERN COMMAND...: exit 2 and one line that says why
 # ---- before the verb, and help ----
 expect_text "error format after a space" 1 err '^\{"code": "E-IO-001"' "$kiln" --error-format json dump none
 expect_text "error format after the verb" 1 err '^\{"code": "E-IO-001"' "$kiln" dump none --error-format json
+expect_text "error format after a wrong flag" 2 err '^\{"code": "E-ARG-001"' "$kiln" dump none --wrong --error-format json
+expect_text "error format after a wrong verb" 2 err '^\{"code": "E-ARG-001"' "$kiln" dumb none --error-format=json
 usage "error format: neither" 'is not text or json' "$kiln" --error-format=xml dump none
 usage "error format: nothing" 'needs a value' "$kiln" --error-format
 usage "plug-in: nothing" 'needs a value' "$kiln" --plugin
@@ -91,6 +93,16 @@ expect "several fetches in one" 0 "${run[@]}" --feed y=y.npy --fetch loss,acc
 cp out want
 expect "several fetches one by one" 0 "${run[@]}" --feed y=y.npy --fetch loss --fetch acc
 same "are the same" out want
+expect "run --json" 0 "${run[@]}" --feed y=y.npy --fetch loss,acc --fetch scores=s.npy --json
+valid_json "results as JSON" out
+grep -q '"name": "scores", "dtype": "float32", "shape": \[50, 4\], "file": "s.npy"' out && pass "a file" || bad "a file" "$(cat out)"
+[ "$(python3 -c "import json; r = json.load(open('out'))['results']; print(*(f\"{x['name']} {x['values'][0]:.6g}\" for x in r[:2]))")" = \
+  "$(paste -d' ' - - <want | awk '{print $1, $NF}' | paste -sd' ')" ] && pass "the same numbers" || bad "the same numbers" "$(cat out want)"
+expect "run --json --profile" 0 "${run[@]}" --feed y=y.npy --fetch loss --profile --json
+valid_json "results and profile as JSON" out
+expect "run --json of no number" 0 "$kiln" run "$data/net_test.kl" --params whole --feed x=nan.npy --feed y=y.npy --fetch loss --json
+valid_json "NaN as JSON" out
+grep -q '"values": \[null\]' out && pass "is null too" || bad "is null too" "$(cat out)"
 expect_text "a misspelt fetch" 1 err 'Did you mean "scores"' "${run[@]}" --fetch score
 expect_text "a fetch without a file" 1 err 'names no file' "${run[@]}" --fetch scores=
 expect_text "a fetch of nothing" 1 err 'names nothing' "${run[@]}" --fetch ,

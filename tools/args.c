@@ -136,6 +136,12 @@ int error_format(int argc, char **argv, int i) {
   return usage_error("--error-format: %s is not text or json", quoted(value)), -1;
 }
 
+void find_error_format(int argc, char **argv) {
+  for (int i = 1; i < argc; i++)
+    error_json |= !strcmp(argv[i], "--error-format=json") ||
+                  (!strcmp(argv[i], "json") && !strcmp(argv[i - 1], "--error-format"));
+}
+
 int parse_args(int argc, char **argv, const Usage *u, List *args) {
   const char *verb = argv[0];
   args->n = 0;

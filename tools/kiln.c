@@ -68,6 +68,7 @@ static int run_verb(int argc, char **argv) {
 int main(int argc, char **argv) {
   int i = 1;
   hold_streams();
+  find_error_format(argc, argv);
   signal(SIGXFSZ, SIG_IGN); /* a write over the limit of ulimit -f fails like one on a full disk */
   while (i < argc) {
     const char *plugin = NULL;

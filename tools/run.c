@@ -26,11 +26,50 @@ static void print_tensor(const char *name, const Tensor *t) {
   if (n > 64) printf("  ... %s more\n", grouped(n - 64));
 }
 
-/* "NAME" prints, "NAME=FILE.npy" writes. */
-static bool deliver(Arena *a, const char *spec, const Tensor *t) {
-  const char *eq = strchr(spec, '=');
-  if (eq) return write_npy(eq + 1, t);
-  print_tensor(arena_str(a, spec), t);
+/* JSON has no infinity and no NaN: they are null. Digits as many as tell the numbers of a type apart. */
+static void add_values(Str *s, const Tensor *t) {
+  int digits = t->dtype == DT_FLOAT64 ? 17 : 9;
+  str_add(s, ", \"values\": [");
+  for (int64_t i = 0, n = tensor_numel(t); i < n; i++) {
+    double v = tensor_get(t, i);
+    str_add(s, i ? ", " : "");
+    if (t->dtype == DT_INT64)
+      str_fmt(s, "%" PRId64, ((const int64_t *)t->data)[i]);
+    else if (isfinite(v))
+      str_fmt(s, "%.*g", digits, v);
+    else
+      str_add(s, "null");
+  }
+  str_add(s, "]");
+}
+
+static void add_result(Str *s, const char *name, const char *file, const Tensor *t) {
+  str_add(s, s->n ? ",\n  {\"name\": " : "{\"results\": [\n  {\"name\": ");
+  str_json(name, s);
+  str_fmt(s, ", \"dtype\": \"%s\", \"shape\": [", dtype_info[t->dtype].name);
+  for (int d = 0; d < t->rank; d++) str_fmt(s, "%s%" PRId64, d ? ", " : "", t->dims[d]);
+  str_add(s, "]");
+  if (file) {
+    str_add(s, ", \"file\": ");
+    str_json(file, s);
+  } else
+    add_values(s, t);
+  str_add(s, "}");
+}
+
+/* Of each "NAME", printed, or "NAME=FILE.npy", written there; json: one object that says so. */
+static bool deliver(Arena *a, int n, const char *const *specs, const Tensor *out, bool json) {
+  Str s;
+  str_init(&s, a);
+  for (int i = 0; i < n; i++) {
+    const char *eq = strchr(specs[i], '='), *name = arena_strn(a, specs[i], strcspn(specs[i], "="));
+    if (eq && !write_npy(eq + 1, &out[i])) return false;
+    if (json)
+      add_result(&s, name, eq ? eq + 1 : NULL, &out[i]);
+    else if (!eq)
+      print_tensor(name, &out[i]);
+  }
+  if (json) printf("%s]", s.n ? s.s : "{\"results\": [");
   return true;
 }
 
@@ -67,8 +106,12 @@ static bool run_model(const Options *o, const char *path) {
   if (ok && !n) n = model_reached(&m, d.n, feeds, &names);
   if (ok) out = arena_array(m.arena, Tensor, n + 1);
   ok = ok && (e = exec_new(&o->exec)) && exec_run(e, s, m.prog, d.n, feeds, n, names, out);
-  for (int i = 0; ok && i < n; i++) ok = deliver(m.arena, specs.n ? specs.v[i] : names[i], &out[i]);
-  if (ok && o->exec.profile) exec_profile_print(e, NULL, stdout, o->json);
+  ok = ok && deliver(m.arena, n, specs.n ? specs.v : names, out, o->json);
+  if (ok && o->exec.profile) {
+    fputs(o->json ? ",\n\"profile\": " : "", stdout);
+    exec_profile_print(e, NULL, stdout, o->json);
+  }
+  if (ok && o->json) puts("}");
   for (int i = 0; out && i < n; i++) mem_free(out[i].data);
   exec_free(e);
   if (d.arena) dataset_close(&d);
@@ -99,7 +142,7 @@ int verb_run(int argc, char **argv) {
       {"--trace", FLAG_TEXT, &o.exec.trace, "FILE", "a Chrome trace"},
       {"--check-nan", FLAG_BOOL, &o.exec.check_nan, NULL,
        "name the first operator that makes a NaN or infinity"},
-      {"--json", FLAG_BOOL, &o.json, NULL, "profile as JSON"},
+      {"--json", FLAG_BOOL, &o.json, NULL, "results, and the profile, as JSON"},
       {0}};
   Usage u = {"MODEL --feed NAME=FILE ... [--fetch NAME[=FILE.npy]] ...",
              "Runs a model once on values from files.", 1, 1, flags};

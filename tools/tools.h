@@ -77,6 +77,8 @@ int usage_error(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* 
 int global_flag(int argc, char **argv, int i, const char *name, const char *kind,
                 const char **value);
 int error_format(int argc, char **argv, int i); /* the same for --error-format, which it obeys */
+/* Looks for it among all arguments, so that errors in those before it take its form. */
+void find_error_format(int argc, char **argv);
 
 /* model.c: programs with their parameters. */
 typedef struct Model {
