@@ -456,8 +456,8 @@ typedef struct kl_exec_options {
   /* bytes of intermediate values that one run may hold; 0: any. Values are computed again until they fit; same results */
   int64_t memory_budget;
   /* how far convolutions may be off, relative to the largest result of a layer; 0: 2e-6, as plain sums are, or plain sums
-   * if deterministic; < 0: plain sums. From 2e-6 and, with larger tiles, 1e-5 on, Winograd's algorithm serves 3 x 3 filters
-   * (and from 2e-6 on their gradients) */
+   * if deterministic; < 0: plain sums. From 2e-6 on Winograd's algorithm serves 3 x 3 filters and their gradients, on GPUs
+   * from 1e-5 on whatever cuDNN suggests */
   double conv_error;
   int64_t max_steps;  /* of one loop, after which it counts as endless; 0: 100 million */
   const char *device; /* "cpu" (the default), "cuda" or "cuda:N": the first or another GPU */

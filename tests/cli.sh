@@ -166,7 +166,7 @@ for budget in 0 -1 1Q 1KB K 1e300 nan; do
   expect_text "memory budget: $budget" 2 err 'not a valid BYTES' "$kiln" compile main.pdmodel "--memory-budget=$budget"
 done
 
-expect "conv error" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --conv-error 1e-5
+expect "conv error" 0 "$kiln" compile main.pdmodel "${shapes[@]}" --conv-error 3e-6
 for eps in -1 1 nan inf x; do
   expect_text "conv error: $eps" 2 err 'not a valid EPS' "$kiln" compile main.pdmodel "--conv-error=$eps"
 done

@@ -40,7 +40,7 @@ typedef enum FlagKind {
   }
 #define ALGORITHM_FLAGS(exec)                                                                      \
   {"--conv-error", FLAG_ERROR, &(exec).conv_error, "EPS",                                          \
-   "how far convolutions may be off (2e-6, as sums are); 0: sums alone; 1e-5: faster"},            \
+   "how far convolutions may be off (2e-6, as sums are); 0: sums alone"},                          \
       {"--deterministic", FLAG_BOOL, &(exec).deterministic, NULL,                                  \
        "algorithms by a rule on the shapes alone, none as measured"},                              \
   {                                                                                                \

@@ -34,6 +34,7 @@ typedef struct Winograd {
   int m, n;       /* a tile has m x m results and reads n x n positions; m is 0: not used */
   int64_t across; /* tiles in a row of tiles */
   Blocks strips;  /* what a chunk has of the rows of tiles */
+  Blocks sums;    /* of the channels, in LANES: what one sum of products has */
   int64_t a_step,
       c_step; /* elements between the matrices of transformed tiles, of their products */
   int fn

@@ -225,28 +225,33 @@ static void read_strip(const Strip *s, const float *a) {
     }
 }
 
-/* The products of a panel. */
+/* The products of a panel, each in sums of some channels, which are added up: see winograd.c. Tiles of rows go by a piece of B. */
 static void multiply_strip(const Strip *s, const float *b, int64_t panel) {
   const ConvPlan *p = s->p;
   const Winograd *w = &p->winograd;
   int64_t width = block_size(&p->panels, panel) * p->tile.lanes;
   Blocks rows = row_blocks(s->rows * w->across, &p->tile);
   const int(*fn)[2] = w->fn[s->rows == w->strips.size];
-  MicroArgs x = {.b = b, .k = p->channels, .columns = width, .batch = 1};
+  MicroArgs x = {.b = b, .columns = width, .batch = 1};
   x.ldb = x.ldc = width * (int64_t)sizeof *b;
   /* the tiles of a product fetch what the next one reads of B */
   x.next_step = least(div_up(p->channels * x.ldb, most(p->channels / 4 * rows.n, 1)), 128);
   for (int i = 0; i < w->n * w->n; i++) {
     const char *next = (const char *)x.b + p->channels * x.ldb;
-    for (int64_t r = 0; r < rows.n; r++) {
-      int64_t at = block_start(&rows, r);
-      x.a = s->tiles + i * w->a_step + at * p->channels;
-      x.soon = x.c = s->sums + i * w->c_step + at * width;
-      x.next = next;
-      next += x.next_step * (p->channels / 4);
-      p->set.fn[fn[r >= rows.more][panel >= p->panels.more]](&x);
+    for (int64_t j = 0; j < w->sums.n; j++) {
+      int64_t from = block_start(&w->sums, j) * LANES;
+      x.k = block_size(&w->sums, j) * LANES;
+      x.add = j > 0;
+      for (int64_t r = 0; r < rows.n; r++) {
+        int64_t at = block_start(&rows, r);
+        x.a = s->tiles + i * w->a_step + at * p->channels + from;
+        x.soon = x.c = s->sums + i * w->c_step + at * width;
+        x.next = next;
+        next += x.next_step * (x.k / 4);
+        p->set.fn[fn[r >= rows.more][panel >= p->panels.more]](&x);
+      }
+      x.b = (const char *)x.b + x.k * x.ldb;
     }
-    x.b = (const char *)x.b + p->channels * x.ldb;
   }
 }
 

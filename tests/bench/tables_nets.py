@@ -4,7 +4,6 @@ from peers import best_of, kiln, measure, ratio
 from shapes import SHAPES
 
 BIG = ("mobilenet", "resnet18", "resnet50", "vgg16", "bert")
-WINOGRAD = ("resnet18", "resnet50", "vgg16")  # those with 3 x 3 filters of stride 1
 INFER = ["onnxruntime", "openvino", "ncnn", "compile"]
 TRAIN = ["torch", "torch-nhwc", "compile"]
 AGREE = {"infer": 2e-3, "train": 2e-2}  # largest error of a result, of five losses, that still counts as the same
@@ -34,8 +33,7 @@ def bound(o, net, batch, threads, train):
 
 def compare(o, net, batch, threads, mode, peers, rounds, seconds, least, earlier=None):
     """A row: ours with this many threads, the best of the peers with as many or, in `earlier`, fewer."""
-    ours = ["kiln", "kiln-winograd"] if net in WINOGRAD else ["kiln"]
-    found = measure(o.build, net, batch, threads, mode, ours + (o.peers or peers), o.rounds or rounds, seconds, least)
+    found = measure(o.build, net, batch, threads, mode, ["kiln"] + (o.peers or peers), o.rounds or rounds, seconds, least)
     plan = bound(o, net, batch, threads, mode == "train")
     row = {"net": net, "batch": batch, "threads": threads, "results_ms": found, "bound_ms": plan["bound_ms"],
            "arena_ratio": plan["ratio"], "kernels": plan["kernels"]}
@@ -45,8 +43,6 @@ def compare(o, net, batch, threads, mode, peers, rounds, seconds, least, earlier
     if best and "median" in ours:
         row["best"], row["ours_over_best"] = best[0], ratio(ours, best[1])
         row["best_over_ours"] = ratio(best[1], ours)
-        winograd = found.get("kiln-winograd", ours)
-        row["winograd_over_best"], row["best_over_winograd"] = ratio(winograd, best[1]), ratio(best[1], winograd)
     row["worst_error"] = max((v["error"] for v in found.values() if "error" in v), default=float("inf"))
     row["differ"] = [k for k, v in found.items() if v.get("error", 0) > AGREE[mode]]
     return row
@@ -66,12 +62,9 @@ def columns(rows, peers, key, heading, target):
         missed = t is not None and r.get(key) and ((r[key]["median"] > t) if key == "ours_over_best" else r[key]["median"] < t)
         return f"**{text}**" if missed else text
     used = [p for p in peers if any(p in r["results_ms"] for r in rows)]
-    winograd = [("1e-5 allowed", lambda r: show(r["results_ms"].get("kiln-winograd"))),
-                ("its ratio", lambda r: show(r.get(key.replace("ours", "winograd")) if "kiln-winograd" in r["results_ms"] else None, 2))]
     return [("network", lambda r: f"{r['net']} b{r['batch']} {r['threads']}T"), ("Kiln", lambda r: show(r["results_ms"]["kiln"]))] + [
         (p, lambda r, p=p: show(r["results_ms"].get(p))) for p in used] + [
-        ("best peer", lambda r: r.get("best", "-")), (heading, verdict), ("target", lambda r: target(r))] + (
-        winograd if any("kiln-winograd" in r["results_ms"] for r in rows) else []) + [
+        ("best peer", lambda r: r.get("best", "-")), (heading, verdict), ("target", lambda r: target(r)),
         ("bound", lambda r: f"{r['bound_ms']:.3g}"), ("error", lambda r: f"{r['worst_error']:.0e}")]
 
 
@@ -91,8 +84,7 @@ def latency(o, write):
             seen.append(row)
         rows += seen
     notes = [f"- geometric mean of ours / best peer over the big networks (target <= 0.9), {t} threads: "
-             f"{mean_line(rows, 'ours_over_best', t)}; with an error of 1e-5 allowed "
-             f"{mean_line(rows, 'winograd_over_best', t)}" for t in sorted({r["threads"] for r in rows})]
+             f"{mean_line(rows, 'ours_over_best', t)}" for t in sorted({r["threads"] for r in rows})]
     write("Inference latency, batch 1, ms: median (min-max over the rounds)", rows,
           columns(rows, o.peers or INFER, "ours_over_best", "ours / best", lambda r: f"<= {r['target']}"), notes + notes_of(rows))
 

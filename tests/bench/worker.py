@@ -5,7 +5,7 @@ Reads commands from stdin and answers each with a line of JSON:
   output FILE           the result of a run as .npy (infer), or the losses of five steps from the start (train)
   rss                   {"kb": peak resident set}
 
-Peers: kiln (libkiln.so), kiln-winograd (the same with conv_error = 1e-5), torch (eager), torch-nhwc (channels last),
+Peers: kiln (libkiln.so), torch (eager), torch-nhwc (channels last),
 compile (torch.compile, weights frozen for infer), onnxruntime, openvino, ncnn. Times are of a call from Python, for every peer alike.
 """
 import ctypes, json, os, resource, sys, time
@@ -64,7 +64,7 @@ def kiln():
         if lib.kl_failed():
             raise RuntimeError(lib.kl_error().decode())
 
-    exe = ctypes.c_void_p(lib.kl_exec_new(Options(threads=threads, conv_error=1e-5 if peer == "kiln-winograd" else 0)))
+    exe = ctypes.c_void_p(lib.kl_exec_new(Options(threads=threads)))
     x, y = inputs(net, batch)
     path = f"{models}/{net}".encode()
     if train:
@@ -183,7 +183,7 @@ def ncnn():
 def main():
     t = time.perf_counter()
     try:
-        step = {"kiln": kiln, "kiln-winograd": kiln, "onnxruntime": onnxruntime, "openvino": openvino, "ncnn": ncnn}.get(peer, torch_net)()
+        step = {"kiln": kiln, "onnxruntime": onnxruntime, "openvino": openvino, "ncnn": ncnn}.get(peer, torch_net)()
         first = [np.array(step()) for _ in range(5 if train else 1)]
     except Exception as e:  # a peer that cannot run a network is reported, with its reason
         reply.write(json.dumps({"error": f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:300]}) + "\n")
