@@ -79,13 +79,13 @@ void loop_code(CodeBatch *b, Kernel *k, LoopPart part, KernelFn **fn) {
   arena_free(a);
 }
 
-enum { SPEC_KEY = 10 };
+enum { SPEC_KEY = 11 };
 
 /* All fields. */
 static void spec_key(const MicroSpec *s, int64_t v[SPEC_KEY]) {
   _Static_assert(sizeof *s == 48, "a field that is not in the key");
-  int64_t all[SPEC_KEY] = {s->dtype, s->lanes, s->mr,    s->nv,  s->tail,
-                           s->dot,   s->keep,  s->pitch, s->run, s->jump};
+  int64_t all[SPEC_KEY] = {s->dtype, s->lanes, s->mr,  s->nv,   s->tail,      s->dot,
+                           s->keep,  s->pitch, s->run, s->jump, s->more_lines};
   memcpy(v, all, sizeof all);
 }
 
@@ -104,9 +104,9 @@ void micro_code(CodeBatch *b, const MicroSpec *s, MicroFn **fn) {
   spec_key(s, v);
   str_init(&key, a);
   str_addn(&key, (char *)v, sizeof v);
-  snprintf(name, sizeof name, "micro_%s_%dx%dx%d%s%s%s_%lld_%d_%lld", dtype_info[s->dtype].name,
+  snprintf(name, sizeof name, "micro_%s_%dx%dx%d%s%s%s_%lld_%d_%lld_%d", dtype_info[s->dtype].name,
            s->mr, s->nv, s->lanes, s->tail ? "_tail" : "", s->dot ? "_dot" : "",
-           s->keep ? "_keep" : "", (long long)s->pitch, s->run, (long long)s->jump);
+           s->keep ? "_keep" : "", (long long)s->pitch, s->run, (long long)s->jump, s->more_lines);
   code_want(b, CODE_MICRO, name, s, sizeof *s, &key, fn);
   arena_free(a);
 }

@@ -272,6 +272,7 @@ static bool frame_of(const Kernel *k, Frame *f) {
     const Node *n = k->core->in[x];
     if ((f->x[x] = x == f->computed ? input_like(k, n) : kernel_input(k, n)) < 0) return false;
     f->constant[x] = k->inputs.v[f->x[x]].constant;
+    f->from_far[x] = stored_in_memory(k->inputs.v[f->x[x]].node);
   }
   f->out = k->inputs.n;
   f->epilogue = k->outputs.v[0] != k->core || k->outputs.n > 1;

@@ -27,12 +27,29 @@ static void cut_sums(ConvPlan *p, Part *q, int64_t size) {
   while (!q->fold && inner % q->run_group) q->run_group--;
 }
 
+/* Rows that follow one another without gaps, where B is one panel: there is no next one to fetch. */
+static bool fetches_rows(const ConvPlan *p) {
+  const Part *q = &p->part[0];
+  bool dense = p->n_parts == 1 && !p->copy && q->k == p->channels && q->pixel == p->channels;
+  return dense && q->w.in_step == 1 && q->run_pieces == 1 && p->panels.n == 1;
+}
+
+/* Where they come from memory, all that the next tile reads is fetched while one is summed. */
+static void fetch_ahead(const Plan *plan, ConvPlan *p) {
+  const Part *q = &p->part[0];
+  int64_t rows = (q->rows.size + (q->rows.more > 0)) * (q->run ? q->w.n : 1);
+  p->fetch_rows = fetches_rows(p);
+  if (p->fetch_rows && plan->frame.from_far[p->a])
+    p->more_lines = micro_more_lines(rows * FETCH_STEPS * plan->facts.size, 1);
+}
+
 static int want(Arena *a, ConvPlan *p, const Part *q, int64_t tile, int panel) {
   int64_t positions = q->run ? tile * q->w.n : tile;
   MicroSpec s = {.dtype = p->tile.dtype, .lanes = p->tile.lanes, .mr = (int)positions};
   s.nv = (int)(p->panels.size + (panel == 0));
   s.tail = panel == 2;
   s.pitch = q->w.in_step * q->pixel;
+  s.more_lines = p->more_lines;
   if (q->run && tile > 1) {
     s.run = (int)q->w.n;
     s.jump = q->h.in_step * q->line;
@@ -119,10 +136,10 @@ static bool try_operand(Arena *arena, Plan *plan, int x) {
   double cycles = conv_cut(plan, p);
   if (!cycles) return false;
   for (int i = 0; i < p->n_parts; i++)
-    if (p->part[i].k) {
-      cut_sums(p, &p->part[i], f->size);
-      want_all(arena, p, &p->part[i]);
-    }
+    if (p->part[i].k) cut_sums(p, &p->part[i], f->size);
+  fetch_ahead(plan, p);
+  for (int i = 0; i < p->n_parts; i++)
+    if (p->part[i].k) want_all(arena, p, &p->part[i]);
   if (plan->conv_error > 0) winograd_plan(arena, f, p, plan->conv_error, cycles);
   plan->conv = p;
   return true;
@@ -174,13 +191,6 @@ static void pack_phase(Plan *plan, KernelFn *fn, int n, int64_t rows, int64_t mo
   if (plan->frame.x[p->a] != plan->frame.x[p->b]) w->prepares = plan->frame.x[p->b] + 1;
 }
 
-/* Rows that follow one another without gaps, where B is one panel: there is no next one to fetch. */
-static bool fetches_rows(const ConvPlan *p) {
-  const Part *q = &p->part[0];
-  bool dense = p->n_parts == 1 && !p->copy && q->k == p->channels && q->pixel == p->channels;
-  return dense && q->w.in_step == 1 && q->run_pieces == 1 && p->panels.n == 1;
-}
-
 static void direct_phases(Plan *plan) {
   ConvPlan *p = plan->conv;
   Work *w = &plan->work;
@@ -191,7 +201,6 @@ static void direct_phases(Plan *plan) {
   }
   p->b_size *= vectors * p->tile.lanes;
   if (p->pack) pack_phase(plan, conv_pack, p->n_parts, longest, PACK_ROWS);
-  p->fetch_rows = fetches_rows(p);
   w->fn[w->n_phases] = conv_tasks;
   w->scratch = p->strip_bytes;
 }

@@ -57,6 +57,7 @@ typedef struct ConvPlan {
   Part part[MOST_PARTS];
   bool copy;       /* A's rows are copied, with zeros around, before they are read */
   bool fetch_rows; /* the next tile's, of A, rather than the next panel */
+  int more_lines;  /* of them: see MicroSpec */
   bool pack;       /* B is packed in a phase of its own; else it is read in place */
   int64_t b_size;  /* packed elements per group */
   int64_t units,

@@ -161,7 +161,7 @@ double conv_cut(const Plan *plan, ConvPlan *p) {
   ConvPlan best = *p;
   for (const TileRow *t = tile_table; t->isa != ISA_NONE; t++) {
     if (t->isa != isa || t->dtype != f->dtype || t->form != FORM_ROWS) continue;
-    if (only && t != only) continue;
+    if (only ? t != only : t->mr == 1 && !p->row) continue; /* one row is for one position */
     double c = 0;
     p->tile = *t;
     p->panels = vector_blocks(p->columns, t);

@@ -126,8 +126,6 @@ typedef struct Work1 {
   int64_t r0, r1; /* its rows of the epilogue */
 } Work1;
 
-enum { FETCHED = 128 }; /* bytes, for each of the microkernel's fetches */
-
 /* What is summed in one pass over the tiles: a part of a panel that stays in the cache. */
 typedef struct Sum {
   int64_t a, b, k, batch, a_step, b_step; /* a, b: bytes from the first tap */
@@ -179,7 +177,7 @@ static void run_tiles(const Work1 *w, MicroFn *const *fn, MicroArgs *x, const ch
       x->next = p->fetch_rows ? (const char *)x->a + n * (q->run ? a_line : a_pos) : next;
       if (w->plan->frame.far && !x->add)
         fetch_results(x->c, (q->run ? q->w.n : 1) * n, c_pos, x->columns * size);
-      next += x->next_step * (x->k / 4 * x->batch);
+      next += x->next_step * (x->k / FETCH_STEPS * x->batch);
       fn[i >= q->rows.more](x);
     }
 }
@@ -205,8 +203,10 @@ static void run_panel(const Work1 *w, int64_t panel) {
     x.b_step = s.b_step;
     x.add = i > 0;
     /* the tiles of this pass fetch what the next one reads of B */
-    int64_t fetched = s.k * s.batch * x.ldb, steps = most(s.k / 4 * s.batch * w->tiles, 1);
-    x.next_step = p->fetch_rows ? FETCHED : least(div_up(fetched, steps), FETCHED);
+    int64_t fetched = s.k * s.batch * x.ldb,
+            steps = most(s.k / FETCH_STEPS * s.batch * w->tiles, 1);
+    x.next_step = micro_fetched(p->more_lines);
+    if (!p->fetch_rows) x.next_step = least(div_up(fetched, steps), x.next_step);
     run_tiles(w, fn, &x, w->a + s.a, w->c + v0 * lanes * size,
               (const char *)x.b + (p->pack ? fetched : 0));
   }

@@ -65,6 +65,7 @@ typedef struct Frame {
   bool constant[2];  /* operands: see KernelInput */
   bool epilogue;     /* has one */
   bool far;          /* the raw result goes to memory */
+  bool from_far[2];  /* operands that come from there */
   int64_t rows;      /* extent of the result's outermost loop */
   int64_t parts;     /* rows of the epilogue in each of those */
   int64_t columns;   /* of a row of the epilogue, if it can run on some of them; 0: it cannot */

@@ -189,11 +189,20 @@ static void want_tiles(Arena *a, FilterPlan *p, int64_t rows, int64_t columns) {
       s.mr = (int)block_size(&r, i);
       s.nv = (int)block_size(&v, j);
       s.tail = (block_start(&v, j) + s.nv) * s.lanes > columns;
+      s.more_lines = p->more_lines;
       p->fn[s.mr][s.nv][s.tail] = micro_want(a, &p->set, &s);
       if (i) continue;
       s.keep = p->keep;
       p->first[s.mr][s.nv][s.tail] = micro_want(a, &p->set, &s);
     }
+}
+
+/* Where the operands come from memory, the tiles of a block of positions fetch all of the next one. */
+static void fetch_blocks(const Plan *plan, FilterPlan *p) {
+  int64_t taps = p->h.taps * (p->fold ? 1 : p->w.taps), wide = p->rows.size + p->cols.size,
+          tiles = row_blocks(p->rows.size, &p->tile).n * vector_blocks(p->cols.size, &p->tile).n;
+  if (plan->frame.from_far[0] || plan->frame.from_far[1])
+    p->more_lines = micro_more_lines(wide * FETCH_STEPS * plan->facts.size, taps * tiles);
 }
 
 /* ---- the plan ---- */
@@ -209,6 +218,7 @@ bool filter_plan(Arena *arena, Plan *plan) {
   bool fast = plan->conv_error >= SUM_ERROR && winograd_filter_plan(f, &p, tasks_for(f->flops));
   if (!fast) divide(f, &p);
   if (!choose_tile(f, &p, plan->only)) return false;
+  if (!fast) fetch_blocks(plan, &p);
   p.a_plain = !fast && !computed && is_plain(f, &p) && p.w.stride * f->size < PAGE;
   bool in_place = p.a_plain && p.b_pos == p.cols.size; /* B has no gaps and serves one tap */
   p.keep = !fast && !in_place && (p.cols.n > 1 || vector_blocks(p.columns, &p.tile).n > 1);

@@ -36,6 +36,7 @@ typedef struct FilterPlan {
   int64_t strip_w, pixel; /* columns of a strip, elements of one */
   bool a_plain;           /* A is read in place: one tap, position p at p*w.stride */
   bool keep;              /* the first tile of a panel of B packs it; else B is read in place */
+  int more_lines;         /* fetched of the next block: see MicroSpec */
   FilterWinograd winograd;
   MicroSet set;
   /* into the set; then of the first tiles, if they keep */

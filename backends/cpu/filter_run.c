@@ -156,13 +156,12 @@ void filter_strip(const FilterSource *s, const FilterTask *t, int64_t p, int64_t
   }
 }
 
-enum { LINES = 128, STEPS = 4 }; /* bytes, and steps of k, for each of the microkernel's fetches */
-
-/* What is read next, as the tiles of this block fetch it: two lines of each row at a time. The rows are the positions, or
- * where those follow one another without gaps the lines themselves, since memory is fastest in order. */
+/* What is read next, as the tiles of this block fetch it: a piece of each row at a time. The rows are the positions, or
+ * where those follow one another without gaps the pieces themselves, since memory is fastest in order. */
 typedef struct Ahead {
   const char *at[2]; /* of A and B; NULL: not fetched */
   int64_t pitch[2], bytes[2], rows[2];
+  int64_t piece;              /* bytes that are fetched at once */
   int64_t operand, line, row; /* where the next tile begins */
 } Ahead;
 
@@ -170,14 +169,14 @@ static void fetch_rows(Ahead *n, int operand, const char *at, int64_t pitch, int
                        int64_t rows) {
   bool dense = pitch == bytes;
   n->at[operand] = at;
-  n->pitch[operand] = dense ? LINES : pitch;
-  n->bytes[operand] = dense ? LINES : bytes;
-  n->rows[operand] = dense ? div_up(rows * pitch, LINES) : rows;
+  n->pitch[operand] = dense ? n->piece : pitch;
+  n->bytes[operand] = dense ? n->piece : bytes;
+  n->rows[operand] = dense ? div_up(rows * pitch, n->piece) : rows;
 }
 
 static Ahead ahead_of(const Plan *plan, const FilterPlan *f, const FilterTask *k, int64_t p) {
   int64_t size = plan->facts.size, positions = block_end(f, p, k->p1) - p;
-  Ahead n = {0};
+  Ahead n = {.piece = micro_fetched(f->more_lines)};
   Run r = run_at(f, p, k->p1);
   const char *a = k->a + (list_at(&plan->facts, &f->images, r.image, f->a) + r.y * f->h.stride +
                           r.x * f->w.stride + k->i0) *
@@ -196,10 +195,10 @@ static void fetch_ahead(Ahead *n, MicroArgs *x) {
   if (n->operand == 2) return;
   x->next_step = n->pitch[n->operand];
   x->next = n->at[n->operand] + n->line + n->row * x->next_step;
-  n->row += most(x->k / STEPS * x->batch, 1);
+  n->row += most(x->k / FETCH_STEPS * x->batch, 1);
   if (n->row < n->rows[n->operand]) return;
   n->row = 0;
-  n->line += LINES;
+  n->line += n->piece;
   if (n->line < n->bytes[n->operand]) return;
   n->line = 0;
   n->operand++;

@@ -4,6 +4,9 @@
 #define KILN_MICRO_H
 #include "../code/code.h"
 
+/* The code fetches FETCH_LINES lines of `next` in every FETCH_STEPS steps of k, and the more_lines of its spec. */
+enum { FETCH_STEPS = 4, FETCH_LINES = 2, MOST_MORE_LINES = 6, LINE_BYTES = 64 };
+
 /* One function. The tile has mr rows and nv vectors of `lanes` elements. */
 typedef struct MicroSpec {
   DType dtype; /* float32 or float64 */
@@ -16,6 +19,7 @@ typedef struct MicroSpec {
   int64_t pitch;
   /* > 0: after so many rows A goes on `jump` elements, C `cjump` bytes, from where those began; pitch > 0, not with dot */
   int run;
+  int more_lines; /* of `next`, fetched with the first ones: not with dot */
   int64_t jump;
 } MicroSpec;
 
@@ -30,11 +34,20 @@ typedef struct MicroArgs {
   int64_t cjump; /* only if run > 0 */
   void *keep;    /* only if the spec says so: k * batch rows of nv vectors */
   const void *
-      next; /* not with dot: what is fetched into the cache meanwhile, next_step bytes for four steps of k */
+      next; /* not with dot: what is fetched into the cache meanwhile, next_step bytes further each time */
   int64_t next_step;
   const void *
       soon; /* not with dot: where a tile of C will be written that is fetched before; NULL: nowhere */
 } MicroArgs;
+/* That `bytes` are fetched in so many times FETCH_STEPS. */
+static inline int micro_more_lines(int64_t bytes, int64_t times) {
+  int64_t n = (bytes + LINE_BYTES * times - 1) / (LINE_BYTES * times) - FETCH_LINES;
+  return (int)(n < 0 ? 0 : n < MOST_MORE_LINES ? n : MOST_MORE_LINES);
+}
+/* Bytes that are fetched each time. */
+static inline int64_t micro_fetched(int more_lines) {
+  return (int64_t)(FETCH_LINES + more_lines) * LINE_BYTES;
+}
 bool micro_same(const MicroSpec *a, const MicroSpec *b);
 typedef void MicroFn(const MicroArgs *args);
 

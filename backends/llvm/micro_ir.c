@@ -8,7 +8,7 @@
  * are LIBXSMM's: Heinecke et al., SC 2016; the batch-reduced form: Georganas et al., arXiv 1906.06440). */
 #include "micro.h"
 
-enum { UNROLL = 4 };
+enum { UNROLL = FETCH_STEPS };
 
 typedef struct Text {
   Str s;
@@ -143,15 +143,17 @@ static void step(Text *t, const char *loop, int u, const char *from, const char 
 
 static void dot_step(Text *t, const char *loop, bool masked);
 
-/* Two lines of what comes next, for the L2 cache. */
+/* Lines of what comes next, for the L2 cache. */
 static void fetch(Text *t, const char *loop, const char *before) {
   Str *s = &t->s;
   str_fmt(s, "  %%%s.next = phi ptr [ %%%s.next, %%%s ], [ %%%s.next1, %%%s ]\n", loop, before,
           before, loop, loop);
-  str_fmt(s, "  %%%s.line = getelementptr i8, ptr %%%s.next, i64 64\n", loop, loop);
   str_fmt(s, "  %%%s.next1 = getelementptr i8, ptr %%%s.next, i64 %%next_step\n", loop, loop);
-  str_fmt(s, "  call void @llvm.prefetch.p0(ptr %%%s.next, i32 0, i32 2, i32 1)\n", loop);
-  str_fmt(s, "  call void @llvm.prefetch.p0(ptr %%%s.line, i32 0, i32 2, i32 1)\n", loop);
+  for (int i = 0; i < FETCH_LINES + t->m.more_lines; i++) {
+    str_fmt(s, "  %%%s.line%d = getelementptr i8, ptr %%%s.next, i64 %d\n", loop, i, loop,
+            i * LINE_BYTES);
+    str_fmt(s, "  call void @llvm.prefetch.p0(ptr %%%s.line%d, i32 0, i32 2, i32 1)\n", loop, i);
+  }
 }
 
 /* A block that repeats `count` times, advancing k by n; before: the block it comes from and its names. */

@@ -2,8 +2,8 @@
  * contract_bench [THREADS [WORD]], those whose name holds WORD; with a third argument a line of JSON each. Rounds of ours,
  * OpenBLAS, oneDNN (sgemm alone, if it is there) and the peak loop (multiply-adds on registers alone) follow one another, so
  * that all see the same machine; printed are the medians of the rounds as parts of that peak, and ours over OpenBLAS.
- * The shapes: sgemm, forward convolutions of ResNet and MobileNet, and LeNet (20-50-500) and the MLP 784-256-128-10
- * with their gradients. */
+ * The shapes: sgemm, convolutions of ResNet, LeNet (20-50-500) and the MLP 784-256-128-10 with their gradients, and of MobileNet
+ * those whose operands come from memory. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -222,6 +222,8 @@ int main(int argc, char **argv) {
   conv("1x1 256-1024 14, batch 8", 8, 256, 1024, 14, 1, 1, 0, pool);
   conv("1x1 1024-256 14, batch 8", 8, 1024, 256, 14, 1, 1, 0, pool);
   conv("1x1 512-2048 7, batch 8", 8, 512, 2048, 7, 1, 1, 0, pool);
+  conv("1x1 32-64 112, batch 4", 4, 32, 64, 112, 1, 1, 0, pool);
+  conv("1x1 192-32 28, batch 16", 16, 192, 32, 28, 1, 1, 0, pool);
   pool_free(pool);
   return 0;
 }
