@@ -5,8 +5,8 @@
 #include "run.h"
 #include <string.h>
 
-static const int64_t INLINE_COST_NS =
-    12000; /* kernels cheaper than this are not worth waking the pool */
+/* Kernels cheaper than this are not worth waking the pool; where others have done that, cheaper than the second not the wait. */
+static const int64_t WAKE_COST_NS = 12000, WAIT_COST_NS = 5000;
 
 static void check_failed(RunCtx *c, int64_t node, int64_t index, int64_t value) {
   /* Threads race for the record; the smallest (node, index) wins, so the message is the same each time. */
@@ -114,7 +114,7 @@ static void add_phases(Run *u, int i, int less) {
   for (int j = prepared; j < c->n_phases - less; j++) {
     Phase *p = &all->phase[all->n];
     *p = (Phase){.fn = c->phase[j].fn, .self = c->phase[j].self, .bufs = args, .of = all};
-    all->step[all->n++] = (PoolStep){phase_share, p, c->phase[j].n_tasks, c->cost < INLINE_COST_NS};
+    all->step[all->n++] = (PoolStep){phase_share, p, c->phase[j].n_tasks, c->cost < all->least};
   }
 }
 
@@ -208,7 +208,10 @@ static void new_steps(Run *u) {
   Arena *a = u->e->tmp;
   Steps *s = u->steps = arena_new_of(a, Steps);
   int n = 0, n_args = 0;
+  s->least = WAKE_COST_NS;
   for (int i = 0; i < x->graph->kernels.n; i++) {
+    if (!x->graph->kernels.v[i]->constant && x->code[i].cost >= WAKE_COST_NS)
+      s->least = WAIT_COST_NS;
     n += x->code[i].n_phases + 1;
     n_args += x->n_bufs[i];
   }

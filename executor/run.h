@@ -13,6 +13,7 @@ typedef struct Steps {
   struct Phase *phase; /* of each */
   int *stop;           /* positions in step[] after which somebody looks; the last is n */
   int n_stops;
+  int64_t least; /* cheaper kernels run on the calling thread */
   int n_args;
   void **args; /* addresses for the kernels */
   const Buffer **arg_of;

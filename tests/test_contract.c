@@ -813,6 +813,26 @@ static void test_shares(void **state) {
   arena_free(f.a);
 }
 
+/* A convolution of one image that is too small for more tasks by its operations has two all the same, as LeNet's first. */
+static void test_halves(void **state) {
+  static const int64_t sizes[] = {28, 20}, tasks[] = {2, 1}, one[] = {1, 1}, zero[] = {0, 0};
+  (void)state;
+  for (int i = 0; i < 2; i++) {
+    Feeds f = feeds_new();
+    Graph *g = graph_new(NULL, false);
+    Node *x = random_feed(g, &f, "x", DT_FLOAT32, 4, (int64_t[]){1, 1, sizes[i], sizes[i]}),
+         *w = random_feed(g, &f, "w", DT_FLOAT32, 4, (int64_t[]){20, 1, 5, 5});
+    Node *y = g_conv(g, x, w, 2, one, zero, zero, one, 1);
+    while (y->prim != P_CONTRACT) y = y->in[0];
+    Kernel k = kernel_of(f.a, y, TUNE_RULE);
+    const Plan *p = contract_plan(f.a, &k, false);
+    assert_int_equal(p->kind, PLAN_IM2COL);
+    assert_int_equal(p->work.n_tasks[0], tasks[i]);
+    graph_free(g);
+    arena_free(f.a);
+  }
+}
+
 /* What is measured is remembered, and found again; by the rule nothing is. */
 static void test_tuning(void **state) {
   (void)state;
@@ -952,7 +972,8 @@ int main(void) {
       cmocka_unit_test(test_channels_last), cmocka_unit_test(test_awkward),
       cmocka_unit_test(test_microkernels),  cmocka_unit_test(test_scatter),
       cmocka_unit_test(test_sort),          cmocka_unit_test(test_choices),
-      cmocka_unit_test(test_shares),        cmocka_unit_test(test_tuning),
+      cmocka_unit_test(test_shares),        cmocka_unit_test(test_halves),
+      cmocka_unit_test(test_tuning),
   };
   blas_setup();
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -102,6 +102,7 @@ static bool divide_taps(const Facts *f, Im2colPlan *g, Work *w, int64_t want) {
 }
 
 static void divide(Plan *p, Im2colPlan *g) {
+  enum { HALVED = 500000 }; /* operations that are worth two tasks */
   const Facts *f = &p->facts;
   Work *w = &p->work;
   int64_t want = tasks_for(f->flops), rows = p->frame.rows;
@@ -128,6 +129,7 @@ static void divide(Plan *p, Im2colPlan *g) {
     g->per_task = g->unit * div_up(rows, most(want, 16));
     w->fused = true;
   } else {
+    if (f->flops >= HALVED) want = most(want, 2);
     cut_tiles(g, f->size, div_up(want, g->outer.total));
     g->per_task = 0;
     w->fused = g->outer.total * g->tiles == 1;
