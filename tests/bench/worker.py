@@ -48,7 +48,11 @@ class Pair(ctypes.Structure):  # kl_feed and kl_fetch
 
 
 def pairs(items):
-    return (Pair * (len(items) + 1))(*[(n, ctypes.pointer(t)) for n, t in items], (None, None))
+    """Feeds or fetches, and their address, which each call takes as it is."""
+    made = (Pair * (len(items) + 1))(*[(n, ctypes.pointer(t)) for n, t in items], (None, None))
+    address = ctypes.c_void_p(ctypes.addressof(made))
+    address.keep = made
+    return address
 
 
 def kiln():
@@ -57,7 +61,7 @@ def kiln():
         getattr(lib, f).restype = ctypes.c_void_p
     lib.kl_error.restype = ctypes.c_char_p
     run = lib.kl_run
-    run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(Pair), ctypes.POINTER(Pair)]
+    run.argtypes = [ctypes.c_void_p] * 4
     run.restype = lib.kl_failed.restype = lib.kl_set.restype = ctypes.c_bool
 
     def check():
