@@ -2,6 +2,7 @@
 #include "passcheck.h"
 #include <math.h>
 #include <setjmp.h>
+#include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
 
@@ -271,4 +272,38 @@ const Kernel *kernel_with(const Graph *g, const char *part) {
     if (strstr(g->kernels.v[i]->name, part)) return g->kernels.v[i];
   fail_msg("no kernel has %s in its name", part);
   return NULL;
+}
+
+/* ---- graphs from text ---- */
+
+/* The text form wants nodes numbered in order; here any number may name a node. */
+static char *renumbered(Arena *a, const char *text) {
+  int to[32] = {0}, n = 0;
+  Str out;
+  str_init(&out, a);
+  for (const char *p = text; *p; p++) {
+    if (*p != '%') {
+      str_addn(&out, p, 1);
+      continue;
+    }
+    char *end;
+    long k = strtol(p + 1, &end, 10);
+    if (p == text || p[-1] == '\n') to[k] = n++;
+    str_fmt(&out, "%%%d", to[k]);
+    p = end - 1;
+  }
+  return out.s;
+}
+
+Graph *graph_parsed(const char *text) {
+  Arena *a = arena_new();
+  char *s = renumbered(a, text);
+  Graph *g = graph_parse(s, strlen(s), "test");
+  arena_free(a);
+  if (!g) {
+    err_print(stderr, false);
+    err_clear();
+    fail_msg("the graph does not parse: %s", text);
+  }
+  return g;
 }

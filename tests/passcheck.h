@@ -1,5 +1,5 @@
 /* Oracles for the Graph passes: a graph's results by the interpreter, and by running its kernels one after the other in the
- * memory that the plan gives them. */
+ * memory that the plan gives them; and graphs from text. */
 #ifndef KILN_TESTS_PASSCHECK_H
 #define KILN_TESTS_PASSCHECK_H
 #include "../passes/passes.h"
@@ -20,5 +20,8 @@ void outcome_compare(const Outcome *a, const Outcome *b, double rel);
 void check_passes(Graph *g, double rel);
 int kernels_with(const Graph *g, const char *part); /* how many have `part` in their names */
 const Kernel *kernel_with(const Graph *g, const char *part);
+/* Fails the test where the text does not parse. Any number may name a node, which need not be in order. */
+Graph *graph_parsed(const char *text);
+#define X23 "%0 float32 [2, 3] = feed \"x\"\n" /* the first line of many */
 
 #endif
