@@ -5,7 +5,8 @@
  * steps of these axes and of the sums. In order of their steps, those that leave little out make one run of neighbouring
  * elements; each of the others, whose step is longer than all that lies within, multiplies the runs. So blocks have what a
  * few rows of a transposed matrix need, the same columns of several rows, or images of one channel. The axis, and how many of
- * its indices, are those for which fewest sectors are read and written: runs are rounded to sectors. */
+ * its indices, are those for which fewest sectors are read and written: runs are rounded to sectors. Maps may have the axes of
+ * their results in another order: within a block is then what is innermost of a read as well, and results are pieces, too. */
 #include "plan.h"
 #include <stdlib.h>
 #include <string.h>
@@ -62,9 +63,9 @@ static bool add_sums(const Box *b, const CudaAccess *x, CudaSpan *s) {
   return true;
 }
 
-/* Axes that leave little out become the run. */
+/* Axes that leave little out become the run, of results those that leave nothing. */
 static bool set_run(CudaSpan *s) {
-  int64_t per = CUDA_SECTOR / s->bytes;
+  int64_t per = s->result ? 1 : CUDA_SECTOR / s->bytes;
   s->run = s->hi - s->lo + 1;
   while (s->n_piece > 0) {
     const CudaPiece *p = &s->piece[s->n_piece - 1];
@@ -170,7 +171,14 @@ static bool find_span(const Box *b, int input, CudaSpan *s, bool *even) {
   return set_run(s) && s->size > 0;
 }
 
-/* Its place in shared memory, and the sectors of a block. */
+/* Of a block. */
+static double sectors_of(const Box *b, const CudaSpan *s) {
+  double per = CUDA_SECTOR / s->bytes, n = 1;
+  for (int i = 0; i < s->n_piece; i++) n *= (double)s->piece[i].ext;
+  return n * ((double)s->run / per + (is_aligned(b, s) ? 0 : 1 - 1 / per));
+}
+
+/* Its place in shared memory. */
 static bool place_span(const Box *b, CudaSpan *s) {
   const Nest *t = b->t;
   int64_t per = CUDA_SECTOR / s->bytes, n = 1, most = BOX_BYTES / s->bytes;
@@ -184,7 +192,7 @@ static bool place_span(const Box *b, CudaSpan *s) {
   }
   s->length = n * pitch;
   s->pad = !lanes && s->n_piece && s->inner != 1 && s->bytes >= 4 ? 128 / s->bytes : 0;
-  b->to->sectors += (double)n * ((double)s->run / (double)per + (even ? 0 : 1 - 1.0 / (double)per));
+  b->to->sectors += sectors_of(b, s);
   return true;
 }
 
@@ -195,6 +203,27 @@ static int64_t full_step(const Nest *t, int a) {
   return n;
 }
 
+/* What a block stores: all of it side by side, or in pieces. */
+static bool result_span(const Box *b, const Root *root, CudaSpan *s) {
+  const Nest *t = b->t;
+  int cut = b->to->cut;
+  int64_t each = root->full && t->red ? t->n_sums : 1, inside = cuda_inside(t, cut) * each;
+  *s = (CudaSpan){.buffer = root->buf,
+                  .bytes = dtype_info[root->n->dtype].size,
+                  .parts = 1,
+                  .result = true,
+                  .box = 1,
+                  .inner = each,
+                  .hi = t->red ? inside - 1 : 0,
+                  .size = t->rows * each};
+  for (int a = 0; a < t->n_out; a++)
+    s->step[a] = each > 1 || !t->red ? full_step(t, a) : cuda_inside(t, a);
+  for (int a = t->red ? t->n_out : cut + 1; a < t->n_out; a++)
+    if (!add_axis(s, (CudaPiece){.ext = t->out[a].ext, .step = s->step[a]})) return false;
+  int64_t step = t->red ? inside : s->step[cut];
+  return add_axis(s, (CudaPiece){.ext = b->to->across, .step = step, .cut = true}) && set_run(s);
+}
+
 /* Results of a block that begin anywhere. */
 static bool add_results(const Box *b) {
   const Nest *t = b->t;
@@ -203,22 +232,14 @@ static bool add_results(const Box *b) {
   for (int l = 0; l < t->out[to->cut].first; l++) within &= !(t->red >> l & 1) || t->ext[l] == 1;
   for (int r = 0; r < t->roots.n; r++) {
     const Root *root = &t->roots.v[r];
-    int64_t each = root->full && t->red ? t->n_sums : 1, points = to->points * each;
-    CudaSpan s = {.buffer = root->buf,
-                  .bytes = dtype_info[root->n->dtype].size,
-                  .parts = 1,
-                  .result = true,
-                  .box = 1,
-                  .inner = each,
-                  .size = t->rows * each,
-                  .length = points + 2 * CUDA_SECTOR};
-    if (each > 1 && (sums || !within)) return false;
-    for (int a = 0; a < t->n_out; a++) s.step[a] = each > 1 ? full_step(t, a) : cuda_inside(t, a);
-    double per = CUDA_SECTOR / s.bytes;
-    bool even = is_aligned(b, &s);
-    to->sectors += (double)points / per + (even ? 0 : 1 - 1 / per);
-    if (sums || (even && each == 1)) continue;
-    if (to->n == CUDA_SPANS) return false;
+    bool many = root->full && t->red && t->n_sums > 1;
+    CudaSpan s;
+    if ((many && (sums || !within)) || !result_span(b, root, &s)) return false;
+    if (sums || (!many && s.n_piece == 0 && is_aligned(b, &s))) {
+      to->sectors += sectors_of(b, &s);
+      continue;
+    }
+    if (to->n == CUDA_SPANS || !place_span(b, &s)) return false;
     to->v[to->n++] = s;
   }
   return true;
@@ -250,7 +271,7 @@ static bool fill_box(const Box *b) {
     uneven |= !even;
     if (even && (s.inner == 0 || is_aligned(b, &s))) continue;
     if (to->n == CUDA_SPANS || !place_span(b, &s)) return false;
-    if (own && (s.n_piece || !is_aligned(b, &s))) return false;
+    if (own && (s.n_piece || to->reordered || !is_aligned(b, &s))) return false;
     to->v[to->n++] = s;
   }
   to->sectors *= (double)chunks;
@@ -281,28 +302,105 @@ static bool fill_chunks(const Box *b, bool may_chunk) {
 /* 1, 2, 3, 4, 6, 8, 12, ... */
 static int64_t next_size(int64_t m) { return m == 1 ? 2 : m % 3 ? m / 2 * 3 : m / 3 * 4; }
 
+/* What a search goes by: most points of a block, fewest blocks; so far the best. */
+typedef struct Search {
+  Box box;
+  int64_t most, least;
+  bool rows, may_chunk;
+  CudaSpans *best;
+} Search;
+
+/* Any number of indices of the axis `cut`. */
+static void try_sizes(Search *f) {
+  enum { WHOLE = 8 };
+  const Nest *t = f->box.t;
+  CudaSpans *try = f->box.to;
+  int64_t ext = t->out[try->cut].ext, inside = cuda_inside(t, try->cut);
+  for (int64_t m = 1; m < 2 * ext; m = next_size(m)) {
+    try->across = m >= ext ? ext : ext % WHOLE ? div_up(ext, div_up(ext, m)) : m;
+    if (try->across * inside > f->most || cuda_box_blocks(t, try) < f->least) break;
+    int64_t threads = try->across * inside * (f->rows ? t->n_sums : 1);
+    if (threads < 32 && try->across < ext) continue;
+    if (!fill_chunks(&f->box, f->may_chunk) || (f->best && try->sectors > 0.96 * f->best->sectors))
+      continue;
+    f->best = arena_dup(f->box.g->a, try, sizeof *try);
+  }
+}
+
+void cuda_reorder(Nest *t, const CudaSpans *s) {
+  Axis out[KL_LOOPS];
+  memcpy(out, t->out, sizeof out);
+  for (int a = 0; a < t->n_out && s->boxes; a++) t->out[a] = out[s->order[a]];
+}
+
+/* Blocks with the axes `in` as a whole and a part of the axis `cut`. */
+static void try_order(Search *f, const Nest *t, uint32_t in, int cut) {
+  CudaSpans *try = f->box.to;
+  Nest turned = *t;
+  int n = 0;
+  for (int a = 0; a < t->n_out; a++)
+    if (!(in >> a & 1) && a != cut) try->order[n++] = a;
+  try->cut = n;
+  try->order[n++] = cut;
+  for (int a = 0; a < t->n_out; a++)
+    if (in >> a & 1) try->order[n++] = a;
+  try->reordered = false;
+  for (int a = 0; a < t->n_out; a++) try->reordered |= try->order[a] != a;
+  if (!try->reordered) return;
+  cuda_reorder(&turned, try);
+  f->box.t = &turned;
+  try_sizes(f);
+  f->box.t = t;
+}
+
+/* Axes by the elements between neighbours, -> how many. */
+static int by_step(const Nest *t, const CudaAccess *x, int *axis) {
+  int64_t step[KL_LOOPS];
+  int n = 0;
+  for (int a = 0; a < t->n_out; a++) {
+    int64_t s;
+    if (!cuda_axis_step(t, &t->out[a], x->of, &s) || s <= 0) continue;
+    int i = n++;
+    for (; i > 0 && step[i - 1] > s; i--) step[i] = step[i - 1], axis[i] = axis[i - 1];
+    step[i] = s;
+    axis[i] = a;
+  }
+  return n;
+}
+
+/* As a whole the innermost axes of the results and those of a read, a part of the next one of either. */
+static void try_orders(Search *f, const Nest *t, const CudaAccess *x) {
+  int axis[KL_LOOPS], n = by_step(t, x, axis);
+  for (int inner = 0; inner < t->n_out; inner++)
+    for (int read = 1; read <= n; read++) {
+      uint32_t in = ~(~0u << inner) << (t->n_out - inner);
+      int next = t->n_out - 1, beside = read;
+      for (int i = 0; i < read; i++) in |= 1u << axis[i];
+      while (next >= 0 && in >> next & 1) next--;
+      while (beside < n && in >> axis[beside] & 1) beside++;
+      if (next >= 0) try_order(f, t, in, next);
+      if (beside < n && axis[beside] != next) try_order(f, t, in, axis[beside]);
+    }
+}
+
 const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_blocks) {
-  enum { LONG = 128, WHOLE = 8 };
+  enum { LONG = 128 };
   CudaAccesses all = {0};
-  CudaSpans *best = NULL, try = {.boxes = true, .threads = CUDA_THREADS};
+  CudaSpans try = {.boxes = true, .threads = CUDA_THREADS};
   bool teams = t->red && !t->unroll;
   if (!cuda_may_copy(g, t, &all) || t->n_out == 0) return NULL;
-  Box b = {g, t, &all, &try};
-  bool brief = teams && t->n_sum > 0 && t->sum[t->n_sum - 1].ext < LONG,
-       rows = brief && !t->columns, may_chunk = brief || (teams && t->n_sum > 0 && t->columns);
-  for (try.cut = t->n_out - 1; try.cut >= 0; try.cut--) {
-    int64_t ext = t->out[try.cut].ext, inside = cuda_inside(t, try.cut);
-    if (inside > most) break;
-    for (int64_t m = 1; m < 2 * ext; m = next_size(m)) {
-      try.across = m >= ext ? ext : ext % WHOLE ? div_up(ext, div_up(ext, m)) : m;
-      if (try.across * inside > most || cuda_box_blocks(t, &try) < least_blocks) break;
-      int64_t threads = try.across * inside * (rows ? t->n_sums : 1);
-      if (threads < 32 && try.across < ext) continue;
-      if (!fill_chunks(&b, may_chunk) || (best && try.sectors > 0.96 * best->sectors)) continue;
-      best = arena_dup(g->a, &try, sizeof try);
-    }
-  }
-  return best;
+  bool brief = teams && t->n_sum > 0 && t->sum[t->n_sum - 1].ext < LONG;
+  Search f = {.box = {g, t, &all, &try},
+              .most = most,
+              .least = least_blocks,
+              .rows = brief && !t->columns,
+              .may_chunk = brief || (teams && t->n_sum > 0 && t->columns)};
+  for (int a = 0; a < t->n_out; a++) try.order[a] = a;
+  for (try.cut = t->n_out - 1; try.cut >= 0 && cuda_inside(t, try.cut) <= most; try.cut--)
+    try_sizes(&f);
+  for (int i = 0; i < all.n && !t->red; i++)
+    if (all.v[i].kept && all.v[i].parts == 1) try_orders(&f, t, &all.v[i]);
+  return f.best;
 }
 
 /* Sectors of an access by neighbouring rows: the mean of where the first one may start. */

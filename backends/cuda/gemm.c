@@ -40,7 +40,7 @@ static bool joins(Gen *g, const CudaGemm *p, int d) {
   if (p->step[d] != 1 || p->step[d + 1] != 1) return false;
   if (d + 1 >= c->rank) {
     for (int x = 0; x < 2; x++)
-      if (!can_merge_map(g, c->in[x], c->map[x], c->ext, d)) return false;
+      if (!can_merge_map(g, c->in[x], c->map[x], c->n_loops, c->ext, d)) return false;
     return true;
   }
   for (int o = 0; o < g->k->outputs.n; o++)

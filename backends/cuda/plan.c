@@ -115,6 +115,7 @@ static bool plan_points(Planning *p, LoopPart part, const CudaGemm *sums) {
     Nest t;
     nest_plan(g, i, &t);
     spans = sums ? NULL : point_spans(g, &t);
+    if (spans) cuda_reorder(&t, spans);
     int64_t n = point_blocks(g, &t, spans);
     if (n > blocks) blocks = n;
   }

@@ -53,6 +53,8 @@ typedef struct CudaSpans {
   bool lines;     /* TEAMS: among them is what neighbouring threads read together */
   bool boxes;     /* blocks are boxes of the axes from `cut` on: see box.c */
   int cut;
+  int order[KL_LOOPS]; /* BOXES: axes of results from the outermost on */
+  bool reordered;
   int64_t across; /* BOXES: indices of axis `cut` of a block */
   double sectors; /* of all blocks, about; infinite: some that should be are not copied */
   int threads, n;
@@ -115,7 +117,9 @@ const CudaSpans *cuda_join_spans(Gen *g);
 const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_blocks);
 /* Sectors of a sum of products whose neighbouring threads do neighbouring rows, about, if nothing is copied. */
 double cuda_sectors_in_place(Gen *g, const Nest *t);
-/* How many blocks there are. */
+/* Puts the axes of results into the order of boxes. */
+void cuda_reorder(Nest *t, const CudaSpans *s);
+/* How many blocks there are, of axes in that order. */
 int64_t cuda_box_blocks(const Nest *t, const CudaSpans *boxes);
 /* A block that copies lines has a multiple of so many teams: rows that are whole sectors together, or all columns. */
 int cuda_team_unit(const Nest *t);

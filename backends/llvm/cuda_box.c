@@ -33,6 +33,39 @@ Aff cuda_box_first(Gen *g, const Nest *t, const CudaSpans *s, const Aff *block, 
   return first;
 }
 
+static int64_t pitch_of(const CudaSpan *s) {
+  return s->n_piece ? s->piece[s->n_piece - 1].pitch : s->length;
+}
+
+/* Where piece `piece` begins in the buffer; *ok: the block has it. */
+static Val piece_start(Gen *g, const CudaSpan *s, Val piece, Val start, Val cut, Val chunk,
+                       Val *ok) {
+  *ok = LLVMConstInt(g->i1, 1, 0);
+  for (int i = s->n_piece - 1; i >= 0; i--) {
+    const CudaPiece *p = &s->piece[i];
+    Val digit = i ? LLVMBuildURem(g->b, piece, gen_i64(g, p->ext), "") : piece;
+    if (i) piece = LLVMBuildUDiv(g->b, piece, gen_i64(g, p->ext), "");
+    start = plus(g, start, times(g, digit, p->step));
+    if (p->cut) *ok = both(g, *ok, less(g, digit, cut));
+    if (p->chunk && chunk) *ok = both(g, *ok, less(g, digit, chunk));
+  }
+  return start;
+}
+
+/* The length of a run. */
+static Val run_of(Gen *g, const CudaSpan *s, const CudaSpans *all, Val cut, Val chunk) {
+  Val run = gen_i64(g, s->run);
+  if (s->per_cut) {
+    Val missing = LLVMBuildNSWSub(g->b, gen_i64(g, all->across), cut, "");
+    run = LLVMBuildNSWSub(g->b, run, times(g, missing, s->per_cut), "");
+  }
+  if (s->per_chunk && chunk) {
+    Val missing = LLVMBuildNSWSub(g->b, gen_i64(g, all->chunk), chunk, "");
+    run = LLVMBuildNSWSub(g->b, run, times(g, missing, s->per_chunk), "");
+  }
+  return run;
+}
+
 /* Part of a piece that a thread copies. */
 typedef struct Chip {
   Val at, to, ok; /* elements in the buffer and in shared memory; is it needed? */
@@ -41,18 +74,9 @@ typedef struct Chip {
 /* Vector v of all pieces. */
 static Chip chip_of(Gen *g, const CudaSpan *s, Val v, Val start, Val run, Val cut, Val chunk) {
   int n = VECTOR / s->bytes;
-  int64_t pitch = s->n_piece ? s->piece[s->n_piece - 1].pitch : s->length;
-  Chip c = {.to = times(g, v, n), .ok = LLVMConstInt(g->i1, 1, 0)};
-  Val rest = LLVMBuildURem(g->b, v, gen_i64(g, pitch / n), ""),
-      piece = LLVMBuildUDiv(g->b, v, gen_i64(g, pitch / n), "");
-  for (int i = s->n_piece - 1; i >= 0; i--) {
-    const CudaPiece *p = &s->piece[i];
-    Val digit = i ? LLVMBuildURem(g->b, piece, gen_i64(g, p->ext), "") : piece;
-    if (i) piece = LLVMBuildUDiv(g->b, piece, gen_i64(g, p->ext), "");
-    start = plus(g, start, times(g, digit, p->step));
-    if (p->cut) c.ok = both(g, c.ok, less(g, digit, cut));
-    if (p->chunk && chunk) c.ok = both(g, c.ok, less(g, digit, chunk));
-  }
+  Chip c = {.to = times(g, v, n)};
+  Val size = gen_i64(g, pitch_of(s) / n), rest = LLVMBuildURem(g->b, v, size, "");
+  start = piece_start(g, s, LLVMBuildUDiv(g->b, v, size, ""), start, cut, chunk, &c.ok);
   c.at = plus(g, down(g, s, start), times(g, rest, n));
   c.ok = both(g, c.ok, less(g, c.at, up(g, s, plus(g, start, run))));
   c.ok = both(g, c.ok, less(g, gen_i64(g, -1), c.at));
@@ -78,15 +102,7 @@ void cuda_box_fill(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, 
   int var, n = VECTOR / s->bytes;
   LLVMTypeRef type = LLVMVectorType(cuda_word_type(g, s), (unsigned)words_of(s));
   gen_at(g, g->depth);
-  Val run = gen_i64(g, s->run), size = gen_i64(g, s->size);
-  if (s->per_cut) {
-    Val missing = LLVMBuildNSWSub(g->b, gen_i64(g, all->across), cut, "");
-    run = LLVMBuildNSWSub(g->b, run, times(g, missing, s->per_cut), "");
-  }
-  if (s->per_chunk && chunk) {
-    Val missing = LLVMBuildNSWSub(g->b, gen_i64(g, all->chunk), chunk, "");
-    run = LLVMBuildNSWSub(g->b, run, times(g, missing, s->per_chunk), "");
-  }
+  Val run = run_of(g, s, all, cut, chunk), size = gen_i64(g, s->size);
   Loop loop = loop_open(g, cuda_register(g, "tid.x"), gen_i64(g, s->length / n),
                         gen_i64(g, all->threads), 0, s->length / n, &var);
   gen_at(g, g->depth);
@@ -140,35 +156,68 @@ Val cuda_box_find(Gen *g, const CudaSpan *s, Val start, Val v) {
   return plus(g, at, plus(g, from, v));
 }
 
+/* A piece that is written: its first sector's first element, its whole sectors' range, its own, and its place in shared memory. */
+typedef struct Strip {
+  Val base, from, to, start, end, near, ok;
+} Strip;
+
+static Strip strip_of(Gen *g, const CudaSpan *s, Val piece, Val start, Val run, Val cut) {
+  Strip p;
+  p.start = piece_start(g, s, piece, start, cut, NULL, &p.ok);
+  p.base = down(g, s, p.start);
+  p.end = plus(g, p.start, run);
+  p.from = up(g, s, p.start);
+  p.to = gen_max(g, down(g, s, p.end), p.from);
+  p.near = times(g, piece, pitch_of(s));
+  return p;
+}
+
+static Val place_in(Gen *g, const CudaSpan *s, const Strip *p, Val shared, Val at) {
+  return cuda_span_place(g, s, shared,
+                         plus(g, p->near, LLVMBuildNSWSub(g->b, at, p->base, "")));
+}
+
+/* Thread `v` writes its element of the first and the last sectors. */
+static void write_ends(Gen *g, const CudaSpan *s, Val shared, Val v, Val start, Val run, Val cut) {
+  int per = CUDA_SECTOR / s->bytes;
+  Val piece = LLVMBuildUDiv(g->b, v, gen_i64(g, 2 * per), "");
+  Val rest = LLVMBuildURem(g->b, v, gen_i64(g, 2 * per), "");
+  Strip p = strip_of(g, s, piece, start, run, cut);
+  Val head = less(g, rest, gen_i64(g, per));
+  Val back = plus(g, p.to, LLVMBuildNSWSub(g->b, rest, gen_i64(g, per), ""));
+  Val at = LLVMBuildSelect(g->b, head, plus(g, p.base, rest), back, "");
+  Val inside = both(g, less(g, at, p.end), LLVMBuildNot(g->b, less(g, at, p.start), ""));
+  Val own = LLVMBuildOr(g->b, LLVMBuildNot(g->b, head, ""), less(g, at, p.from), "");
+  Loop once = cuda_if(g, both(g, p.ok, both(g, inside, own)));
+  gen_at(g, g->depth);
+  Val x = cuda_load_of(g, cuda_element_type(g, s), place_in(g, s, &p, shared, at), s->bytes);
+  cuda_store_to(g, x, cuda_span_far(g, s, at, gen_i64(g, 0)), s->bytes);
+  loop_close(g, &once, LOOP_PLAIN);
+}
+
 void cuda_box_flush(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, Val start,
-                    Val count) {
+                    Val cut) {
   int var, n = VECTOR / s->bytes, per = CUDA_SECTOR / s->bytes;
+  int64_t pitch = pitch_of(s) / n, ends = s->length / pitch_of(s) * 2 * per;
   LLVMTypeRef type = LLVMVectorType(cuda_word_type(g, s), (unsigned)words_of(s));
   gen_at(g, g->depth);
   Val tid = cuda_register(g, "tid.x"), threads = gen_i64(g, all->threads);
   gen_at(g, g->depth);
-  Val base = down(g, s, start), end = plus(g, start, count);
-  Val from = up(g, s, start), to = gen_max(g, down(g, s, end), from);
-  Val vectors = LLVMBuildUDiv(g->b, LLVMBuildNSWSub(g->b, to, from, ""), gen_i64(g, n), "");
-  Loop loop = loop_open(g, tid, vectors, threads, 0, s->length / n, &var);
+  Val run = run_of(g, s, all, cut, NULL);
+  Loop loop = loop_open(g, tid, gen_i64(g, s->length / n), threads, 0, s->length / n, &var);
   gen_at(g, g->depth);
-  Val at = plus(g, from, times(g, loop.phi, n)), far = cuda_span_far(g, s, at, gen_i64(g, 0));
-  Val near = cuda_span_place(g, s, shared, LLVMBuildNSWSub(g->b, at, base, ""));
-  cuda_store_to(g, cuda_load_of(g, type, near, VECTOR), far, VECTOR);
-  loop_close(g, &loop, LOOP_PLAIN);
-  /* the first and the last sector */
-  loop = loop_open(g, tid, gen_i64(g, 2 * per), threads, 0, 2 * per - 1, &var);
+  Val piece = LLVMBuildUDiv(g->b, loop.phi, gen_i64(g, pitch), "");
+  Strip p = strip_of(g, s, piece, start, run, cut);
+  Val rest = LLVMBuildURem(g->b, loop.phi, gen_i64(g, pitch), "");
+  Val at = plus(g, p.from, times(g, rest, n));
+  Loop once = cuda_if(g, both(g, p.ok, less(g, at, p.to)));
   gen_at(g, g->depth);
-  Val head = less(g, loop.phi, gen_i64(g, per));
-  Val back = plus(g, to, LLVMBuildNSWSub(g->b, loop.phi, gen_i64(g, per), ""));
-  at = LLVMBuildSelect(g->b, head, plus(g, base, loop.phi), back, "");
-  Val inside = both(g, less(g, at, end), LLVMBuildNot(g->b, less(g, at, start), ""));
-  Val own = LLVMBuildOr(g->b, LLVMBuildNot(g->b, head, ""), less(g, at, from), "");
-  Loop once = cuda_if(g, both(g, inside, own));
-  gen_at(g, g->depth);
-  near = cuda_span_place(g, s, shared, LLVMBuildNSWSub(g->b, at, base, ""));
-  Val x = cuda_load_of(g, cuda_element_type(g, s), near, s->bytes);
-  cuda_store_to(g, x, cuda_span_far(g, s, at, gen_i64(g, 0)), s->bytes);
+  Val x = cuda_load_of(g, type, place_in(g, s, &p, shared, at), VECTOR);
+  cuda_store_to(g, x, cuda_span_far(g, s, at, gen_i64(g, 0)), VECTOR);
   loop_close(g, &once, LOOP_PLAIN);
+  loop_close(g, &loop, LOOP_PLAIN);
+  loop = loop_open(g, tid, gen_i64(g, ends), threads, 0, ends - 1, &var);
+  gen_at(g, g->depth);
+  write_ends(g, s, shared, loop.phi, start, run, cut);
   loop_close(g, &loop, LOOP_PLAIN);
 }

@@ -10,7 +10,7 @@ struct CudaCopies {
   int64_t row; /* JOINS: of results */
   const CudaSpans *spans;
   struct {
-    Val shared, base, count; /* elements: where the span begins in its buffer, how many there are */
+    Val shared, base, count; /* elements: where the span begins in its buffer, how many there are; of boxes indices of `cut` */
     Aff from;
   } at[CUDA_SPANS];
 };
@@ -200,9 +200,9 @@ static void fill_box(Gen *g, CudaCopies *c, int i, const Aff *first, Val n, cons
   c->at[i].base = start;
   c->at[i].from = aff_var(gen_var(g, start, -FAR, s->size + FAR), 1);
   gen_at(g, g->depth);
-  c->at[i].count = LLVMBuildNSWMul(g->b, n, gen_i64(g, s->inner), "");
-  if (s->result) return;
   Val cut = LLVMBuildUDiv(g->b, n, gen_i64(g, cuda_inside(t, all->cut)), ""), chunk = NULL;
+  c->at[i].count = cut;
+  if (s->result) return;
   if (all->chunk) {
     chunk = LLVMBuildNSWSub(g->b, gen_i64(g, t->sum[all->chunked].ext), passed, "");
     chunk = gen_min(g, chunk, gen_i64(g, all->chunk));

@@ -62,9 +62,8 @@ void cuda_box_fill(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, 
                    Val chunk);
 /* The element of the span in shared memory that lies v behind `start`. */
 Val cuda_box_find(Gen *g, const CudaSpan *s, Val start, Val v);
-/* Writes `count` results from `start` on. */
-void cuda_box_flush(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, Val start,
-                    Val count);
+/* Writes the results from `start` on, for so many indices of the axis that may have fewer. */
+void cuda_box_flush(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, Val start, Val cut);
 
 /* cuda_team.c, cuda_order.c */
 void cuda_teams(Gen *g, const CudaLaunch *l);

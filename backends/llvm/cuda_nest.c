@@ -154,6 +154,7 @@ static void points_of(Gen *g, int i, const CudaLaunch *l) {
   Nest t;
   Work *w = arena_new_of(g->a, Work);
   nest_plan(g, i, &t);
+  if (l->stage->spans) cuda_reorder(&t, l->stage->spans);
   *w = (Work){.g = g, .t = &t};
   g->columns = false;
   plan_sweeps(w);

@@ -55,9 +55,11 @@ static bool merge_all(Gen *g, Node *x, int from, int to) {
   return true;
 }
 
-bool can_merge_map(Gen *g, Node *x, const AffDim *map, const int64_t *ext, int d) {
-  int at, end;
-  if (!map_run(map, x->rank, x->dims, ext, d, d + 2, &at, &end)) return false;
+bool can_merge_map(Gen *g, Node *x, const AffDim *map, int n, const int64_t *ext, int d) {
+  int at, end, from = d, to = d + 2;
+  while (from > 0 && ext[from] == 1) from--; /* neighbours, whatever of extent 1 is between */
+  while (to < n && ext[to - 1] == 1) to++;
+  if (!map_run(map, x->rank, x->dims, ext, from, to, &at, &end)) return false;
   return at < 0 || merge_all(g, x, at, end);
 }
 
@@ -97,12 +99,12 @@ static bool merge_in(Gen *g, Node *n, int d) {
   case P_CONST:
   case P_RANDOM: return true;
   case P_IOTA: return !at_axis;
-  case P_VIEW: return can_merge_map(g, n->in[0], n->map[0], n->dims, d);
+  case P_VIEW: return can_merge_map(g, n->in[0], n->map[0], n->rank, n->dims, d);
   case P_RESHAPE: return merge_reshape(g, n, d);
   case P_CHECK: return can_merge(g, n->in[0], d);
   case P_CONTRACT:
     for (int i = 0; i < 2; i++)
-      if (!can_merge_map(g, n->in[i], n->map[i], n->ext, d)) return false;
+      if (!can_merge_map(g, n->in[i], n->map[i], n->n_loops, n->ext, d)) return false;
     return true;
   case P_GATHER: return !at_axis && can_merge(g, n->in[0], d) && can_merge(g, n->in[1], d);
   default: return false;

@@ -107,7 +107,8 @@ static bool may_merge(Gen *g, const Nest *t, int d) {
   bool red = t->red >> d & 1;
   if (t->contract)
     for (int i = 0; i < 2; i++)
-      if (!can_merge_map(g, t->contract->in[i], t->contract->map[i], t->ext, d)) return false;
+      if (!can_merge_map(g, t->contract->in[i], t->contract->map[i], t->rank, t->ext, d))
+        return false;
   for (int i = 0; i < t->roots.n; i++) {
     const Root *r = &t->roots.v[i];
     if (r->concat_axis == d + 1) return false;
