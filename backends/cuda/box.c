@@ -269,13 +269,17 @@ static bool fill_box(const Box *b) {
     }
     if (own && t->unroll && cuda_is_even_apart(t, s.bytes)) continue;
     uneven |= !even;
-    if (even && (s.inner == 0 || is_aligned(b, &s))) continue;
+    if (even && (s.inner == 0 || is_aligned(b, &s))) {
+      if (to->reordered) to->sectors += sectors_of(b, &s);
+      continue;
+    }
     if (to->n == CUDA_SPANS || !place_span(b, &s)) return false;
     if (own && (s.n_piece || to->reordered || !is_aligned(b, &s))) return false;
     to->v[to->n++] = s;
   }
   to->sectors *= (double)chunks;
-  if (!uneven || to->n == 0 || !add_results(b)) return false;
+  bool needed = to->reordered || (uneven && to->n > 0);
+  if (!needed || !add_results(b) || to->n == 0) return false;
   for (int i = 0; i < to->n; i++)
     at += (to->v[i].length + (to->v[i].pad ? to->v[i].length / to->v[i].pad + 1 : 0)) *
           to->v[i].bytes;
