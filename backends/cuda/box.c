@@ -139,21 +139,54 @@ static bool add_points(const Box *b, const CudaAccess *x, CudaSpan *s, bool *eve
   return true;
 }
 
+/* Loops of a block's results by which reads of an input step differently: it reads all between the first and the last place. */
+static uint32_t apart(const Box *b, int input) {
+  const Nest *t = b->t;
+  const CudaAccess *x = NULL;
+  uint32_t loops = 0;
+  for (int i = 0; i < b->all->n; i++) {
+    const CudaAccess *y = &b->all->v[i];
+    if (y->input != input) continue;
+    if (!x) x = y;
+    for (int a = b->to->cut + 1; a < t->n_out; a++)
+      for (int l = t->out[a].first; l <= t->out[a].last; l++)
+        loops |= (uint32_t)(x->of[l] != y->of[l]) << l;
+  }
+  return loops;
+}
+
+/* Whatever the loops, the place is among as many more. */
+static CudaAccess spread(const Nest *t, const CudaAccess *x, uint32_t loops) {
+  CudaAccess to = *x;
+  for (int l = 0; l < t->rank; l++) {
+    int64_t reach = x->of[l] * (t->ext[l] - 1);
+    if (!(loops >> l & 1)) continue;
+    *(reach < 0 ? &to.bare_lo : &to.bare_hi) += reach;
+    to.of[l] = 0;
+  }
+  return to;
+}
+
 /* What all reads of an input have in common; *even: they need no copy. */
 static bool find_span(const Box *b, int input, CudaSpan *s, bool *even) {
+  enum { WASTE = 2 };
   const Nest *t = b->t;
   CudaAccess x = {.input = -1};
-  bool line, regular = true;
+  uint32_t loops = apart(b, input);
+  int64_t needed = 0, inside = cuda_inside(t, b->to->cut);
+  bool line, regular = loops == 0;
   for (int i = 0; i < b->all->n; i++) {
     const CudaAccess *y = &b->all->v[i];
     if (y->input != input) continue;
     if (!y->kept || y->parts != 1) return false;
+    CudaAccess one = spread(t, y, loops);
+    needed += inside;
     if (x.input < 0)
-      x = *y;
-    else if (!add_read(t, &x, y))
+      x = one;
+    else if (!add_read(t, &x, &one))
       return false;
   }
-  if (x.input < 0) return false;
+  if (x.input < 0 || (loops && x.bare_hi - x.bare_lo > WASTE * needed)) return false;
   *s = (CudaSpan){.buffer = input, .bytes = x.bytes, .parts = 1, .box = 1};
   memcpy(s->of, x.of, sizeof s->of);
   s->lo = x.bare_lo;
@@ -234,8 +267,8 @@ static bool add_results(const Box *b) {
     const Root *root = &t->roots.v[r];
     bool many = root->full && t->red && t->n_sums > 1;
     CudaSpan s;
-    if ((many && (sums || !within)) || !result_span(b, root, &s)) return false;
-    if (sums || (!many && s.n_piece == 0 && is_aligned(b, &s))) {
+    if ((many && ((sums && to->chunk) || !within)) || !result_span(b, root, &s)) return false;
+    if (!many && (sums || (s.n_piece == 0 && is_aligned(b, &s)))) {
       to->sectors += sectors_of(b, &s);
       continue;
     }

@@ -44,7 +44,7 @@ typedef struct CudaSpan {
   uint32_t uneven;      /* axes that have no one step */
   int64_t of[KL_LOOPS]; /* steps of their loops */
 } CudaSpan;
-enum { CUDA_SPANS = 12 };
+enum { CUDA_SPANS = 32 };
 typedef struct CudaSpans {
   int64_t points; /* of a block; rows of teams */
   int64_t box;    /* points that no block should part */

@@ -152,6 +152,24 @@ static bool find_span(const Nest *t, const CudaAccesses *all, int input, int64_t
   return found;
 }
 
+/* A short buffer that is read in different ways, or anywhere. */
+static bool find_whole(const Nest *t, const CudaAccesses *all, int input, int64_t size,
+                       CudaSpan *s) {
+  for (int i = 0; i < all->n; i++) {
+    const CudaAccess *x = &all->v[i];
+    int64_t times = x->times;
+    if (x->input != input) continue;
+    for (int l = 0; l < t->rank; l++)
+      if (t->red >> l & 1) times *= t->ext[l];
+    *s = (CudaSpan){.buffer = input,
+                    .bytes = x->bytes,
+                    .parts = 1,
+                    .hi = size - 1,
+                    .reads = s->reads + times};
+  }
+  return s->reads > 0 && size <= FEW;
+}
+
 /* Its length for blocks of n points. */
 static bool set_length(const Nest *t, CudaSpan *s, int64_t n) {
   int64_t per = CUDA_SECTOR / s->bytes, need = n * s->reads, fall;
@@ -282,12 +300,17 @@ static bool spans_of(Gen *g, const Nest *t, const CudaAccesses *all, int64_t mos
   to->sectors = 0;
   for (int i = 0; i < g->k->inputs.n; i++) {
     CudaSpan s = {0};
+    int64_t size = node_numel(g->k->inputs.v[i].node);
     bool even = false, line, found = find_span(t, all, i, to->chunk, &s, &even, &line);
     if (found && even) continue;
     double before = to->sectors;
     to->sectors = INFINITY;
-    if (!found) continue;
-    s.size = node_numel(g->k->inputs.v[i].node);
+    if (!found) {
+      s = (CudaSpan){0};
+      line = false;
+      if (!find_whole(t, all, i, size, &s)) continue;
+    }
+    s.size = size;
     if (s.size == 0 || to->n == CUDA_SPANS || !set_length(t, &s, to->points)) continue;
     if (s.length > most ||
         (cuda_is_overwritten(g->k, &g->k->inputs.v[i]) && !is_own(t, &s, to->points)))
