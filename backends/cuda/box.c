@@ -19,6 +19,7 @@ typedef struct Box {
   const Nest *t;
   const CudaAccesses *all;
   CudaSpans *to;
+  bool *uneven; /* some input must be copied if the axes stay in order */
 } Box;
 
 int64_t cuda_box_blocks(const Nest *t, const CudaSpans *boxes) {
@@ -254,6 +255,7 @@ static bool result_span(const Box *b, const Root *root, CudaSpan *s) {
   for (int a = t->red ? t->n_out : cut + 1; a < t->n_out; a++)
     if (!add_axis(s, (CudaPiece){.ext = t->out[a].ext, .step = s->step[a]})) return false;
   int64_t step = t->red ? inside : s->step[cut];
+  if (!t->red) s->inner = s->step[t->n_out - 1];
   return add_axis(s, (CudaPiece){.ext = b->to->across, .step = step, .cut = true}) && set_run(s);
 }
 
@@ -302,6 +304,7 @@ static bool fill_box(const Box *b) {
     }
     if (own && t->unroll && cuda_is_even_apart(t, s.bytes)) continue;
     uneven |= !even;
+    *b->uneven |= !even && !to->reordered;
     if (even && (s.inner == 0 || is_aligned(b, &s))) {
       if (to->reordered) to->sectors += sectors_of(b, &s);
       continue;
@@ -311,8 +314,8 @@ static bool fill_box(const Box *b) {
     to->v[to->n++] = s;
   }
   to->sectors *= (double)chunks;
-  bool needed = to->reordered || (uneven && to->n > 0);
-  if (!needed || !add_results(b) || to->n == 0) return false;
+  if (!to->reordered && (!uneven || to->n == 0)) return false;
+  if (!add_results(b) || to->n == 0) return false;
   for (int i = 0; i < to->n; i++)
     at += (to->v[i].length + (to->v[i].pad ? to->v[i].length / to->v[i].pad + 1 : 0)) *
           to->v[i].bytes;
@@ -424,10 +427,10 @@ const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_b
   enum { LONG = 128 };
   CudaAccesses all = {0};
   CudaSpans try = {.boxes = true, .threads = CUDA_THREADS};
-  bool teams = t->red && !t->unroll;
+  bool teams = t->red && !t->unroll, uneven = false;
   if (!cuda_may_copy(g, t, &all) || t->n_out == 0) return NULL;
   bool brief = teams && t->n_sum > 0 && t->sum[t->n_sum - 1].ext < LONG;
-  Search f = {.box = {g, t, &all, &try},
+  Search f = {.box = {g, t, &all, &try, &uneven},
               .most = most,
               .least = least_blocks,
               .rows = brief && !t->columns,
@@ -435,7 +438,7 @@ const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_b
   for (int a = 0; a < t->n_out; a++) try.order[a] = a;
   for (try.cut = t->n_out - 1; try.cut >= 0 && cuda_inside(t, try.cut) <= most; try.cut--)
     try_sizes(&f);
-  for (int i = 0; i < all.n && !t->red; i++)
+  for (int i = 0; i < all.n && !t->red && uneven; i++)
     if (all.v[i].kept && all.v[i].parts == 1) try_orders(&f, t, &all.v[i]);
   return f.best;
 }

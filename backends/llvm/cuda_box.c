@@ -97,6 +97,18 @@ static void put_vector(Gen *g, const CudaSpan *s, Val shared, Val to, Val all) {
   }
 }
 
+static Val get_vector(Gen *g, const CudaSpan *s, Val shared, Val from) {
+  LLVMTypeRef type = LLVMVectorType(cuda_word_type(g, s), (unsigned)words_of(s));
+  if (!s->pad) return cuda_load_of(g, type, cuda_span_place(g, s, shared, from), VECTOR);
+  Val all = LLVMGetUndef(type);
+  for (int k = 0; k < words_of(s); k++) {
+    Val near = cuda_span_place(g, s, shared, plus(g, from, gen_i64(g, k)));
+    Val x = cuda_load_of(g, cuda_word_type(g, s), near, s->bytes);
+    all = LLVMBuildInsertElement(g->b, all, x, LLVMConstInt(g->i32, (uint64_t)k, 0), "");
+  }
+  return all;
+}
+
 void cuda_box_fill(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, Val start, Val cut,
                    Val chunk) {
   int var, n = VECTOR / s->bytes;
@@ -172,9 +184,8 @@ static Strip strip_of(Gen *g, const CudaSpan *s, Val piece, Val start, Val run, 
   return p;
 }
 
-static Val place_in(Gen *g, const CudaSpan *s, const Strip *p, Val shared, Val at) {
-  return cuda_span_place(g, s, shared,
-                         plus(g, p->near, LLVMBuildNSWSub(g->b, at, p->base, "")));
+static Val place_in(Gen *g, const Strip *p, Val at) {
+  return plus(g, p->near, LLVMBuildNSWSub(g->b, at, p->base, ""));
 }
 
 /* Thread `v` writes its element of the first and the last sectors. */
@@ -190,7 +201,8 @@ static void write_ends(Gen *g, const CudaSpan *s, Val shared, Val v, Val start, 
   Val own = LLVMBuildOr(g->b, LLVMBuildNot(g->b, head, ""), less(g, at, p.from), "");
   Loop once = cuda_if(g, both(g, p.ok, both(g, inside, own)));
   gen_at(g, g->depth);
-  Val x = cuda_load_of(g, cuda_element_type(g, s), place_in(g, s, &p, shared, at), s->bytes);
+  Val near = cuda_span_place(g, s, shared, place_in(g, &p, at));
+  Val x = cuda_load_of(g, cuda_element_type(g, s), near, s->bytes);
   cuda_store_to(g, x, cuda_span_far(g, s, at, gen_i64(g, 0)), s->bytes);
   loop_close(g, &once, LOOP_PLAIN);
 }
@@ -199,7 +211,6 @@ void cuda_box_flush(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared,
                     Val cut) {
   int var, n = VECTOR / s->bytes, per = CUDA_SECTOR / s->bytes;
   int64_t pitch = pitch_of(s) / n, ends = s->length / pitch_of(s) * 2 * per;
-  LLVMTypeRef type = LLVMVectorType(cuda_word_type(g, s), (unsigned)words_of(s));
   gen_at(g, g->depth);
   Val tid = cuda_register(g, "tid.x"), threads = gen_i64(g, all->threads);
   gen_at(g, g->depth);
@@ -212,7 +223,7 @@ void cuda_box_flush(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared,
   Val at = plus(g, p.from, times(g, rest, n));
   Loop once = cuda_if(g, both(g, p.ok, less(g, at, p.to)));
   gen_at(g, g->depth);
-  Val x = cuda_load_of(g, type, place_in(g, s, &p, shared, at), VECTOR);
+  Val x = get_vector(g, s, shared, place_in(g, &p, at));
   cuda_store_to(g, x, cuda_span_far(g, s, at, gen_i64(g, 0)), VECTOR);
   loop_close(g, &once, LOOP_PLAIN);
   loop_close(g, &loop, LOOP_PLAIN);
