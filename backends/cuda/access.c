@@ -11,7 +11,7 @@ enum { MOST_VISITS = 2000, MOST_PARTS = 1 << 12 };
  * (sum of of[l] * loop l + lo..hi) / parts, where lo..hi are multiples of `even` (0: both are 0). A point goes through
  * windows, in steps of window[w]; without these it lies within bare_lo..bare_hi. */
 typedef struct Lin {
-  bool known, kept;
+  bool known, kept, anywhere;
   int64_t c[KL_LOOPS], of[KL_LOOPS], lo, hi, even, parts;
   int64_t window[CUDA_WINDOWS], bare_lo, bare_hi;
 } Lin;
@@ -48,6 +48,7 @@ static void add_term(Lin *to, const Lin *x, int64_t factor) {
   Lin same = *x;
   int64_t shared = common_factor(to->parts, x->parts);
   to->known &= x->known;
+  to->anywhere |= x->anywhere;
   to->kept &= x->kept && to->parts * x->parts < MOST_PARTS;
   divide(&same, to->parts / shared);
   divide(to, x->parts / shared);
@@ -116,6 +117,7 @@ static void split(const Walk *w, const Lin *x, int64_t d, Lin *q, Lin *r) {
   int64_t most = 0, reach = x->hi;
   *q = *r = zero();
   q->known = r->known = x->known;
+  q->anywhere = r->anywhere = x->anywhere;
   for (int l = 0; l < w->t->rank; l++) {
     bool whole = x->c[l] % d == 0;
     (whole ? q : r)->c[l] = whole ? x->c[l] / d : x->c[l];
@@ -148,6 +150,7 @@ static void add_access(Walk *w, int input, const Node *n, const Lin *at) {
   CudaAccess a = {.input = input,
                   .known = at->known,
                   .kept = at->kept,
+                  .anywhere = at->anywhere,
                   .parts = at->parts,
                   .bytes = dtype_info[n->dtype].size,
                   .lo = at->lo,
@@ -218,12 +221,17 @@ void cuda_key(Kernel *k, Str *key) {
 }
 
 /* Where a GATHER at *of reads, whose indices are a table that grows about evenly: near so many of the operand's for one of
- * the table. */
-static Lin by_table(const Node *n, const Lin *of) {
+ * the table; by other indices anywhere. */
+static Lin by_table(Walk *w, const Node *n, const Lin *of) {
   const Node *v = n->in[1], *table = table_of(n);
   Lin to[KL_LOOPS], r = zero();
   Growth t;
-  if (!table_growth(n, &t)) return (Lin){.known = false, .kept = false, .parts = 1};
+  if (!table_growth(n, &t)) {
+    r = any(w, n->in[0]->dims[n->i]);
+    r.known = false;
+    r.anywhere = true;
+    return r;
+  }
   for (int d = 0; d < table->rank; d++) to[d] = v == table ? of[d] : behind(&v->map[0][d], of);
   Lin at = linear(to, table->dims, 0, table->rank);
   add_term(&r, &at, t.step);
@@ -260,7 +268,7 @@ static void visit(Walk *w, Node *n, const Lin *ix) {
       if (n->prim == P_VIEW || n->prim == P_CONTRACT)
         to[d] = behind(&n->map[i][d], of);
       else if (n->prim == P_GATHER && i == 0 && d == n->i)
-        to[d] = by_table(n, of);
+        to[d] = by_table(w, n, of);
       else if (prim_is_reduce(n->prim) && n->i >> d & 1)
         to[d] = any(w, x->dims[d]);
       else if (d < n->rank)

@@ -319,6 +319,11 @@ static bool plan_scatter(Planning *p) {
   return true;
 }
 
+int64_t cuda_sort_blocks(const Node *n, int64_t run) {
+  int64_t length = n->dims[n->rank - 1], rows = node_numel(n) / length;
+  return length <= run ? div_up(rows, run / length) : rows * div_up(length, run);
+}
+
 /* Runs, then merges between the workspace and the output, the last one into the output. */
 static bool plan_sort(Planning *p) {
   const Node *n = p->k->core;
@@ -327,9 +332,10 @@ static bool plan_sort(Planning *p) {
   if (!stored(p)) return false;
   while (run << merges < length) merges++;
   if (merges) p->plan->workspace = all * 8;
-  int64_t blocks = most_blocks(div_up(all, CUDA_THREADS));
   for (int i = 0; i <= merges && all; i++) {
-    CudaStage *s = launch(p, i ? CUDA_MERGE : CUDA_RUNS, LOOP_MAIN, blocks, CUDA_THREADS);
+    int64_t blocks = i ? div_up(all, CUDA_THREADS) : cuda_sort_blocks(n, run);
+    CudaStage *s =
+        launch(p, i ? CUDA_MERGE : CUDA_RUNS, LOOP_MAIN, most_blocks(blocks), CUDA_THREADS);
     s->run = i ? run << (i - 1) : run;
     s->to = (merges - i) % 2 ? work : out;
     s->from = (merges - i) % 2 ? out : work;

@@ -83,7 +83,7 @@ enum {
   CUDA_MOST_BLOCKS = 4224, /* 8 for each of 132 processors */
   CUDA_TILE = 32,
   CUDA_SECTOR = 32, /* bytes that memory gives at once */
-  CUDA_RUN_SIZE = 256
+  CUDA_RUN_SIZE = 1024
 };
 
 /* access.c */
@@ -96,6 +96,7 @@ typedef struct CudaAccess {
    * of even / parts, if that is whole */
   int64_t of[KL_LOOPS], lo, hi, even, parts;
   int64_t times; /* elements that one point reads there */
+  bool anywhere; /* in a window, by an index that only a run knows */
   /* lo..hi: windows that a point goes through, their steps (in parts) and extents, and the rest */
   int64_t window[CUDA_WINDOWS], window_ext[CUDA_WINDOWS], bare_lo, bare_hi;
 } CudaAccess;
@@ -135,6 +136,8 @@ bool cuda_is_overwritten(const Kernel *k, const KernelInput *x);
 bool cuda_may_copy(Gen *g, const Nest *t, CudaAccesses *all);
 
 /* plan.c */
+/* Blocks that sort runs of so many elements. */
+int64_t cuda_sort_blocks(const Node *n, int64_t run);
 /* The vector of points of a nest. */
 int cuda_points_vector(Gen *g, const Nest *t);
 

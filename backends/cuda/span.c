@@ -123,7 +123,7 @@ static bool find_span(const Nest *t, const CudaAccesses *all, int input, int64_t
         .buffer = input, .bytes = x->bytes, .parts = x->parts, .lo = x->lo, .hi = x->hi};
     int64_t bits = x->even, reach = 0, times = x->times;
     if (x->input != input) continue;
-    if (!x->kept) return false;
+    if (!x->kept || (x->anywhere && t->red && !t->unroll)) return false;
     for (int a = 0; a < t->n_out; a++)
       if (!cuda_axis_step(t, &t->out[a], x->of, &one.step[a]) || one.step[a] < 0) return false;
     if (chunk &&
@@ -139,7 +139,7 @@ static bool find_span(const Nest *t, const CudaAccesses *all, int input, int64_t
       *(reach < 0 ? &one.lo : &one.hi) += reach;
       if (t->ext[l] > 1 && x->of[l] % (CUDA_SECTOR / x->bytes)) bits = 1;
     }
-    *even &= cuda_is_even(t, &one, x, bits, line);
+    *even &= cuda_is_even(t, &one, x, bits, line) && !x->anywhere;
     if (found && (one.parts != s->parts || one.chunk_step[0] != s->chunk_step[0] ||
                   memcmp(one.step, s->step, sizeof one.step) != 0))
       return false;

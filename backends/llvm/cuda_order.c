@@ -3,7 +3,8 @@
  * scatter  a thread owns the elements of one outer item and column whose index along the axis is in its residue class. It
  *          copies them from base, then takes all updates of the column in row-major order and applies those of its class:
  *          the result is that of one thread, without atomics.
- * runs     the elements of a run of 256 each count how many of the run come before them: that is their place.
+ * runs     a block copies a run of a row, or several short rows, to shared memory, where each element counts how many of its run
+ *          come before it: that is its place.
  * merge    each element of a pair of sorted runs finds by bisection how many of the other run come before it. Equal elements
  *          keep their order: the sort is stable. */
 #include "cuda_gen.h"
@@ -89,29 +90,107 @@ static Val key(Gen *g, const Node *n, Val at) {
   return val_load(g, t, element(g, t, slot_of(g->k, n->in[0]), at));
 }
 
-void cuda_runs(Gen *g, const CudaLaunch *l) {
+/* The run, or the rows, of a block: elements start.. start + count - 1, sorted by `length` of them; the first is place `from`
+ * of its row. */
+typedef struct Run {
+  Val start, count, from;
+  int64_t length; /* 0: all are one run */
+  Val keys, order;
+} Run;
+
+static Run run_of(Gen *g, const CudaLaunch *l, Val block) {
   const Node *n = g->k->core;
-  int64_t length = n->dims[n->rank - 1], run = l->stage->run;
-  Val at, one = gen_i64(g, 1);
-  LLVMTypeRef t = g->i64;
-  Work w = {.g = g};
-  int var;
-  Val count = stack_slot(&w, t);
-  Loop all = items(g, l, node_numel(n), &at);
-  Val i = rest(g, at, length), row = minus(g, at, i), start = times(g, over(g, i, run), run);
-  Val end = gen_min(g, plus(g, start, gen_i64(g, run)), gen_i64(g, length)), x = key(g, n, at);
-  LLVMBuildStore(g->b, gen_i64(g, 0), count);
-  Loop each = loop_open(g, start, end, one, 0, length - 1, &var);
+  int64_t length = n->dims[n->rank - 1], all = node_numel(n), run = l->stage->run;
+  Run r = {.from = gen_i64(g, 0), .length = length};
   gen_at(g, g->depth);
-  Val y = key(g, n, plus(g, row, each.phi)), less = before(g, n, y, x), more = before(g, n, x, y);
+  if (length <= run) {
+    int64_t many = run / length * length;
+    r.start = times(g, block, many);
+    r.count = gen_min(g, minus(g, gen_i64(g, all), r.start), gen_i64(g, many));
+    return r;
+  }
+  r.length = 0;
+  r.from = times(g, rest(g, block, div_up(length, run)), run);
+  r.start = plus(g, times(g, over(g, block, div_up(length, run)), length), r.from);
+  r.count = gen_min(g, minus(g, gen_i64(g, length), r.from), gen_i64(g, run));
+  return r;
+}
+
+/* Goes over the elements from..from + count - 1 from the sector's first on, neighbouring threads side by side: *at is counted
+ * from `from`. Closed by two loop_close. */
+static void open_sectors(Gen *g, const CudaLaunch *l, const Run *r, int bytes, Loop loop[2], Val *at) {
+  int var, per = CUDA_SECTOR / bytes;
+  gen_at(g, g->depth);
+  Val skip = LLVMBuildAnd(g->b, r->start, gen_i64(g, per - 1), "");
+  loop[0] = loop_open(g, cuda_register(g, "tid.x"), plus(g, r->count, skip),
+                      gen_i64(g, l->block[0]), 0, l->stage->run + per, &var);
+  gen_at(g, g->depth);
+  *at = minus(g, loop[0].phi, skip);
+  loop[1] = cuda_if(g, LLVMBuildICmp(g->b, LLVMIntSGE, *at, gen_i64(g, 0), ""));
+  gen_at(g, g->depth);
+}
+
+static void close_sectors(Gen *g, Loop loop[2]) {
+  loop_close(g, &loop[1], LOOP_PLAIN);
+  loop_close(g, &loop[0], LOOP_PLAIN);
+}
+
+static Val near(Gen *g, LLVMTypeRef t, Val shared, Val at) {
+  return LLVMBuildInBoundsGEP2(g->b, t, shared, &at, 1, "");
+}
+
+/* Element e of the run puts its place in the row where it belongs. */
+static void count_before(Gen *g, const Run *r, Val slot, Val e) {
+  const Node *n = g->k->core;
+  DType t = n->in[0]->dtype;
+  LLVMTypeRef key_type = mem_type(g, t);
+  int var;
+  Val at = r->length ? rest(g, e, r->length) : e, first = minus(g, e, at);
+  Val end = r->length ? plus(g, first, gen_i64(g, r->length)) : r->count;
+  Val x = val_load(g, t, near(g, key_type, r->keys, e));
+  LLVMBuildStore(g->b, gen_i64(g, 0), slot);
+  Loop each = loop_open(g, first, end, gen_i64(g, 1), 0, n->dims[n->rank - 1] - 1, &var);
+  gen_at(g, g->depth);
+  Val y = val_load(g, t, near(g, key_type, r->keys, each.phi));
+  Val less = before(g, n, y, x), more = before(g, n, x, y);
   Val same = LLVMBuildAnd(g->b, LLVMBuildNot(g->b, more, ""),
-                          LLVMBuildICmp(g->b, LLVMIntSLT, each.phi, i, ""), "");
-  Val first = LLVMBuildZExt(g->b, LLVMBuildOr(g->b, less, same, ""), t, "");
-  LLVMBuildStore(g->b, plus(g, LLVMBuildLoad2(g->b, t, count, ""), first), count);
+                          LLVMBuildICmp(g->b, LLVMIntSLT, each.phi, e, ""), "");
+  Val one = LLVMBuildZExt(g->b, LLVMBuildOr(g->b, less, same, ""), g->i64, "");
+  LLVMBuildStore(g->b, plus(g, LLVMBuildLoad2(g->b, g->i64, slot, ""), one), slot);
   loop_close(g, &each, LOOP_PLAIN);
   gen_at(g, g->depth);
-  Val to = plus(g, plus(g, row, start), LLVMBuildLoad2(g->b, t, count, ""));
-  val_store(g, DT_INT64, i, element(g, DT_INT64, l->stage->to, to));
+  Val to = plus(g, first, LLVMBuildLoad2(g->b, g->i64, slot, ""));
+  Val place = LLVMBuildTrunc(g->b, plus(g, r->from, at), g->i32, "");
+  LLVMBuildStore(g->b, place, near(g, g->i32, r->order, to));
+}
+
+void cuda_runs(Gen *g, const CudaLaunch *l) {
+  const Node *n = g->k->core;
+  DType t = n->in[0]->dtype;
+  int64_t run = l->stage->run;
+  Work w = {.g = g};
+  int var;
+  Val slot = stack_slot(&w, g->i64), at, i;
+  Loop all = cuda_blocks(g, l, cuda_sort_blocks(n, run), &var), loop[2];
+  Run r = run_of(g, l, all.phi);
+  r.keys = cuda_shared(g, "keys", mem_type(g, t), run);
+  r.order = cuda_shared(g, "order", g->i32, run);
+  cuda_barrier(g); /* the run before this one has been written */
+  open_sectors(g, l, &r, dtype_info[t].size, loop, &at);
+  Val x = key(g, n, plus(g, r.start, at));
+  val_store(g, t, x, near(g, mem_type(g, t), r.keys, at));
+  close_sectors(g, loop);
+  cuda_barrier(g);
+  Loop each = loop_open(g, cuda_register(g, "tid.x"), r.count, gen_i64(g, l->block[0]), 0, run, &var);
+  gen_at(g, g->depth);
+  count_before(g, &r, slot, each.phi);
+  loop_close(g, &each, LOOP_PLAIN);
+  cuda_barrier(g);
+  open_sectors(g, l, &r, 8, loop, &at);
+  i = LLVMBuildLoad2(g->b, g->i32, near(g, g->i32, r.order, at), "");
+  i = LLVMBuildZExt(g->b, i, g->i64, "");
+  val_store(g, DT_INT64, i, element(g, DT_INT64, l->stage->to, plus(g, r.start, at)));
+  close_sectors(g, loop);
   loop_close(g, &all, LOOP_PLAIN);
 }
 
