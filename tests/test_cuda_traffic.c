@@ -15,6 +15,7 @@
 
 /* Passes over the banks that conflicts may cost, of all, outside of products: neighbours of rows that are copied lie anywhere. */
 static const double CLASHES = 0.6;
+static const double TRANSPOSE = 1.25; /* strictly, of kernels without arithmetic */
 static bool outer;     /* among the kernels are products of one term, or sums that are copied */
 static bool inference; /* filters are parameters, there are no gradients */
 
@@ -118,7 +119,7 @@ static const Case odd[] = {
     {"reduce_mean", "X=6x50x31 dim=[2]", NULL, 1.05, 0},
     {"concat", "X=40x3x5,40x7x5,40x2x5 axis=1", NULL, 1.05, 0},
     {"transpose2", "X=30x16x16 axis=[0,2,1]", NULL, 1.05, 0},
-    {"conv2d", "Input=3x18x13x13 Filter=36x18x1x1", NULL, 1.05, 1.18},
+    {"conv2d", "Input=3x18x13x13 Filter=36x18x1x1", NULL, 1.1, 1.18}, /* the filter's transpose */
     {"conv2d", "Input=2x23x5x21 Filter=27x23x3x3 paddings=[1,1] strides=[3,3]", NULL, 1.06, 1.25},
     {"conv2d", "Input=1x17x15x15 Filter=33x17x3x3 paddings=[1,1]", NULL, 1.05, 0},
     {"lookup_table_v2", "W=100x50 Ids=3x33:int64:0..99", NULL, 1.1, 1.25},
@@ -181,7 +182,6 @@ static const Case moves[] = {
     SWEPT("transpose2", "X=9x1001x2 axis=[2,0,1]", NULL),
     SWEPT("transpose2", "X=1001x9x2 axis=[2,1,0]", NULL),
     SWEPT("transpose2", "X=112x7x3x5 axis=[3,1,0,2]", NULL),
-    SWEPT("transpose2", "X=24x68x7x1 axis=[1,3,0,2]", NULL),
     SWEPT("pixel_shuffle", "X=2x4x20x19 upscale_factor=2", NULL),
     SWEPT("space_to_depth", "X=2x1x16x10 blocksize=2", NULL),
     /* the same places read forwards, backwards or again */
@@ -416,6 +416,7 @@ static int check_report(const char *path, const Case *c, bool copies, double *wo
     bool product = !outer && (strncmp(c->op, "conv", 4) == 0 || strncmp(c->op, "matmul", 6) == 0);
     double reachable = number(line, "\"reachable_sectors\": "), most = least;
     double limit = c->limit, strict = c->strict > limit ? c->strict : limit;
+    if (copy && strict < TRANSPOSE) strict = TRANSPOSE;
     if (reachable > most) most = reachable;
     if (strncmp(line, "{\"name\"", 7)) continue;
     if (copy && !copies) continue;
@@ -523,13 +524,12 @@ static void test_inference(void **state) {
 int main(int argc, char *argv[]) {
   (void)argc;
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_traffic),   cmocka_unit_test(test_odd),
-      cmocka_unit_test(test_moves),     cmocka_unit_test(test_rows),
-      cmocka_unit_test(test_first_layers),
-      cmocka_unit_test(test_products),  cmocka_unit_test(test_thin),
-      cmocka_unit_test(test_vectors),   cmocka_unit_test(test_convolutions),
-      cmocka_unit_test(test_long_sums), cmocka_unit_test(test_inference),
-      cmocka_unit_test(test_depthwise)};
+      cmocka_unit_test(test_traffic),      cmocka_unit_test(test_odd),
+      cmocka_unit_test(test_moves),        cmocka_unit_test(test_rows),
+      cmocka_unit_test(test_first_layers), cmocka_unit_test(test_products),
+      cmocka_unit_test(test_thin),         cmocka_unit_test(test_vectors),
+      cmocka_unit_test(test_convolutions), cmocka_unit_test(test_long_sums),
+      cmocka_unit_test(test_inference),    cmocka_unit_test(test_depthwise)};
   if (!simulator(argv)) return 1;
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

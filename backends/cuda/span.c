@@ -161,11 +161,8 @@ static bool find_whole(const Nest *t, const CudaAccesses *all, int input, int64_
     if (x->input != input) continue;
     for (int l = 0; l < t->rank; l++)
       if (t->red >> l & 1) times *= t->ext[l];
-    *s = (CudaSpan){.buffer = input,
-                    .bytes = x->bytes,
-                    .parts = 1,
-                    .hi = size - 1,
-                    .reads = s->reads + times};
+    *s = (CudaSpan){
+        .buffer = input, .bytes = x->bytes, .parts = 1, .hi = size - 1, .reads = s->reads + times};
   }
   return s->reads > 0 && size <= FEW;
 }

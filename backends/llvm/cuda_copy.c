@@ -10,7 +10,8 @@ struct CudaCopies {
   int64_t row; /* JOINS: of results */
   const CudaSpans *spans;
   struct {
-    Val shared, base, count; /* elements: where the span begins in its buffer, how many there are; of boxes indices of `cut` */
+    Val shared, base,
+        count; /* elements: where the span begins in its buffer, how many there are; of boxes indices of `cut` */
     Aff from;
   } at[CUDA_SPANS];
 };

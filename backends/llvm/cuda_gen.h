@@ -63,7 +63,8 @@ void cuda_box_fill(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, 
 /* The element of the span in shared memory that lies v behind `start`. */
 Val cuda_box_find(Gen *g, const CudaSpan *s, Val start, Val v);
 /* Writes the results from `start` on, for so many indices of the axis that may have fewer. */
-void cuda_box_flush(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, Val start, Val cut);
+void cuda_box_flush(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, Val start,
+                    Val cut);
 
 /* cuda_team.c, cuda_order.c */
 void cuda_teams(Gen *g, const CudaLaunch *l);

@@ -118,7 +118,8 @@ static Run run_of(Gen *g, const CudaLaunch *l, Val block) {
 
 /* Goes over the elements from..from + count - 1 from the sector's first on, neighbouring threads side by side: *at is counted
  * from `from`. Closed by two loop_close. */
-static void open_sectors(Gen *g, const CudaLaunch *l, const Run *r, int bytes, Loop loop[2], Val *at) {
+static void open_sectors(Gen *g, const CudaLaunch *l, const Run *r, int bytes, Loop loop[2],
+                         Val *at) {
   int var, per = CUDA_SECTOR / bytes;
   gen_at(g, g->depth);
   Val skip = LLVMBuildAnd(g->b, r->start, gen_i64(g, per - 1), "");
@@ -181,7 +182,8 @@ void cuda_runs(Gen *g, const CudaLaunch *l) {
   val_store(g, t, x, near(g, mem_type(g, t), r.keys, at));
   close_sectors(g, loop);
   cuda_barrier(g);
-  Loop each = loop_open(g, cuda_register(g, "tid.x"), r.count, gen_i64(g, l->block[0]), 0, run, &var);
+  Loop each =
+      loop_open(g, cuda_register(g, "tid.x"), r.count, gen_i64(g, l->block[0]), 0, run, &var);
   gen_at(g, g->depth);
   count_before(g, &r, slot, each.phi);
   loop_close(g, &each, LOOP_PLAIN);

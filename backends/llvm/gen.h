@@ -152,7 +152,8 @@ bool map_run(const AffDim *map, int rank, const int64_t *dims, const int64_t *ex
 /* May dimensions d and d+1 of n be one loop without costing divisions? */
 bool can_merge(Gen *g, Node *n, int d);
 /* The same for loops of a map that reads x. */
-bool can_merge_map(Gen *g, Node *x, const AffDim *map, int n, const int64_t *ext, int d); /* n loops */
+bool can_merge_map(Gen *g, Node *x, const AffDim *map, int n, const int64_t *ext,
+                   int d); /* n loops */
 
 /* prim.c */
 LLVMTypeRef val_type(Gen *g, DType t); /* in registers */
