@@ -193,7 +193,7 @@ static const Case moves[] = {
     SWEPT("argsort", "X=20x300 axis=1", NULL),
     SWEPT("argsort", "X=7x1000 axis=1", NULL),
     SWEPT("argsort", "X=64x100 axis=1", NULL),
-    SWEPT("top_k_v2", "X=36x26 k=13", NULL),
+    {"top_k_v2", "X=36x26 k=13", NULL, 1.08, 1.25},
 };
 
 static const Case products[] = {

@@ -175,11 +175,12 @@ static bool find_span(const Box *b, int input, CudaSpan *s, bool *even) {
   CudaAccess x = {.input = -1};
   uint32_t loops = apart(b, input);
   int64_t needed = 0, inside = cuda_inside(t, b->to->cut);
-  bool line, regular = loops == 0;
+  bool line, regular = loops == 0, anywhere = false;
   for (int i = 0; i < b->all->n; i++) {
     const CudaAccess *y = &b->all->v[i];
     if (y->input != input) continue;
-    if (!y->kept || y->anywhere || y->parts != 1) return false;
+    if (!y->kept || y->parts != 1) return false;
+    anywhere |= y->anywhere;
     CudaAccess one = spread(t, y, loops);
     needed += inside;
     if (x.input < 0)
@@ -200,9 +201,12 @@ static bool find_span(const Box *b, int input, CudaSpan *s, bool *even) {
   for (int w = 0; w < CUDA_WINDOWS; w++)
     if (x.window_ext[w] && !add_axis(s, (CudaPiece){.ext = x.window_ext[w], .step = x.window[w]}))
       return false;
-  *even = regular && cuda_is_even(t, s, &x, places, &line);
+  *even = regular && !anywhere && cuda_is_even(t, s, &x, places, &line);
   s->size = node_numel(b->g->k->inputs.v[input].node);
-  return set_run(s) && s->size > 0;
+  if (!set_run(s) || s->size == 0) return false;
+  int64_t length = s->run;
+  for (int i = 0; i < s->n_piece; i++) length *= s->piece[i].ext;
+  return !anywhere || (!b->to->reordered && 2 * length <= 3 * inside * b->to->across);
 }
 
 /* Of a block. */
