@@ -6,7 +6,8 @@
  * part, one run of `span` elements, and an outer one, of several runs: filter rows in a convolution. Along the loops across a run
  * moves by a row of elements and, where inner loops carry, by a jump. As long as jumps are short, all positions of a run need
  * one area of memory; where they are not, as between images, positions divide into pieces with areas of their own.
- *   contiguous along K    the panel holds the whole sum; runs are along K, pieces along the tile
+ *   contiguous along K    the panel holds the whole sum, or there are several of a chunk of it each, of at least a step;
+ *                         runs are along K, pieces along the tile
  *   contiguous along rows the panel holds a step, there are several; runs are along the tile, pieces along K
  * Areas lie so far apart that neighbours along the contiguous loops are in neighbouring banks. */
 #include "gemm.h"
@@ -46,6 +47,11 @@ CudaMoves cuda_side_moves(const Node *c, int x, const CudaAxes *axes) {
 
 /* The loops across that an area holds, of n positions: as many as leave most of what it holds needed. False: not even one. */
 static bool divide(const CudaMoves *m, int64_t n, CudaPanel *to) {
+  if (m->n == 0) {
+    to->per = to->pieces = 1;
+    to->length = to->span;
+    return true;
+  }
   int64_t row = m->by[m->n - 1], usual = 0;
   int i = m->n - 1;
   to->per = m->ext[i];
@@ -71,7 +77,41 @@ static bool divide(const CudaMoves *m, int64_t n, CudaPanel *to) {
   return true;
 }
 
-static bool plan_panel(CudaGemm *p, int s, bool k_major, int64_t most) {
+/* The loops inside a chunk: those of a run, or of as many as make a step. */
+static int chunk_loops(const CudaMoves *sum, int of_run, int64_t span) {
+  for (; of_run > 0 && span < CUDA_STEP; of_run--) span *= sum->ext[of_run - 1];
+  return of_run;
+}
+
+/* Chunks that may be needed while steps ahead are copied lie in slots so far apart that the banks of neighbours along K, the last
+ * of a chunk and the first of the next one, differ: by 0..16 more than in a run, also from the last slot to the first. */
+static void place_chunks(CudaPanel *to) {
+  enum { BANKS = 32, REACH = (1 + CUDA_PANEL_AHEAD) * CUDA_STEP };
+  int64_t area = to->runs * to->pieces * to->pitch, more = 0;
+  to->slots = to->chunk >= REACH - 1 ? 2 : 4;
+  int64_t left = (BANKS - to->slots * to->chunk % BANKS) % BANKS;
+  more = to->slots == 2 ? left / 2 : left / 3;
+  int64_t to_next = to->sign * (to->chunk + more);
+  area += ((to_next - area) % BANKS + BANKS) % BANKS;
+  to->size = area * to->slots;
+}
+
+/* Do rows lie side by side? Then of chunks at the ends of a part of the sum only what is the part's is copied. */
+static int64_t row_of(const CudaMoves *across, const CudaPanel *panel) {
+  int64_t row = across->n ? across->by[across->n - 1] : panel->span;
+  bool apart = row >= panel->span && panel->sign > 0;
+  for (int i = panel->outer; i < across->n; i++) apart &= across->by[i] % row == 0;
+  return apart ? row : 0;
+}
+
+/* Do chunks ask for less than rows that are copied one by one, each sector at their ends twice? */
+static bool chunks_pay(const CudaGemm *p, const CudaPanel *panel, int64_t tile) {
+  double part = (double)(p->per * CUDA_STEP), rows = (double)tile * (double)(panel->span + 7);
+  if (p->splits == 1 || panel->row) return true;
+  return (double)(panel->pieces * panel->length) * (part + (double)panel->chunk) <= rows * part;
+}
+
+static bool plan_panel(CudaGemm *p, int s, bool k_major, bool chunks, int64_t most) {
   enum { GAP = 12 /* elements */, STREAM = 4 };
   CudaSide *side = &p->side[s];
   const Node *c = p->core;
@@ -79,13 +119,15 @@ static bool plan_panel(CudaGemm *p, int s, bool k_major, int64_t most) {
             sum = cuda_side_moves(c, side->x, &p->k);
   const CudaMoves *along = k_major ? &sum : &own, *across = k_major ? &own : &sum;
   int64_t tile = side->tile < side->axes.total ? side->tile : side->axes.total;
-  CudaPanel panel = {.span = 1, .runs = 1, .whole = k_major, .slots = k_major ? 1 : STREAM};
-  int i = along->n;
-  if (k_major && p->splits > 1) return false;
+  CudaPanel panel = {.span = 1, .runs = 1, .slots = k_major ? 1 : STREAM};
+  int i = along->n, first = 0;
+  if ((k_major && !chunks && p->splits > 1) || i == 0) return false;
   panel.sign = k_major && along->by[i - 1] < 0 ? -1 : 1;
   for (; i > 0 && along->by[i - 1] == panel.sign * panel.span; i--) panel.span *= along->ext[i - 1];
-  while (i-- > 0) panel.runs *= along->ext[i];
-  if (panel.span == 1 || across->n == 0) return false;
+  if (chunks) first = chunk_loops(along, i, panel.span);
+  if (panel.span == 1 || (chunks && (first == 0 || p->inner != p->padded))) return false;
+  while (i-- > first) panel.runs *= along->ext[i];
+  if (k_major) panel.chunk = panel.runs * panel.span;
   int64_t needed = panel.span;
   if (!k_major) {
     int64_t touched = tile < 2 ? 1 : (tile - 2) / panel.span + 2;
@@ -93,17 +135,31 @@ static bool plan_panel(CudaGemm *p, int s, bool k_major, int64_t most) {
     if (tile < needed) needed = tile;
   }
   if (!divide(across, k_major ? tile : CUDA_STEP, &panel)) return false;
-  if (across->by[across->n - 1] - needed >= GAP) return false;
+  if (across->n && across->by[across->n - 1] - needed >= GAP) return false;
   panel.pitch = panel.length + (panel.sign * panel.span - panel.length) % 32;
   if (panel.pitch < panel.length) panel.pitch += 32;
   panel.size = panel.runs * panel.pieces * panel.pitch * panel.slots;
-  if (panel.size > most) return false;
+  if (chunks) {
+    panel.row = row_of(across, &panel);
+    place_chunks(&panel);
+  }
+  if (panel.size > most || (chunks && !chunks_pay(p, &panel, tile))) return false;
   side->panel = panel;
   side->k_major = k_major;
   return true;
 }
 
+bool cuda_panel_whole(const CudaGemm *p, int s) {
+  const CudaPanel *panel = &p->side[s].panel;
+  return panel->size && panel->chunk == p->k.total;
+}
+
 bool cuda_panel_plan(CudaGemm *p, int s, int64_t most) {
-  if (cuda_side_divides(p->core, p->side[s].x) || !p->side[s].axes.n) return false;
-  return plan_panel(p, s, p->side[s].k_major, most) || plan_panel(p, s, !p->side[s].k_major, most);
+  if (cuda_side_divides(p->core, p->side[s].x)) return false;
+  enum { LARGE = 12 << 10 };
+  bool k_major = p->side[s].k_major;
+  int64_t small = most < LARGE ? most : LARGE;
+  return plan_panel(p, s, k_major, false, small) || plan_panel(p, s, !k_major, false, small) ||
+         plan_panel(p, s, true, true, most) || plan_panel(p, s, k_major, false, most) ||
+         plan_panel(p, s, !k_major, false, most);
 }

@@ -335,7 +335,8 @@ static int copies_ahead(const CudaGemm *p) {
   int ahead = 0;
   for (int s = 0; s < 2; s++) {
     const CudaSide *side = &p->side[s];
-    int n = side->async ? p->ahead : side->panel.size && !side->panel.whole ? CUDA_PANEL_AHEAD : 0;
+    bool panels = side->panel.size && !cuda_panel_whole(p, s);
+    int n = side->async ? p->ahead : panels ? CUDA_PANEL_AHEAD : 0;
     if (n && (!ahead || n < ahead)) ahead = n;
   }
   return ahead;
@@ -376,22 +377,22 @@ static Step step_at(Gemm *m, Val n) {
 }
 
 /* Panels of the n-th step that are copied step by step. */
-static void copy_panels(Gemm *m, Val n) {
+static void copy_panels(Gemm *m, Val n, bool first) {
   Step t = step_at(m, n);
   for (int s = 0; s < 2; s++)
-    if (m->p->side[s].panel.size && !m->p->side[s].panel.whole) gemm_panel_copy(m, s, &t);
+    if (m->p->side[s].panel.size && !cuda_panel_whole(m->p, s)) gemm_panel_copy(m, s, &t, first);
 }
 
-/* Whole panels, and those of the first steps. */
+/* What the sum starts with: whole panels, chunks, and what the first steps need besides. */
 static void start_panels(Gemm *m) {
   Gen *g = m->g;
   bool any = false;
   for (int s = 0; s < 2; s++) {
     any |= m->p->side[s].panel.size > 0;
-    if (m->p->side[s].panel.whole && m->p->side[s].panel.size) gemm_panel_copy(m, s, NULL);
+    if (m->p->side[s].panel.chunk) gemm_panel_start(m, s);
   }
   if (!any) return;
-  for (int n = 0; n < CUDA_PANEL_AHEAD; n++) copy_panels(m, gen_i64(g, n));
+  for (int n = 0; n < CUDA_PANEL_AHEAD; n++) copy_panels(m, gen_i64(g, n), n == 0);
   commit_copies(m);
 }
 
@@ -424,7 +425,7 @@ static void sum_steps(Gemm *m) {
     if (m->p->side[0].panel.size || m->p->side[1].panel.size) {
       wait_copies(m, 0);
       cuda_barrier(g);
-      copy_panels(m, gen_i64(g, n + CUDA_PANEL_AHEAD));
+      copy_panels(m, gen_i64(g, n + CUDA_PANEL_AHEAD), false);
     }
     read_step(m, &t, v);
     if (copies) commit_copies(m);
@@ -435,7 +436,7 @@ static void sum_steps(Gemm *m) {
   cuda_barrier(g);
   gen_at(g, g->depth);
   Step t = step_at(m, LLVMBuildNSWAdd(g->b, loop.phi, gen_i64(g, ahead), ""));
-  copy_panels(m, LLVMBuildNSWAdd(g->b, t.n, gen_i64(g, CUDA_PANEL_AHEAD), ""));
+  copy_panels(m, LLVMBuildNSWAdd(g->b, t.n, gen_i64(g, CUDA_PANEL_AHEAD), ""), false);
   read_step(m, &t, v);
   if (copies) commit_copies(m);
   gemm_products(m, stage_of(m, loop.phi));

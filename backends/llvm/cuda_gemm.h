@@ -43,7 +43,9 @@ Aff gemm_keep(Gen *g, const Aff *at, int64_t n, int vec, Val *ok);
 void gemm_copy(Gen *g, int bytes, Val to, Val from, Val ok, Val use);
 
 /* cuda_panel.c */
-void gemm_panel_copy(Gemm *m, int s, const Step *t); /* the panel of a step, or the whole one */
+void gemm_panel_start(Gemm *m, int s); /* the chunk that the sum starts in; the whole panel */
+/* What step t is the first to need, or the very first one besides that. */
+void gemm_panel_copy(Gemm *m, int s, const Step *t, bool first);
 /* The element of the operand at these loops, 0 where `ok` does not hold; of the panel of step t. */
 Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok);
 

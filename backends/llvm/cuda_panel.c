@@ -73,10 +73,10 @@ typedef struct Extent {
   Aff start; /* place of the first position in its piece */
 } Extent;
 
-static Extent extent_of(Gemm *m, int s, const Step *t) {
+static Extent extent_of(Gemm *m, int s, const Step *t, const Aff *chunk) {
   Gen *g = m->g;
   const CudaSide *side = &m->p->side[s];
-  Extent e = {.run = aff_k(0)};
+  Extent e = {.run = aff_mul(*chunk, side->panel.runs)};
   Aff own = aff_mul(m->block[s], side->tile), rest;
   if (side->k_major) {
     Aff last = aff_k(side->tile - 1);
@@ -99,7 +99,7 @@ static Extent extent_of(Gemm *m, int s, const Step *t) {
   return e;
 }
 
-/* Where the panel of the n-th step lies in shared memory. */
+/* Where the n-th step's panel, or chunk n, lies in shared memory. */
 static Val panel_base(Gemm *m, int s, Val n) {
   Gen *g = m->g;
   const CudaPanel *panel = &m->p->side[s].panel;
@@ -128,7 +128,26 @@ static Val area_start(Gemm *m, int s, Aff run, Aff piece) {
   return add(g, at, moved(m, s, &batch, 0, merged(m, &m->p->batch, &ix)));
 }
 
-void gemm_panel_copy(Gemm *m, int s, const Step *t) {
+/* Of a run's element `i` of its area: is it of the block's part of the sum? */
+static Val in_part(Gemm *m, const CudaPanel *panel, Val run, Val i, Val use) {
+  Gen *g = m->g;
+  gen_at_vals(g, 3, (Val[]){run, m->first, m->count});
+  Val lo = LLVMBuildNSWMul(g->b, m->first, gen_i64(g, CUDA_STEP), "");
+  lo = LLVMBuildNSWSub(g->b, lo, LLVMBuildNSWMul(g->b, run, gen_i64(g, panel->span), ""), "");
+  Val hi = LLVMBuildNSWMul(g->b, m->count, gen_i64(g, CUDA_STEP), "");
+  hi = LLVMBuildNSWAdd(g->b, lo, hi, "");
+  use = gen_and(g, use, less(g, lo, gen_i64(g, panel->span)));
+  use = gen_and(g, use, less(g, gen_i64(g, 0), hi));
+  if (!panel->row) return use;
+  gen_at(g, gen_depth(g, i));
+  i = LLVMBuildTrunc(g->b, i, g->i32, "");
+  i = LLVMBuildURem(g->b, i, LLVMConstInt(g->i32, (uint64_t)panel->row, 0), "");
+  i = LLVMBuildZExt(g->b, i, g->i64, "");
+  use = gen_and(g, use, less(g, sub(g, lo, gen_i64(g, 1)), i));
+  return gen_and(g, use, less(g, i, hi));
+}
+
+static void copy_panel(Gemm *m, int s, const Step *t, Aff chunk) {
   Gen *g = m->g;
   const CudaSide *side = &m->p->side[s];
   const CudaPanel *panel = &side->panel;
@@ -137,8 +156,8 @@ void gemm_panel_copy(Gemm *m, int s, const Step *t) {
   int64_t rounds = (all + m->p->threads - 1) / m->p->threads;
   Loops runs = loops_of(m, along(m, s)), places = loops_of(m, across(m, s));
   int64_t n_runs = runs.total / panel->span, n_pieces = places.total / panel->per;
-  Extent e = extent_of(m, s, t);
-  Val base = panel_base(m, s, t ? t->n : NULL);
+  Extent e = extent_of(m, s, t, &chunk);
+  Val base = panel_base(m, s, side->k_major ? aff_value(g, &chunk) : t->n);
   int var;
   Loop loop = loop_open(g, gen_i64(g, 0), gen_i64(g, rounds), gen_i64(g, 1), 0, rounds - 1, &var);
   Aff at = aff_var(var, m->p->threads), area, j, run, piece, q, last;
@@ -182,6 +201,7 @@ void gemm_panel_copy(Gemm *m, int s, const Step *t) {
   use = gen_and(g, use, less(g, gen_i64(g, -1), element));
   use = gen_and(g, use, less(g, element, gen_i64(g, node_numel(in))));
   if (t) use = gen_and(g, use, t->inside);
+  if (m->p->splits > 1 && panel->chunk) use = in_part(m, panel, aff_value(g, &run), i, use);
   Aff out = aff_mul(area, panel->pitch);
   Val target = add(g, add(g, base, aff_value(g, &out)), i);
   gen_at(g, g->depth);
@@ -189,6 +209,29 @@ void gemm_panel_copy(Gemm *m, int s, const Step *t) {
       LLVMBuildInBoundsGEP2(g->b, g->f32, g->bufs[gen_info(g, in)->input], &element, 1, "");
   gemm_copy(g, 4, gemm_shared(m, target), source, NULL, use);
   loop_close(g, &loop, LOOP_PLAIN);
+}
+
+void gemm_panel_start(Gemm *m, int s) {
+  const CudaPanel *panel = &m->p->side[s].panel;
+  Aff first = aff_mul(m->split, m->p->per * CUDA_STEP), chunk, rest;
+  aff_divmod(m->g, &first, panel->chunk, &chunk, &rest);
+  copy_panel(m, s, NULL, chunk);
+}
+
+void gemm_panel_copy(Gemm *m, int s, const Step *t, bool first) {
+  Gen *g = m->g;
+  const CudaSide *side = &m->p->side[s];
+  if (!side->k_major) {
+    copy_panel(m, s, t, aff_k(0));
+    return;
+  }
+  Aff last = aff_mul(t->t, CUDA_STEP), chunk, rest;
+  last.k += CUDA_STEP - 1;
+  aff_divmod(g, &last, side->panel.chunk, &chunk, &rest);
+  Val starts = less(g, aff_value(g, &rest), gen_i64(g, first ? CUDA_STEP - 1 : CUDA_STEP));
+  Loop inside = cuda_if(g, gen_and(g, starts, t->inside));
+  copy_panel(m, s, t, chunk);
+  loop_close(g, &inside, LOOP_PLAIN);
 }
 
 Val gemm_load(Gemm *m, Val from, const Aff *phase, int phases, Val ok) {
@@ -223,10 +266,11 @@ Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok) {
   Gen *g = m->g;
   const CudaPanel *panel = &m->p->side[s].panel;
   Loops places = loops_of(m, across(m, s));
-  Extent e = extent_of(m, s, t);
   Aff run_at = merged(m, along(m, s), loops), place_at = merged(m, across(m, s), loops), run, in,
-      piece, place;
+      rest, piece, place, chunk = aff_k(0);
   aff_divmod(g, &run_at, panel->span, &run, &in);
+  if (panel->chunk && !cuda_panel_whole(m->p, s)) aff_divmod(g, &run, panel->runs, &chunk, &rest);
+  Extent e = extent_of(m, s, t, &chunk);
   aff_divmod(g, &place_at, panel->per, &piece, &place);
   Val first_piece = sub(g, aff_value(g, &piece), aff_value(g, &e.piece));
   Val start = moved(m, s, &places, panel->outer, e.start);
@@ -241,11 +285,11 @@ Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok) {
   if (panel->sign < 0) in.k += panel->span - 1;
   Val at = add(g, moved(m, s, &places, panel->outer, place), aff_value(g, &in));
   at = add(g, sub(g, at, start), area);
-  at = add(g, at, panel_base(m, s, t->n));
+  at = add(g, at, panel_base(m, s, panel->chunk ? aff_value(g, &chunk) : t->n));
   gen_at(g, g->depth);
   Val from = gemm_shared(m, at);
   int tile = m->p->side[s].tile, along = m->p->side[s].k_major ? CUDA_STEP : tile < 32 ? tile : 32;
-  Aff rest, lane, row; /* lanes are of so many rows */
+  Aff lane, row; /* lanes are of so many rows */
   aff_divmod(g, &m->tid, 32, &rest, &lane);
   aff_divmod(g, &lane, along, &row, &lane);
   return gemm_load(m, from, &row, 32 / along, ok);
