@@ -70,13 +70,15 @@ static int64_t first_tap(const Node *c, const Divided *f, int64_t r) {
   return -1;
 }
 
-/* No tap: one step of products with what is outside the operand, 0. */
+/* No tap: one step of products of what is outside the operands, 0. */
 static void make_zero(Node *c, const Divided *f) {
-  int longest = c->rank;
+  int longest = c->rank, y = !f->x;
   for (int l = c->rank; l < c->n_loops; l++)
     if (c->ext[l] > c->ext[longest]) longest = l;
   for (int l = c->rank; l < c->n_loops; l++)
     if (l != longest || c->ext[l] > CUDA_STEP) c->ext[l] = l == longest ? CUDA_STEP : 1;
+  for (int d = 0; f->tap >= 0 && d < c->in[y]->rank; d++)
+    if (cuda_map_factor(&c->map[y][d], f->tap)) c->map[y][d] = aff_const(-1);
   c->map[f->x][f->dim] = aff_const(-1);
 }
 

@@ -206,14 +206,16 @@ static int64_t most_splits(int64_t blocks, int64_t steps, int64_t bytes) {
   return n < 1 ? 1 : n;
 }
 
-/* Where windows of the first side overlap, runs in memory are padded to a multiple of 8, if that is few more products. */
-static void plan_tail(CudaGemm *p) {
+/* Where windows of the first side overlap, runs in memory are padded to a multiple of 8, if that is few more products and
+ * neither panels nor lines hold them. */
+static void plan_tail(CudaGemm *p, const CudaTarget *t) {
   const CudaSide *side = &p->side[0];
   const CudaAxes *k = &p->k;
   int own = last_loop(&side->axes);
   int64_t row = own < 0 ? 0 : distance(p->core, side->x, own);
   p->tail = 1;
   p->inner = p->padded = k->axis[k->n - 1].ext;
+  if (t->sm >= 80 && p->core->dtype == DT_FLOAT32) return;
   if (distance(p->core, side->x, k->axis[k->n - 1].last) != 1 || row == 0 || row > NEAR) return;
   while (p->tail < k->n && distance(p->core, side->x, k->axis[k->n - 1 - p->tail].last) == p->inner)
     p->inner *= k->axis[k->n - 1 - p->tail++].ext;
@@ -332,7 +334,7 @@ static bool reads_neighbours(Gen *g, int loop) {
 static void plan_results(CudaGemm *p) {
   const Node *c = p->core;
   int64_t dense = 1, stride = 1;
-  bool flat = p->side[1].blocks == 1 && p->side[0].run != 8, every = true;
+  bool flat = p->side[1].blocks == 1 && p->side[0].run != 8, every = p->tile->type == DT_FLOAT32;
   int shares = p->tile->bm / p->tile->warps_m / 8 / p->tile->parts; /* rows of a thread */
   flat &= p->side[0].k_major || p->tile->math != CUDA_F32 || shares % 4 == 0;
   for (int l = 0; l < c->rank; l++) every &= p->step[l] == 1;
@@ -344,8 +346,9 @@ static void plan_results(CudaGemm *p) {
         flat &= c->ext[l] == 1 || stride == dense;
         dense *= c->ext[l];
       }
-  p->flat = p->vec == 1 && every && flat && p->tile->type == DT_FLOAT32;
-  p->turn = p->vec == 1 && every && !flat && p->tile->type == DT_FLOAT32;
+  if (flat && every && p->side[1].axes.total % 8) p->vec = 1;
+  p->flat = p->vec == 1 && every && flat;
+  p->turn = p->vec == 1 && every && !flat;
 }
 
 /* Does a batch loop step through an operand one by one, as channels of depthwise convolutions do? */
@@ -401,7 +404,7 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
     p->side[1] = m;
   }
   order_sums(c, &p->k);
-  plan_tail(p);
+  plan_tail(p, t);
   /* classes leave their sums whole */
   choose_tile(p, c->dtype, whole ? node_numel(c) * dtype_info[c->dtype].size : INT64_MAX, t);
   for (int s = 0; s < 2; s++) plan_side(g, p, s, t);
