@@ -20,15 +20,17 @@ typedef struct CudaAxes {
 
 /* What a side's tile needs as it lies in memory, see panel.c; elements. */
 typedef struct CudaPanel {
-  int64_t size;         /* 0: none */
-  int64_t chunk;        /* along K: summed elements that it holds, all of them or more than a step's; else 0 */
-  int slots;            /* chunks, or steps, in shared memory at once */
+  int64_t size; /* 0: none */
+  int64_t
+      chunk; /* along K: summed elements that it holds, all of them or more than a step's; else 0 */
+  int slots; /* chunks, or steps, in shared memory at once */
   int64_t span;         /* elements of a run */
   int sign;             /* -1: it goes backwards */
   int64_t runs, pieces; /* areas are runs x pieces */
   int outer;   /* loops across whose positions are of different pieces, the first so many; */
   int64_t per; /* positions of a piece */
-  int64_t row; /* of chunks: rows of an area start at multiples of so many elements and do not overlap; or 0 */
+  int64_t
+      row; /* of chunks: rows of an area start at multiples of so many elements and do not overlap; or 0 */
   int64_t length, pitch; /* of an area; between areas */
 } CudaPanel;
 enum { CUDA_PANEL_AHEAD = 2 /* steps that panels are ahead of the tiles made of them */ };
@@ -112,7 +114,7 @@ CudaMoves cuda_side_moves(const Node *c, int x, const CudaAxes *axes);
 /* Elements between neighbours of the operand along a loop, where nothing divides. */
 int64_t cuda_side_move(const Node *c, int x, int loop);
 bool cuda_side_divides(const Node *c, int x);
-int64_t cuda_side_fixed(const Node *c, int x); /* the element at which all loops are 0 */
+int64_t cuda_side_fixed(const Node *c, int x);   /* the element at which all loops are 0 */
 bool cuda_panel_whole(const CudaGemm *p, int s); /* all of the sum is in it from the start */
 /* Gives the side a panel of at most so many elements; false: it stays as it is. */
 bool cuda_panel_plan(CudaGemm *p, int s, int64_t most);
