@@ -129,6 +129,16 @@ static void negate(const void *self, void *const *bufs, int64_t begin, int64_t e
   for (int64_t i = begin * row_numel; i < end * row_numel; i++) y[i] = -y[i];
 }
 
+static Kernel kernel_of(Arena *a, Node *node, Node *result, double allowed) {
+  Kernel k = {
+      .kind = K_CONTRACT, .name = "k", .rank = node->rank, .core = node, .conv_error = allowed};
+  memcpy(k.ext, node->dims, sizeof k.ext);
+  vec_add(a, &k.nodes, node);
+  for (int i = 0; i < 2; i++) vec_add(a, &k.inputs, ((KernelInput){node->in[i], false, false}));
+  vec_add(a, &k.outputs, result);
+  return k;
+}
+
 static double worst; /* of the last check, relative to the largest result */
 
 /* Runs one; returns the results of a tile's side, 0: not by Winograd's algorithm. */
@@ -144,12 +154,7 @@ static int check(const Shape *s, What part, double allowed, bool epilogue) {
   Node maps = {.prim = P_ADD, .dtype = DT_FLOAT32, .rank = node->rank};
   memcpy(maps.dims, node->dims, sizeof maps.dims);
   graph_number(g);
-  Kernel k = {
-      .kind = K_CONTRACT, .name = "k", .rank = node->rank, .core = node, .conv_error = allowed};
-  memcpy(k.ext, node->dims, sizeof k.ext);
-  vec_add(a, &k.nodes, node);
-  for (int i = 0; i < 2; i++) vec_add(a, &k.inputs, ((KernelInput){node->in[i], false, false}));
-  vec_add(a, &k.outputs, epilogue ? &maps : node);
+  Kernel k = kernel_of(a, node, epilogue ? &maps : node, allowed);
   Plan *p = contract_plan(a, &k, false);
   assert_int_equal(p->kind, part == FILTER ? PLAN_FILTER : PLAN_CONV);
   int m = part == FILTER ? 2 * p->filter->winograd.used : p->conv->winograd.m;
@@ -195,7 +200,8 @@ static const Shape shapes[] = {{1, 64, 64, 1, 28, 28, 1},   {1, 64, 96, 1, 30, 1
                                {3, 48, 80, 1, 9, 31, 2},    {2, 64, 128, 2, 16, 12, 1},
                                {1, 16, 64, 1, 40, 5, 1},    {1, 512, 64, 1, 6, 10, 1},
                                {1, 256, 256, 1, 14, 14, 1}, {1, 1024, 32, 1, 20, 20, 1},
-                               {1, 80, 32, 1, 12, 12, 1}};
+                               {1, 80, 32, 1, 12, 12, 1},   {1, 64, 128, 1, 6, 6, 1},
+                               {2, 128, 64, 1, 6, 6, 1}};
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 /* of gradients of filters: shares and one sum, odd sizes and even, blocks of rows in several images, groups, no padding */
 static const Shape filters[] = {{4, 64, 64, 1, 28, 28, 1}, {1, 128, 192, 1, 26, 30, 1},
@@ -247,6 +253,28 @@ static void test_instruction_sets(void **state) {
         assert_int_equal(check(&shapes[e ? 0 : 3], FORWARD, SUM_ERROR, true), e ? 4 : 2);
     if (tile_isa() != ISA_NONE) assert_int_equal(check(&filters[2], FILTER, 2e-6, true), 2);
     micro_isa = NULL;
+  }
+}
+
+/* Results of 7 x 7 fill few tiles, and their filters come from memory: it serves where arithmetic is slow beside memory. */
+static void test_processors(void **state) {
+  static const Shape small = {16, 512, 512, 1, 7, 7, 1};
+  static const struct {
+    const char *name;
+    int m;
+  } cpus[] = {{"cpu:sapphirerapids", 0}, {"cpu:znver4", 2}};
+  (void)state;
+  for (int i = 0; i < 2; i++) {
+    Arena *a = arena_new();
+    Graph *g = graph_new(NULL, false);
+    Node *node = conv_node(g, DT_FLOAT32, &small, FORWARD);
+    graph_number(g);
+    Kernel k = kernel_of(a, node, node, SUM_ERROR);
+    tiles_for(cpus[i].name);
+    assert_int_equal(contract_plan(a, &k, false)->conv->winograd.m, cpus[i].m);
+    tiles_for(NULL);
+    graph_free(g);
+    arena_free(a);
   }
 }
 
@@ -307,9 +335,10 @@ static void test_option(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_errors),  cmocka_unit_test(test_sums),
-      cmocka_unit_test(test_filters), cmocka_unit_test(test_instruction_sets),
-      cmocka_unit_test(test_direct),  cmocka_unit_test(test_option),
+      cmocka_unit_test(test_errors),     cmocka_unit_test(test_sums),
+      cmocka_unit_test(test_filters),    cmocka_unit_test(test_instruction_sets),
+      cmocka_unit_test(test_processors), cmocka_unit_test(test_direct),
+      cmocka_unit_test(test_option),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -59,6 +59,14 @@ double tile_cycles(double mr, double nv) {
   return c < 4 ? 4 : c + loads / 16;
 }
 
+double tile_halves(void) {
+  bool halves = other && !strcmp(other, "znver4");
+#if defined(__x86_64__)
+  if (!other) halves = __builtin_cpu_is("amdfam19h");
+#endif
+  return halves && tile_isa() == ISA_AVX512 ? 2 : 1;
+}
+
 #define PACK(NAME, T)                                                                              \
   /* B by columns: element (k, n) at b[n*ld + k]; to[k*width + n]. In blocks of BLOCK x BLOCK. */  \
   static void NAME(T *restrict to, int64_t width, const T *restrict b, int64_t ld, int64_t k,      \

@@ -42,6 +42,8 @@ Blocks vector_blocks(int64_t n, const TileRow *t); /* n columns in panels, count
 Blocks row_blocks(int64_t m, const TileRow *t);
 /* Of a step of k: two multiply-adds, two loads a cycle; a sum of its own every four cycles. */
 double tile_cycles(double mr, double nv);
+/* Cycles of arithmetic on that processor, over those: 2 where vectors of 64 bytes go by halves. */
+double tile_halves(void);
 /* B by columns, element (k, n) at b[n*ld + k], to rows: to[k*width + n]; elements of `size` bytes, 4 or 8. */
 void pack_columns(int size, void *to, int64_t width, const void *b, int64_t ld, int64_t k,
                   int64_t n);

@@ -43,7 +43,7 @@ static double row_cycles(const ConvPlan *p, int64_t tiles, int64_t vectors) {
   return c;
 }
 
-/* Of an image, about. */
+/* Of an image, about. Where arithmetic takes longer, memory counts less beside it. */
 static double cost(const Facts *f, const ConvPlan *p, int form) {
   enum { L2_BYTES = 1 << 20, FROM_MEMORY = 5, FROM_L3 = 16 }; /* bytes a cycle */
   const Winograd *w = &p->winograd;
@@ -60,7 +60,7 @@ static double cost(const Facts *f, const ConvPlan *p, int form) {
   }
   double memory = b_bytes * pg > L2_BYTES ? b_bytes / FROM_MEMORY : 0;
   if (a_bytes > L2_BYTES) memory += a_bytes * panels / FROM_L3;
-  products += memory / 2;
+  products += memory / 2 / tile_halves();
   int64_t n = p->images.total * p->groups.total * p->chunks * p->panel_groups;
   double idle = (double)(div_up(n, THREADS) * THREADS) / (double)n;
   (void)f;
