@@ -306,7 +306,7 @@ static bool fill_box(const Box *b) {
         const CudaAccess *x = &b->all->v[j];
         read |= x->input == i && x->kept && !x->anywhere;
       }
-      if (read) return false;
+      if (read || to->reordered) return false; /* in place neighbours read neighbours */
       continue;
     }
     if (own && t->unroll && cuda_is_even_apart(t, s.bytes)) continue;
