@@ -64,9 +64,9 @@ static bool add_sums(const Box *b, const CudaAccess *x, CudaSpan *s) {
   return true;
 }
 
-/* Axes that leave little out become the run, of results those that leave nothing. */
+/* Axes that leave little out become the run, of results and exact spans those that leave nothing. */
 static bool set_run(CudaSpan *s) {
-  int64_t per = s->result ? 1 : CUDA_SECTOR / s->bytes;
+  int64_t per = s->result || s->exact ? 1 : CUDA_SECTOR / s->bytes;
   s->run = s->hi - s->lo + 1;
   while (s->n_piece > 0) {
     const CudaPiece *p = &s->piece[s->n_piece - 1];
@@ -168,8 +168,18 @@ static CudaAccess spread(const Nest *t, const CudaAccess *x, uint32_t loops) {
   return to;
 }
 
-/* What all reads of an input have in common; *even: they need no copy. */
-static bool find_span(const Box *b, int input, CudaSpan *s, bool *even) {
+/* Windows over what the sums of a point go through are these sums. */
+static void windows_as_sums(const Nest *t, CudaAccess *x) {
+  for (int w = 0; w < CUDA_WINDOWS; w++)
+    for (int l = 0; l < t->rank && x->window_ext[w] > 1; l++) {
+      if (!(t->red >> l & 1) || x->of[l] || t->ext[l] != x->window_ext[w]) continue;
+      x->of[l] = x->window[w];
+      x->window[w] = x->window_ext[w] = 0;
+    }
+}
+
+/* What all reads of an input have in common; *even: they need no copy. own: other blocks may write elsewhere in it. */
+static bool find_span(const Box *b, int input, bool own, CudaSpan *s, bool *even) {
   enum { WASTE = 2 };
   const Nest *t = b->t;
   CudaAccess x = {.input = -1};
@@ -182,6 +192,7 @@ static bool find_span(const Box *b, int input, CudaSpan *s, bool *even) {
     if (!y->kept || y->parts != 1) return false;
     anywhere |= y->anywhere;
     CudaAccess one = spread(t, y, loops);
+    if (t->unroll) windows_as_sums(t, &one);
     needed += inside;
     if (x.input < 0)
       x = one;
@@ -189,7 +200,7 @@ static bool find_span(const Box *b, int input, CudaSpan *s, bool *even) {
       return false;
   }
   if (x.input < 0 || (loops && x.bare_hi - x.bare_lo > WASTE * needed)) return false;
-  *s = (CudaSpan){.buffer = input, .bytes = x.bytes, .parts = 1, .box = 1};
+  *s = (CudaSpan){.buffer = input, .bytes = x.bytes, .parts = 1, .box = 1, .exact = own};
   memcpy(s->of, x.of, sizeof s->of);
   s->lo = x.bare_lo;
   s->hi = x.bare_hi;
@@ -263,6 +274,36 @@ static bool result_span(const Box *b, const Root *root, CudaSpan *s) {
   return add_axis(s, (CudaPiece){.ext = b->to->across, .step = step, .cut = true}) && set_run(s);
 }
 
+static int64_t chunks_of(const Box *b) {
+  const CudaSpans *to = b->to;
+  int64_t n = to->chunk ? div_up(b->t->sum[to->chunked].ext, to->chunk) : 1;
+  for (int a = 0; a < to->chunked; a++) n *= b->t->sum[a].ext;
+  return n;
+}
+
+/* What is stored at every point, sums included, where a block has pieces of it. */
+static bool add_full_result(const Box *b, const Root *root) {
+  const Nest *t = b->t;
+  CudaSpans *to = b->to;
+  CudaAccess x = {.bytes = dtype_info[root->n->dtype].size};
+  CudaSpan s = {.buffer = root->buf,
+                .bytes = x.bytes,
+                .parts = 1,
+                .result = true,
+                .exact = true,
+                .box = 1,
+                .size = t->rows * t->n_sums};
+  bool regular = true;
+  double before = to->sectors;
+  for (int64_t l = t->rank - 1, n = 1; l >= 0; n *= t->ext[l--]) x.of[l] = n;
+  if (root->concat_axis >= 0 || to->n == CUDA_SPANS || !add_points(b, &x, &s, &regular) ||
+      !add_sums(b, &x, &s) || !set_run(&s) || !place_span(b, &s))
+    return false;
+  to->sectors = before + (to->sectors - before) * (double)chunks_of(b);
+  to->v[to->n++] = s;
+  return true;
+}
+
 /* Results of a block that begin anywhere. */
 static bool add_results(const Box *b) {
   const Nest *t = b->t;
@@ -273,7 +314,11 @@ static bool add_results(const Box *b) {
     const Root *root = &t->roots.v[r];
     bool many = root->full && t->red && t->n_sums > 1;
     CudaSpan s;
-    if ((many && ((sums && to->chunk) || !within)) || !result_span(b, root, &s)) return false;
+    if (many && (sums || !within)) {
+      if (!add_full_result(b, root)) return false;
+      continue;
+    }
+    if (!result_span(b, root, &s)) return false;
     if (!many && (sums || (s.n_piece == 0 && is_aligned(b, &s)))) {
       to->sectors += sectors_of(b, &s);
       continue;
@@ -289,17 +334,15 @@ static bool fill_box(const Box *b) {
   CudaSpans *to = b->to;
   const Nest *t = b->t;
   Kernel *k = b->g->k;
-  int64_t at = 0, blocks = cuda_box_blocks(t, to), chunks = 1;
+  int64_t at = 0, blocks = cuda_box_blocks(t, to);
   bool uneven = false;
   to->n = 0;
   to->sectors = 0;
   to->points = to->across * cuda_inside(t, to->cut);
-  if (to->chunk) chunks = div_up(t->sum[to->chunked].ext, to->chunk);
-  for (int a = 0; a < to->chunked; a++) chunks *= t->sum[a].ext;
   for (int i = 0; i < k->inputs.n; i++) {
     CudaSpan s;
-    bool even, known = find_span(b, i, &s, &even),
-               own = cuda_is_overwritten(k, &k->inputs.v[i]); /* places are those of results */
+    bool even, own = cuda_is_overwritten(k, &k->inputs.v[i]),
+               known = find_span(b, i, own, &s, &even);
     if (!known) {
       bool read = false;
       for (int j = 0; j < b->all->n; j++) {
@@ -317,10 +360,11 @@ static bool fill_box(const Box *b) {
       continue;
     }
     if (to->n == CUDA_SPANS || !place_span(b, &s)) return false;
-    if (own && (s.n_piece || to->reordered || !is_aligned(b, &s))) return false;
+    if (own && to->reordered) return false;
+    s.exact &= s.n_piece || !is_aligned(b, &s);
     to->v[to->n++] = s;
   }
-  to->sectors *= (double)chunks;
+  to->sectors *= (double)chunks_of(b);
   if (!to->reordered && (!uneven || to->n == 0)) return false;
   if (!add_results(b) || to->n == 0) return false;
   for (int i = 0; i < to->n; i++)
@@ -346,6 +390,12 @@ static bool fill_chunks(const Box *b, bool may_chunk) {
   return false;
 }
 
+static bool stores_points(const Nest *t) {
+  bool any = false;
+  for (int r = 0; r < t->roots.n; r++) any |= t->roots.v[r].full;
+  return any;
+}
+
 /* 1, 2, 3, 4, 6, 8, 12, ... */
 static int64_t next_size(int64_t m) { return m == 1 ? 2 : m % 3 ? m / 2 * 3 : m / 3 * 4; }
 
@@ -363,8 +413,9 @@ static void try_sizes(Search *f) {
   const Nest *t = f->box.t;
   CudaSpans *try = f->box.to;
   int64_t ext = t->out[try->cut].ext, inside = cuda_inside(t, try->cut);
-  for (int64_t m = 1; m < 2 * ext; m = next_size(m)) {
-    try->across = m >= ext ? ext : ext % WHOLE ? div_up(ext, div_up(ext, m)) : m;
+  /* all blocks alike, or all but the last one */
+  for (int64_t m = 1, even = 1; m < 2 * ext; m = even ? m : next_size(m), even = !even) {
+    try->across = m >= ext ? ext : even && ext % WHOLE ? div_up(ext, div_up(ext, m)) : m;
     if (try->across * inside > f->most || cuda_box_blocks(t, try) < f->least) break;
     int64_t threads = try->across * inside * (f->rows ? t->n_sums : 1);
     if (threads < 32 && try->across < ext) continue;
@@ -440,7 +491,7 @@ const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_b
   Search f = {.box = {g, t, &all, &try, &uneven},
               .most = most,
               .least = least_blocks,
-              .rows = brief && !t->columns,
+              .rows = teams && !t->columns && (brief || stores_points(t)),
               .may_chunk = brief || (teams && t->n_sum > 0 && t->columns)};
   for (int a = 0; a < t->n_out; a++) try.order[a] = a;
   for (try.cut = t->n_out - 1; try.cut >= 0 && cuda_inside(t, try.cut) <= most; try.cut--)

@@ -24,8 +24,9 @@ typedef struct CudaPiece {
 /* What a block reads of a buffer, or writes to it, through shared memory: see span.c. */
 typedef struct CudaSpan {
   int buffer, bytes;
-  bool result;            /* written */
-  bool whole;             /* the same for all blocks */
+  bool result; /* written */
+  bool exact;  /* BOXES: nothing beside its runs is touched, which may be other blocks' */
+  bool whole;  /* the same for all blocks */
   int64_t step[KL_LOOPS]; /* elements between neighbours of each axis of results; 0 in boxes */
   int64_t inner;          /* those of the last axis, also in boxes */
   int64_t lo, hi;         /* a point's elements, from its place on */

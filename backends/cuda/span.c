@@ -289,6 +289,14 @@ static double result_sectors(const Nest *t) {
   return n;
 }
 
+/* Is it the same along all rows, which begin anywhere? Rows are read from the start of their first sector, so this is not. */
+static bool is_alike(const Nest *t, const CudaSpan *s) {
+  bool same = t->red && !t->unroll && !t->columns && s->hi > s->lo &&
+              t->sum[t->n_sum - 1].ext * s->bytes % CUDA_SECTOR;
+  for (int a = 0; a < t->n_out; a++) same &= s->step[a] == 0;
+  return same;
+}
+
 /* most: elements of a span. */
 static bool spans_of(Gen *g, const Nest *t, const CudaAccesses *all, int64_t most, CudaSpans *to) {
   to->n = 0;
@@ -299,7 +307,8 @@ static bool spans_of(Gen *g, const Nest *t, const CudaAccesses *all, int64_t mos
     CudaSpan s = {0};
     int64_t size = node_numel(g->k->inputs.v[i].node);
     bool even = false, line, found = find_span(t, all, i, to->chunk, &s, &even, &line);
-    if (found && even) continue;
+    bool alike = found && most == FEW && is_alike(t, &s);
+    if (found && even && !alike) continue;
     double before = to->sectors;
     to->sectors = INFINITY;
     if (!found) {
@@ -309,11 +318,11 @@ static bool spans_of(Gen *g, const Nest *t, const CudaAccesses *all, int64_t mos
     }
     s.size = size;
     if (s.size == 0 || to->n == CUDA_SPANS || !set_length(t, &s, to->points)) continue;
-    if (s.length > most ||
+    if (s.length > (alike ? SPAN_BYTES / 2 / s.bytes : most) ||
         (cuda_is_overwritten(g->k, &g->k->inputs.v[i]) && !is_own(t, &s, to->points)))
       continue;
     if (!s.whole && s.box > to->box) to->box = s.box;
-    to->lines |= line;
+    to->lines |= line && !alike;
     to->sectors = before + sectors_of(t, to, &s);
     to->v[to->n++] = s;
   }

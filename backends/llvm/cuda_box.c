@@ -71,15 +71,16 @@ typedef struct Chip {
   Val at, to, ok; /* elements in the buffer and in shared memory; is it needed? */
 } Chip;
 
-/* Vector v of all pieces. */
-static Chip chip_of(Gen *g, const CudaSpan *s, Val v, Val start, Val run, Val cut, Val chunk) {
-  int n = VECTOR / s->bytes;
+/* Vector v, of n elements, of all pieces: what lies in a sector of which some is needed; exactly, what is needed. */
+static Chip chip_of(Gen *g, const CudaSpan *s, int n, Val v, Val start, Val run, Val cut,
+                    Val chunk) {
   Chip c = {.to = times(g, v, n)};
   Val size = gen_i64(g, pitch_of(s) / n), rest = LLVMBuildURem(g->b, v, size, "");
   start = piece_start(g, s, LLVMBuildUDiv(g->b, v, size, ""), start, cut, chunk, &c.ok);
   c.at = plus(g, down(g, s, start), times(g, rest, n));
-  c.ok = both(g, c.ok, less(g, c.at, up(g, s, plus(g, start, run))));
-  c.ok = both(g, c.ok, less(g, gen_i64(g, -1), c.at));
+  Val end = plus(g, start, run), from = s->exact ? start : gen_i64(g, 0);
+  c.ok = both(g, c.ok, less(g, c.at, s->exact ? end : up(g, s, end)));
+  c.ok = both(g, c.ok, LLVMBuildNot(g->b, less(g, c.at, from), ""));
   return c;
 }
 
@@ -109,6 +110,25 @@ static Val get_vector(Gen *g, const CudaSpan *s, Val shared, Val from) {
   return all;
 }
 
+/* A thread for each element: neighbours of pieces are in the same sectors, wherever they begin. */
+void cuda_box_exact(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, Val start, Val cut,
+                    Val chunk) {
+  int var;
+  gen_at(g, g->depth);
+  Val run = run_of(g, s, all, cut, chunk);
+  Loop loop = loop_open(g, cuda_register(g, "tid.x"), gen_i64(g, s->length),
+                        gen_i64(g, all->threads), 0, s->length, &var);
+  gen_at(g, g->depth);
+  Chip c = chip_of(g, s, 1, loop.phi, start, run, cut, chunk);
+  Loop once = cuda_if(g, c.ok);
+  gen_at(g, g->depth);
+  Val near = cuda_span_place(g, s, shared, c.to), far = cuda_span_far(g, s, c.at, gen_i64(g, 0));
+  Val x = cuda_load_of(g, cuda_element_type(g, s), s->result ? near : far, s->bytes);
+  cuda_store_to(g, x, s->result ? far : near, s->bytes);
+  loop_close(g, &once, LOOP_PLAIN);
+  loop_close(g, &loop, LOOP_PLAIN);
+}
+
 void cuda_box_fill(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, Val start, Val cut,
                    Val chunk) {
   int var, n = VECTOR / s->bytes;
@@ -118,7 +138,7 @@ void cuda_box_fill(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, 
   Loop loop = loop_open(g, cuda_register(g, "tid.x"), gen_i64(g, s->length / n),
                         gen_i64(g, all->threads), 0, s->length / n, &var);
   gen_at(g, g->depth);
-  Chip c = chip_of(g, s, loop.phi, start, run, cut, chunk);
+  Chip c = chip_of(g, s, n, loop.phi, start, run, cut, chunk);
   Val whole = less(g, plus(g, c.at, gen_i64(g, n - 1)), size);
   Val ok = both(g, c.ok, whole), none = LLVMBuildNot(g->b, ok, "");
   Loop once = cuda_if(g, ok);

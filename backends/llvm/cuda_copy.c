@@ -12,6 +12,7 @@ struct CudaCopies {
   struct {
     Val shared, base,
         count; /* elements: where the span begins in its buffer, how many there are; of boxes indices of `cut` */
+    Val chunk; /* of boxes: indices of the sum that goes by chunks; NULL: all */
     Aff from;
   } at[CUDA_SPANS];
 };
@@ -203,12 +204,13 @@ static void fill_box(Gen *g, CudaCopies *c, int i, const Aff *first, Val n, cons
   gen_at(g, g->depth);
   Val cut = LLVMBuildUDiv(g->b, n, gen_i64(g, cuda_inside(t, all->cut)), ""), chunk = NULL;
   c->at[i].count = cut;
-  if (s->result) return;
   if (all->chunk) {
     chunk = LLVMBuildNSWSub(g->b, gen_i64(g, t->sum[all->chunked].ext), passed, "");
     chunk = gen_min(g, chunk, gen_i64(g, all->chunk));
   }
-  cuda_box_fill(g, s, all, c->at[i].shared, start, cut, chunk);
+  c->at[i].chunk = chunk;
+  if (s->result) return;
+  (s->exact ? cuda_box_exact : cuda_box_fill)(g, s, all, c->at[i].shared, start, cut, chunk);
 }
 
 void cuda_copies_fill(Gen *g, CudaCopies *c, const Aff *first, Val n, const Aff *skip) {
@@ -238,16 +240,25 @@ void cuda_copies_fill(Gen *g, CudaCopies *c, const Aff *first, Val n, const Aff 
   cuda_barrier(g);
 }
 
-void cuda_copies_flush(Gen *g, CudaCopies *c) {
-  bool any = false;
-  for (int i = 0; i < c->spans->n; i++) any |= c->spans->v[i].result;
-  if (any) cuda_barrier(g);
-  for (int i = 0; i < c->spans->n; i++)
-    if (c->spans->v[i].result && c->spans->boxes)
-      cuda_box_flush(g, &c->spans->v[i], c->spans, c->at[i].shared, c->at[i].base, c->at[i].count);
-    else if (c->spans->v[i].result)
-      copy_span(g, &c->spans->v[i], c->spans->threads, c->at[i].shared, c->at[i].base,
-                c->at[i].count);
+uint32_t cuda_copies_results(const CudaCopies *c) {
+  uint32_t all = 0;
+  for (int i = 0; i < c->spans->n; i++) all |= (uint32_t)c->spans->v[i].result << i;
+  return all;
+}
+
+void cuda_copies_flush(Gen *g, CudaCopies *c, uint32_t which) {
+  if (which) cuda_barrier(g);
+  for (int i = 0; i < c->spans->n; i++) {
+    const CudaSpan *s = &c->spans->v[i];
+    if (!(which >> i & 1)) continue;
+    if (s->exact)
+      cuda_box_exact(g, s, c->spans, c->at[i].shared, c->at[i].base, c->at[i].count,
+                     c->at[i].chunk);
+    else if (c->spans->boxes)
+      cuda_box_flush(g, s, c->spans, c->at[i].shared, c->at[i].base, c->at[i].count);
+    else
+      copy_span(g, s, c->spans->threads, c->at[i].shared, c->at[i].base, c->at[i].count);
+  }
 }
 
 /* Where an element is in shared memory; NULL: its buffer has no span. */
@@ -273,8 +284,11 @@ static Val find(Gen *g, int buf, const Aff *at) {
   return NULL;
 }
 
+/* Results that leave by chunks are read where they went. */
 Val cuda_copy_load(Gen *g, DType t, int buf, const Aff *at) {
-  Val p = find(g, buf, at);
+  const CudaSpans *spans = g->copies->spans;
+  bool gone = spans->boxes && spans->chunk && buf >= g->k->inputs.n;
+  Val p = gone ? NULL : find(g, buf, at);
   return p ? val_load(g, t, p) : NULL;
 }
 

@@ -39,7 +39,9 @@ void cuda_pack_store(Gen *g, int buf, DType t, int n, const Aff *at, const Val *
 CudaCopies *cuda_copies_new(Gen *g, const Nest *t, const CudaSpans *spans);
 /* The block's points are *first.. *first + n - 1, n at least 1: reads what they read, in the chunk of sums from skip[] on. */
 void cuda_copies_fill(Gen *g, CudaCopies *c, const Aff *first, Val n, const Aff *skip);
-void cuda_copies_flush(Gen *g, CudaCopies *c); /* writes what they wrote */
+/* Writes what they wrote: which, by bits, of the spans; those that are results. */
+void cuda_copies_flush(Gen *g, CudaCopies *c, uint32_t which);
+uint32_t cuda_copies_results(const CudaCopies *c);
 /* The value of an element, or NULL: it is in no span. */
 Val cuda_copy_load(Gen *g, DType t, int buf, const Aff *at);
 /* Keeps a result until the block's are written; false: its buffer has no span. */
@@ -65,6 +67,9 @@ Val cuda_box_find(Gen *g, const CudaSpan *s, Val start, Val v);
 /* Writes the results from `start` on, for so many indices of the axis that may have fewer. */
 void cuda_box_flush(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, Val start,
                     Val cut);
+/* Reads or, of results, writes exact spans. */
+void cuda_box_exact(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, Val start, Val cut,
+                    Val chunk);
 
 /* cuda_team.c, cuda_order.c */
 void cuda_teams(Gen *g, const CudaLaunch *l);

@@ -146,7 +146,7 @@ static void points_of_block(Work *w, const CudaLaunch *l, int v) {
   do_vector(w, v, n == 1 ? aff_k(0) : aff_var(gen_var(g, at, 0, n - 1), 1));
   loop_close(g, &points, LOOP_PLAIN);
   g->copies = NULL;
-  cuda_copies_flush(g, c);
+  cuda_copies_flush(g, c, cuda_copies_results(c));
   loop_close(g, &loop, LOOP_PLAIN);
 }
 

@@ -296,6 +296,22 @@ static void sweep_part(Team *m, Val count, const Aff *skip) {
   for (int a = from - 1; a >= part; a--) loop_close(g, &open[a], LOOP_PLAIN);
 }
 
+/* Do results leave by the chunks of sums? */
+static bool by_chunks(const Team *m) { return m->s->spans->boxes && m->s->spans->chunk; }
+
+/* The spans of results that a sweep stores. */
+static uint32_t results_of(const Team *m, int sweep) {
+  const Work *w = m->w;
+  uint32_t which = 0;
+  for (int i = 0; i < m->s->spans->n; i++)
+    for (int r = 0; r < w->t->roots.n; r++) {
+      const Root *root = &w->t->roots.v[r];
+      if (m->s->spans->v[i].buffer == root->buf && root->full && w->store_sweep[r] == sweep)
+        which |= 1u << i;
+    }
+  return which;
+}
+
 static void sweep(Team *m) {
   Gen *g = m->w->g;
   const Nest *t = m->w->t;
@@ -318,6 +334,7 @@ static void sweep(Team *m) {
   if (all % chunk) count = gen_min(g, count, LLVMBuildNSWSub(g->b, gen_i64(g, all), from, ""));
   fill_copies(m, skip);
   sweep_part(m, count, skip);
+  if (by_chunks(m)) cuda_copies_flush(g, m->copies, results_of(m, g->sweep));
   g->copies = NULL;
   loop_close(g, &chunks, LOOP_PLAIN);
 }
@@ -413,6 +430,6 @@ void cuda_teams(Gen *g, const CudaLaunch *l) {
   }
   store(&m);
   g->copies = NULL;
-  if (m.copies) cuda_copies_flush(g, m.copies);
+  if (m.copies && !by_chunks(&m)) cuda_copies_flush(g, m.copies, cuda_copies_results(m.copies));
   loop_close(g, &loop, LOOP_PLAIN);
 }
