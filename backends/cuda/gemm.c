@@ -140,15 +140,17 @@ static void plan_side(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
   int each = 16 / dtype_info[p->tile->type].size;
   int own = last_loop(&side->axes), sum = last_loop(&p->k);
   bool along_own = own >= 0 && contiguous(c, side->x, own), along_sum = contiguous(c, side->x, sum);
-  bool direct = in->dtype == p->tile->type && kernel_input(g->k, in) >= 0;
+  side->stored = kernel_input(g->k, in) >= 0 && dtype_is_float(in->dtype);
+  side->per = CUDA_SECTOR / dtype_info[in->dtype].size;
+  bool same = side->stored && in->dtype == p->tile->type;
   side->tile = s ? p->tile->bn : p->tile->bm;
   side->blocks = div_up(side->axes.total, side->tile);
   side->k_major = !along_own;
   side->vec = 1;
-  if (direct && (along_own || along_sum) && c->ext[along_own ? own : sum] % each == 0 &&
+  if (same && (along_own || along_sum) && c->ext[along_own ? own : sum] % each == 0 &&
       CUDA_STEP * side->tile / each >= 32 * p->tile->warps_m * p->tile->warps_n)
     side->vec = each;
-  side->async = direct && t->sm >= 80;
+  side->async = side->direct = same && t->sm >= 80;
   side->run = CUDA_STEP;
   if (side->k_major && side->vec == 1 && each == 4 && own >= 0 && side->tile >= CUDA_NARROW)
     side->run = near_run(p, s, distance(c, side->x, sum), distance(c, side->x, own));
@@ -156,16 +158,15 @@ static void plan_side(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
 }
 
 /* Rows that start anywhere in a sector come from panels, where shared memory has room for them. */
-static void plan_panels(CudaGemm *p) {
-  enum { SHARED = 99 << 10 };
-  int64_t room = SHARED / dtype_info[p->tile->type].size;
+static void plan_panels(CudaGemm *p, const CudaTarget *t) {
+  int64_t room = (t->sm >= 80 ? 99 : 64) * 1024 / dtype_info[p->tile->type].size;
   for (int s = 0; s < 2; s++)
     room -= p->tile->stages * cuda_side_rows(p, s) * cuda_side_pitch(p, s);
   for (int s = 0; s < 2; s++) {
     CudaSide *side = &p->side[s];
     const CudaAxes *along = side->k_major ? &p->k : &side->axes;
-    if (p->tile->type != DT_FLOAT32 || !side->async) continue;
-    if (!along->n || !starts_anywhere(p->core, side->x, last_loop(along), 8)) continue;
+    if (p->tile->type != DT_FLOAT32 || !side->stored) continue;
+    if (!along->n || !starts_anywhere(p->core, side->x, last_loop(along), side->per)) continue;
     if (!cuda_panel_plan(p, s, room)) continue;
     room -= side->panel.size;
     side->async = false;
@@ -176,13 +177,13 @@ static void plan_panels(CudaGemm *p) {
 }
 
 /* Copies along K that end in the next step's memory need a stage more than those that do not. */
-static void plan_stages(Gen *g, CudaGemm *p) {
+static void plan_stages(Gen *g, CudaGemm *p, const CudaTarget *t) {
   bool over = false;
   for (int s = 0; s < 2; s++)
     over |= p->side[s].k_major && (p->side[s].shift || p->side[s].lines.on);
   if (over && p->tile->stages == 2) {
     CudaTiling *more = arena_dup(g->a, p->tile, sizeof *p->tile);
-    more->stages = 4;
+    more->stages = t->sm >= 80 ? 4 : 3;
     p->tile = more;
   }
   p->ahead = p->tile->stages - 1 - over;
@@ -308,13 +309,13 @@ int64_t cuda_panel_at(const CudaGemm *p, int side) {
 }
 
 int64_t cuda_lines_at(const CudaGemm *p, int side) {
-  return cuda_panel_at(p, 1) + p->side[1].panel.size + (side ? cuda_lines_size(&p->side[0]) : 0);
+  return cuda_panel_at(p, 1) + p->side[1].panel.size + (side ? cuda_lines_size(p, 0) : 0);
 }
 
 int64_t cuda_gemm_part(const CudaGemm *p) { return div_up(node_numel(p->core), 8) * 8; }
 
 int64_t cuda_gemm_shared(const CudaGemm *p) {
-  int64_t in = cuda_lines_at(p, 1) + cuda_lines_size(&p->side[1]),
+  int64_t in = cuda_lines_at(p, 1) + cuda_lines_size(p, 1),
           out = p->out_pitch * p->tile->bm / p->tile->parts;
   return (in > out ? in : out) * dtype_info[p->tile->type].size;
 }
@@ -408,20 +409,22 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   /* classes leave their sums whole */
   choose_tile(p, c->dtype, whole ? node_numel(c) * dtype_info[c->dtype].size : INT64_MAX, t);
   for (int s = 0; s < 2; s++) plan_side(g, p, s, t);
-  plan_panels(p);
+  plan_panels(p, t);
   cuda_lines_plan(p);
   choose_threads(p);
-  plan_stages(g, p);
+  plan_stages(g, p, t);
   const CudaAxes *n = &p->side[1].axes;
   const Axis *col = &n->axis[n->n - 1];
   p->even = p->padded % CUDA_STEP == 0;
-  p->vec = col->last == last && col->ext % 4 == 0 ? 4 : 1;
+  p->vec = col->last != last || col->ext % 4 ? 1 : p->tile->type == DT_FLOAT64 ? 2 : 4;
   plan_results(p);
   p->pack = p->vec > 1 && reads_neighbours(g, last);
   p->out_pitch =
       p->tile->bn + (p->tile->math == CUDA_F32 ? 16 / dtype_info[p->tile->type].size : 8);
   for (int s = 0; s < 2; s++) p->stage_size += cuda_side_rows(p, s) * cuda_side_pitch(p, s);
+  int banks = 128 / dtype_info[p->tile->type].size;
   for (int s = 0; s < 2; s++) /* what is of the next step lies in other banks */
-    if (p->side[s].lines.on && p->side[s].k_major) p->stage_size += (48 - p->stage_size % 32) % 32;
+    if (p->side[s].lines.on && p->side[s].k_major)
+      p->stage_size += (banks * 3 / 2 - p->stage_size % banks) % banks;
   return p;
 }

@@ -52,7 +52,10 @@ typedef struct CudaSide {
   int64_t blocks; /* along them */
   bool k_major;   /* rows of summed elements; otherwise the summed index is the row */
   int vec;        /* neighbouring elements read at once: of 16 bytes, or 1 */
-  bool async;     /* cp.async */
+  bool stored;    /* it lies in memory, nothing is computed as it is read; */
+  bool direct;    /* as what shared memory holds, and there is cp.async, */
+  bool async;     /* by which the tile is filled */
+  int per;        /* elements of a sector */
   int shift; /* elements of a sector, where rows in memory start anywhere in one: copies are cut where sectors are; else 0 */
   CudaPanel panel;
   CudaLines lines;
@@ -122,6 +125,6 @@ bool cuda_panel_plan(CudaGemm *p, int s, int64_t most);
 /* lines.c */
 /* Which sides without a panel are read line by line. */
 void cuda_lines_plan(CudaGemm *p);
-int64_t cuda_lines_size(const CudaSide *side); /* of the table, in elements of 4 bytes */
+int64_t cuda_lines_size(const CudaGemm *p, int side); /* of the table, in elements */
 
 #endif

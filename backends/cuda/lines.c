@@ -10,11 +10,9 @@
 #include "gemm.h"
 #include <stdlib.h>
 
-enum { SECTOR = CUDA_SECTOR / 4 /* elements */ };
-
-static bool anywhere(const CudaMoves *m, int from, int to) {
+static bool anywhere(const CudaMoves *m, int from, int to, int per) {
   for (int i = from; i < to; i++)
-    if (m->by[i] % SECTOR) return true;
+    if (m->by[i] % per) return true;
   return false;
 }
 
@@ -37,15 +35,15 @@ static bool lines_along(const CudaGemm *p, int s, bool k_major, CudaLines *to, d
             sum = cuda_side_moves(c, side->x, &p->k);
   CudaMoves batch = cuda_side_moves(c, side->x, &p->batch);
   const CudaMoves *along = k_major ? &sum : &own, *across = k_major ? &own : &sum;
-  int i = along->n - 1;
+  int i = along->n - 1, per = side->per;
   if (i < 0) return false;
   *to = (CudaLines){.span = along->ext[i], .by = along->by[i]};
-  if (to->by == 0 || llabs(to->by) > SECTOR / 2) return false;
+  if (to->by == 0 || llabs(to->by) > per / 2) return false;
   while (--i >= 0 && along->by[i] == to->by * to->span) to->span *= along->ext[i];
-  bool whole = i < 0 || to->span % SECTOR == 0;
-  to->on = !whole || to->by != 1 || cuda_side_fixed(c, side->x) % SECTOR ||
-           anywhere(along, 0, i + 1) || anywhere(across, 0, across->n) ||
-           anywhere(&batch, 0, batch.n);
+  bool whole = i < 0 || to->span % per == 0;
+  to->on = !whole || to->by != 1 || cuda_side_fixed(c, side->x) % per ||
+           anywhere(along, 0, i + 1, per) || anywhere(across, 0, across->n, per) ||
+           anywhere(&batch, 0, batch.n, per);
   for (int d = 0; d < c->in[side->x]->rank; d++) {
     if (!may_be_outside(c, side->x, d)) continue;
     if (to->checks == CUDA_LINE_CHECKS) return false;
@@ -53,7 +51,7 @@ static bool lines_along(const CudaGemm *p, int s, bool k_major, CudaLines *to, d
   }
   int64_t n = to->span;
   if (!k_major && n > side->tile) n = side->tile;
-  *cost = (double)((n - 1) * llabs(to->by) + SECTOR) / (double)(SECTOR * n);
+  *cost = (double)((n - 1) * llabs(to->by) + per) / (double)(per * n);
   return true;
 }
 
@@ -78,12 +76,14 @@ void cuda_lines_plan(CudaGemm *p) {
   for (int s = 0; s < 2; s++) {
     CudaSide *side = &p->side[s];
     const Node *in = p->core->in[side->x];
-    bool fits = p->tile->type == DT_FLOAT32 && p->inner == p->padded && node_numel(in) < INT32_MAX;
-    if (!fits || !side->async || side->panel.size || side->shift || !side->axes.n) continue;
+    bool fits = p->inner == p->padded && node_numel(in) < INT32_MAX;
+    if (!fits || !side->stored || side->panel.size || side->shift || !side->axes.n) continue;
     if (!cuda_side_divides(p->core, side->x)) plan_lines(p, s);
   }
 }
 
-int64_t cuda_lines_size(const CudaSide *side) {
-  return side->lines.on ? (2 + side->lines.checks) * (int64_t)side->tile : 0;
+int64_t cuda_lines_size(const CudaGemm *p, int s) {
+  const CudaSide *side = &p->side[s];
+  if (!side->lines.on) return 0;
+  return div_up((2 + side->lines.checks) * (int64_t)side->tile * 4, dtype_info[p->tile->type].size);
 }

@@ -72,29 +72,6 @@ static Val address(Gen *g, Node *n, Index *ix) {
   return emit_address(g, gen_info(g, n)->input, n->dtype, &lin);
 }
 
-void gemm_copy(Gen *g, int bytes, Val to, Val from, Val ok, Val use) {
-  const char *name = bytes == 16  ? "llvm.nvvm.cp.async.cg.shared.global.16.s"
-                     : bytes == 8 ? "llvm.nvvm.cp.async.ca.shared.global.8.s"
-                                  : "llvm.nvvm.cp.async.ca.shared.global.4.s";
-  Val size = LLVMConstInt(g->i32, (uint64_t)bytes, 0);
-  gen_at_vals(g, 2, (Val[]){from, ok});
-  if (ok) size = LLVMBuildSelect(g->b, ok, size, LLVMConstInt(g->i32, 0, 0), "");
-  gen_at(g, g->depth);
-  if (!use) {
-    gen_call(g, name, NULL, 3, (Val[]){to, from, size});
-    return;
-  }
-  LLVMTypeRef types[4] = {g->i64, g->i64, g->i32, g->i1};
-  LLVMTypeRef type = LLVMFunctionType(LLVMVoidTypeInContext(g->c), types, 4, 0);
-  const char *code = arena_fmt(g->a, "@$3 cp.async.%s.shared.global [$0], [$1], %d, $2;",
-                               bytes == 16 ? "cg" : "ca", bytes);
-  Val copy =
-      LLVMGetInlineAsm(type, code, strlen(code), "l,l,r,b", 7, 1, 0, LLVMInlineAsmDialectATT, 0);
-  Val args[4] = {LLVMBuildPtrToInt(g->b, to, g->i64, ""), LLVMBuildPtrToInt(g->b, from, g->i64, ""),
-                 size, use};
-  LLVMBuildCall2(g->b, type, copy, args, 4, "");
-}
-
 /* Threads store 128 bytes at once: eight of 16, or a warp. Where that is two rows along K, they are as many rows apart as puts
  * them into different halves of the banks. */
 static Aff spread_rows(Gemm *m, int s, Aff row) {
@@ -186,7 +163,9 @@ static int chunks(const Gemm *m, int s) {
 static Val stage_of(Gemm *m, Val n) {
   Gen *g = m->g;
   gen_at(g, gen_depth(g, n));
-  n = LLVMBuildAnd(g->b, n, gen_i64(g, m->p->tile->stages - 1), "");
+  int stages = m->p->tile->stages; /* the -1st step has one too, of a power of two */
+  n = stages == 3 ? LLVMBuildURem(g->b, n, gen_i64(g, 3), "")
+                  : LLVMBuildAnd(g->b, n, gen_i64(g, stages - 1), "");
   return LLVMBuildNSWMul(g->b, n, gen_i64(g, m->p->stage_size), "");
 }
 
@@ -261,7 +240,7 @@ static void copy_chunk(Gemm *m, int s, int j, const Step *t) {
     use = LLVMBuildSelect(g->b, here, t->inside, t->next, "");
   }
   Val to = tile_at(m, s, t->n, &c);
-  gemm_copy(g, side->vec * dtype_info[m->p->tile->type].size, to, address(g, in, &ix), ok, use);
+  gemm_move(m, s, side->vec, to, address(g, in, &ix), ok, use);
 }
 
 /* To values, vec of them. */
@@ -335,14 +314,23 @@ static int copies_ahead(const CudaGemm *p) {
   int ahead = 0;
   for (int s = 0; s < 2; s++) {
     const CudaSide *side = &p->side[s];
-    bool panels = side->panel.size && !cuda_panel_whole(p, s);
+    bool panels = side->direct && side->panel.size && !cuda_panel_whole(p, s);
     int n = side->async ? p->ahead : panels ? CUDA_PANEL_AHEAD : 0;
     if (n && (!ahead || n < ahead)) ahead = n;
   }
   return ahead;
 }
 
+/* Is anything copied by cp.async? */
+static bool has_copies(const CudaGemm *p) {
+  bool any = false;
+  for (int s = 0; s < 2; s++)
+    any |= p->side[s].async || (p->side[s].direct && p->side[s].panel.size);
+  return any;
+}
+
 static void commit_copies(Gemm *m) {
+  if (!has_copies(m->p)) return;
   gen_at(m->g, m->g->depth);
   gen_call(m->g, "llvm.nvvm.cp.async.commit.group", NULL, 0, NULL);
 }
@@ -350,14 +338,16 @@ static void commit_copies(Gemm *m) {
 /* Until all but the last `left` groups of copies are there. */
 static void wait_copies(Gemm *m, int left) {
   Val n = LLVMConstInt(m->g->i32, (uint64_t)left, 0);
+  if (!has_copies(m->p)) return;
   gen_at(m->g, m->g->depth);
   gen_call(m->g, "llvm.nvvm.cp.async.wait.group", NULL, 1, &n);
 }
 
 static void store_step(Gemm *m, const Step *t, Chunks v) {
   for (int s = 0; s < 2; s++)
-    for (int j = 0; j < chunks(m, s) && !m->p->side[s].async; j++)
+    for (int j = 0; j < chunks(m, s) && !m->p->side[s].async && !m->p->side[s].lines.on; j++)
       store_chunk(m, s, j, t->n, v[s][j]);
+  gemm_moved(m);
 }
 
 /* ---- the sum ---- */

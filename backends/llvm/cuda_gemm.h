@@ -6,8 +6,15 @@
 
 enum {
   GEMM_SUMS = 128 /* most of a thread */,
-  GEMM_VEC = 4 /* most elements read or stored at once */
+  GEMM_VEC = 4 /* most elements read or stored at once */,
+  GEMM_MOVED = 96
 };
+
+/* Elements that are loaded, as in memory, and where they go if `use` (NULL: always) holds. */
+typedef struct GemmMoved {
+  int s, n;
+  Val v[GEMM_VEC], to, use;
+} GemmMoved;
 
 typedef struct Gemm {
   Gen *g;
@@ -19,6 +26,8 @@ typedef struct Gemm {
   Val warp[2], lane[2]; /* the thread's place: warps along M, N; in a warp, see cuda_products.c */
   int n_sum;
   Val sum[GEMM_SUMS]; /* stack slots */
+  int n_moved;        /* loads that are not stored yet */
+  GemmMoved moved[GEMM_MOVED];
 } Gemm;
 
 /* A step that is read: the n-th of the block's, t of the sum's. */
@@ -39,8 +48,6 @@ void gemm_place(Gen *g, const CudaAxes *axes, Aff at, Index *ix);
 void gemm_place_sums(Gemm *m, const Aff *t, const Aff *kk, int vec, Index *ix, Val *ok);
 /* The first of `vec` neighbours, kept below n; both are multiples of vec; *ok (NULL: always) = it was. */
 Aff gemm_keep(Gen *g, const Aff *at, int64_t n, int vec, Val *ok);
-/* cp.async of lanes for which `use` (NULL: always) holds; where `ok` (NULL: always) does not, zeros. */
-void gemm_copy(Gen *g, int bytes, Val to, Val from, Val ok, Val use);
 
 /* cuda_panel.c */
 void gemm_panel_start(Gemm *m, int s); /* the chunk that the sum starts in; the whole panel */
@@ -49,6 +56,11 @@ void gemm_panel_copy(Gemm *m, int s, const Step *t, bool first);
 /* The element of the operand at these loops, 0 where `ok` does not hold; of the panel of step t. */
 Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok);
 
+/* cuda_moves.c */
+/* n elements of a side by lanes for which `use` (NULL: always) holds; where `ok` (NULL: always) does not, zeros. By cp.async, or
+ * loaded, to be stored by gemm_moved. */
+void gemm_move(Gemm *m, int s, int n, Val to, Val from, Val ok, Val use);
+void gemm_moved(Gemm *m);
 /* A float of shared memory, 0 where `ok` (NULL: always) does not hold. Lanes whose `phase` of 0..phases-1 differs are in rows
  * that may be anywhere in the banks: they are served one phase after the other. */
 Val gemm_load(Gemm *m, Val from, const Aff *phase, int phases, Val ok);

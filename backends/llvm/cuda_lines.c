@@ -6,11 +6,17 @@
  * An element is copied if the first of its sector is in the part; which that is follows from its address. */
 #include "cuda_gemm.h"
 
-enum {
-  LANES = 32,
-  SECTOR = CUDA_SECTOR / 4,
-  OWN = LANES - SECTOR + 1 /* elements of a part along rows */
-};
+enum { LANES = 32 };
+
+/* Lanes of a row along K: a power of two that have a step and what follows it in its last sector. */
+static int lanes_of(const CudaSide *side) {
+  int n = 1;
+  while (n * side->vec < CUDA_STEP + side->per - side->vec) n *= 2;
+  return n;
+}
+
+/* Elements of a part along rows. */
+static int own_of(const CudaSide *side) { return LANES - side->per + 1; }
 
 static Val i32(Gen *g, int64_t v) { return LLVMConstInt(g->i32, (uint64_t)v, 1); }
 
@@ -74,9 +80,11 @@ static Part sum_of(Gemm *m, int s, Part x, const Part *y) {
 
 static Val table_at(Gemm *m, int s, int column, Val row) {
   Gen *g = m->g;
-  int64_t first = cuda_lines_at(m->p, s) + (int64_t)column * m->p->side[s].tile;
+  int64_t first = cuda_lines_at(m->p, s) * dtype_info[m->p->tile->type].size / 4 +
+                  (int64_t)column * m->p->side[s].tile;
   gen_at(g, g->depth);
-  return gemm_shared(m, LLVMBuildAdd(g->b, row, gen_i64(g, first), ""));
+  row = LLVMBuildAdd(g->b, row, gen_i64(g, first), "");
+  return LLVMBuildInBoundsGEP2(g->b, g->i32, m->memory, &row, 1, "");
 }
 
 void gemm_lines_start(Gemm *m, int s) {
@@ -130,7 +138,7 @@ static Val before(Gemm *m, int s, Val at, Val most) {
   int64_t by = m->p->side[s].lines.by;
   gen_at(g, g->depth);
   if (by < 0) at = LLVMBuildNot(g->b, at, "");
-  Val in = LLVMBuildAnd(g->b, at, i32(g, SECTOR - 1), "");
+  Val in = LLVMBuildAnd(g->b, at, i32(g, m->p->side[s].per - 1), "");
   if (by != 1) in = LLVMBuildUDiv(g->b, in, i32(g, by < 0 ? -by : by), "");
   return least(g, in, most);
 }
@@ -146,8 +154,9 @@ static void copy(Gemm *m, int s, const Part *part, Val to, Val ok, Val use) {
                 gen_compare(g, LLVMIntULT, part->check[i], i32(g, in->dims[side->lines.check[i]])));
   gen_at(g, g->depth);
   Val at = LLVMBuildSExt(g->b, part->at, g->i64, "");
-  Val from = LLVMBuildInBoundsGEP2(g->b, g->f32, g->bufs[gen_info(g, in)->input], &at, 1, "");
-  gemm_copy(g, side->vec * 4, gemm_shared(m, to), from, ok, use);
+  Val from = LLVMBuildInBoundsGEP2(g->b, mem_type(g, in->dtype), g->bufs[gen_info(g, in)->input],
+                                   &at, 1, "");
+  gemm_move(m, s, side->vec, gemm_shared(m, to), from, ok, use);
 }
 
 /* Rows or columns of the tile from `row` on that there are; NULL: all. */
@@ -166,7 +175,7 @@ static void copy_along_sum(Gemm *m, int s, const Step *t, Val stage, Val next) {
   Gen *g = m->g;
   const CudaSide *side = &m->p->side[s];
   const CudaLines *lines = &side->lines;
-  int lanes = side->vec > 1 ? SECTOR : LANES, rows = m->p->threads / lanes;
+  int lanes = lanes_of(side), rows = m->p->threads / lanes;
   Aff row0, lane, e = aff_mul(t->t, CUDA_STEP), early, run, in;
   aff_divmod(g, &m->tid, lanes, &row0, &lane);
   early = aff_mul(lane, side->vec);
@@ -175,7 +184,7 @@ static void copy_along_sum(Gemm *m, int s, const Step *t, Val stage, Val next) {
   Val at = aff_value(g, &early), now = gen_compare(g, LLVMIntSLT, at, gen_i64(g, CUDA_STEP)),
       ok = NULL;
   Val use = gen_and(g, t->inside, gen_select(g, now, t->inside, t->next));
-  use = gen_and(g, use, gen_compare(g, LLVMIntSLT, at, gen_i64(g, CUDA_STEP + SECTOR)));
+  use = gen_and(g, use, gen_compare(g, LLVMIntSLT, at, gen_i64(g, CUDA_STEP + side->per)));
   e = gemm_keep(g, &e, m->p->k.total, side->vec, &ok);
   Part sum = part_of(m, s, &m->p->k, e);
   aff_divmod(g, &e, lines->span, &run, &in);
@@ -212,7 +221,7 @@ static void copy_line(Gemm *m, int s, const Step *t, const Aff *line, const Aff 
                       const Aff *lane, Val stage) {
   Gen *g = m->g;
   const CudaSide *side = &m->p->side[s];
-  int parts = side->tile <= LANES ? 1 : (side->tile - SECTOR + OWN) / OWN;
+  int own = own_of(side), parts = side->tile <= LANES ? 1 : (side->tile - side->per + own) / own;
   Aff e, out;
   Val ok = NULL;
   e = aff_add(g, first, line);
@@ -223,8 +232,8 @@ static void copy_line(Gemm *m, int s, const Step *t, const Aff *line, const Aff 
   Val l = aff_value(g, lane), l32 = narrow(g, l);
   for (int q = 0; q < parts; q++) {
     bool last = q == parts - 1;
-    Val u = add(g, l, gen_i64(g, (int64_t)q * OWN)), use = t->inside;
-    if (q * OWN + LANES > side->tile) {
+    Val u = add(g, l, gen_i64(g, (int64_t)q * own)), use = t->inside;
+    if (q * own + LANES > side->tile) {
       use = gen_and(g, use, gen_compare(g, LLVMIntSLT, u, gen_i64(g, side->tile)));
       u = least(g, u, gen_i64(g, side->tile - 1));
     }
@@ -233,7 +242,7 @@ static void copy_line(Gemm *m, int s, const Step *t, const Aff *line, const Aff 
     part = sum_of(m, s, part, &sum);
     Val n = before(m, s, part.at, least(g, in, narrow(g, u)));
     if (q) use = gen_and(g, use, gen_compare(g, LLVMIntSLE, n, l32));
-    if (!last) use = gen_and(g, use, gen_compare(g, LLVMIntSLT, l32, add(g, n, i32(g, OWN))));
+    if (!last) use = gen_and(g, use, gen_compare(g, LLVMIntSLT, l32, add(g, n, i32(g, own))));
     copy(m, s, &part, add(g, base, u), gen_and(g, ok, rows_inside(m, s, u)), use);
   }
 }

@@ -152,7 +152,7 @@ static void copy_panel(Gemm *m, int s, const Step *t, Aff chunk) {
   const CudaSide *side = &m->p->side[s];
   const CudaPanel *panel = &side->panel;
   Node *in = m->p->core->in[side->x];
-  int64_t width = (panel->length + 7 + 31) / 32 * 32, all = panel->runs * panel->pieces * width;
+  int64_t width = (panel->length + side->per - 1 + 31) / 32 * 32, all = panel->runs * panel->pieces * width;
   int64_t rounds = (all + m->p->threads - 1) / m->p->threads;
   Loops runs = loops_of(m, along(m, s)), places = loops_of(m, across(m, s));
   int64_t n_runs = runs.total / panel->span, n_pieces = places.total / panel->per;
@@ -181,7 +181,7 @@ static void copy_panel(Gemm *m, int s, const Step *t, Aff chunk) {
   piece = variable(g, here, 0, n_pieces);
   Val start = add(g, area_start(m, s, run, piece), low);
   if (panel->sign < 0) start = sub(g, start, gen_i64(g, panel->span - 1));
-  Val i = sub(g, aff_value(g, &j), gen_and(g, start, gen_i64(g, 7)));
+  Val i = sub(g, aff_value(g, &j), gen_and(g, start, gen_i64(g, side->per - 1)));
   /* what of the run is the tile's */
   Val first = zero, end = gen_i64(g, panel->span);
   if (!side->k_major) {
@@ -205,9 +205,10 @@ static void copy_panel(Gemm *m, int s, const Step *t, Aff chunk) {
   Aff out = aff_mul(area, panel->pitch);
   Val target = add(g, add(g, base, aff_value(g, &out)), i);
   gen_at(g, g->depth);
-  Val source =
-      LLVMBuildInBoundsGEP2(g->b, g->f32, g->bufs[gen_info(g, in)->input], &element, 1, "");
-  gemm_copy(g, 4, gemm_shared(m, target), source, NULL, use);
+  Val source = LLVMBuildInBoundsGEP2(g->b, mem_type(g, in->dtype),
+                                     g->bufs[gen_info(g, in)->input], &element, 1, "");
+  gemm_move(m, s, 1, gemm_shared(m, target), source, NULL, use);
+  gemm_moved(m);
   loop_close(g, &loop, LOOP_PLAIN);
 }
 
@@ -232,34 +233,6 @@ void gemm_panel_copy(Gemm *m, int s, const Step *t, bool first) {
   Loop inside = cuda_if(g, gen_and(g, starts, t->inside));
   copy_panel(m, s, t, chunk);
   loop_close(g, &inside, LOOP_PLAIN);
-}
-
-Val gemm_load(Gemm *m, Val from, const Aff *phase, int phases, Val ok) {
-  enum { MOST = 40 };
-  Gen *g = m->g;
-  LLVMTypeRef types[1 + MOST] = {g->i64};
-  Val args[1 + MOST], at = aff_value(g, phase);
-  Str code, limits;
-  str_init(&code, g->a);
-  str_init(&limits, g->a);
-  str_add(&code, "{ mov.f32 $0, 0f00000000;");
-  str_add(&limits, "=&f,l");
-  for (int i = 0; i < phases; i++) {
-    gen_at(g, gen_depth(g, at));
-    Val now = LLVMBuildICmp(g->b, LLVMIntEQ, at, gen_i64(g, i), "");
-    args[1 + i] = gen_and(g, phases == 1 ? NULL : now, ok);
-    if (!args[1 + i]) args[1 + i] = LLVMConstInt(g->i1, 1, 0);
-    types[1 + i] = g->i1;
-    str_fmt(&code, " @$%d ld.shared.f32 $0, [$1];", 2 + i);
-    str_add(&limits, ",b");
-  }
-  str_add(&code, " }");
-  LLVMTypeRef type = LLVMFunctionType(g->f32, types, (unsigned)(1 + phases), 0);
-  Val load =
-      LLVMGetInlineAsm(type, code.s, code.n, limits.s, limits.n, 1, 0, LLVMInlineAsmDialectATT, 0);
-  gen_at(g, g->depth);
-  args[0] = LLVMBuildPtrToInt(g->b, from, g->i64, "");
-  return LLVMBuildCall2(g->b, type, load, args, (unsigned)(1 + phases), "");
 }
 
 Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok) {

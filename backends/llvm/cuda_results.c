@@ -52,13 +52,24 @@ static Index result_at(Gemm *m, Aff mm, Aff n) {
   return ix;
 }
 
+/* Results in a sector: of the smallest type. */
+static int in_a_sector(const Gemm *m) {
+  const Kernel *k = m->g->k;
+  int size = 4;
+  for (int o = 0; o < k->outputs.n && m->p->splits == 1; o++) {
+    int of = dtype_info[k->outputs.v[o]->dtype].size;
+    if (of < size) size = of;
+  }
+  return CUDA_SECTOR / size;
+}
+
 /* The place of a result in its sector. */
 static Aff in_sector(Gemm *m, Aff mm, Aff n) {
   Gen *g = m->g;
   Node *c = g->k->core;
   Index ix = result_at(m, mm, n);
   Aff lin = index_linear(g, &ix, c->dims, 0, c->rank), rest;
-  aff_divmod(g, &lin, 8, &rest, &lin);
+  aff_divmod(g, &lin, in_a_sector(m), &rest, &lin);
   return lin;
 }
 
@@ -121,7 +132,7 @@ static Place row_place(Gemm *m, int part, Aff at) {
   mm = gemm_keep(g, &mm, p->side[0].axes.total, 1, &r.ok);
   Aff skip = in_sector(m, mm, aff_mul(m->block[1], p->tile->bn));
   skip = aff_mul(skip, -1);
-  skip.k += 8;
+  skip.k += in_a_sector(m);
   r.ok = NULL;
   r.col = aff_add(g, &r.col, &skip);
   aff_divmod(g, &r.col, p->tile->bn, &rest, &r.col);
@@ -132,7 +143,7 @@ void gemm_results(Gemm *m, int part) {
   Gen *g = m->g;
   const CudaGemm *p = m->p;
   int64_t all = (int64_t)p->tile->bm / p->tile->parts * p->tile->bn / p->vec;
-  if (p->flat) all = p->tile->bm / p->tile->parts * p->side[1].axes.total + 7;
+  if (p->flat) all = p->tile->bm / p->tile->parts * p->side[1].axes.total + in_a_sector(m) - 1;
   int64_t rounds = (all + p->threads - 1) / p->threads;
   int var;
   Loop loop = loop_open(g, gen_i64(g, 0), gen_i64(g, rounds), gen_i64(g, 1), 0, rounds - 1, &var);
