@@ -300,7 +300,7 @@ static void copy_lines(Gemm *m, int s, const Step *t) {
 static void read_step(Gemm *m, const Step *t, Chunks v) {
   for (int s = 0; s < 2; s++)
     if (m->p->side[s].lines.on) copy_lines(m, s, t);
-  for (int s = 0; s < 2; s++)
+  for (int s = 0; s < 2 && t->part == 0; s++)
     for (int j = 0; j < chunks(m, s) && !m->p->side[s].lines.on; j++) {
       if (m->p->side[s].async)
         copy_chunk(m, s, j, t);
@@ -344,7 +344,7 @@ static void wait_copies(Gemm *m, int left) {
 }
 
 static void store_step(Gemm *m, const Step *t, Chunks v) {
-  for (int s = 0; s < 2; s++)
+  for (int s = 0; s < 2 && t->part == m->parts - 1; s++)
     for (int j = 0; j < chunks(m, s) && !m->p->side[s].async && !m->p->side[s].lines.on; j++)
       store_chunk(m, s, j, t->n, v[s][j]);
   gemm_moved(m);
@@ -417,9 +417,11 @@ static void sum_steps(Gemm *m) {
       cuda_barrier(g);
       copy_panels(m, gen_i64(g, n + CUDA_PANEL_AHEAD), false);
     }
-    read_step(m, &t, v);
-    if (copies) commit_copies(m);
-    store_step(m, &t, v);
+    for (; t.part < m->parts; t.part++) {
+      read_step(m, &t, v);
+      if (copies && t.part == 0) commit_copies(m);
+      store_step(m, &t, v);
+    }
   }
   Loop loop = loop_open(g, gen_i64(g, 0), m->count, gen_i64(g, 1), 0, m->p->per - 1, &var);
   if (copies) wait_copies(m, copies - 1);
@@ -427,10 +429,12 @@ static void sum_steps(Gemm *m) {
   gen_at(g, g->depth);
   Step t = step_at(m, LLVMBuildNSWAdd(g->b, loop.phi, gen_i64(g, ahead), ""));
   copy_panels(m, LLVMBuildNSWAdd(g->b, t.n, gen_i64(g, CUDA_PANEL_AHEAD), ""), false);
-  read_step(m, &t, v);
-  if (copies) commit_copies(m);
-  gemm_products(m, stage_of(m, loop.phi));
-  store_step(m, &t, v);
+  for (; t.part < m->parts; t.part++) {
+    read_step(m, &t, v);
+    if (copies && t.part == 0) commit_copies(m);
+    gemm_products(m, stage_of(m, loop.phi), t.part);
+    store_step(m, &t, v);
+  }
   loop_close(g, &loop, LOOP_PLAIN);
   gen_at(g, 0);
   if (copies) wait_copies(m, 0);
@@ -470,11 +474,14 @@ static void place_block(Gemm *m, const CudaLaunch *l) {
 }
 
 void cuda_gemm(Gen *g, const CudaLaunch *l) {
-  Gemm m = {.g = g, .p = l->stage->gemm};
+  Gemm m = {.g = g, .p = l->stage->gemm, .parts = 1};
   m.memory = dynamic_memory(g);
   m.tid = cuda_index(g, "tid.x", m.p->threads);
   place_block(&m, l);
   gemm_start(&m);
+  for (int s = 0; s < 2; s++)
+    if (m.p->side[s].lines.on && !m.p->side[s].direct && m.n_sum == 64 && m.p->tile->math == CUDA_F32)
+      m.parts = 4;
   sum_steps(&m);
   for (int part = 0; part < m.p->tile->parts; part++) {
     cuda_barrier(g); /* what was there has been read */

@@ -26,6 +26,7 @@ typedef struct Gemm {
   Val warp[2], lane[2]; /* the thread's place: warps along M, N; in a warp, see cuda_products.c */
   int n_sum;
   Val sum[GEMM_SUMS]; /* stack slots */
+  int parts;          /* in which a step is read and multiplied, so that loads take fewer registers */
   int n_moved;        /* loads that are not stored yet */
   GemmMoved moved[GEMM_MOVED];
 } Gemm;
@@ -36,6 +37,7 @@ typedef struct Step {
   Aff t;
   Val inside; /* it is one of the block's; NULL: always */
   Val next;   /* so is the one after it */
+  int part;   /* of what goes through registers, and of the products behind it; of m->parts */
 } Step;
 
 LLVMTypeRef gemm_type(const Gemm *m);
@@ -67,7 +69,7 @@ Val gemm_load(Gemm *m, Val from, const Aff *phase, int phases, Val ok);
 
 /* cuda_lines.c */
 void gemm_lines_start(Gemm *m, int s); /* the table of the side's rows */
-/* Elements of step t, to its stage and to that of the next one. */
+/* Elements of a part of step t, to its stage and to that of the next one. */
 void gemm_lines_copy(Gemm *m, int s, const Step *t, Val stage, Val next);
 
 /* cuda_results.c */
@@ -75,7 +77,8 @@ void gemm_results(Gemm *m, int part); /* of a part, from shared memory */
 
 /* cuda_products.c */
 void gemm_start(Gemm *m);               /* sums = 0 */
-void gemm_products(Gemm *m, Val stage); /* sums += the products of the step that lies at `stage` */
+/* sums += a part of the products of the step that lies at `stage` */
+void gemm_products(Gemm *m, Val stage, int part);
 void gemm_spill(Gemm *m, int part);     /* the sums of a part to shared memory, rows of out_pitch */
 Aff gemm_spilled(Gemm *m, int part, const Aff *at); /* the row of the tile that row `at` holds */
 

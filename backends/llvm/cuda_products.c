@@ -118,13 +118,14 @@ static void fma_read(Gemm *m, int s, Val base, int k, Values v) {
     }
 }
 
-static void fma_products(Gemm *m, Val stage) {
+static void fma_products(Gemm *m, Val stage, int part) {
   Gen *g = m->g;
   LLVMTypeRef t = gemm_type(m);
   int e = each(m), rows = per_thread(m, 0), cols = per_thread(m, 1);
   Val base[2] = {side_base(m, 0, stage), side_base(m, 1, stage)};
   Values a, b;
-  for (int k = 0; k < CUDA_STEP; k += e) {
+  int of = CUDA_STEP / m->parts;
+  for (int k = part * of; k < (part + 1) * of; k += e) {
     fma_read(m, 0, base[0], k, a);
     fma_read(m, 1, base[1], k, b);
     for (int j = 0; j < e; j++)
@@ -240,12 +241,12 @@ static void mma_spill(Gemm *m) {
       }
 }
 
-void gemm_products(Gemm *m, Val stage) {
+void gemm_products(Gemm *m, Val stage, int part) {
   gen_at(m->g, m->g->depth);
   if (is_mma(m))
     mma_products(m, stage);
   else
-    fma_products(m, stage);
+    fma_products(m, stage, part);
 }
 
 void gemm_spill(Gemm *m, int part) {
