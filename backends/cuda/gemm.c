@@ -271,13 +271,16 @@ static void choose_tile(CudaGemm *p, DType t, int64_t bytes, const CudaTarget *t
   p->splits = div_up(p->steps, p->per);
 }
 
-/* Elements that are read one by one take registers for their addresses: the row of the same size with more threads, if there is
- * one. */
+/* Lines take registers for what is read, where there is no cp.async, and in large tiles elements that are read one by one do for
+ * their addresses: the row of the same size with more threads, if there is one. */
 static void choose_threads(CudaGemm *p) {
   const CudaTiling *r = p->tile, *more = r + 1;
-  bool single = false;
-  for (int s = 0; s < 2; s++) single |= p->side[s].vec == 1;
-  if (single && more < tilings + N_TILINGS && more->math == r->math && more->type == r->type &&
+  bool single = false, held = false;
+  for (int s = 0; s < 2; s++) {
+    single |= p->side[s].vec == 1;
+    held |= p->side[s].lines.on && !p->side[s].direct;
+  }
+  if ((held || (single && r->bm * r->bn > 64 * 64)) && more < tilings + N_TILINGS && more->math == r->math && more->type == r->type &&
       more->bm == r->bm && more->bn == r->bn)
     p->tile = more;
   p->threads = 32 * p->tile->warps_m * p->tile->warps_n;

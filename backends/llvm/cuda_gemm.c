@@ -297,11 +297,16 @@ static void copy_lines(Gemm *m, int s, const Step *t) {
   gemm_lines_copy(m, s, t, stage_of(m, t->n), stage_of(m, next));
 }
 
+bool gemm_in_part(const Gemm *m, int s, const Step *t, int i, int n) {
+  return m->p->side[s].async ? t->part == 0 : i * m->parts / n == t->part;
+}
+
 static void read_step(Gemm *m, const Step *t, Chunks v) {
   for (int s = 0; s < 2; s++)
     if (m->p->side[s].lines.on) copy_lines(m, s, t);
-  for (int s = 0; s < 2 && t->part == 0; s++)
+  for (int s = 0; s < 2; s++)
     for (int j = 0; j < chunks(m, s) && !m->p->side[s].lines.on; j++) {
+      if (!gemm_in_part(m, s, t, j, chunks(m, s))) continue;
       if (m->p->side[s].async)
         copy_chunk(m, s, j, t);
       else
@@ -344,9 +349,9 @@ static void wait_copies(Gemm *m, int left) {
 }
 
 static void store_step(Gemm *m, const Step *t, Chunks v) {
-  for (int s = 0; s < 2 && t->part == m->parts - 1; s++)
+  for (int s = 0; s < 2; s++)
     for (int j = 0; j < chunks(m, s) && !m->p->side[s].async && !m->p->side[s].lines.on; j++)
-      store_chunk(m, s, j, t->n, v[s][j]);
+      if (gemm_in_part(m, s, t, j, chunks(m, s))) store_chunk(m, s, j, t->n, v[s][j]);
   gemm_moved(m);
 }
 
@@ -480,7 +485,7 @@ void cuda_gemm(Gen *g, const CudaLaunch *l) {
   place_block(&m, l);
   gemm_start(&m);
   for (int s = 0; s < 2; s++)
-    if (m.p->side[s].lines.on && !m.p->side[s].direct && m.n_sum == 64 && m.p->tile->math == CUDA_F32)
+    if (m.p->side[s].lines.on && !m.p->side[s].direct && m.n_sum >= 32 && m.p->tile->math == CUDA_F32)
       m.parts = 4;
   sum_steps(&m);
   for (int part = 0; part < m.p->tile->parts; part++) {

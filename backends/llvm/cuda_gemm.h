@@ -51,6 +51,9 @@ void gemm_place_sums(Gemm *m, const Aff *t, const Aff *kk, int vec, Index *ix, V
 /* The first of `vec` neighbours, kept below n; both are multiples of vec; *ok (NULL: always) = it was. */
 Aff gemm_keep(Gen *g, const Aff *at, int64_t n, int vec, Val *ok);
 
+/* Is the i-th of a side's n rounds of reads in the step's part? Those by cp.async are in the first. */
+bool gemm_in_part(const Gemm *m, int s, const Step *t, int i, int n);
+
 /* cuda_panel.c */
 void gemm_panel_start(Gemm *m, int s); /* the chunk that the sum starts in; the whole panel */
 /* What step t is the first to need, or the very first one besides that. */

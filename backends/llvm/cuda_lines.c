@@ -171,11 +171,6 @@ static Val rows_inside(Gemm *m, int s, Val row) {
   return ok;
 }
 
-/* Is the i-th of n rounds of copies in the step's part? */
-static bool in_part(Gemm *m, int s, const Step *t, int i, int n) {
-  return m->p->side[s].direct ? t->part == 0 : i * m->parts / n == t->part;
-}
-
 static void copy_along_sum(Gemm *m, int s, const Step *t, Val stage, Val next) {
   Gen *g = m->g;
   const CudaSide *side = &m->p->side[s];
@@ -204,7 +199,7 @@ static void copy_along_sum(Gemm *m, int s, const Step *t, Val stage, Val next) {
   base = add(g, base, limit);
   limit = narrow(g, limit);
   for (int j = 0; j < side->tile; j += rows) {
-    if (!in_part(m, s, t, j / rows, (side->tile + rows - 1) / rows)) continue;
+    if (!gemm_in_part(m, s, t, j / rows, (side->tile + rows - 1) / rows)) continue;
     Aff row = row0, out;
     row.k += j;
     Val r = aff_value(g, &row);
@@ -259,7 +254,7 @@ static void copy_along_rows(Gemm *m, int s, const Step *t, Val stage) {
   Aff warp, lane, first = aff_mul(t->t, CUDA_STEP);
   aff_divmod(g, &m->tid, LANES, &warp, &lane);
   for (int i = 0; i < CUDA_STEP; i += warps) {
-    if (!in_part(m, s, t, i / warps, CUDA_STEP / warps)) continue;
+    if (!gemm_in_part(m, s, t, i / warps, CUDA_STEP / warps)) continue;
     Aff line = warp;
     line.k += i;
     copy_line(m, s, t, &line, &first, &lane, stage);

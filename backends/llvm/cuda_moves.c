@@ -75,10 +75,10 @@ static void store_lanes(Gemm *m, int size, int n, Val to, Val when, const Val *v
     types[i] = word_type(g, size);
     str_fmt(&limits, "%s,", w.limit);
   }
-  str_add(&limits, "l,b");
-  args[n] = LLVMBuildPtrToInt(g->b, to, g->i64, "");
+  str_add(&limits, "r,b");
+  args[n] = LLVMBuildPtrToInt(g->b, to, g->i32, "");
   args[n + 1] = always(g, when);
-  types[n] = g->i64;
+  types[n] = g->i32;
   types[n + 1] = g->i1;
   LLVMTypeRef type = LLVMFunctionType(LLVMVoidTypeInContext(g->c), types, (unsigned)n + 2, 0);
   Val store =
