@@ -18,6 +18,8 @@ static const double CLASHES = 0.6;
 static const double TRANSPOSE = 1.25; /* strictly, of kernels without arithmetic */
 static bool outer;     /* among the kernels are products of one term, or sums that are copied */
 static bool inference; /* filters are parameters, there are no gradients */
+static DType real = DT_FLOAT32;
+static const char *architecture = "80";
 
 typedef struct Case {
   const char *op, *text, *math;
@@ -304,6 +306,30 @@ static const Case long_sums[] = {
      NULL, 1.05, 1.34},
 };
 
+/* In other types and where there is no cp.async: lines and panels through registers, results of other sizes. */
+#define HALF(op, text, math)                                                                       \
+  { op, text, math, 1.05, 1.45 }
+static const Case typed[] = {
+    HALF("matmul_v2", "X=65x70 Y=70x67", NULL),
+    HALF("matmul_v2", "X=33x65 Y=63x33 trans_x=true trans_y=true", NULL),
+    HALF("matmul_v2", "X=129x100 Y=129x31 trans_x=true", NULL),
+    HALF("matmul_v2", "X=3x17x31 Y=3x31x45", NULL),
+    HALF("matmul_v2", "X=64x64 Y=64x64", NULL),
+    HALF("matmul_v2", "X=13x300 Y=127x300 trans_y=true", NULL),
+    HALF("conv2d", "Input=2x17x15x15 Filter=33x17x3x3 paddings=[1,1]", NULL),
+    HALF("conv2d", "Input=2x3x20x20 Filter=10x3x5x5", NULL),
+    {"conv2d", "Input=1x100x7x7 Filter=50x100x3x3", NULL, 1.09, 1.3},
+};
+static const struct {
+  DType type;
+  const char *architecture;
+  int n; /* converting transposes of bfloat16 count as products */
+} types[] = {{DT_FLOAT16, "80", 9},
+             {DT_BFLOAT16, "90", 6},
+             {DT_FLOAT16, "75", 6},
+             {DT_FLOAT32, "75", 8},
+             {DT_FLOAT64, "80", 9}};
+
 /* One or several filters of each channel: no products but sums, of copied boxes. */
 static const Case depthwise[] = {
     {"conv2d", "Input=2x12x13x13 Filter=24x1x3x3 paddings=[1,1] strides=[2,2] groups=12", NULL,
@@ -385,7 +411,7 @@ static int run_text(const Case *c, const char *text) {
   OpCase o;
   OpGrads g = {0};
   memset(out, 0, sizeof out);
-  if (!opcase_text(&o, opdef_find(c->op), text, 7, DT_FLOAT32) || !infer_program(o.prog, true)) {
+  if (!opcase_text(&o, opdef_find(c->op), text, 7, real) || !infer_program(o.prog, true)) {
     err_print(stderr, false);
     return 1;
   }
@@ -468,10 +494,11 @@ static int check_report(const char *path, const Case *c, bool copies, double *wo
 static void run_cases(int n, const Case *c, bool copies) {
   double worst = 0;
   const char *folder = scratch_folder();
-  char report[600];
+  char report[600], sm[32];
   int bad = 0;
   snprintf(report, sizeof report, "CUDASIM_REPORT=%s/report", folder);
-  const char *settings[] = {report, NULL};
+  snprintf(sm, sizeof sm, "CUDASIM_SM=%s", architecture);
+  const char *settings[] = {report, sm, NULL};
   for (int i = 0; i < n; i++) {
     assert_int_equal(in_process(settings, run_case, &c[i]), 0);
     bad += check_report(strchr(report, '=') + 1, &c[i], copies, &worst);
@@ -539,6 +566,17 @@ static void test_long_sums(void **state) {
   run_products(sizeof long_sums / sizeof *long_sums, long_sums);
 }
 
+static void test_types(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+    real = types[i].type;
+    architecture = types[i].architecture;
+    run_products(types[i].n, typed);
+  }
+  real = DT_FLOAT32;
+  architecture = "80";
+}
+
 static void test_depthwise(void **state) {
   (void)state;
   outer = true;
@@ -561,7 +599,8 @@ int main(int argc, char *argv[]) {
       cmocka_unit_test(test_first_layers), cmocka_unit_test(test_products),
       cmocka_unit_test(test_thin),         cmocka_unit_test(test_vectors),
       cmocka_unit_test(test_convolutions), cmocka_unit_test(test_long_sums),
-      cmocka_unit_test(test_inference),    cmocka_unit_test(test_depthwise)};
+      cmocka_unit_test(test_inference),    cmocka_unit_test(test_depthwise),
+      cmocka_unit_test(test_types)};
   if (!simulator(argv)) return 1;
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -280,8 +280,8 @@ static void choose_threads(CudaGemm *p) {
     single |= p->side[s].vec == 1;
     held |= p->side[s].lines.on && !p->side[s].direct;
   }
-  if ((held || (single && r->bm * r->bn > 64 * 64)) && more < tilings + N_TILINGS && more->math == r->math && more->type == r->type &&
-      more->bm == r->bm && more->bn == r->bn)
+  if ((held || (single && r->bm * r->bn > 64 * 64)) && more < tilings + N_TILINGS &&
+      more->math == r->math && more->type == r->type && more->bm == r->bm && more->bn == r->bn)
     p->tile = more;
   p->threads = 32 * p->tile->warps_m * p->tile->warps_n;
 }

@@ -485,7 +485,8 @@ void cuda_gemm(Gen *g, const CudaLaunch *l) {
   place_block(&m, l);
   gemm_start(&m);
   for (int s = 0; s < 2; s++)
-    if (m.p->side[s].lines.on && !m.p->side[s].direct && m.n_sum >= 32 && m.p->tile->math == CUDA_F32)
+    if (m.p->side[s].lines.on && !m.p->side[s].direct && m.n_sum >= 32 &&
+        m.p->tile->math == CUDA_F32)
       m.parts = 4;
   sum_steps(&m);
   for (int part = 0; part < m.p->tile->parts; part++) {

@@ -26,8 +26,8 @@ typedef struct Gemm {
   Val warp[2], lane[2]; /* the thread's place: warps along M, N; in a warp, see cuda_products.c */
   int n_sum;
   Val sum[GEMM_SUMS]; /* stack slots */
-  int parts;          /* in which a step is read and multiplied, so that loads take fewer registers */
-  int n_moved;        /* loads that are not stored yet */
+  int parts;   /* in which a step is read and multiplied, so that loads take fewer registers */
+  int n_moved; /* loads that are not stored yet */
   GemmMoved moved[GEMM_MOVED];
 } Gemm;
 
@@ -79,10 +79,10 @@ void gemm_lines_copy(Gemm *m, int s, const Step *t, Val stage, Val next);
 void gemm_results(Gemm *m, int part); /* of a part, from shared memory */
 
 /* cuda_products.c */
-void gemm_start(Gemm *m);               /* sums = 0 */
+void gemm_start(Gemm *m); /* sums = 0 */
 /* sums += a part of the products of the step that lies at `stage` */
 void gemm_products(Gemm *m, Val stage, int part);
-void gemm_spill(Gemm *m, int part);     /* the sums of a part to shared memory, rows of out_pitch */
+void gemm_spill(Gemm *m, int part); /* the sums of a part to shared memory, rows of out_pitch */
 Aff gemm_spilled(Gemm *m, int part, const Aff *at); /* the row of the tile that row `at` holds */
 
 /* The row of the part that holds the order-th row of the tile among those of the part, and which of the tile that is. */

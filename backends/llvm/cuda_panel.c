@@ -152,7 +152,8 @@ static void copy_panel(Gemm *m, int s, const Step *t, Aff chunk) {
   const CudaSide *side = &m->p->side[s];
   const CudaPanel *panel = &side->panel;
   Node *in = m->p->core->in[side->x];
-  int64_t width = (panel->length + side->per - 1 + 31) / 32 * 32, all = panel->runs * panel->pieces * width;
+  int64_t width = (panel->length + side->per - 1 + 31) / 32 * 32,
+          all = panel->runs * panel->pieces * width;
   int64_t rounds = (all + m->p->threads - 1) / m->p->threads;
   Loops runs = loops_of(m, along(m, s)), places = loops_of(m, across(m, s));
   int64_t n_runs = runs.total / panel->span, n_pieces = places.total / panel->per;
@@ -205,8 +206,8 @@ static void copy_panel(Gemm *m, int s, const Step *t, Aff chunk) {
   Aff out = aff_mul(area, panel->pitch);
   Val target = add(g, add(g, base, aff_value(g, &out)), i);
   gen_at(g, g->depth);
-  Val source = LLVMBuildInBoundsGEP2(g->b, mem_type(g, in->dtype),
-                                     g->bufs[gen_info(g, in)->input], &element, 1, "");
+  Val source = LLVMBuildInBoundsGEP2(g->b, mem_type(g, in->dtype), g->bufs[gen_info(g, in)->input],
+                                     &element, 1, "");
   gemm_move(m, s, 1, gemm_shared(m, target), source, NULL, use);
   gemm_moved(m);
   loop_close(g, &loop, LOOP_PLAIN);
