@@ -323,12 +323,12 @@ static const Case typed[] = {
 static const struct {
   DType type;
   const char *architecture;
-  int n; /* converting transposes of bfloat16 count as products */
+  int n; /* of them; converting transposes of bfloat16 count as products */
 } types[] = {{DT_FLOAT16, "80", 9},
              {DT_BFLOAT16, "90", 6},
              {DT_FLOAT16, "75", 6},
              {DT_FLOAT32, "75", 8},
-             {DT_FLOAT64, "80", 9}};
+             {DT_FLOAT64, "80", 6}};
 
 /* One or several filters of each channel: no products but sums, of copied boxes. */
 static const Case depthwise[] = {
@@ -469,7 +469,8 @@ static int check_report(const char *path, const Case *c, bool copies, double *wo
   while (fgets(line, sizeof line, f)) {
     double sectors = number(line, "\"sectors\": "), least = number(line, "\"ideal_sectors\": ");
     double conflicts = number(line, "\"bank_conflicts\": ");
-    bool copy = number(line, "\"float\": ") + number(line, "\"mma\": ") == 0;
+    bool copy =
+        number(line, "\"float\": ") + number(line, "\"double\": ") + number(line, "\"mma\": ") == 0;
     double shared = number(line, "\"wavefronts\": ");
     bool product = !outer && (strncmp(c->op, "conv", 4) == 0 || strncmp(c->op, "matmul", 6) == 0);
     double reachable = number(line, "\"reachable_sectors\": "), most = least;
