@@ -93,6 +93,7 @@ static const struct {
     {"matmul_v2", "X=1000x16 Y=16x700", NULL, DT_FLOAT32, 0},
     {"matmul_v2", "X=1000x16 Y=16x700", "tf32", DT_FLOAT32, 2e-3},
     /* vectors by matrices: teams */
+    {"cumprod", "X=7x96 dim=0", NULL, DT_FLOAT32, 0},
     {"matmul_v2", "X=1x300 Y=300x77", NULL, DT_FLOAT32, 0},
     {"matmul_v2", "X=2x300 Y=77x300 trans_y=true", NULL, DT_FLOAT32, 0},
     /* convolutions: all three passes */

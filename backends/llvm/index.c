@@ -285,16 +285,18 @@ static bool map_dim(Gen *g, const Index *ix, const AffDim *m, int64_t dim, Aff *
   aff_range(g, &e, &lo, &hi);
   if (hi < 0 || lo >= dim) return false;
   if (lo < 0 || hi >= dim) {
+    /* What is outside reads this instead, which is in the range that the index counts on from here. */
+    int64_t least = lo < 0 ? 0 : lo;
     if (g->probe) cut_loop(g, &e, dim);
     Val v = NULL;
     if (!g->probe) {
       v = aff_value(g, &e);
       gen_at(g, gen_depth(g, v));
       Val in = LLVMBuildICmp(g->b, LLVMIntULT, v, gen_i64(g, dim), "");
-      v = LLVMBuildSelect(g->b, in, v, gen_i64(g, 0), "");
+      v = LLVMBuildSelect(g->b, in, v, gen_i64(g, least), "");
       ok = gen_and(g, ok, in);
     }
-    e = aff_var(gen_var(g, v, lo < 0 ? 0 : lo, hi >= dim ? dim - 1 : hi), 1);
+    e = aff_var(gen_var(g, v, least, hi >= dim ? dim - 1 : hi), 1);
   }
   *out = e;
   *guard = gen_and(g, *guard, ok);
