@@ -235,7 +235,8 @@ static void multiply_strip(const Strip *s, const float *b, int64_t panel) {
   MicroArgs x = {.b = b, .columns = width, .batch = 1};
   x.ldb = x.ldc = width * (int64_t)sizeof *b;
   /* the tiles of a product fetch what the next one reads of B */
-  x.next_step = least(div_up(p->channels * x.ldb, most(p->channels / 4 * rows.n, 1)), 128);
+  int64_t steps = most(p->channels / FETCH_STEPS * rows.n, 1);
+  x.next_step = least(div_up(p->channels * x.ldb, steps), micro_fetched(0));
   for (int i = 0; i < w->n * w->n; i++) {
     const char *next = (const char *)x.b + p->channels * x.ldb;
     for (int64_t j = 0; j < w->sums.n; j++) {
@@ -247,7 +248,7 @@ static void multiply_strip(const Strip *s, const float *b, int64_t panel) {
         x.a = s->tiles + i * w->a_step + at * p->channels + from;
         x.soon = x.c = s->sums + i * w->c_step + at * width;
         x.next = next;
-        next += x.next_step * (x.k / 4);
+        next += x.next_step * (x.k / FETCH_STEPS);
         p->set.fn[fn[r >= rows.more][panel >= p->panels.more]](&x);
       }
       x.b = (const char *)x.b + x.k * x.ldb;
