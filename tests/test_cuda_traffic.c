@@ -167,12 +167,18 @@ static const Case odd[] = {
     {"lrn", "X=2x4x6x127", NULL, 1.05, 0},
     {"group_norm", "X=96x6x1x5 Scale=6 Bias=6 groups=3", NULL, 1.05, 0},
     {"group_norm", "X=8x50x6x3 Scale=50 Bias=50 groups=1", NULL, 1.05, 0},
+    {"group_norm", "X=69x7x24x1 Scale=7 Bias=7 groups=1", NULL, 1.05, 0},
     {"layer_norm", "X=5x35x57 Scale=1995 Bias=1995", NULL, 1.05, 0},
     {"batch_norm", "X=60x7x5 Scale=7 Bias=7 Mean=7 Variance=7", NULL, 1.05, 0},
     {"batch_norm", "X=15x513 Scale=513 Bias=513 Mean=513 Variance=513", NULL, 1.05, 1.09},
     {"batch_norm", "X=3x1001 Scale=1001 Bias=1001 Mean=1001 Variance=1001", NULL, 1.05, 0},
     {"batch_norm", "X=2x9x40x5 Scale=5 Bias=5 Mean=5 Variance=5 data_layout='NHWC'", NULL, 1.05, 0},
     {"fake_quantize_abs_max", "X=37x53", NULL, 1.05, 0},
+    /* results of rows, of which a block has a few */
+    {"cumsum", "X=37x101 axis=1", NULL, 1.05, 0},
+    {"cumprod", "X=20x17x9 dim=1", NULL, 1.05, 0},
+    {"logcumsumexp", "X=37x101 axis=1", NULL, 1.05, 0},
+    {"pool2d", "X=2x6x25x25 ksize=[6,6] strides=[1,1] pooling_type='max'", NULL, 1.05, 0},
     /* sums over images and pixels of which rows begin anywhere */
     {"instance_norm", "X=2x8x57x57 Scale=8 Bias=8", NULL, 1.05, 0},
     {"instance_norm", "X=4x17x9x9 Scale=17 Bias=17", NULL, 1.05, 0},
@@ -209,6 +215,8 @@ static const Case moves[] = {
     SWEPT("space_to_depth", "X=2x1x16x10 blocksize=2", NULL),
     /* the same places read forwards, backwards or again */
     SWEPT("roll", "X=16x26x42 shifts=[1,2] axis=[1,2]", NULL),
+    SWEPT("roll", "X=2x60x142 shifts=[1,2] axis=[1,2]", NULL),
+    SWEPT("roll", "X=1000x7 shifts=[3] axis=[0]", NULL),
     SWEPT("pad2d", "X=2x3x20x17 paddings=[2,1,2,3] mode='reflect'", NULL),
     SWEPT("pad2d", "X=2x5x24x13 paddings=[2,2,0,0] mode='reflect'", NULL),
     SWEPT("pool2d", "X=2x6x25x25 ksize=[5,5] strides=[5,5] pooling_type='max'", NULL),

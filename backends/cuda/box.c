@@ -1,32 +1,15 @@
-/* Blocks that are boxes of axes. In: a nest; out: for each buffer that warps would read in pieces, unaligned or with gaps what a
+/* What blocks that are boxes of axes copy. In: a nest, an axis of results, `cut`, and how many of its indices a block has, with
+ * all of those within (cut.c); out: for each buffer that warps would read in pieces, unaligned or with gaps what a
  * block copies through shared memory, as pieces that each begin and end with sectors.
  *
- * A block has some indices of one axis of results, `cut`, and all of those within. What it reads of a buffer follows from the
- * steps of these axes and of the sums. In order of their steps, those that leave little out make one run of neighbouring
- * elements; each of the others, whose step is longer than all that lies within, multiplies the runs. So blocks have what a
- * few rows of a transposed matrix need, the same columns of several rows, or images of one channel. The axis, and how many of
- * its indices, are those for which fewest sectors are read and written: runs are rounded to sectors. Maps may have the axes of
- * their results in another order: within a block is then what is innermost of a read as well, and results are pieces, too. */
+ * What a block reads of a buffer follows from the steps of its axes and of the sums. In order of their steps, those that leave
+ * little out make one run of neighbouring elements; each of the others, whose step is longer than all that lies within,
+ * multiplies the runs. So blocks have what a few rows of a transposed matrix need, the same columns of several rows, or images
+ * of one channel. Runs are rounded to sectors, whose number for all blocks is estimated. */
 #include "plan.h"
-#include <stdlib.h>
 #include <string.h>
 
 enum { BOX_BYTES = 24 << 10, MOST_PIECES = 4096 };
-
-/* A way to cut the nest. */
-typedef struct Box {
-  Gen *g;
-  const Nest *t;
-  const CudaAccesses *all;
-  CudaSpans *to;
-  bool *uneven; /* some input must be copied if the axes stay in order */
-} Box;
-
-int64_t cuda_box_blocks(const Nest *t, const CudaSpans *boxes) {
-  int64_t n = div_up(t->out[boxes->cut].ext, boxes->across);
-  for (int a = 0; a < boxes->cut; a++) n *= t->out[a].ext;
-  return n;
-}
 
 /* One axis more, from the innermost on. False: too many. */
 static bool add_axis(CudaSpan *s, CudaPiece p) {
@@ -46,7 +29,7 @@ static bool add_axis(CudaSpan *s, CudaPiece p) {
   return true;
 }
 
-static bool add_sums(const Box *b, const CudaAccess *x, CudaSpan *s) {
+static bool add_sums(const CudaBox *b, const CudaAccess *x, CudaSpan *s) {
   const Nest *t = b->t;
   for (int a = 0; a < t->n_sum; a++) {
     bool outer = b->to->chunk && a < b->to->chunked, chunk = b->to->chunk && a == b->to->chunked;
@@ -84,7 +67,7 @@ static bool set_run(CudaSpan *s) {
 }
 
 /* Do all runs begin with sectors? */
-static bool is_aligned(const Box *b, const CudaSpan *s) {
+static bool is_aligned(const CudaBox *b, const CudaSpan *s) {
   int64_t per = CUDA_SECTOR / s->bytes;
   int cut = b->to->cut;
   int chunked = b->to->chunked;
@@ -118,7 +101,7 @@ static bool add_read(const Nest *t, CudaAccess *x, const CudaAccess *y) {
 }
 
 /* Axes of results. The first point's place is counted by axes; within a block those that are not even go by their loops. */
-static bool add_points(const Box *b, const CudaAccess *x, CudaSpan *s, bool *even) {
+static bool add_points(const CudaBox *b, const CudaAccess *x, CudaSpan *s, bool *even) {
   const Nest *t = b->t;
   for (int a = 0; a < t->n_out; a++) {
     const Axis *axis = &t->out[a];
@@ -141,7 +124,7 @@ static bool add_points(const Box *b, const CudaAccess *x, CudaSpan *s, bool *eve
 }
 
 /* Loops of a block's results by which reads of an input step differently: it reads all between the first and the last place. */
-static uint32_t apart(const Box *b, int input) {
+static uint32_t apart(const CudaBox *b, int input) {
   const Nest *t = b->t;
   const CudaAccess *x = NULL;
   uint32_t loops = 0;
@@ -178,14 +161,21 @@ static void windows_as_sums(const Nest *t, CudaAccess *x) {
     }
 }
 
+/* Of the axes from i on. */
+static int64_t pieces_of(const CudaSpan *s, int i) {
+  int64_t n = 1;
+  for (; i < s->n_piece; i++) n *= s->piece[i].ext;
+  return n;
+}
+
 /* What all reads of an input have in common; *even: they need no copy. own: other blocks may write elsewhere in it. */
-static bool find_span(const Box *b, int input, bool own, CudaSpan *s, bool *even) {
+static bool find_span(const CudaBox *b, int input, bool own, CudaSpan *s, bool *even, bool *line) {
   enum { WASTE = 2 };
   const Nest *t = b->t;
   CudaAccess x = {.input = -1};
   uint32_t loops = apart(b, input);
   int64_t needed = 0, inside = cuda_inside(t, b->to->cut);
-  bool line, regular = loops == 0, anywhere = false;
+  bool regular = loops == 0, anywhere = false;
   for (int i = 0; i < b->all->n; i++) {
     const CudaAccess *y = &b->all->v[i];
     if (y->input != input) continue;
@@ -212,37 +202,31 @@ static bool find_span(const Box *b, int input, bool own, CudaSpan *s, bool *even
   for (int w = 0; w < CUDA_WINDOWS; w++)
     if (x.window_ext[w] && !add_axis(s, (CudaPiece){.ext = x.window_ext[w], .step = x.window[w]}))
       return false;
-  *even = regular && !anywhere && cuda_is_even(t, s, &x, places, &line);
+  *even = regular && !anywhere && cuda_is_even(t, s, &x, places, line);
   s->size = node_numel(b->g->k->inputs.v[input].node);
   if (!set_run(s) || s->size == 0) return false;
-  int64_t length = s->run;
-  for (int i = 0; i < s->n_piece; i++) length *= s->piece[i].ext;
-  return !anywhere || (!b->to->reordered && 2 * length <= 3 * inside * b->to->across);
+  return !anywhere ||
+         (!b->to->reordered && 2 * s->run * pieces_of(s, 0) <= 3 * inside * b->to->across);
 }
 
 /* Of a block. */
-static double sectors_of(const Box *b, const CudaSpan *s) {
-  double per = CUDA_SECTOR / s->bytes, n = 1;
-  for (int i = 0; i < s->n_piece; i++) n *= (double)s->piece[i].ext;
-  return n * ((double)s->run / per + (is_aligned(b, s) ? 0 : 1 - 1 / per));
+static double sectors_of(const CudaBox *b, const CudaSpan *s) {
+  double per = CUDA_SECTOR / s->bytes;
+  return (double)pieces_of(s, 0) * ((double)s->run / per + (is_aligned(b, s) ? 0 : 1 - 1 / per));
 }
 
 /* Its place in shared memory. */
-static bool place_span(const Box *b, CudaSpan *s) {
+static bool place_span(const CudaBox *b, CudaSpan *s) {
   const Nest *t = b->t;
-  int64_t per = CUDA_SECTOR / s->bytes, n = 1, most = BOX_BYTES / s->bytes;
+  int64_t per = CUDA_SECTOR / s->bytes, n = pieces_of(s, 0), most = BOX_BYTES / s->bytes;
   bool even = is_aligned(b, s), lanes = t->red && !t->unroll && !t->columns;
-  if (s->run > most) return false;
+  if (s->run > most || n > MOST_PIECES) return false;
   int64_t pitch = div_up(s->run + (even ? 0 : per - 1), per) * per;
-  for (int i = s->n_piece - 1; i >= 0; i--) {
-    s->piece[i].pitch = n * pitch;
-    n *= s->piece[i].ext;
-    if (n > MOST_PIECES || n * pitch > most) return false;
-  }
+  for (int i = 0; i < s->n_piece; i++) s->piece[i].pitch = pieces_of(s, i + 1) * pitch;
   s->length = n * pitch;
   s->pad = !lanes && s->n_piece && s->inner != 1 && s->bytes >= 4 ? 128 / s->bytes : 0;
   b->to->sectors += sectors_of(b, s);
-  return true;
+  return s->length <= most;
 }
 
 /* Neighbours along axis a of what is stored at every point, sums included. */
@@ -253,7 +237,7 @@ static int64_t full_step(const Nest *t, int a) {
 }
 
 /* What a block stores: all of it side by side, or in pieces. */
-static bool result_span(const Box *b, const Root *root, CudaSpan *s) {
+static bool result_span(const CudaBox *b, const Root *root, CudaSpan *s) {
   const Nest *t = b->t;
   int cut = b->to->cut;
   int64_t each = root->full && t->red ? t->n_sums : 1, inside = cuda_inside(t, cut) * each;
@@ -274,7 +258,7 @@ static bool result_span(const Box *b, const Root *root, CudaSpan *s) {
   return add_axis(s, (CudaPiece){.ext = b->to->across, .step = step, .cut = true}) && set_run(s);
 }
 
-static int64_t chunks_of(const Box *b) {
+static int64_t chunks_of(const CudaBox *b) {
   const CudaSpans *to = b->to;
   int64_t n = to->chunk ? div_up(b->t->sum[to->chunked].ext, to->chunk) : 1;
   for (int a = 0; a < to->chunked; a++) n *= b->t->sum[a].ext;
@@ -282,7 +266,7 @@ static int64_t chunks_of(const Box *b) {
 }
 
 /* What is stored at every point, sums included, where a block has pieces of it. */
-static bool add_full_result(const Box *b, const Root *root) {
+static bool add_full_result(const CudaBox *b, const Root *root) {
   const Nest *t = b->t;
   CudaSpans *to = b->to;
   CudaAccess x = {.bytes = dtype_info[root->n->dtype].size};
@@ -305,7 +289,7 @@ static bool add_full_result(const Box *b, const Root *root) {
 }
 
 /* Results of a block that begin anywhere. */
-static bool add_results(const Box *b) {
+static bool add_results(const CudaBox *b) {
   const Nest *t = b->t;
   CudaSpans *to = b->to;
   bool sums = t->red && !t->unroll, within = true;
@@ -330,19 +314,19 @@ static bool add_results(const Box *b) {
 }
 
 /* The block of `across` indices of the axis `cut`. */
-static bool fill_box(const Box *b) {
+bool cuda_box_spans(const CudaBox *b) {
   CudaSpans *to = b->to;
   const Nest *t = b->t;
   Kernel *k = b->g->k;
   int64_t at = 0, blocks = cuda_box_blocks(t, to);
-  bool uneven = false;
+  bool uneven = false, lanes = t->red && !t->unroll && !t->columns;
   to->n = 0;
   to->sectors = 0;
   to->points = to->across * cuda_inside(t, to->cut);
   for (int i = 0; i < k->inputs.n; i++) {
     CudaSpan s;
-    bool even, own = cuda_is_overwritten(k, &k->inputs.v[i]),
-               known = find_span(b, i, own, &s, &even);
+    bool even, line = false, own = cuda_is_overwritten(k, &k->inputs.v[i]),
+               known = find_span(b, i, own, &s, &even, &line);
     if (!known) {
       bool read = false;
       for (int j = 0; j < b->all->n; j++) {
@@ -356,6 +340,8 @@ static bool fill_box(const Box *b) {
     uneven |= !even;
     *b->uneven |= !even && !to->reordered;
     if (even && (s.inner == 0 || is_aligned(b, &s))) {
+      /* lanes in place are whole sectors */
+      if (lanes && line && to->points * (CUDA_SECTOR / s.bytes) > b->most) return false;
       if (to->reordered) to->sectors += sectors_of(b, &s);
       continue;
     }
@@ -372,159 +358,4 @@ static bool fill_box(const Box *b) {
           to->v[i].bytes;
   to->sectors *= (double)blocks;
   return at <= BOX_BYTES;
-}
-
-/* Chunks of the outermost sum, if it is long, or of one within: as much as fits. */
-static bool fill_chunks(const Box *b, bool may_chunk) {
-  enum { SHORT = 3 };
-  CudaSpans *to = b->to;
-  to->chunk = to->chunked = 0;
-  if (fill_box(b)) return true;
-  for (int a = 0; may_chunk && a < b->t->n_sum; a++) {
-    int64_t ext = b->t->sum[a].ext;
-    to->chunked = a;
-    for (to->chunk = a ? ext : div_up(ext, 2); to->chunk > SHORT; to->chunk = div_up(to->chunk, 2))
-      if (fill_box(b)) return true;
-  }
-  to->chunk = to->chunked = 0;
-  return false;
-}
-
-static bool stores_points(const Nest *t) {
-  bool any = false;
-  for (int r = 0; r < t->roots.n; r++) any |= t->roots.v[r].full;
-  return any;
-}
-
-/* 1, 2, 3, 4, 6, 8, 12, ... */
-static int64_t next_size(int64_t m) { return m == 1 ? 2 : m % 3 ? m / 2 * 3 : m / 3 * 4; }
-
-/* What a search goes by: most points of a block, fewest blocks; so far the best. */
-typedef struct Search {
-  Box box;
-  int64_t most, least;
-  bool rows, may_chunk;
-  CudaSpans *best;
-} Search;
-
-/* Any number of indices of the axis `cut`. */
-static void try_sizes(Search *f) {
-  enum { WHOLE = 8 };
-  const Nest *t = f->box.t;
-  CudaSpans *try = f->box.to;
-  int64_t ext = t->out[try->cut].ext, inside = cuda_inside(t, try->cut);
-  /* all blocks alike, or all but the last one */
-  for (int64_t m = 1, even = 1; m < 2 * ext; m = even ? m : next_size(m), even = !even) {
-    try->across = m >= ext ? ext : even && ext % WHOLE ? div_up(ext, div_up(ext, m)) : m;
-    if (try->across * inside > f->most || cuda_box_blocks(t, try) < f->least) break;
-    int64_t threads = try->across * inside * (f->rows ? t->n_sums : 1);
-    if (threads < 32 && try->across < ext) continue;
-    if (!fill_chunks(&f->box, f->may_chunk) || (f->best && try->sectors > 0.96 * f->best->sectors))
-      continue;
-    f->best = arena_dup(f->box.g->a, try, sizeof *try);
-  }
-}
-
-void cuda_reorder(Nest *t, const CudaSpans *s) {
-  Axis out[KL_LOOPS];
-  memcpy(out, t->out, sizeof out);
-  for (int a = 0; a < t->n_out && s->boxes; a++) t->out[a] = out[s->order[a]];
-}
-
-/* Blocks with the axes `in` as a whole and a part of the axis `cut`. */
-static void try_order(Search *f, const Nest *t, uint32_t in, int cut) {
-  CudaSpans *try = f->box.to;
-  Nest turned = *t;
-  int n = 0;
-  for (int a = 0; a < t->n_out; a++)
-    if (!(in >> a & 1) && a != cut) try->order[n++] = a;
-  try->cut = n;
-  try->order[n++] = cut;
-  for (int a = 0; a < t->n_out; a++)
-    if (in >> a & 1) try->order[n++] = a;
-  try->reordered = false;
-  for (int a = 0; a < t->n_out; a++) try->reordered |= try->order[a] != a;
-  if (!try->reordered) return;
-  cuda_reorder(&turned, try);
-  f->box.t = &turned;
-  try_sizes(f);
-  f->box.t = t;
-}
-
-/* Axes by the elements between neighbours, -> how many. */
-static int by_step(const Nest *t, const CudaAccess *x, int *axis) {
-  int64_t step[KL_LOOPS];
-  int n = 0;
-  for (int a = 0; a < t->n_out; a++) {
-    int64_t s;
-    if (!cuda_axis_step(t, &t->out[a], x->of, &s) || s <= 0) continue;
-    int i = n++;
-    for (; i > 0 && step[i - 1] > s; i--) step[i] = step[i - 1], axis[i] = axis[i - 1];
-    step[i] = s;
-    axis[i] = a;
-  }
-  return n;
-}
-
-/* As a whole the innermost axes of the results and those of a read, a part of the next one of either. */
-static void try_orders(Search *f, const Nest *t, const CudaAccess *x) {
-  int axis[KL_LOOPS], n = by_step(t, x, axis);
-  for (int inner = 0; inner < t->n_out; inner++)
-    for (int read = 1; read <= n; read++) {
-      uint32_t in = ~(~0u << inner) << (t->n_out - inner);
-      int next = t->n_out - 1, beside = read;
-      for (int i = 0; i < read; i++) in |= 1u << axis[i];
-      while (next >= 0 && in >> next & 1) next--;
-      while (beside < n && in >> axis[beside] & 1) beside++;
-      if (next >= 0) try_order(f, t, in, next);
-      if (beside < n && axis[beside] != next) try_order(f, t, in, axis[beside]);
-    }
-}
-
-const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_blocks) {
-  enum { LONG = 128 };
-  CudaAccesses all = {0};
-  CudaSpans try = {.boxes = true, .threads = CUDA_THREADS};
-  bool teams = t->red && !t->unroll, uneven = false;
-  if (!cuda_may_copy(g, t, &all) || t->n_out == 0) return NULL;
-  bool brief = teams && t->n_sum > 0 && t->sum[t->n_sum - 1].ext < LONG;
-  Search f = {.box = {g, t, &all, &try, &uneven},
-              .most = most,
-              .least = least_blocks,
-              .rows = teams && !t->columns && (brief || stores_points(t)),
-              .may_chunk = brief || (teams && t->n_sum > 0 && t->columns)};
-  for (int a = 0; a < t->n_out; a++) try.order[a] = a;
-  for (try.cut = t->n_out - 1; try.cut >= 0 && cuda_inside(t, try.cut) <= most; try.cut--)
-    try_sizes(&f);
-  for (int i = 0; i < all.n && !t->red && uneven; i++)
-    if (all.v[i].kept && all.v[i].parts == 1) try_orders(&f, t, &all.v[i]);
-  return f.best;
-}
-
-/* Sectors of an access by neighbouring rows: the mean of where the first one may start. */
-static double warp_sectors(const Nest *t, const CudaAccess *x) {
-  enum { LANES = 32 };
-  int64_t per = CUDA_SECTOR / x->bytes, n = 0;
-  for (int64_t start = 0; start < per; start++) {
-    int64_t last = -1;
-    for (int64_t lane = 0; lane < LANES; lane++) {
-      int64_t left = lane, at = start;
-      for (int a = t->n_out - 1; a >= 0; left /= t->out[a--].ext)
-        for (int64_t l = t->out[a].last, digit = left % t->out[a].ext; l >= t->out[a].first;
-             digit /= t->ext[l--])
-          at += digit % t->ext[l] * x->of[l];
-      n += at / per != last;
-      last = at / per;
-    }
-  }
-  return (double)n / (double)per / LANES;
-}
-
-double cuda_sectors_in_place(Gen *g, const Nest *t) {
-  CudaAccesses all = {0};
-  double n = 0;
-  cuda_accesses(g, t, &all);
-  for (int i = 0; i < all.n; i++)
-    n += warp_sectors(t, &all.v[i]) * (double)t->rows * (double)t->n_sums;
-  return n;
 }

@@ -217,7 +217,7 @@ static void team_boxes(Gen *g, const Nest *t, CudaStage *s) {
   while (s->lanes > 1 && s->lanes * s->teams > MOST_TEAM) s->lanes /= 2;
   while (2 * s->lanes * s->teams <= CUDA_THREADS && LEAST_POINTS * s->lanes <= t->n_sums)
     s->lanes *= 2;
-  while (s->lanes * s->teams % 32) s->teams++;
+  while (s->lanes * s->teams % 32 || s->lanes * s->teams < boxes->points + CUDA_SECTOR) s->teams++;
   CudaSpans *same = arena_dup(g->a, boxes, sizeof *boxes);
   same->threads = s->lanes * s->teams;
   s->spans = same;

@@ -52,7 +52,7 @@ typedef struct CudaSpans {
   int64_t chunk;  /* TEAMS: of the sum `chunked` that is copied at once; 0: all */
   int chunked;    /* BOXES: outside of it sums are copied index by index; else 0 */
   bool lines;     /* TEAMS: among them is what neighbouring threads read together */
-  bool boxes;     /* blocks are boxes of the axes from `cut` on: see box.c */
+  bool boxes;     /* blocks are boxes of the axes from `cut` on: see cut.c */
   int cut;
   int order[KL_LOOPS]; /* BOXES: axes of results from the outermost on */
   bool reordered;
@@ -115,7 +115,8 @@ const CudaSpans *cuda_team_spans(Gen *g, const Nest *t, int teams, int threads, 
                                  int64_t chunk);
 /* Of a concatenation whose operands are stored; NULL: all their parts are whole sectors, or they are too many. */
 const CudaSpans *cuda_join_spans(Gen *g);
-/* box.c: the same for blocks that are boxes; threads: most of a block. NULL: nothing has to be copied, or not all can be. */
+/* cut.c: the same for blocks that are boxes; most: points of a block, or threads of teams. NULL: nothing has to be copied, or not
+ * all can be. */
 const CudaSpans *cuda_boxes(Gen *g, const Nest *t, int64_t most, int64_t least_blocks);
 /* Sectors of a sum of products whose neighbouring threads do neighbouring rows, about, if nothing is copied. */
 double cuda_sectors_in_place(Gen *g, const Nest *t);
@@ -125,6 +126,17 @@ void cuda_reorder(Nest *t, const CudaSpans *s);
 int64_t cuda_box_blocks(const Nest *t, const CudaSpans *boxes);
 /* A block that copies lines has a multiple of so many teams: rows that are whole sectors together, or all columns. */
 int cuda_team_unit(const Nest *t);
+
+/* box.c, for cut.c: what the blocks copy whose cut `to` says; false: nothing has to be copied, or not all can be. */
+typedef struct CudaBox {
+  Gen *g;
+  const Nest *t;
+  const CudaAccesses *all;
+  CudaSpans *to;
+  bool *uneven; /* some input must be copied if the axes stay in order */
+  int64_t most; /* points of a block, threads of teams */
+} CudaBox;
+bool cuda_box_spans(const CudaBox *b);
 
 /* span.c, for box.c */
 bool cuda_axis_step(const Nest *t, const Axis *x, const int64_t *step, int64_t *to);

@@ -363,19 +363,88 @@ static void place_row(Team *m, const Aff *block) {
   cuda_place(g, w->t, w->t->n_out, at, w->out);
 }
 
-/* Lane 0 stores. Other lanes may have read what is overwritten. */
+/* Rows of results that fill a sector, of the narrowest; 0: there are none. */
+static int rows_of_sector(const Team *m) {
+  const Nest *t = m->w->t;
+  int per = 0;
+  for (int r = 0; r < t->roots.n; r++) {
+    int n = CUDA_SECTOR / dtype_info[t->roots.v[r].n->dtype].size;
+    if (!t->roots.v[r].full && n > per) per = n;
+  }
+  return per;
+}
+
+/* Do blocks begin anywhere in a sector of results, and have the threads that it takes to begin with that sector? */
+static bool blocks_odd(const Team *m, int per) {
+  const CudaSpans *s = m->s->spans;
+  const Nest *t = m->w->t;
+  int64_t n = m->s->teams, all = t->rows;
+  if (s && s->boxes) {
+    int64_t inside = cuda_inside(t, s->cut);
+    n = s->across * inside;
+    all = t->out[s->cut].ext * inside;
+  }
+  return t->rows > n && (n % per || (all < t->rows && all % per)) && n + per - 1 <= m->threads;
+}
+
+/* Row i of part a's values in shared memory. */
+static Val kept_row(Team *m, int a, bool place, LLVMTypeRef t, Val i) {
+  Gen *g = m->w->g;
+  char name[24];
+  snprintf(name, sizeof name, "row%d_%d", a, place);
+  LLVMTypeRef word = t == g->i64 || t == g->f64 ? g->i64 : g->i32;
+  Val base = cuda_shared(g, name, word, m->s->teams);
+  return LLVMBuildInBoundsGEP2(g->b, word, base, &i, 1, "");
+}
+
+/* Thread j takes the sums of the j-th row of the block, counted from a sector's start, whose result it will store. */
+static void regroup(Team *m, int per) {
+  Work *w = m->w;
+  Gen *g = w->g;
+  LLVMBuilderRef b = g->b;
+  Val first = aff_value(g, &m->first), zero = gen_i64(g, 0);
+  cuda_barrier(g); /* what was there before has been read */
+  Val mine = gen_and(g, LLVMBuildICmp(b, LLVMIntEQ, m->lane_v, zero, ""), g->active);
+  Loop once = cuda_if(g, mine);
+  for (int a = 0; a < w->n_acc; a++) {
+    Part p = part_of(w, w->acc[a].n);
+    put(g, p.v, kept_row(m, a, false, p.t, m->team_v));
+    if (p.tp) put(g, p.place, kept_row(m, a, true, p.tp, m->team_v));
+  }
+  loop_close(g, &once, LOOP_PLAIN);
+  cuda_barrier(g);
+  Val at = m->tid;
+  if (blocks_odd(m, per))
+    at = LLVMBuildNSWSub(b, at, LLVMBuildAnd(b, first, gen_i64(g, per - 1), ""), "");
+  g->active = LLVMBuildICmp(b, LLVMIntULT, at, m->n, "");
+  at = LLVMBuildSelect(b, g->active, at, zero, "");
+  for (int a = 0; a < w->n_acc; a++) {
+    Part p = part_of(w, w->acc[a].n);
+    LLVMBuildStore(b, get(g, p.t, kept_row(m, a, false, p.t, at)), p.p);
+    if (p.tp) LLVMBuildStore(b, get(g, p.tp, kept_row(m, a, true, p.tp, at)), p.pp);
+  }
+  Aff row = aff_var(gen_var(g, LLVMBuildNSWAdd(b, first, at, ""), 0, w->t->rows - 1), 1);
+  cuda_place(g, w->t, w->t->n_out, row, w->out);
+}
+
+/* Neighbouring threads store neighbouring rows, or lane 0 its own. Other lanes may have read what is overwritten. */
 static void store(Team *m) {
   Work *w = m->w;
   Gen *g = w->g;
-  bool rows = false, shared = false;
-  for (int r = 0; r < w->t->roots.n; r++) rows |= !w->t->roots.v[r].full;
+  int per = rows_of_sector(m);
+  bool lanes = m->s->lanes > 1, shared = false;
   for (int i = 0; i < g->k->inputs.n; i++) shared |= g->k->inputs.v[i].aligned;
   g->sweep = w->n_sweep;
-  if (!rows) return;
-  if (shared && m->s->lanes > 1) cuda_barrier(g);
-  gen_at(g, g->depth);
-  Val mine = LLVMBuildICmp(g->b, LLVMIntEQ, m->lane_v, gen_i64(g, 0), "");
-  Loop once = cuda_if(g, gen_and(g, mine, g->active));
+  if (!per) return;
+  if (m->s->teams > 1 && w->t->rows > 1 && ((lanes && !m->s->columns) || blocks_odd(m, per))) {
+    regroup(m, per);
+  } else {
+    if (shared && lanes) cuda_barrier(g);
+    gen_at(g, g->depth);
+    Val first = LLVMBuildICmp(g->b, LLVMIntEQ, m->lane_v, gen_i64(g, 0), "");
+    g->active = gen_and(g, first, g->active);
+  }
+  Loop once = cuda_if(g, g->active);
   store_rows(w, NULL);
   loop_close(g, &once, LOOP_PLAIN);
 }
@@ -384,7 +453,7 @@ static void store(Team *m) {
 static void place_block(Team *m, const Aff *block) {
   Gen *g = m->w->g;
   int64_t rows = m->w->t->rows, teams = m->s->teams;
-  if (m->s->spans->boxes) {
+  if (m->s->spans && m->s->spans->boxes) {
     m->first = cuda_box_first(g, m->w->t, m->s->spans, block, &m->n);
     return;
   }
@@ -419,7 +488,7 @@ void cuda_teams(Gen *g, const CudaLaunch *l) {
   Loop loop = cuda_blocks(g, l, n, &var);
   Aff block = n == 1 ? aff_k(0) : aff_var(var, 1);
   Aff none = aff_k(0);
-  if (m.copies) place_block(&m, &block);
+  place_block(&m, &block);
   place_row(&m, &block);
   if (m.copies && !m.s->spans->chunk) fill_copies(&m, &none);
   init_accs(w, NULL);

@@ -472,16 +472,18 @@ bool x_flip(Expand *x) {
   return x_out(x, "Out", v);
 }
 
-static Node *rolled(Graph *g, Node *v, int axis, int64_t shift) {
+static Node *rolled(Graph *g, Node *v, int axis, int64_t shift, bool back) {
   if (!v || v->dims[axis] <= 0) return v;
   int64_t n = v->dims[axis], s = ((shift % n) + n) % n;
   if (s == 0) return v;
+  if (back) s = n - s;
   Node *part[2] = {ops_cut(g, v, axis, n - s, 1, s), ops_cut(g, v, axis, 0, 1, n - s)};
   return g_concat(g, 2, part, axis);
 }
 
-bool x_roll(Expand *x) {
-  Node *in = x_in(x, "X"), *v = in;
+/* back: the other way. */
+static bool roll(Expand *x, Node *in, const char *out, bool back) {
+  Node *v = in;
   int n_axis, a;
   const int64_t *axis = op_intlist(x->op, "axis", &n_axis);
   int64_t shift[KL_RANK];
@@ -496,18 +498,22 @@ bool x_roll(Expand *x) {
     if (!ops_axis("axis", axis[i], in->rank, &a)) return false;
   bool known = ops_known(in);
   for (int i = 0; i < n; i++) known = known && shift[i] != OPS_UNKNOWN;
-  if (!known) return x_out(x, "Out", ops_blank_like(x->g, in));
+  if (!known) return x_out(x, out, ops_blank_like(x->g, in));
   if (n_axis == 0) {
     int64_t all = node_numel(in);
-    v = rolled(x->g, g_reshape(x->g, in, 1, &all), 0, shift[0]);
-    return x_out(x, "Out", v ? g_reshape(x->g, v, in->rank, in->dims) : NULL);
+    v = rolled(x->g, g_reshape(x->g, in, 1, &all), 0, shift[0], back);
+    return x_out(x, out, v ? g_reshape(x->g, v, in->rank, in->dims) : NULL);
   }
   for (int i = 0; i < n && v; i++) {
     if (!ops_axis("axis", axis[i], in->rank, &a)) return false;
-    v = rolled(x->g, v, a, shift[i]);
+    v = rolled(x->g, v, a, shift[i], back);
   }
-  return x_out(x, "Out", v);
+  return x_out(x, out, v);
 }
+
+bool x_roll(Expand *x) { return roll(x, x_in(x, "X"), "Out", false); }
+
+bool x_roll_grad(Expand *x) { return roll(x, x_in(x, "Out@GRAD"), "X@GRAD", true); }
 
 bool x_meshgrid(Expand *x) {
   int n;
