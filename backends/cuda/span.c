@@ -39,7 +39,7 @@ int64_t cuda_inside(const Nest *t, int a) {
 
 /* The most that the place grows over n points. */
 static int64_t growth(const Nest *t, const CudaSpan *s, int64_t n) {
-  enum { NEVER = -1 };
+  const int64_t NEVER = INT64_MIN;
   int64_t best[2] = {0, NEVER};
   for (int a = t->n_out - 1; a >= 0; a--) {
     int64_t e = t->out[a].ext, digit = a ? n % e : n, to[2] = {NEVER, NEVER};
