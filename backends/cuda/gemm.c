@@ -390,6 +390,16 @@ static bool is_product(const CudaGemm *p, bool whole) {
   return true;
 }
 
+/* What lines copy for the next step, up to a sector, lies in other banks than the step, also where the last of three stages is
+ * followed by the first: 20, 20 and 24 of 32 further, which leaves room for 8. */
+static void pad_stages(CudaGemm *p) {
+  int banks = 128 / dtype_info[p->tile->type].size;
+  int apart = p->tile->stages == 3 ? banks * 5 / 8 : banks / 2;
+  for (int s = 0; s < 2; s++)
+    if (p->side[s].lines.on && p->side[s].k_major)
+      p->stage_size += (banks + apart - p->stage_size % banks) % banks;
+}
+
 CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   CudaGemm *p = arena_new_of(g->a, CudaGemm);
   const Node *c = p->core = cuda_class_core(g, class, p);
@@ -425,9 +435,6 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   p->out_pitch =
       p->tile->bn + (p->tile->math == CUDA_F32 ? 16 / dtype_info[p->tile->type].size : 8);
   for (int s = 0; s < 2; s++) p->stage_size += cuda_side_rows(p, s) * cuda_side_pitch(p, s);
-  int banks = 128 / dtype_info[p->tile->type].size;
-  for (int s = 0; s < 2; s++) /* what is of the next step lies in other banks */
-    if (p->side[s].lines.on && p->side[s].k_major)
-      p->stage_size += (banks * 3 / 2 - p->stage_size % banks) % banks;
+  pad_stages(p);
   return p;
 }

@@ -10,10 +10,11 @@ enum {
   GEMM_MOVED = 96
 };
 
-/* Elements that are loaded, as in memory, and where they go if `use` (NULL: always) holds. */
+/* Elements that are loaded, as in memory, and where they go if `use` (NULL: always) holds; lanes for which `first` (NULL: all) does
+ * before the others, whose banks may be the same. */
 typedef struct GemmMoved {
   int s, n;
-  Val v[GEMM_VEC], to, use;
+  Val v[GEMM_VEC], to, use, first;
 } GemmMoved;
 
 typedef struct Gemm {

@@ -214,6 +214,8 @@ static void copy_along_sum(Gemm *m, int s, const Step *t, Val stage, Val next) {
     out = aff_mul(row, cuda_side_pitch(m->p, s));
     copy(m, s, &part, add(g, base, aff_value(g, &out)), gen_and(g, ok, rows_inside(m, s, r)),
          gen_and(g, use, here));
+    if (m->p->tile->stages == 3 && side->per == CUDA_STEP) /* too many banks */
+      m->moved[m->n_moved - 1].first = now;
   }
 }
 

@@ -134,7 +134,12 @@ void gemm_moved(Gemm *m) {
     gen_at(g, g->depth);
     for (int j = 0; j < r->n; j++)
       r->v[j] = val_of_mem(g, t, LLVMBuildBitCast(g->b, r->v[j], mem_type(g, t), ""));
-    store_lanes(m, dtype_info[m->p->tile->type].size, r->n, r->to, r->use, r->v);
+    int size = dtype_info[m->p->tile->type].size;
+    store_lanes(m, size, r->n, r->to, gen_and(g, r->use, r->first), r->v);
+    if (!r->first) continue;
+    Val later = gen_and(g, r->use, LLVMBuildNot(g->b, r->first, ""));
+    gen_at(g, g->depth);
+    store_lanes(m, size, r->n, r->to, later, r->v);
   }
   m->n_moved = 0;
 }
