@@ -242,6 +242,11 @@ static const Case products[] = {
     SWEPT("matmul_v2", "X=129x100 Y=129x31 trans_x=true", NULL),
     SWEPT("matmul_v2", "X=10x129 Y=7x129 trans_y=true", NULL),
     SWEPT("matmul_v2", "X=33x7 Y=7x65", NULL),
+    /* a few columns more than a tile has: the last of a row and the first of the next one are in one sector */
+    SWEPT("matmul_v2", "X=148x16 Y=16x33", NULL),
+    SWEPT("matmul_v2", "X=300x3 Y=3x67", "tf32"),
+    SWEPT("conv2d", "Input=2x2x7x19 Filter=33x2x2x2 paddings=[1,1]", NULL),
+    SWEPT("conv2d", "Input=1x1x22x21 Filter=36x1x3x3", NULL),
 };
 
 /* Few rows, columns or results, in batches or alone. */
@@ -328,15 +333,22 @@ static const Case typed[] = {
     HALF("conv2d", "Input=2x3x20x20 Filter=10x3x5x5", NULL),
     {"conv2d", "Input=1x100x7x7 Filter=50x100x3x3", NULL, 1.09, 1.3},
 };
+/* Three stages, where a step's copies end in the memory of the next one: runs that end within steps. */
+static const Case three_stages[] = {
+    HALF("conv2d", "Input=3x28x12x7 Filter=40x28x3x3 strides=[2,2] dilations=[2,2]", NULL),
+    {"conv2d", "Input=2x31x9x13 Filter=17x31x3x3 paddings=[1,1] strides=[2,2] dilations=[2,2]",
+     NULL, 1.05, 1.55},
+    HALF("conv2d", "Input=3x15x5x11 Filter=32x15x3x3 paddings=[1,1] dilations=[2,2]", NULL),
+};
 static const struct {
   DType type;
   const char *architecture;
   int n; /* of them; converting transposes of bfloat16 count as products */
-} types[] = {{DT_FLOAT16, "80", 9},
-             {DT_BFLOAT16, "90", 6},
-             {DT_FLOAT16, "75", 6},
-             {DT_FLOAT32, "75", 8},
-             {DT_FLOAT64, "80", 6}};
+  const Case *cases;
+} types[] = {{DT_FLOAT16, "80", 9, typed},       {DT_BFLOAT16, "90", 6, typed},
+             {DT_FLOAT16, "75", 6, typed},       {DT_FLOAT32, "75", 8, typed},
+             {DT_FLOAT64, "80", 6, typed},       {DT_FLOAT32, "75", 3, three_stages},
+             {DT_FLOAT16, "75", 2, three_stages}};
 
 /* One or several filters of each channel: no products but sums, of copied boxes. */
 static const Case depthwise[] = {
@@ -580,7 +592,7 @@ static void test_types(void **state) {
   for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
     real = types[i].type;
     architecture = types[i].architecture;
-    run_products(types[i].n, typed);
+    run_products(types[i].n, types[i].cases);
   }
   real = DT_FLOAT32;
   architecture = "80";

@@ -338,7 +338,9 @@ static bool reads_neighbours(Gen *g, int loop) {
 static void plan_results(CudaGemm *p) {
   const Node *c = p->core;
   int64_t dense = 1, stride = 1;
-  bool flat = p->side[1].blocks == 1 && p->side[0].run != 8, every = p->tile->type == DT_FLOAT32;
+  int64_t other = p->side[1].axes.total - p->tile->bn; /* columns of another tile */
+  bool near = other < CUDA_SECTOR / dtype_info[p->tile->type].size - 1;
+  bool flat = near && p->side[0].run != 8, every = p->tile->type == DT_FLOAT32;
   int shares = p->tile->bm / p->tile->warps_m / 8 / p->tile->parts; /* rows of a thread */
   flat &= p->side[0].k_major || p->tile->math != CUDA_F32 || shares % 4 == 0;
   for (int l = 0; l < c->rank; l++) every &= p->step[l] == 1;

@@ -2,7 +2,8 @@
  *
  * Neighbouring threads store neighbouring results: everything that fusion put behind the product is emitted on them, or they are
  * stored as a part of a split sum. Rows of odd length, side by side in memory, are stored as one run, cut where sectors
- * are; where a tile has not all of a row, each row is turned so that its requests start with a sector. */
+ * are, also if a tile lacks a few columns, but with the next row's first ones in the sector of a row's last; where it
+ * lacks more, each row is turned so that its requests start with a sector. */
 #include "cuda_gemm.h"
 
 static void store_results(Gemm *m, Index *ix, const Val *sum) {
@@ -100,6 +101,9 @@ static Place flat_place(Gemm *m, int part, Aff at) {
   v = gen_max(g, gen_min(g, v, gen_i64(g, rows * n - 1)), gen_i64(g, 0));
   at = aff_var(gen_var(g, v, 0, rows * n - 1), 1);
   aff_divmod(g, &at, n, &order, &r.col);
+  if (n > p->tile->bn)
+    r.ok = gen_and(g, r.ok,
+                   gen_compare(g, LLVMIntSLT, aff_value(g, &r.col), gen_i64(g, p->tile->bn)));
   gemm_ordered(m, part, &order, &r.row, &r.in_tile);
   aff_divmod(g, &order, r.phases, &rest, &r.phase);
   return r;
