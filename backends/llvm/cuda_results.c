@@ -102,8 +102,8 @@ static Place flat_place(Gemm *m, int part, Aff at) {
   at = aff_var(gen_var(g, v, 0, rows * n - 1), 1);
   aff_divmod(g, &at, n, &order, &r.col);
   if (n > p->tile->bn)
-    r.ok = gen_and(g, r.ok,
-                   gen_compare(g, LLVMIntSLT, aff_value(g, &r.col), gen_i64(g, p->tile->bn)));
+    r.ok =
+        gen_and(g, r.ok, gen_compare(g, LLVMIntSLT, aff_value(g, &r.col), gen_i64(g, p->tile->bn)));
   gemm_ordered(m, part, &order, &r.row, &r.in_tile);
   aff_divmod(g, &order, r.phases, &rest, &r.phase);
   return r;
