@@ -226,7 +226,7 @@ bool graph_eval(Graph *g, const EvalEnv *env, Arena *a, Tensor **values);
  * float64 (word + 0.5) * 2^-32. */
 void philox(const uint32_t ctr[4], const uint32_t key[2], uint32_t out[4]);
 
-/* ---- expand.c, infer.c: operators -> primitives; also the shape inference ---- */
+/* ---- expand.c, expand_grad.c, infer.c: operators -> primitives; also the shape inference ---- */
 
 struct Expand {
   Graph *g;
@@ -261,6 +261,8 @@ bool op_has_given(const Op *op);
 const Op *op_with_constants(Expand *x, bool *declared);
 /* Expand one operator: reads and extends env. Adds the place to any error. */
 bool expand_op(Expand *x, const Op *op);
+/* x->op, a gradient operator whose row has no expansion, by derive(). */
+bool expand_gradient(Expand *x);
 /* A Program's block 0 (minus feed and fetch operators) as a Graph with STATE/FEED sources.
  * dims_of gives the actual shape of a fed or persistable variable (false = it has none: error set).
  * Operators that depend on a feed which is absent are left out where no fetch, persistable variable or effect needs them. */

@@ -176,7 +176,7 @@ void prog_drop_unused(Program *p);
 /* As PaddlePaddle's clone(for_test=True): backward, optimise and schedule operators dropped, is_test set. */
 Program *prog_clone_for_test(const Program *p);
 
-/* ---- op.c: the operator table ---- */
+/* ---- op.c, op_row.c: the operator table ---- */
 
 typedef struct SlotDef {
   const char *name;
@@ -207,17 +207,21 @@ enum { /* OpDef.flags */
 typedef struct Expand Expand;
 typedef bool ExpandFn(Expand *x);
 
+/* Gradient slot <- forward slot; a "@GRAD" suffix on `from` means its gradient. */
+typedef struct GradSlot {
+  const char *slot, *from;
+} GradSlot;
+/* An attribute set by text; "$name" copies the forward attribute. */
+typedef struct GradSet {
+  const char *attr, *value;
+} GradSet;
 /* How the gradient operator of a row is made. Parsed from the row's grad column. */
 typedef struct GradDef {
   const char *type; /* type of the gradient operator */
   int n_ins, n_outs;
-  struct {
-    const char *slot, *from;
-  } * ins, *outs; /* gradient slot <- forward slot; a "@GRAD" suffix on `from` means its gradient */
+  GradSlot *ins, *outs;
   int n_sets;
-  struct {
-    const char *attr, *value;
-  } * sets;        /* attributes set by text; "$name" copies the forward attribute */
+  GradSet *sets;
   bool copy_attrs; /* copy the forward attributes (the rule unless sets are given) */
   bool per_input;  /* one gradient operator for each variable of the (single) list slot */
 } GradDef;

@@ -1,4 +1,4 @@
-/* What backward.c, backward_block.c and backward_recurrent.c share. */
+/* What the backward*.c share. */
 #ifndef KILN_BACKWARD_H
 #define KILN_BACKWARD_H
 #include "passes.h"
@@ -43,18 +43,31 @@ bool is_wanted(const Backward *w, const char *name);
 void mark_wanted(Backward *w, int n_params, const char *const *params);
 /* Marks what depends on what in a block from its end on, where the gradients of the names in `given` are given. */
 bool backward_mark_given(Backward *w, const Map *given);
-bool backward_emit(Backward *w);
 GradVar *grad_var(Backward *w, const char *name); /* of the version at this place */
 const char *grad_name(Backward *w, const char *name);
 /* One more operator will contribute to the variable's gradient. */
 void add_part(Backward *w, const char *name);
-const char *next_part(Backward *w, const char *name); /* where it writes */
 bool is_array(const Backward *w, const char *name);
+bool is_grad_slot(const char *from); /* of a gradient column: ends in @GRAD */
+/* The variables of a forward slot, input or output; NULL if the operator has none. `from` may end in @GRAD. */
+const Slot *forward_slot(Backward *w, const Op *op, const char *from);
+/* The variable with the value that `name` has in this version. */
+const char *saved_name(Backward *w, const char *name);
+/* Numbers by name: 0 at first. */
+int count_of(const Map *m, const char *name);
+void count_add(Map *m, const char *name, int by);
+
+/* backward_emit.c */
+bool backward_emit(Backward *w);
+const char *next_part(Backward *w,
+                      const char *name); /* where the next operator that contributes writes */
 /* Adds the parts of gradients of arrays that `origin`'s gradient operator, the last one, wrote. */
 void join_arrays(Backward *w, const Op *origin);
 /* v@GRAD complete in one variable: the sum of its parts, or zeros if nothing flows into v. */
 const char *complete_grad(Backward *w, const char *name, const Op *origin);
 Op *add_grad_op(Backward *w, const char *type, int role, const Op *origin);
+/* Declares a variable in w->to as `like` is, unless it is there. */
+void declare_like(Backward *w, const char *name, const char *like);
 
 enum { BACKWARD_NESTED = 64 }; /* blocks with gradients */
 
