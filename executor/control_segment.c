@@ -2,28 +2,21 @@
 #include "control.h"
 #include <string.h>
 
-enum { SUM, MEAN, MAX, MIN, KINDS };
 enum { MOST = 1 << 24 }; /* segments */
 
 typedef struct Segments {
   Value *x, *ids;
-  int kind;
+  int kind;               /* Reduction */
   int64_t rows, width, n; /* of X; numbers in a row; segments */
   int64_t *count;         /* rows of each segment */
 } Segments;
 
-static bool read_kind(Step *s, int *kind) {
-  static const char *const words[KINDS] = {"SUM", "MEAN", "MAX", "MIN"};
-  const char *word = op_str(s->op, "pooltype");
-  for (*kind = 0; *kind < KINDS; ++*kind)
-    if (!strcmp(words[*kind], word)) return true;
-  return err_set(E_OPR_003, "pooltype is %s", quoted(word));
-}
-
 static bool segments_read(Control *c, Frame *f, Step *s, Segments *g) {
   *g = (Segments){.x = op_tensor(c, f, s, "X")};
   g->ids = g->x ? op_tensor(c, f, s, "SegmentIds") : NULL;
-  if (!g->ids || !read_kind(s, &g->kind)) return false;
+  if (!g->ids) return false;
+  g->kind = op_word(s->op, "pooltype", REDUCE_N, reduction_words);
+  if (g->kind < 0) return false;
   const Tensor *x = &g->x->t, *ids = &g->ids->t;
   bool whole = ids->dtype == DT_INT32 || ids->dtype == DT_INT64;
   if (!whole || x->rank < 1 || tensor_numel(ids) != x->dims[0]) {
@@ -51,8 +44,8 @@ static void segments_drop(Control *c, Segments *g) {
 }
 
 static double reduced(int kind, double a, double v, bool first) {
-  if (kind < MAX) return a + v;
-  return first || v != v || (kind == MAX ? v > a : v < a) ? v : a;
+  if (kind < REDUCE_MAX) return a + v;
+  return first || v != v || (kind == REDUCE_MAX ? v > a : v < a) ? v : a;
 }
 
 static void reduce_segment(const Segments *g, int64_t from, int64_t to, int64_t id, Tensor *out) {
@@ -61,7 +54,7 @@ static void reduce_segment(const Segments *g, int64_t from, int64_t to, int64_t 
     double a = 0;
     for (int64_t i = from; i < to; i++)
       a = reduced(g->kind, a, tensor_get(x, i * g->width + k), i == from);
-    tensor_set(out, id * g->width + k, g->kind == MEAN ? a / (double)(to - from) : a);
+    tensor_set(out, id * g->width + k, g->kind == REDUCE_MEAN ? a / (double)(to - from) : a);
   }
 }
 
@@ -91,8 +84,8 @@ HostResult run_segment_pool_grad(Control *c, Frame *f, Step *s) {
   Segments g;
   if (!segments_read(c, f, s, &g)) return HOST_FAIL;
   Value *gy = op_tensor(c, f, s, "Out@GRAD"), *y = NULL;
-  if (gy && g.kind >= MAX) y = op_tensor(c, f, s, "Out");
-  if (!gy || (g.kind >= MAX && !y)) return HOST_FAIL;
+  if (gy && g.kind >= REDUCE_MAX) y = op_tensor(c, f, s, "Out");
+  if (!gy || (g.kind >= REDUCE_MAX && !y)) return HOST_FAIL;
   int64_t wanted = g.n * g.width;
   if (tensor_numel(&gy->t) != wanted || (y && tensor_numel(&y->t) != wanted)) {
     op_refuses(s, "Out@GRAD", "is not like the segments of X");
@@ -103,7 +96,7 @@ HostResult run_segment_pool_grad(Control *c, Frame *f, Step *s) {
     int64_t id = (int64_t)tensor_get(&g.ids->t, i);
     for (int64_t k = 0; k < g.width; k++) {
       double v = tensor_get(&gy->t, id * g.width + k);
-      if (g.kind == MEAN) v /= (double)g.count[id];
+      if (g.kind == REDUCE_MEAN) v /= (double)g.count[id];
       if (y && tensor_get(&y->t, id * g.width + k) != tensor_get(&g.x->t, i * g.width + k)) v = 0;
       tensor_set(&gx->t, i * g.width + k, v);
     }

@@ -1,5 +1,5 @@
-/* Attributes: PaddlePaddle's conversions between attribute types, the ranges of numbers, and the nearest of a list of names (optimal string
- * alignment distance) for "did you mean". */
+/* Attributes: PaddlePaddle's conversions between attribute types, words and the ranges of numbers, and the
+ * nearest of a list of names (optimal string alignment distance) for "did you mean". */
 #include "ir.h"
 #include <float.h>
 #include <math.h>
@@ -155,6 +155,24 @@ const char *name_nearest(const char *name, int n, const char *const *names) {
     }
   }
   return best;
+}
+
+/* ---- words ---- */
+
+const char *const reduction_words[REDUCE_N] = {"SUM", "MEAN", "MAX", "MIN"};
+
+int op_word(const Op *op, const char *name, int n, const char *const *words) {
+  const char *s = op_str(op, name);
+  for (int i = 0; i < n; i++)
+    if (!strcmp(s, words[i])) return i;
+  Arena *a = arena_scratch();
+  Str list;
+  str_init(&list, a);
+  for (int i = 0; i < n; i++) str_fmt(&list, "%s\"%s\"", i ? ", " : "", words[i]);
+  err_set(E_OPR_003, "%s is %s", name, quoted(s));
+  err_help("It must be one of %s.", list.s);
+  arena_free(a);
+  return -1;
 }
 
 /* ---- ranges ---- */

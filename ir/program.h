@@ -152,6 +152,11 @@ int64_t op_int(const Op *op, const char *name);
 double op_float(const Op *op, const char *name);
 bool op_bool(const Op *op, const char *name);
 const char *op_str(const Op *op, const char *name); /* "" if absent */
+/* Is the attribute one of the words? The index, or -1 with E-OPR-003. */
+int op_word(const Op *op, const char *name, int n, const char *const *words);
+/* How rows that meet become one: the words of reduce_op (messages) and pooltype (segments). */
+typedef enum Reduction { REDUCE_SUM, REDUCE_MEAN, REDUCE_MAX, REDUCE_MIN, REDUCE_N } Reduction;
+extern const char *const reduction_words[REDUCE_N];
 /* A scalar INT counts as a list of one */
 const int64_t *op_intlist(const Op *op, const char *name, int *n);
 int op_role(const Op *op);         /* op_role, default ROLE_FORWARD */

@@ -1,5 +1,6 @@
 /* Cases of operators on a device and interpreted. */
 #include "device_case.h"
+#include "../passes/passes.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -112,4 +113,15 @@ void device_case(OpCase *made, bool ok, double tolerance, Executor *exec[2]) {
   Feed *feeds = opcase_feeds(&c, &g, &n_feeds);
   run_both(what, c.prog, n_feeds, feeds, n, names, exec, tolerance);
   opcase_free(&c);
+}
+
+void device_examples(const OpDef *def, Executor *exec[2]) {
+  for (int k = 0; k < example_count(def); k++)
+    for (int t = 0; t < 2; t++) {
+      layout_always = t;
+      OpCase c;
+      bool ok = opcase_make(&c, def, k, t ? DT_FLOAT64 : DT_FLOAT32);
+      device_case(&c, ok, 0, exec);
+    }
+  layout_always = 0;
 }

@@ -10,6 +10,8 @@ extern bool device_only_contractions;
 /* Executors: on the GPU with these options, and interpreted. */
 void device_pair(Executor *exec[2], ExecOptions o);
 void device_pair_free(Executor *exec[2]);
+/* All examples of a row, in float32 and in float64, there with the channel last. */
+void device_examples(const OpDef *def, Executor *exec[2]);
 /* The operator of a case and its gradients on both; frees the case. ok: it was made. tolerance 0: of its type. */
 void device_case(OpCase *made, bool ok, double tolerance, Executor *exec[2]);
 #endif

@@ -29,15 +29,9 @@ static void test_operators(void **state) {
     const OpDef *def = opdef_at(i);
     if (!opcase_chosen(def) || (def->flags & (OF_IO | OF_GRAD | OF_CUSTOM | OF_HOST | OF_LOD)))
       continue;
-    for (int k = 0; k < example_count(def); k++)
-      for (int t = 0; t < 2; t++) {
-        layout_always = t; /* the channel last in float64 */
-        OpCase c;
-        bool ok = opcase_make(&c, def, k, t ? DT_FLOAT64 : DT_FLOAT32);
-        device_case(&c, ok, 0, exec);
-      }
+    device_examples(def, exec);
   }
-  layout_always = device_only_contractions = false;
+  device_only_contractions = false;
   device_pair_free(exec);
   print_message("%d programs with %d contractions, %d calls of libraries, %d differ\n",
                 device_cases, device_contractions, device_calls, device_bad);

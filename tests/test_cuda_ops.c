@@ -49,15 +49,8 @@ static void test_operators(void **state) {
     left[where_else(def)]++;
     if (where_else(def) < N_ELSEWHERE) continue;
     plain += example_count(def) == 0;
-    for (int k = 0; k < example_count(def); k++)
-      for (int t = 0; t < 2; t++) {
-        layout_always = t; /* the channel last in float64 */
-        OpCase c;
-        bool ok = opcase_make(&c, def, k, t ? DT_FLOAT64 : DT_FLOAT32);
-        device_case(&c, ok, 0, exec);
-      }
+    device_examples(def, exec);
   }
-  layout_always = false;
   device_pair_free(exec);
   printf("%d examples on the device and interpreted, %d differ\n", device_cases, device_bad);
   for (int i = 0; i < N_ELSEWHERE; i++)

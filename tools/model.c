@@ -99,10 +99,11 @@ static int unwritten(const Model *m) {
 bool model_load_params(const Model *m, Scope *s) {
   if (m->params && scope_load_values(s, m->stored, m->prog, m->params)) return true;
   if (m->params && m->prog != m->stored) { /* or are they those of the program that was cut down? */
+    Diag whole = *err_get();
     err_clear();
     if (scope_load_params(s, m->prog, m->params)) return true;
-    err_clear();
-    return scope_load_values(s, m->stored, m->prog, m->params); /* what is wrong with the whole */
+    err_put(&whole);
+    return false;
   }
   if (m->params) return false;
   int n = unwritten(m);

@@ -221,7 +221,7 @@ static void product(Product *k, bool add) {
   const FilterPlan *f = k->f;
   int64_t size = k->plan->facts.size, lanes = f->tile.lanes;
   Blocks v = vector_blocks(k->columns, &f->tile), r = row_blocks(k->rows, &f->tile);
-  MicroArgs x = {.lda = k->lda, .ldc = f->c_row * size, .k = k->run, .add = add};
+  MicroArgs x = {.lda = k->lda, .ldc = f->c_row * size, .k = k->run, .add = add, .fetch_c = true};
   x.batch = k->positions / k->run;
   x.a_step = k->a_step;
   for (int64_t i = 0; i < v.n; i++) {
@@ -239,7 +239,7 @@ static void product(Product *k, bool add) {
       }
       x.b_step = k->run * x.ldb;
       x.a = k->a + row * size;
-      x.soon = x.c = k->c + (row * f->c_row + at) * size;
+      x.c = k->c + (row * f->c_row + at) * size;
       fetch_ahead(&k->ahead, &x);
       const int *fn = (j || packed ? f->fn : f->first)[block_size(&r, j)][block_size(&v, i)];
       f->set.fn[fn[x.columns < width]](&x);

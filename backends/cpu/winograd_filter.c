@@ -141,7 +141,11 @@ static void multiply_tiles(const Sums *s, bool add) {
   const FilterWinograd *w = &f->winograd;
   int64_t size = sizeof(float), lanes = f->tile.lanes;
   Blocks rows = row_blocks(s->task.rows, &f->tile);
-  MicroArgs x = {.lda = s->task.rows * size, .ldc = s->task.columns * size, .add = add, .batch = 1};
+  MicroArgs x = {.lda = s->task.rows * size,
+                 .ldc = s->task.columns * size,
+                 .add = add,
+                 .batch = 1,
+                 .fetch_c = true};
   x.k = s->tiles;
   for (int i = 0; i < N * N; i++)
     for (int64_t v = 0; v < s->panels.n; v++) {
@@ -152,7 +156,7 @@ static void multiply_tiles(const Sums *s, bool add) {
       for (int64_t r = 0; r < rows.n; r++) {
         int64_t row = block_start(&rows, r);
         x.a = s->a + i * w->a_step + row;
-        x.soon = x.c = s->c + i * w->c_step + row * s->task.columns + c;
+        x.c = s->c + i * w->c_step + row * s->task.columns + c;
         f->set.fn[f->fn[block_size(&rows, r)][block_size(&s->panels, v)][0]](&x);
       }
     }

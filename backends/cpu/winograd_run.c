@@ -232,7 +232,7 @@ static void multiply_strip(const Strip *s, const float *b, int64_t panel) {
   int64_t width = block_size(&p->panels, panel) * p->tile.lanes;
   Blocks rows = row_blocks(s->rows * w->across, &p->tile);
   const int(*fn)[2] = w->fn[s->rows == w->strips.size];
-  MicroArgs x = {.b = b, .columns = width, .batch = 1};
+  MicroArgs x = {.b = b, .columns = width, .batch = 1, .fetch_c = true};
   x.ldb = x.ldc = width * (int64_t)sizeof *b;
   /* the tiles of a product fetch what the next one reads of B */
   int64_t steps = most(p->channels / FETCH_STEPS * rows.n, 1);
@@ -246,7 +246,7 @@ static void multiply_strip(const Strip *s, const float *b, int64_t panel) {
       for (int64_t r = 0; r < rows.n; r++) {
         int64_t at = block_start(&rows, r);
         x.a = s->tiles + i * w->a_step + at * p->channels + from;
-        x.soon = x.c = s->sums + i * w->c_step + at * width;
+        x.c = s->sums + i * w->c_step + at * width;
         x.next = next;
         next += x.next_step * (x.k / FETCH_STEPS);
         p->set.fn[fn[r >= rows.more][panel >= p->panels.more]](&x);

@@ -36,8 +36,7 @@ typedef struct MicroArgs {
   const void *
       next; /* not with dot: what is fetched into the cache meanwhile, next_step bytes further each time */
   int64_t next_step;
-  const void *
-      soon; /* not with dot: where a tile of C will be written that is fetched before; NULL: nowhere */
+  int64_t fetch_c; /* not with dot: whether the tile of C is fetched before it is written */
 } MicroArgs;
 /* That `bytes` are fetched in so many times FETCH_STEPS. */
 static inline int micro_more_lines(int64_t bytes, int64_t times) {

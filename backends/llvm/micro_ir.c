@@ -60,7 +60,7 @@ static void fields(Text *t) {
       {"keep", "ptr", offsetof(MicroArgs, keep)},
       {"next", "ptr", offsetof(MicroArgs, next)},
       {"next_step", "i64", offsetof(MicroArgs, next_step)},
-      {"soon", "ptr", offsetof(MicroArgs, soon)},
+      {"fetch_c", "i64", offsetof(MicroArgs, fetch_c)},
   };
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     field(t, all[i].name, all[i].at, all[i].type);
@@ -212,15 +212,15 @@ static void row_of_c(Text *t, int n, int r) {
   str_fmt(&t->s, "  %%w%d.o%d = add i64 %%w%d.m%d, %%w%d.n%d\n", n, r, n, r, n, r);
 }
 
-/* The vectors of a tile of C, for the L1 cache, if one is named: that they arrive takes no longer than the sums. */
+/* The vectors of the tile of C, for the L1 cache, if they are wanted: that they arrive takes no longer than the sums. */
 static void fetch_tile(Text *t) {
   enum { N = 2 };
   Str *s = &t->s;
-  str_add(s, "  %soon.some = icmp ne ptr %soon, null\n");
-  str_add(s, "  br i1 %soon.some, label %fetching, label %entry\nfetching:\n");
+  str_add(s, "  %fetch_c.some = icmp ne i64 %fetch_c, 0\n");
+  str_add(s, "  br i1 %fetch_c.some, label %fetching, label %entry\nfetching:\n");
   for (int r = 0; r < t->m.mr; r++) {
     row_of_c(t, N, r);
-    str_fmt(s, "  %%s%d = getelementptr i8, ptr %%soon, i64 %%w%d.o%d\n", r, N, r);
+    str_fmt(s, "  %%s%d = getelementptr i8, ptr %%c0, i64 %%w%d.o%d\n", r, N, r);
     for (int v = 0; v < t->m.nv; v++) {
       str_fmt(s, "  %%s%d_%d = getelementptr i8, ptr %%s%d, i64 %d\n", r, v, r,
               v * t->m.lanes * t->bytes);

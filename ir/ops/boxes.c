@@ -259,7 +259,7 @@ bool x_box_coder(Expand *x) {
   static const char *const words[] = {"encode_center_size", "decode_center_size"};
   Graph *g = x->g;
   Node *prior = x_in(x, "PriorBox"), *target = x_in(x, "TargetBox"), *var;
-  int code = ops_word(x, "code_type", 2, words);
+  int code = op_word(x->op, "code_type", 2, words);
   int64_t axis = op_int(x->op, "axis");
   double more = op_bool(x->op, "box_normalized") ? 0 : 1;
   if (code < 0 || !ops_rank(prior, "PriorBox", 2, 2) ||

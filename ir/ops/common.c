@@ -84,22 +84,10 @@ bool ops_ints(Expand *x, const char *attr, int n, int64_t lo, int64_t hi, int64_
   return true;
 }
 
-int ops_word(Expand *x, const char *attr, int n, const char *const *words) {
-  const char *s = op_str(x->op, attr);
-  for (int i = 0; i < n; i++)
-    if (!strcmp(s, words[i])) return i;
-  Str list;
-  str_init(&list, x->g->arena);
-  for (int i = 0; i < n; i++) str_fmt(&list, "%s\"%s\"", i ? ", " : "", words[i]);
-  err_set(E_OPR_003, "%s is %s", attr, quoted(s));
-  err_help("It must be one of %s.", list.s);
-  return -1;
-}
-
 bool ops_layout(Expand *x, const char *attr, bool *last) {
   static const char *const words[] = {"NCHW", "NHWC", "NCDHW", "NDHWC",
                                       "NCL",  "NLC",  "NC",    "AnyLayout"};
-  int i = ops_word(x, attr, 8, words);
+  int i = op_word(x->op, attr, 8, words);
   *last = i == 1 || i == 3 || i == 5;
   return i >= 0;
 }
@@ -278,7 +266,7 @@ Node *ops_take(Graph *g, Node *x, Node *idx, int axis) {
 
 bool ops_paddings(Expand *x, Window *w, const int64_t *in) {
   static const char *const words[] = {"EXPLICIT", "SAME", "VALID", ""};
-  int alg = ops_word(x, "padding_algorithm", 4, words);
+  int alg = op_word(x->op, "padding_algorithm", 4, words);
   if (alg < 0) return false;
   if (alg == 3) alg = 0;
   int n;

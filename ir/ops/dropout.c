@@ -10,7 +10,7 @@ typedef struct Dropout {
 
 static bool dropout_read(Expand *x, Dropout *d) {
   static const char *const words[] = {"downgrade_in_infer", "upscale_in_train"};
-  int i = ops_word(x, "dropout_implementation", 2, words);
+  int i = op_word(x->op, "dropout_implementation", 2, words);
   d->p = op_float(x->op, "dropout_prob");
   d->test = op_bool(x->op, "is_test");
   d->upscale = i == 1;

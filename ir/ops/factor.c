@@ -223,7 +223,7 @@ static bool matrix_in(Node *a, const char *slot, bool square) {
 
 static bool eigenvalues(Expand *x, Node *a, Node **y) {
   static const char *const words[] = {"L", "U"};
-  int upper = ops_word(x, "UPLO", 2, words);
+  int upper = op_word(x->op, "UPLO", 2, words);
   if (upper < 0 || !matrix_in(a, "X", true)) return false;
   int64_t n = a->dims[a->rank - 1];
   call_factors(x->g, &eigen_calls[upper], a, 2,
@@ -260,7 +260,7 @@ bool x_qr(Expand *x);
 bool x_qr(Expand *x) {
   static const char *const words[] = {"reduced", "complete", "r"};
   Node *a = x_in(x, "X"), *y[2];
-  int mode = ops_word(x, "mode", 3, words);
+  int mode = op_word(x->op, "mode", 3, words);
   if (mode < 0 || !matrix_in(a, "X", false)) return false;
   int64_t m = a->dims[a->rank - 2], n = a->dims[a->rank - 1], k = mode == 1 ? m : smaller(m, n);
   call_factors(x->g, &orthogonal_calls[mode == 1], a, 2,

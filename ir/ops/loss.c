@@ -166,7 +166,7 @@ bool x_nll_loss(Expand *x) {
   static const char *const words[] = {"mean", "sum", "none"};
   Graph *g = x->g;
   Node *v = x_in(x, "X");
-  int how = ops_word(x, "reduction", 3, words);
+  int how = op_word(x->op, "reduction", 3, words);
   if (how < 0 || !ops_float(v, "X") || !ops_rank(v, "X", 2, KL_VAR_RANK)) return false;
   int64_t ignore = op_int(x->op, "ignore_index"), dims[KL_RANK];
   Node *label = class_label(x, "Label", v, 1, ignore);

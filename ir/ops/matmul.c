@@ -82,7 +82,7 @@ bool x_mul(Expand *x) {
 
 bool x_fc(Expand *x) {
   static const char *const words[] = {"", "relu"};
-  int act = ops_word(x, "activation_type", 2, words);
+  int act = op_word(x->op, "activation_type", 2, words);
   if (act < 0) return false;
   if (op_bool(x->op, "padding_weights"))
     return err_set(E_OPR_004, "padding_weights is not supported");

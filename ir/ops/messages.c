@@ -7,8 +7,6 @@
 
 #include <string.h>
 
-enum { SUM, MEAN, MAX, MIN };
-static const char *const reductions[] = {"SUM", "MEAN", "MAX", "MIN"};
 static const char *const actions[] = {"ADD", "MUL"};
 
 /* One end of every edge, a vector, checked against n nodes (-1: unknown). */
@@ -30,7 +28,7 @@ static Node *ranked(Graph *g, Node *b, int rank) {
 }
 
 static Node *acted(Expand *x, Node *a, Node *b) {
-  int word = ops_word(x, "message_op", 2, actions);
+  int word = op_word(x->op, "message_op", 2, actions);
   if (word < 0 || !a || !b) return NULL;
   int rank = a->rank > b->rank ? a->rank : b->rank;
   return g_map2(x->g, word ? P_MUL : P_ADD, ranked(x->g, a, rank), ranked(x->g, b, rank));
@@ -86,7 +84,7 @@ static bool nodes_of(Expand *x, const Node *v, int64_t *n) {
 static bool received(Expand *x, Node *e) {
   Graph *g = x->g;
   Node *v = x_in(x, "X"), *m = sent(x, v, e);
-  int how = ops_word(x, "reduce_op", 4, reductions);
+  int how = op_word(x->op, "reduce_op", REDUCE_N, reduction_words);
   int64_t n, dims[KL_RANK];
   if (how < 0 || !m || !nodes_of(x, v, &n)) return false;
   Node *to = ends(x, "Dst_index", n);
@@ -98,8 +96,8 @@ static bool received(Expand *x, Node *e) {
            x_out(x, "Dst_count", ops_blank(g, DT_INT32, 1, &n));
   }
   Node *count = arrived(g, to, n);
-  Node *out = how >= MAX ? extreme(g, to, m, n, how == MAX) : scattered(g, to, m, n);
-  if (how == MEAN && out && count) {
+  Node *out = how >= REDUCE_MAX ? extreme(g, to, m, n, how == REDUCE_MAX) : scattered(g, to, m, n);
+  if (how == REDUCE_MEAN && out && count) {
     Node *by = g_cast(g, g_map2c(g, P_MAX, count, 1), out->dtype);
     out = ops_div(g, out, by ? ops_along(g, by, out->rank, 0) : NULL);
   }
@@ -116,19 +114,19 @@ static Node *message_gradient(Expand *x, Node *m, int how) {
   Node *to = gy ? ends(x, "Dst_index", gy->dims[0]) : NULL;
   if (!to) return NULL;
   Node *gm = ops_take(g, gy, to, 0);
-  if (how == MEAN && gm) {
+  if (how == REDUCE_MEAN && gm) {
     Node *by = ops_take(g, g_map2c(g, P_MAX, arrived(g, to, gy->dims[0]), 1), to, 0);
     by = g_cast(g, by, gm->dtype);
     gm = ops_div(g, gm, by ? ops_along(g, by, gm->rank, 0) : NULL);
   }
-  if (how < MAX || !out) return gm;
+  if (how < REDUCE_MAX || !out) return gm;
   return g_select(g, g_map2(g, P_EQ, m, ops_take(g, out, to, 0)), gm, g_const(g, m->dtype, 0));
 }
 
 static bool received_grad(Expand *x, Node *e) {
   Graph *g = x->g;
   Node *v = x_in(x, "X");
-  int how = ops_word(x, "reduce_op", 4, reductions);
+  int how = op_word(x->op, "reduce_op", REDUCE_N, reduction_words);
   if (!v || how < 0) return false;
   if (!ops_known(v) || (e && !ops_known(e)) || g->shapes_only)
     return x_out(x, "X@GRAD", ops_blank_like(g, v)) &&

@@ -22,8 +22,6 @@ bool ops_index(const Node *n, const char *slot);
 bool ops_same(const char *what, int64_t a, int64_t b);
 /* An integer list attribute of exactly n values (a scalar counts for all) in lo..hi; E-OPR-003. */
 bool ops_ints(Expand *x, const char *attr, int n, int64_t lo, int64_t hi, int64_t *out);
-/* Is the attribute one of the words? The index, or -1 with E-OPR-003. */
-int ops_word(Expand *x, const char *attr, int n, const char *const *words);
 /* data_format and data_layout: are channels last? E-OPR-003 for other words. */
 bool ops_layout(Expand *x, const char *attr, bool *last);
 

@@ -132,7 +132,7 @@ bool x_pad2d(Expand *x) {
   static const char *const words[] = {"constant", "reflect", "edge"};
   int64_t p[KL_RANK];
   bool known;
-  int mode = ops_word(x, "mode", 3, words);
+  int mode = op_word(x->op, "mode", 3, words);
   if (mode < 0 || !pad_list(x, 2, p, &known)) return false;
   if (!known) return pad_unknown(x, 2);
   int64_t lo[2] = {p[0], p[2]}, hi[2] = {p[1], p[3]};
@@ -143,7 +143,7 @@ bool x_pad3d(Expand *x) {
   static const char *const words[] = {"constant", "reflect", "replicate", "circular"};
   int64_t p[KL_RANK];
   bool known;
-  int mode = ops_word(x, "mode", 4, words);
+  int mode = op_word(x->op, "mode", 4, words);
   if (mode < 0 || !pad_list(x, 3, p, &known)) return false;
   if (!known) return pad_unknown(x, 3);
   int64_t lo[3] = {p[4], p[2], p[0]}, hi[3] = {p[5], p[3], p[1]}; /* front, top, left */

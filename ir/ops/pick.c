@@ -233,7 +233,7 @@ bool x_put_along_axis(Expand *x) {
   static const char *const words[] = {"assign", "add", "mul", "multiply"};
   Graph *g = x->g;
   Node *in = x_in(x, "Input"), *idx = x_in(x, "Index"), *v = x_in(x, "Value");
-  int axis, how = ops_word(x, "Reduce", 4, words);
+  int axis, how = op_word(x->op, "Reduce", 4, words);
   if (how < 0 || !ops_rank(in, "Input", 1, KL_RANK) || !ops_index(idx, "Index") ||
       !ops_rank(idx, "Index", in->rank, in->rank) || !v ||
       !ops_axis("Axis", op_int(x->op, "Axis"), in->rank, &axis))

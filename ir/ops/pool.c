@@ -254,7 +254,7 @@ static bool pool_backward(Expand *x, const Pool *p, Node *gy) {
 
 static bool pool_type(Expand *x, bool *max) {
   static const char *const words[] = {"max", "avg"};
-  int i = ops_word(x, "pooling_type", 2, words);
+  int i = op_word(x->op, "pooling_type", 2, words);
   *max = i == 0;
   return i >= 0;
 }

@@ -230,9 +230,9 @@ static bool lstm_bias(Expand *x, Layer *l) {
 
 bool x_lstm(Expand *x) {
   Graph *g = x->g;
-  Layer l = {.gate = ops_word(x, "gate_activation", 4, act_words),
-             .cell = ops_word(x, "cell_activation", 4, act_words),
-             .cand = ops_word(x, "candidate_activation", 4, act_words)};
+  Layer l = {.gate = op_word(x->op, "gate_activation", 4, act_words),
+             .cell = op_word(x->op, "cell_activation", 4, act_words),
+             .cand = op_word(x->op, "candidate_activation", 4, act_words)};
   const Lod *lod;
   Batches b;
   Run r;
@@ -267,8 +267,8 @@ static bool gru_weights(Expand *x, Layer *l) {
 
 bool x_gru(Expand *x) {
   Graph *g = x->g;
-  Layer l = {.gate = ops_word(x, "gate_activation", 4, act_words),
-             .cand = ops_word(x, "activation", 4, act_words),
+  Layer l = {.gate = op_word(x->op, "gate_activation", 4, act_words),
+             .cand = op_word(x->op, "activation", 4, act_words),
              .origin = op_bool(x->op, "origin_mode")};
   const Lod *lod;
   Batches b;

@@ -221,7 +221,7 @@ static bool rnn_weights(Expand *x, const Rnn *r) {
 
 static bool rnn_read(Expand *x, Rnn *r) {
   memset(r, 0, sizeof *r);
-  int kind = ops_word(x, "mode", 4, cell_words);
+  int kind = op_word(x->op, "mode", 4, cell_words);
   r->x = x_in(x, "Input");
   int64_t layers = op_int(x->op, "num_layers");
   r->hidden = op_int(x->op, "hidden_size");

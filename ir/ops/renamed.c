@@ -125,7 +125,7 @@ static const char *const bn_acts[] = {"identity", "relu", "sigmoid", "tanh"};
 bool x_fused_batch_norm_act(Expand *x);
 bool x_fused_batch_norm_act(Expand *x) {
   Graph *g = x->g;
-  int act = ops_word(x, "act_type", 4, bn_acts);
+  int act = op_word(x->op, "act_type", 4, bn_acts);
   if (act < 0) return false;
   Op *op = as_other(x, x->op->type, 0, NULL);
   put_attr(op, g->arena, (Attr){.name = "data_layout", .type = AT_STRING, .s = "NHWC"});
@@ -143,7 +143,7 @@ bool x_fused_batch_norm_act(Expand *x) {
 bool x_fused_batch_norm_act_grad(Expand *x);
 bool x_fused_batch_norm_act_grad(Expand *x) {
   Graph *g = x->g;
-  int act = ops_word(x, "act_type", 4, bn_acts);
+  int act = op_word(x->op, "act_type", 4, bn_acts);
   Node *y = x_in(x, "Y"), *dy = x_in(x, "Y@GRAD");
   if (act < 0 || !y || !dy) return false;
   Node *left = ops_plus(g, ops_times(g, act == 3 ? ops_mul(g, y, y) : y, -1), 1);

@@ -94,7 +94,8 @@ bool x_grid_sampler(Expand *x) {
                                                                                    "reflection"};
   Graph *g = x->g;
   Node *in = x_in(x, "X"), *grid = x_in(x, "Grid"), *at[2];
-  int mode = ops_word(x, "mode", 2, modes), padding = ops_word(x, "padding_mode", 3, paddings);
+  int mode = op_word(x->op, "mode", 2, modes),
+      padding = op_word(x->op, "padding_mode", 3, paddings);
   bool corners = op_bool(x->op, "align_corners");
   if (mode < 0 || padding < 0 || !ops_rank(in, "X", 4, 4) || !ops_rank(grid, "Grid", 4, 4) ||
       !ops_float(in, "X") || !ops_same("images and grids", in->dims[0], grid->dims[0]) ||

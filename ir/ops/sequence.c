@@ -138,7 +138,7 @@ bool x_sequence_pool(Expand *x) {
   Graph *g = x->g;
   Node *v, *out;
   const Lod *l;
-  int type = ops_word(x, "pooltype", 6, pool_words);
+  int type = op_word(x->op, "pooltype", 6, pool_words);
   if (type < 0 || !sequences(x, "X", &v, &l)) return false;
   if (!l) return unknown_rows(x, "Out", v);
   int64_t width = longest(l);

@@ -76,7 +76,7 @@ static Node *projected(Graph *g, Node *v, Node *w, bool turned) {
 
 static Node *activated(Expand *x, Node *v) {
   static const char *const words[] = {"gelu", "relu"};
-  int act = ops_word(x, "act_method", 2, words);
+  int act = op_word(x->op, "act_method", 2, words);
   if (act < 0 || !v) return NULL;
   if (act == 1) return g_map2c(x->g, P_MAX, v, 0);
   Node *e = g_map1(x->g, P_ERF, ops_times(x->g, v, 0.70710678118654752));
