@@ -175,8 +175,8 @@ char *text_unquote(Arena *a, const char **s) {
   return out;
 }
 
-/* A number as integer if it has neither fraction nor exponent. */
-static bool read_number(const char **s, bool *is_int, int64_t *i, double *f) {
+/* A number as integer if it has neither fraction nor exponent. *wide: the type that cannot hold it, of those that hold most. */
+static bool read_number(const char **s, bool *is_int, int64_t *i, double *f, AttrType *wide) {
   const char *start = *s, *p = start + (*start == '-' || *start == '+');
   char *end;
   *is_int = false;
@@ -193,7 +193,7 @@ static bool read_number(const char **s, bool *is_int, int64_t *i, double *f) {
     int64_t v = 0;
     for (size_t k = 0; k < digits; k++) {
       int64_t d = *start == '-' ? '0' - p[k] : p[k] - '0';
-      if (!mul_ok(v, 10, &v) || !add_ok(v, d, &v)) return false;
+      if (!mul_ok(v, 10, &v) || !add_ok(v, d, &v)) return *wide = AT_LONG, false;
     }
     *i = v;
     *f = (double)v;
@@ -202,6 +202,7 @@ static bool read_number(const char **s, bool *is_int, int64_t *i, double *f) {
   }
   if (p[0] == '0' && (p[1] | 32) == 'x') return false;
   *f = read_double(start, &end);
+  if (isinf(*f)) *wide = AT_FLOAT64;
   if (end == start || isinf(*f)) return false;
   *s = end;
   return true;
@@ -214,13 +215,13 @@ static bool read_bool(const char **s, int64_t *v) {
   return true;
 }
 
-static bool read_scalar(const char **s, Scalar *v) {
+static bool read_scalar(const char **s, Scalar *v, AttrType *wide) {
   bool is_int = false;
   *v = (Scalar){.type = 1};
   if (read_bool(s, &v->i)) return true;
   bool pair = **s == '(';
   if (pair) ++*s, skip_space(s);
-  if (!read_number(s, &is_int, &v->i, &v->r)) return false;
+  if (!read_number(s, &is_int, &v->i, &v->r, wide)) return false;
   v->type = is_int ? 2 : 3;
   if (v->type == 2) v->r = 0;
   if (!pair) return true;
@@ -231,7 +232,7 @@ static bool read_scalar(const char **s, Scalar *v) {
   if (**s != ',') return false;
   ++*s;
   skip_space(s);
-  if (!read_number(s, &is_int, &unused, &v->im)) return false;
+  if (!read_number(s, &is_int, &unused, &v->im, wide)) return false;
   skip_space(s);
   if (**s != ')') return false;
   ++*s;
@@ -265,11 +266,11 @@ static bool read_element(Arena *a, const char **s, Attr *out, char elem, int i) 
   int64_t v;
   double f;
   switch (elem) {
-  case 'i': return read_number(s, &is_int, &out->is[i], &f) && is_int;
-  case 'f': return read_number(s, &is_int, &v, &out->fs[i]);
+  case 'i': return read_number(s, &is_int, &out->is[i], &f, &out->type) && is_int;
+  case 'f': return read_number(s, &is_int, &v, &out->fs[i], &out->type);
   case 'b': return read_bool(s, &out->is[i]);
   case 's': return (out->ss[i] = text_unquote(a, s)) != NULL;
-  default: return read_scalar(s, &out->scalars[i]);
+  default: return read_scalar(s, &out->scalars[i], &out->type);
   }
 }
 
@@ -290,14 +291,15 @@ static bool read_list(Arena *a, const char **s, Attr *out, char elem, int bound)
   return true;
 }
 
-/* FLOATs are held rounded to single precision; a number that is too large for it is refused. */
-static bool round_single(double *f, int n) {
-  for (int i = 0; i < n; i++) {
-    float v = (float)f[i];
-    if (isinf(v) && !isinf(f[i])) return false;
-    f[i] = (double)v;
+/* INTs and FLOATs must hold their numbers, FLOATs rounded to single precision. Gives the first that does not fit, n if all do. */
+static int narrow(AttrType type, int64_t *i, double *f, int n) {
+  bool whole = type == AT_INT || type == AT_INTS, single = type == AT_FLOAT || type == AT_FLOATS;
+  for (int k = 0; k < n; k++) {
+    if (whole && i[k] != (int32_t)i[k]) return k;
+    if (single && isinf((float)f[k]) && !isinf(f[k])) return k;
+    if (single) f[k] = (double)(float)f[k];
   }
-  return true;
+  return n;
 }
 
 /* The suffix of a list, which must agree with its elements. */
@@ -322,15 +324,21 @@ static bool list_suffix(Arena *a, const char **s, char elem, Attr *out) {
     out->type = rows[i].type;
     ++*s;
   }
-  for (int k = 0; out->type == AT_INTS && k < out->n; k++)
-    if (out->is[k] != (int32_t)out->is[k]) return false;
-  return out->type != AT_FLOATS || round_single(out->fs, out->n);
+  return true;
 }
 
 static bool read_plain_list(Arena *a, const char **s, Attr *out) {
   char elem;
+  const char *list = *s;
   int bound = list_bound(*s, &elem);
-  return read_list(a, s, out, elem, bound) && list_suffix(a, s, elem, out);
+  if (!read_list(a, s, out, elem, bound)) return false;
+  if (!list_suffix(a, s, elem, out)) return out->type = AT_N, false;
+  int k = narrow(out->type, out->is, out->fs, out->n);
+  if (k == out->n) return true;
+  for (; k > 0; k--) list = strchr(list, ',') + 1;
+  *s = list;
+  skip_space(s);
+  return false;
 }
 
 /* block 1, vars ['x'], ... : the types that a keyword introduces. */
@@ -339,53 +347,59 @@ static bool read_keyword(Arena *a, const char **s, AttrType type, Attr *out) {
   char any;
   *s += strlen(t->keyword);
   skip_space(s);
-  out->type = type;
+  bool is_int, ok;
+  double f;
   if (t->list) {
     if (**s != '[') return false;
     ++*s;
-    return read_list(a, s, out, t->elem, list_bound(*s, &any));
-  }
-  if (t->elem == 'c') {
+    ok = read_list(a, s, out, t->elem, list_bound(*s, &any));
+  } else if (t->elem == 'c') {
     out->n = 1;
     out->scalars = arena_new_of(a, Scalar);
-    return read_scalar(s, out->scalars);
-  }
-  bool is_int;
-  double f;
-  if (t->elem == 'i') return read_number(s, &is_int, &out->i, &f) && is_int;
-  return (out->s = text_unquote(a, s)) != NULL;
+    ok = read_scalar(s, out->scalars, &out->type);
+  } else if (t->elem == 'i')
+    ok = read_number(s, &is_int, &out->i, &f, &out->type) && is_int;
+  else
+    ok = (out->s = text_unquote(a, s)) != NULL;
+  if (ok) out->type = type;
+  return ok;
 }
 
 static bool read_one(Arena *a, const char **s, Attr *out) {
   bool is_int;
   int64_t i = 0;
   double f = 0;
+  const char *start = *s;
   if (**s == '\'' || **s == '"') {
+    if (!(out->s = text_unquote(a, s))) return false;
     out->type = AT_STRING;
-    return (out->s = text_unquote(a, s)) != NULL;
+    return true;
   }
   if (read_bool(s, &i)) {
     out->type = AT_BOOL;
     out->i = i;
     return true;
   }
-  if (!read_number(s, &is_int, &i, &f)) return false;
+  if (!read_number(s, &is_int, &i, &f, &out->type)) return false;
   if (is_int && !at_word(*s, "D") && !at_word(*s, "F")) {
     out->type = at_word(*s, "L") ? AT_LONG : AT_INT;
     out->i = i;
     *s += out->type == AT_LONG;
-    return out->type == AT_LONG || i == (int32_t)i;
+  } else {
+    out->type = at_word(*s, "D") ? AT_FLOAT64 : AT_FLOAT;
+    out->f = f;
+    *s += at_word(*s, "D") || at_word(*s, "F");
   }
-  out->type = at_word(*s, "D") ? AT_FLOAT64 : AT_FLOAT;
-  out->f = f;
-  *s += at_word(*s, "D") || at_word(*s, "F");
-  return out->type == AT_FLOAT64 || round_single(&out->f, 1);
+  if (narrow(out->type, &out->i, &out->f, 1)) return true;
+  *s = start;
+  return false;
 }
 
 bool attr_parse(Arena *a, const char *text, const char **end, Attr *out) {
   const char *unused, **s = end ? end : &unused;
   *s = text;
   out->n = 0;
+  out->type = AT_N;
   skip_space(s);
   for (int t = 0; t < AT_N; t++)
     if (*attr_info[t].keyword && at_word(*s, attr_info[t].keyword))
@@ -393,6 +407,32 @@ bool attr_parse(Arena *a, const char *text, const char **end, Attr *out) {
   if (**s != '[') return read_one(a, s, out);
   ++*s;
   return read_plain_list(a, s, out);
+}
+
+bool attr_too_large(AttrType type, const char *text) {
+  static const struct {
+    AttrType type;
+    const char *range, *help;
+  } rows[] = {{AT_INT, "-2147483648 to 2147483647",
+               "Write L behind it, as 5L, if the attribute is a LONG."},
+              {AT_INTS, "-2147483648 to 2147483647",
+               "Write L behind the list, as [1, 2]L, if the attribute is LONGS."},
+              {AT_LONG, "-9223372036854775808 to 9223372036854775807",
+               "Write it with a point or an exponent, as 1e20, if the attribute is a FLOAT."},
+              {AT_FLOAT, "-3.4e38 to 3.4e38",
+               "Write D behind it, as 1e39D, if the attribute is a FLOAT64; or write inf."},
+              {AT_FLOATS, "-3.4e38 to 3.4e38",
+               "Write D behind the list, as [1e39]D, if the attribute is FLOAT64S; or write inf."},
+              {AT_FLOAT64, "-1.7e308 to 1.7e308", "Write inf if infinity is meant."}};
+  size_t r = 0;
+  while (r + 1 < sizeof rows / sizeof *rows && rows[r].type != type) r++;
+  char number[48] = "";
+  size_t n = strspn(text, "+-.0123456789eE");
+  snprintf(number, sizeof number, "%.*s", (int)(n < 40 ? n : 40), text);
+  err_set(E_TXT_001, "%s%s is not in the range of %s, %s", number, n > 40 ? "..." : "",
+          attr_info[type].name, rows[r].range);
+  err_help("%s", rows[r].help);
+  return false;
 }
 
 /* ---- order by name ---- */

@@ -127,7 +127,11 @@ static bool integer(Text *k, int64_t lo, int64_t hi, int64_t *out, const char *e
   *out = strtoll(k->s, &end, 10);
   bool starts = *k->s == '-' || (*k->s >= '0' && *k->s <= '9');
   bool whole = starts && end > k->s && !strspn(end, TEXT_NAME_CHARS);
-  if (!whole || errno || *out < lo || *out > hi) return fail(k, expected);
+  if (!whole || errno || *out < lo || *out > hi) {
+    fail(k, expected);
+    if (whole) err_help("It is a number from %lld to %lld.", (long long)lo, (long long)hi);
+    return false;
+  }
   k->s = end;
   return true;
 }
@@ -148,7 +152,9 @@ static bool attribute(Text *k) {
   skip(k);
   const char *at = k->s;
   if (!attr_parse(k->p->arena, at, &k->s, &a))
-    return fail(k, "a value such as 1, 1L, 1.0, true, 'text', [1, 2], []F or block 1");
+    return a.type < AT_N
+               ? attr_too_large(a.type, k->s)
+               : fail(k, "a value such as 1, 1L, 1.0, true, 'text', [1, 2], []F or block 1");
   if (!charge(k, sizeof a + 4 * (size_t)(k->s - at))) return false;
   vec_add(k->tmp, &k->attrs, a);
   return true;

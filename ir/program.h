@@ -270,9 +270,11 @@ typedef struct AttrInfo {
   bool list;
 } AttrInfo;
 extern const AttrInfo attr_info[AT_N];
-/* A literal of the text form: 1 1L 1.0 true 'x' [1,2] []L. Sets type and value; no error is recorded, *end (may be NULL)
- * is behind the literal or at what is wrong. */
+/* A literal of the text form: 1 1L 1.0 true 'x' [1,2] []L. Sets type and value. False: no error is recorded, *end (may be
+ * NULL) is at what is wrong instead of behind the literal, and type is the one that cannot hold the number there, or AT_N. */
 bool attr_parse(Arena *a, const char *text, const char **end, Attr *out);
+/* E-TXT-001: the number that text begins with is outside the range of the type that attr_parse gave. Returns false. */
+bool attr_too_large(AttrType type, const char *text);
 void attr_print(const Attr *a, Str *out);             /* the value; attr_parse reads it back */
 void text_quote(Str *out, const char *s, char quote); /* quoted and escaped */
 char *text_unquote(Arena *a, const char **s);         /* NULL: no well-formed string at *s */
