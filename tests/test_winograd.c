@@ -1,4 +1,4 @@
-/* Convolutions of 3 x 3 with an error allowed: they run by Winograd's algorithm, err no more than that, in tiles of 2 x 2 no
+/* Convolutions of 3 x 3, and of 5 x 5 with the images last, with an error allowed: they run by Winograd's algorithm, err no more than that, in tiles of 2 x 2 no
  * more than plain sums, forward and for the gradients of input and filter, with the same bits for any split of the tasks and for
  * every instruction set; and what the algorithm is not made for, or what allows too little, runs as before. The reference is
  * the interpreter in float64 on the same values. */
@@ -9,12 +9,18 @@
 #include <math.h>
 #include "../backends/cpu/conv.h"
 #include "../backends/cpu/filter.h"
+#include "../backends/cpu/images.h"
 #include "../frontend/kiln.h"
 
 typedef struct Shape {
   int64_t n, c, o, groups, h, w, pad;
 } Shape;
-typedef enum What { FORWARD, INPUT, FILTER } What; /* the result, or a gradient */
+typedef enum What {
+  FORWARD,
+  INPUT,
+  FILTER,
+  IMAGES
+} What; /* the result, or a gradient; images last */
 
 static uint32_t noise_state;
 static double noise(void) {
@@ -41,13 +47,19 @@ static void fill(Arena *a, Map *const to[2], const char *name, const int64_t dim
   }
 }
 
+static void first_dims(const Shape *s, What part, int64_t to[4]) {
+  int64_t d[2][4] = {{s->n, s->h, s->w, s->c}, {s->h, s->w, s->c, s->n}};
+  memcpy(to, d[part == IMAGES], sizeof d[0]);
+}
+
 /* Dimensions of the second operand: the filter, whose input and output change places in the gradient of the input, or what
  * comes back to the result. */
 static void second_dims(const Shape *s, What part, int64_t to[4]) {
   int64_t cg = s->c / s->groups,
-          d[3][4] = {{3, 3, cg, s->o},
+          d[4][4] = {{3, 3, cg, s->o},
                      {3, 3, s->o, cg},
-                     {s->n, s->h + 2 * s->pad - 2, s->w + 2 * s->pad - 2, s->o}};
+                     {s->n, s->h + 2 * s->pad - 2, s->w + 2 * s->pad - 2, s->o},
+                     {5, 5, s->c, s->o}};
   memcpy(to, d[part], sizeof d[0]);
 }
 
@@ -70,15 +82,26 @@ static Node *filter_node(Graph *g, const Shape *s, Node *x, Node *y) {
   return g_contract(g, x, y, 5, 8, ext, mx, my);
 }
 
+/* [h, w, o, n] of x [h, w, c, n] and w [5, 5, c, o]. */
+static Node *images_node(Graph *g, const Shape *s, Node *x, Node *w) {
+  int32_t pad = -(int32_t)s->pad;
+  int64_t ext[7] = {s->h + 2 * s->pad - 4, s->w + 2 * s->pad - 4, s->o, s->n, 5, 5, s->c};
+  AffDim mx[4] = {{0, 4, 1, 1, pad, 1}, {1, 5, 1, 1, pad, 1}, aff_loop(6), aff_loop(3)};
+  AffDim mw[4] = {aff_loop(4), aff_loop(5), aff_loop(6), aff_loop(2)};
+  return g_contract(g, x, w, 4, 7, ext, mx, mw);
+}
+
 /* x [n, h, w, c] and w [3, 3, c/groups, o] or, for the gradient of an input, [3, 3, o, c] read backwards. */
 static Node *conv_node(Graph *g, DType t, const Shape *s, What part) {
   bool gradient = part == INPUT;
   int64_t out_h = s->h + 2 * s->pad - 2, out_w = s->w + 2 * s->pad - 2, cg = s->c / s->groups,
           og = s->o / s->groups;
-  int64_t xd[4] = {s->n, s->h, s->w, s->c}, wd[4];
+  int64_t xd[4], wd[4];
+  first_dims(s, part, xd);
   second_dims(s, part, wd);
   Node *x = g_feed(g, "x", t, 4, xd), *w = g_feed(g, "w", t, 4, wd);
   if (part == FILTER) return filter_node(g, s, x, w);
+  if (part == IMAGES) return images_node(g, s, x, w);
   int32_t sign = gradient ? -1 : 1;
   int64_t from = gradient ? 2 - s->pad : -s->pad;
   if (s->groups == 1) {
@@ -139,15 +162,23 @@ static Kernel kernel_of(Arena *a, Node *node, Node *result, double allowed) {
   return k;
 }
 
+static int side_of(const Plan *p, What part) {
+  static const PlanKind kinds[] = {PLAN_CONV, PLAN_CONV, PLAN_FILTER, PLAN_IMAGES};
+  assert_int_equal(p->kind, kinds[part]);
+  if (part == FILTER) return 2 * p->filter->winograd.used;
+  return part == IMAGES ? 2 * p->images->winograd : p->conv->winograd.m;
+}
+
 static double worst; /* of the last check, relative to the largest result */
 
 /* Runs one; returns the results of a tile's side, 0: not by Winograd's algorithm. */
 static int check(const Shape *s, What part, double allowed, bool epilogue) {
   Arena *a = arena_new();
   Map *values[2] = {map_new(a), map_new(a)};
-  int64_t second[4];
+  int64_t first[4], second[4];
+  first_dims(s, part, first);
   second_dims(s, part, second);
-  fill(a, values, "x", (int64_t[]){s->n, s->h, s->w, s->c});
+  fill(a, values, "x", first);
   fill(a, values, "w", second);
   Graph *g = graph_new(NULL, false);
   Node *node = conv_node(g, DT_FLOAT32, s, part);
@@ -156,8 +187,7 @@ static int check(const Shape *s, What part, double allowed, bool epilogue) {
   graph_number(g);
   Kernel k = kernel_of(a, node, epilogue ? &maps : node, allowed);
   Plan *p = contract_plan(a, &k, false);
-  assert_int_equal(p->kind, part == FILTER ? PLAN_FILTER : PLAN_CONV);
-  int m = part == FILTER ? 2 * p->filter->winograd.used : p->conv->winograd.m;
+  int m = side_of(p, part);
   CodeBatch *batch = code_batch(a);
   plan_micro(p, batch);
   assert_true(code_make(batch, NULL));
@@ -243,6 +273,29 @@ static void test_filters(void **state) {
   }
 }
 
+/* Channels last: no vectors, one or several; odd sizes; padding; panels of one vector and of several. They err no more than sums. */
+static void test_images(void **state) {
+  static const Shape last[] = {{64, 20, 50, 1, 12, 12, 0},
+                               {32, 24, 45, 1, 11, 13, 2},
+                               {16, 64, 40, 1, 13, 10, 1},
+                               {80, 17, 50, 1, 16, 12, 0}};
+  static const Shape sums[] = {{64, 65, 50, 1, 12, 12, 0},
+                               {20, 20, 50, 1, 12, 12, 0},
+                               {64, 20, 50, 1, 10, 12, 0},
+                               {64, 20, 2, 1, 12, 12, 0}};
+  (void)state;
+  for (int i = 0; i < 4; i++) {
+    uint32_t seed = noise_state;
+    if (check(&last[i], IMAGES, SUM_ERROR, i & 1) != 2) fail_msg("shape %d: sums", i);
+    double error = worst;
+    noise_state = seed;
+    assert_int_equal(check(&last[i], IMAGES, 0, false), 0);
+    if (!(error <= worst)) fail_msg("shape %d: %.2g, plain sums %.2g", i, error, worst);
+    assert_int_equal(check(&last[i], IMAGES, NAN, false), 0);
+    assert_int_equal(check(&sums[i], IMAGES, 1, false), 0);
+  }
+}
+
 static void test_instruction_sets(void **state) {
   static const char *const sets[] = {"AVX512", "AVX2"};
   (void)state;
@@ -252,6 +305,8 @@ static void test_instruction_sets(void **state) {
       for (int e = 0; e < 2; e++)
         assert_int_equal(check(&shapes[e ? 0 : 3], FORWARD, SUM_ERROR, true), e ? 4 : 2);
     if (tile_isa() != ISA_NONE) assert_int_equal(check(&filters[2], FILTER, 2e-6, true), 2);
+    if (tile_isa() != ISA_NONE)
+      assert_int_equal(check(&(Shape){32, 20, 24, 1, 12, 11, 1}, IMAGES, SUM_ERROR, true), 2);
     micro_isa = NULL;
   }
 }
@@ -335,10 +390,10 @@ static void test_option(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_errors),     cmocka_unit_test(test_sums),
-      cmocka_unit_test(test_filters),    cmocka_unit_test(test_instruction_sets),
-      cmocka_unit_test(test_processors), cmocka_unit_test(test_direct),
-      cmocka_unit_test(test_option),
+      cmocka_unit_test(test_errors),           cmocka_unit_test(test_sums),
+      cmocka_unit_test(test_filters),          cmocka_unit_test(test_images),
+      cmocka_unit_test(test_instruction_sets), cmocka_unit_test(test_processors),
+      cmocka_unit_test(test_direct),           cmocka_unit_test(test_option),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -16,6 +16,7 @@
  * im2col and col2im both serve windows without division: the one with less arithmetic is taken. */
 #include "conv.h"
 #include "filter.h"
+#include "images.h"
 #include "../llvm/llvm.h"
 #include <limits.h>
 #include <cblas.h>
@@ -395,8 +396,9 @@ void plan_text(const Plan *p, char text[24]) {
                                       "conv",  "filter", "images", "images"};
   const TileRow *t = p->tile;
   const char *name = names[p->kind];
-  if (p->kind == PLAN_CONV ? p->conv->winograd.m > 0
-                           : p->kind == PLAN_FILTER && p->filter->winograd.used)
+  if ((p->kind == PLAN_CONV && p->conv->winograd.m) ||
+      (p->kind == PLAN_FILTER && p->filter->winograd.used) ||
+      (p->kind == PLAN_IMAGES && p->images->winograd))
     name = "winograd";
   if (t)
     snprintf(text, 24, "%s %s%dx%d", name, t->form == FORM_DOT ? "dot " : "", t->mr, t->nv);

@@ -10,28 +10,7 @@
  *
  * Phase 1, if it is packed: a task has one filter. Phase 2: a task has a row of positions, or a part of one; for each panel of
  * images and block of filters it goes along the row. Divisions by a stride are undone as in conv_find.c. */
-#include "conv.h"
-
-enum { MOST_AXIS_PARTS = 4 };
-
-typedef struct ImagesPlan {
-  int x, w; /* operands */
-  int64_t images, filters, channels;
-  LoopList channel_loops, filter_loops;
-  int64_t x_base, x_h, x_w, x_c, size_h, size_w;
-  int64_t w_base, w_kh, w_kw;
-  int64_t c_h, c_w, c_o;
-  int n_h, n_w;
-  PartAxis h[MOST_AXIS_PARTS], v[MOST_AXIS_PARTS]; /* parts along h and w */
-  int64_t at[MOST_AXIS_PARTS][MOST_AXIS_PARTS]; /* where a part's taps begin in a packed filter */
-  int64_t pitch;                                /* elements of a packed filter */
-  bool pack;
-  int64_t rows, cuts; /* rows of positions, and into how many tasks each is cut */
-  TileRow tile;
-  Blocks blocks, panels; /* of filters; of images, in vectors */
-  MicroSet set;
-  int fn[2][3]; /* into the set: block of size+1, size; panel of size+1, size, size with a tail */
-} ImagesPlan;
+#include "images.h"
 
 /* ---- the filter ---- */
 
@@ -330,6 +309,18 @@ static void lay_out(const Facts *f, ImagesPlan *p) {
   if (p->pack && p->pitch % (PAGE / 4) == 0) p->pitch += APART;
 }
 
+static void sum_phases(Plan *plan, const ImagesPlan *p) {
+  Work *w = &plan->work;
+  if (p->pack) {
+    w->workspace = p->filters * p->pitch * plan->facts.size;
+    w->fn[0] = pack_tasks;
+    w->n_tasks[0] = div_up(p->filters, PACKED_TOGETHER);
+    w->n_phases = 1;
+  }
+  w->fn[w->n_phases] = tasks;
+  w->n_tasks[w->n_phases++] = p->rows * p->cuts;
+}
+
 bool images_plan(Arena *a, Plan *plan, int x) {
   enum { FLOPS = 500000, LEAST_IMAGES = 8, ROWS = 4 };
   const Facts *f = &plan->facts;
@@ -345,17 +336,10 @@ bool images_plan(Arena *a, Plan *plan, int x) {
   strides_of(f, axis, &p);
   lay_out(f, &p);
   if (p.pitch >= INT32_MAX / 64 || !choose_tile(plan, &p)) return false;
-  want_all(a, &p);
   p.cuts = p.rows < ROWS ? least(div_up(ROWS, p.rows), p.v[0].n) : 1;
-  if (p.pack) {
-    w->workspace = p.filters * p.pitch * f->size;
-    w->fn[0] = pack_tasks;
-    w->n_tasks[0] = div_up(p.filters, PACKED_TOGETHER);
-    w->n_phases = 1;
-    if (plan->frame.x[0] != plan->frame.x[1]) w->prepares = plan->frame.x[p.w] + 1;
-  }
-  w->fn[w->n_phases] = tasks;
-  w->n_tasks[w->n_phases++] = p.rows * p.cuts;
+  if (!images_winograd_plan(plan, &p)) sum_phases(plan, &p);
+  want_all(a, &p);
+  if (p.pack && plan->frame.x[0] != plan->frame.x[1]) w->prepares = plan->frame.x[p.w] + 1;
   w->fused = p.cuts == 1 && p.rows == plan->frame.rows && p.c_h * p.rows == f->numel;
   plan->images = arena_dup(a, &p, sizeof p);
   plan->set = &plan->images->set;

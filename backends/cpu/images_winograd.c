@@ -1,0 +1,291 @@
+/* Convolutions of 5 x 5 with the images of the batch last, by Winograd's minimal filtering.
+ *
+ * In: an ImagesPlan of sums, and the error that is allowed. Out: the plan, changed where this is faster. A tile of 2 x 2 results
+ * reads 6 x 6 positions; 36 products of (filters x channels) by (channels x images) take the place of 100. The points are those
+ * of winograd.c for tiles of 4 x 4 results of 3 x 3, 0, +-sqrt(1/2), +-sqrt(2) and infinity, and so is the transform of X. Sums of
+ * up to 64 channels err by up to 1.5e-6 of the largest result, no more than plain sums.
+ *
+ * Phase 1: each filter becomes 36 numbers for each channel: 36 matrices of filters by channels. Phase 2: a task has a row of tiles.
+ * For each tile and panel of images, X becomes 36 matrices of channels by images; then for each block of filters, 36 products
+ * become the results. */
+#include "images.h"
+
+enum { LANES = 16, N = 6, TAPS = 5, M = 2, POINTS = N * N, MOST_CHANNELS = 64 };
+typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef double Wide __attribute__((vector_size(128)));
+#define INLINE static inline __attribute__((always_inline))
+#define AT(p) (*(Vec *)(p))
+#define FROM(p) (*(const Vec *)(p))
+
+/* ---- one dimension ---- */
+
+static const float P = 0.70710678f, Q = 1.41421356f;
+
+/* N positions to N points, of LANES images. */
+INLINE void read_line(const float *d, int64_t s, float *to, int64_t t) {
+  Vec d0 = FROM(d), d1 = FROM(d + s), d2 = FROM(d + 2 * s), d3 = FROM(d + 3 * s);
+  Vec d4 = FROM(d + 4 * s), d5 = FROM(d + 5 * s);
+  Vec even_p = d4 - 2 * d2, odd_p = P * (d3 - 2 * d1), even_q = d4 - 0.5f * d2,
+      odd_q = Q * (d3 - 0.5f * d1);
+  AT(to) = d0 - 2.5f * d2 + d4;
+  AT(to + t) = even_p + odd_p;
+  AT(to + 2 * t) = even_p - odd_p;
+  AT(to + 3 * t) = even_q + odd_q;
+  AT(to + 4 * t) = even_q - odd_q;
+  AT(to + 5 * t) = d1 - 2.5f * d3 + d5;
+}
+
+/* N points to M results. */
+INLINE void write_line(const float *p, int64_t s, Vec to[M]) {
+  Vec p1 = FROM(p + s), p2 = FROM(p + 2 * s), p3 = FROM(p + 3 * s), p4 = FROM(p + 4 * s);
+  to[0] = FROM(p) + (p1 + p2) + (p3 + p4);
+  to[1] = P * (p1 - p2) + Q * (p3 - p4) + FROM(p + 5 * s);
+}
+
+/* TAPS numbers `s` apart to N numbers `t` apart, of LANES channels: the powers of a point. */
+INLINE void filter_line(const Wide *g, int s, Wide *to, int t) {
+  static const double r2 = 1.4142135623730951;
+  Wide even_p = -2. / 3 * g[0] - 1. / 3 * g[2 * s] - 1. / 6 * g[4 * s],
+       odd_p = -r2 / 3 * g[s] - r2 / 6 * g[3 * s],
+       even_q = 1. / 6 * g[0] + 1. / 3 * g[2 * s] + 2. / 3 * g[4 * s],
+       odd_q = r2 / 6 * g[s] + r2 / 3 * g[3 * s];
+  to[0] = g[0];
+  to[t] = even_p + odd_p;
+  to[2 * t] = even_p - odd_p;
+  to[3 * t] = even_q + odd_q;
+  to[4 * t] = even_q - odd_q;
+  to[5 * t] = g[4 * s];
+}
+
+/* ---- tiles: of LANES images, and LANES channels of a filter ---- */
+
+/* A window to POINTS places `step` apart. */
+INLINE void read_tile(const float *x, int64_t line, int64_t pixel, float *to, int64_t step) {
+  _Alignas(64) float half[POINTS * LANES];
+  for (int i = 0; i < N; i++) read_line(x + i * pixel, line, half + i * LANES, N * LANES);
+  for (int i = 0; i < N; i++) read_line(half + i * N * LANES, LANES, to + i * N * step, step);
+}
+
+/* POINTS places `step` apart to the first rows x wide results at c. */
+INLINE void write_tile(const float *p, int64_t step, float *c, int64_t line, int64_t pixel,
+                       int64_t rows, int64_t wide) {
+  _Alignas(64) float half[M * N * LANES];
+  Vec two[M];
+  for (int i = 0; i < N; i++) {
+    write_line(p + i * step, N * step, two);
+    for (int y = 0; y < M; y++) AT(half + (y * N + i) * LANES) = two[y];
+  }
+  for (int64_t y = 0; y < rows; y++) {
+    write_line(half + y * N * LANES, LANES, two);
+    for (int64_t x = 0; x < wide; x++) AT(c + y * line + x * pixel) = two[x];
+  }
+}
+
+/* The first n channels, `channel` apart, to POINTS places `step` apart. */
+INLINE void read_filter(const float *w, int64_t tap_h, int64_t tap_w, int64_t channel, int64_t n,
+                        float *to, int64_t step) {
+  Wide g[TAPS * TAPS] = {0}, half[TAPS * N], all[POINTS];
+  for (int t = 0; t < TAPS * TAPS; t++)
+    for (int64_t i = 0; i < n; i++)
+      ((double *)&g[t])[i] = w[t / TAPS * tap_h + t % TAPS * tap_w + i * channel];
+  for (int x = 0; x < TAPS; x++) filter_line(g + x, TAPS, half + x, TAPS);
+  for (int y = 0; y < N; y++) filter_line(half + y * TAPS, 1, all + y * N, 1);
+  for (int t = 0; t < POINTS; t++)
+    for (int64_t i = 0; i < n; i++) to[t * step + i] = (float)((const double *)&all[t])[i];
+}
+
+typedef struct Forms {
+  void (*read)(const float *x, int64_t line, int64_t pixel, float *to, int64_t step);
+  void (*write)(const float *p, int64_t step, float *c, int64_t line, int64_t pixel, int64_t rows,
+                int64_t wide);
+  void (*filter)(const float *w, int64_t tap_h, int64_t tap_w, int64_t channel, int64_t n,
+                 float *to, int64_t step);
+} Forms;
+#define FORMS(ISA, ...)                                                                            \
+  __VA_ARGS__ static void read_##ISA(const float *x, int64_t line, int64_t pixel, float *to,       \
+                                     int64_t step) {                                               \
+    read_tile(x, line, pixel, to, step);                                                           \
+  }                                                                                                \
+  __VA_ARGS__ static void write_##ISA(const float *p, int64_t step, float *c, int64_t line,        \
+                                      int64_t pixel, int64_t rows, int64_t wide) {                 \
+    write_tile(p, step, c, line, pixel, rows, wide);                                               \
+  }                                                                                                \
+  __VA_ARGS__ static void filter_##ISA(const float *w, int64_t tap_h, int64_t tap_w,               \
+                                       int64_t channel, int64_t n, float *to, int64_t step) {      \
+    read_filter(w, tap_h, tap_w, channel, n, to, step);                                            \
+  }
+#if defined(__x86_64__)
+FORMS(AVX512, __attribute__((target("avx512f"))))
+FORMS(AVX2, __attribute__((target("avx2"))))
+#else
+FORMS(NEON, )
+#endif
+
+static const Forms forms[] = {
+#define ISA(id, here) [ISA_##id] = {read_##id, write_##id, filter_##id},
+#include "tiles.def"
+};
+
+/* ---- running ---- */
+
+static int64_t matrix(const ImagesPlan *p) { return p->filters * p->channels; }
+
+/* A task has a filter. */
+static void pack_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
+                       RunCtx *ctx) {
+  const Plan *plan = self;
+  const ImagesPlan *p = plan->images;
+  const PartAxis *h = &p->h[0], *v = &p->v[0];
+  int64_t c = list_step(&plan->facts, &p->channel_loops, p->w),
+          o = list_step(&plan->facts, &p->filter_loops, p->w);
+  const float *from =
+      (const float *)bufs[plan->frame.x[p->w]] + p->w_base + h->k * p->w_kh + v->k * p->w_kw;
+  float *to = bufs[plan->frame.ws];
+  (void)ctx;
+  for (int64_t t = begin; t < end; t++)
+    for (int64_t i = 0; i < p->channels; i += LANES)
+      forms[p->tile.isa].filter(from + t * o + i * c, h->k_step * p->w_kh, v->k_step * p->w_kw, c,
+                                least(LANES, p->channels - i), to + t * p->channels + i, matrix(p));
+}
+
+/* A window that reaches over the edge: of LANES images of a channel. */
+static void copy_window(const ImagesPlan *p, const float *x, int64_t y0, int64_t x0, float *to) {
+  for (int64_t y = y0; y < y0 + N; y++)
+    for (int64_t i = x0; i < x0 + N; i++, to += LANES)
+      if (y >= 0 && y < p->size_h && i >= 0 && i < p->size_w)
+        memcpy(to, x + y * p->x_h + i * p->x_w, LANES * sizeof *to);
+      else
+        memset(to, 0, LANES * sizeof *to);
+}
+
+/* The window at (y0, x0) of `width` images, of all channels, as POINTS matrices. */
+static void read_window(const ImagesPlan *p, const float *x, int64_t y0, int64_t x0, int64_t width,
+                        float *to) {
+  bool inside = y0 >= 0 && y0 + N <= p->size_h && x0 >= 0 && x0 + N <= p->size_w;
+  int64_t step = p->channels * width;
+  _Alignas(64) float copy[POINTS * LANES];
+  for (int64_t c = 0; c < p->channels; c++)
+    for (int64_t n = 0; n < width; n += LANES, to += LANES) {
+      const float *from = x + c * p->x_c + n;
+      if (inside) {
+        forms[p->tile.isa].read(from + y0 * p->x_h + x0 * p->x_w, p->x_h, p->x_w, to, step);
+        continue;
+      }
+      copy_window(p, from, y0, x0, copy);
+      forms[p->tile.isa].read(copy, N * LANES, LANES, to, step);
+    }
+}
+
+typedef struct Tile {
+  const ImagesPlan *p;
+  const float *w;      /* transformed filters */
+  float *window, *sum; /* scratch */
+  float *c;            /* where its results begin */
+  int64_t rows, wide;  /* results that are there */
+} Tile;
+
+/* All filters, of the images of a panel whose window has been read. */
+static void run_panel(const Tile *t, int64_t width, int kind) {
+  const ImagesPlan *p = t->p;
+  MicroArgs m = {.k = p->channels, .columns = width, .batch = 1};
+  m.ldb = m.ldc = width * (int64_t)sizeof *t->sum;
+  for (int64_t b = 0; b < p->blocks.n; b++) {
+    int64_t o = block_start(&p->blocks, b), mr = block_size(&p->blocks, b), step = mr * width;
+    MicroFn *fn = p->set.fn[p->fn[b >= p->blocks.more][kind]];
+    for (int i = 0; i < POINTS; i++) {
+      m.a = t->w + i * matrix(p) + o * p->channels;
+      m.b = t->window + i * p->channels * width;
+      m.c = t->sum + i * step;
+      fn(&m);
+    }
+    for (int64_t r = 0; r < mr; r++)
+      for (int64_t n = 0; n < width; n += LANES)
+        forms[p->tile.isa].write(t->sum + r * width + n, step, t->c + (o + r) * p->c_o + n, p->c_h,
+                                 p->c_w, t->rows, t->wide);
+  }
+}
+
+static int64_t widest(const ImagesPlan *p) {
+  return (p->panels.size + (p->panels.more > 0)) * p->tile.lanes;
+}
+
+static void tasks(const void *self, void *const *bufs, int64_t begin, int64_t end, RunCtx *ctx) {
+  const Plan *plan = self;
+  const ImagesPlan *p = plan->images;
+  const PartAxis *h = &p->h[0], *v = &p->v[0];
+  const float *x = (const float *)bufs[plan->frame.x[p->x]] + p->x_base;
+  Tile t = {.p = p, .w = bufs[plan->frame.ws], .window = ctx->scratch};
+  t.sum = t.window + POINTS * p->channels * widest(p);
+  for (int64_t task = begin; task < end; task++) {
+    int64_t y = task * M;
+    t.rows = least(M, h->n - y);
+    for (int64_t i = 0; i < v->n; i += M) {
+      t.wide = least(M, v->n - i);
+      for (int64_t panel = 0, n = 0, width; panel < p->panels.n; panel++, n += width) {
+        width = block_size(&p->panels, panel) * p->tile.lanes;
+        read_window(p, x + n, h->in + y, v->in + i, width, t.window);
+        t.c = (float *)bufs[plan->frame.out] + y * p->c_h + i * p->c_w + n;
+        run_panel(&t, width, panel >= p->panels.more);
+      }
+    }
+    if (plan->work.fused) run_epilogue(&plan->frame, bufs, y, y + t.rows, ctx);
+  }
+}
+
+/* ---- the plan ---- */
+
+static bool fits(const Facts *f, const ImagesPlan *p) {
+  const PartAxis *axis[2] = {&p->h[0], &p->v[0]};
+  for (int i = 0; i < 2; i++)
+    if (axis[i]->taps != TAPS || axis[i]->in_step != 1 || axis[i]->tap_step != 1 ||
+        axis[i]->out_step != 1 || axis[i]->out)
+      return false;
+  return f->dtype == DT_FLOAT32 && p->n_h * p->n_w == 1 && p->channels <= MOST_CHANNELS &&
+         p->images % LANES == 0 && p->panels.size * p->tile.lanes % LANES == 0 &&
+         (!p->panels.more || p->tile.lanes == LANES);
+}
+
+/* Taps of all positions that are inside. */
+static int64_t taps_of(const PartAxis *a, int64_t size) {
+  int64_t n = 0;
+  for (int64_t i = a->in; i < a->in + a->n; i++) n += most(least(i + TAPS, size) - most(i, 0), 0);
+  return n;
+}
+
+/* read, write: cycles to transform a vector of images of a window, and of its results; call: of a product, to begin. */
+static bool is_faster(const ImagesPlan *p) {
+  static const double READ = 190, WRITE = 80, CALL = 40, GAIN = 0.9;
+  const PartAxis *h = &p->h[0], *v = &p->v[0];
+  double step = 0, ends = 0, channels = (double)p->channels, vectors = (double)p->images / LANES;
+  for (int i = 0; i < 4; i++) {
+    double mr = (double)(p->blocks.size + (i & 1)), nv = (double)(p->panels.size + i / 2);
+    double times = (double)(i & 1 ? p->blocks.more : p->blocks.n - p->blocks.more) *
+                   (double)(i / 2 ? p->panels.more : p->panels.n - p->panels.more);
+    step += times * tile_cycles(mr, nv);
+    ends += times * (mr * nv + CALL);
+  }
+  double sums = (double)(taps_of(h, p->size_h) * taps_of(v, p->size_w)) * channels * step;
+  double tile =
+      POINTS * (channels * step + ends) + vectors * (READ * channels + WRITE * (double)p->filters);
+  return (double)(div_up(h->n, M) * div_up(v->n, M)) * tile < GAIN * sums;
+}
+
+bool images_winograd_plan(Plan *plan, ImagesPlan *p) {
+  enum { LEAST_TASKS = 4 };
+  const Facts *f = &plan->facts;
+  Work *w = &plan->work;
+  int64_t tiles = div_up(p->rows, M);
+  if (!(plan->conv_error >= SUM_ERROR) || !fits(f, p) || tiles < LEAST_TASKS || !is_faster(p))
+    return false; /* NaN: nothing is allowed */
+  p->winograd = p->pack = true;
+  p->pitch = p->channels;
+  p->cuts = 1;
+  w->workspace = POINTS * matrix(p) * f->size;
+  w->scratch = POINTS * widest(p) * (p->channels + p->blocks.size + 1) * f->size;
+  w->fn[0] = pack_tasks;
+  w->n_tasks[0] = p->filters;
+  w->fn[1] = tasks;
+  w->n_tasks[1] = tiles;
+  w->n_phases = 2;
+  return true;
+}
