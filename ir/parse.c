@@ -80,6 +80,13 @@ static bool expect(Text *k, char c) {
   return accept(k, c) || fail(k, what);
 }
 
+/* Behind one of a list: takes the comma, or stays at what closes the list. */
+static bool another(Text *k, char close) {
+  char what[] = {'"', ',', '"', ' ', 'o', 'r', ' ', '"', close, '"', 0};
+  skip(k);
+  return *k->s == close || accept(k, ',') || fail(k, what);
+}
+
 static size_t bare_length(const char *s) {
   return strspn(s, "0123456789./-+$") ? 0 : strspn(s, TEXT_NAME_CHARS);
 }
@@ -165,8 +172,7 @@ static bool attributes(Text *k) {
   k->deep++;
   while (!accept(k, '}')) {
     if (!attribute(k)) return false;
-    skip(k);
-    if (*k->s != '}' && !expect(k, ',')) return false;
+    if (!another(k, '}')) return false;
   }
   k->deep--;
   return true;
@@ -189,8 +195,7 @@ static bool arguments(Text *k, const char *slot, Slot *out) {
     while (!accept(k, ']')) {
       if (!name(k, &arg, "the name of a variable or \"]\"")) return false;
       vec_add(k->tmp, &k->args, arg);
-      skip(k);
-      if (*k->s != ']' && !expect(k, ',')) return false;
+      if (!another(k, ']')) return false;
     }
     k->deep--;
   } else {
@@ -248,8 +253,7 @@ static bool inputs(Text *k) {
     if (!name(k, &slot, "the name of a slot or \")\"") || !expect(k, '=')) return false;
     if (!arguments(k, slot, &s)) return false;
     vec_add(k->tmp, &k->ins, s);
-    skip(k);
-    if (*k->s != ')' && !expect(k, ',')) return false;
+    if (!another(k, ')')) return false;
   }
   k->deep--;
   return true;
@@ -304,8 +308,7 @@ static bool dims(Text *k, Var *v) {
       return err_set(E_SHP_002, "more than %d dimensions", KL_VAR_RANK);
     }
     v->dims[v->rank++] = d;
-    skip(k);
-    if (*k->s != ']' && !expect(k, ',')) return false;
+    if (!another(k, ']')) return false;
   }
   k->deep--;
   return check_var_dims(v->rank, v->dims);

@@ -88,6 +88,7 @@ expect "dump json" 0 "$kiln" dump main.pdmodel --format json && valid_json "dump
 expect_text "summary" 0 out '^parameters: 256 trainable' "$kiln" summary main.pdmodel --feed-shape x=8x16 --feed-shape y=8x1
 expect "summary --json" 0 "$kiln" summary main.pdmodel --json && valid_json "summary JSON" out
 expect_error "summary: no such feed" E-ARG-001 'names no input' "$kiln" summary main.pdmodel --feed-shape z=8
+expect_error "summary: a dimension beyond any number" E-ARG-001 '"99999999999999999999x16" is no shape' "$kiln" summary main.pdmodel --feed-shape x=99999999999999999999x16
 expect_error "missing file" E-IO-001 'none.pdmodel' "$kiln" dump none.pdmodel
 mkdir empty
 expect_error "an empty folder" E-IO-001 "empty" "$kiln" dump empty

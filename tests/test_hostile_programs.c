@@ -205,6 +205,7 @@ static const struct {
     {"y = gaussian_random()", "shape=[2]L, dtype=0", E_TYP_002},
     {"y = uniform_random()", "shape=[2]L, dtype=3", E_TYP_002},
     {"y = gaussian_random()", "shape=[2]L, std=-1.0", E_OPR_003},
+    {"y = segment_pool(X=x, SegmentIds=i)", "pooltype='AVERAGE'", E_OPR_003},
     {"y = clip(X=x)", "min=nan, max=1.0", E_OPR_003},
     {"y = clip(X=x)", "min=0.0, max=nan", E_OPR_003},
     {"y = scale(X=x)", "scale=nan", E_OPR_003},

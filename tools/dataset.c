@@ -88,9 +88,9 @@ static bool column_shape(const Var *v, const Tensor *file, const char *path, Ten
   if (!open_row && per_var == per_file && first) return true;
   err_set(E_DAT_001, "%s holds %s, which does not fit %s", quoted(path),
           shape_text(file->dtype, file->rank, file->dims), quoted(v->name));
-  err_note("%s is %s: %s%lld elements a row, the file has %lld", quoted(v->name),
+  err_note("%s is %s: %s%lld element%s a row, the file has %lld", quoted(v->name),
            shape_text(v->dtype, v->rank, v->dims), open_row ? "a multiple of " : "",
-           (long long)per_var, (long long)per_file);
+           (long long)per_var, per_var == 1 ? "" : "s", (long long)per_file);
   if (open_row) err_help("An open dimension is that of a file with %d dimensions.", v->rank);
   return false;
 }

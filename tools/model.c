@@ -2,6 +2,7 @@
  *
  * In: a path to a program (or its folder). Out: the program, the parameter file found beside it, feeds and fetches. */
 #include "tools.h"
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -108,7 +109,7 @@ bool model_load_params(const Model *m, Scope *s) {
   if (m->params) return false;
   int n = unwritten(m);
   if (!n) return true;
-  err_set(E_RUN_001, "the program has %d parameters, but no parameter file", n);
+  err_set(E_RUN_001, "the program has %d parameter%s, but no parameter file", n, n == 1 ? "" : "s");
   err_where("%s", m->path);
   err_help("give one with --params FILE");
   return false;
@@ -217,15 +218,17 @@ static bool parse_shape(const char *text, Tensor *t) {
   t->rank = 0;
   for (const char *p = text;;) {
     char *end;
+    errno = 0;
     int64_t d = strtoll(p, &end, 10);
-    if (end == p || d < 0 || t->rank == KL_VAR_RANK) break;
+    if (end == p || d < 0 || errno || t->rank == KL_VAR_RANK) break;
     t->dims[t->rank++] = d;
     if (!*end) return true;
     if (*end != 'x') break;
     p = end + 1;
   }
   err_set(E_ARG_001, "%s is no shape", quoted(text));
-  err_help("write dims with x between, as in --feed-shape image=8x3x224x224");
+  err_help("write at most %d dims with x between, as in --feed-shape image=8x3x224x224",
+           KL_VAR_RANK);
   return false;
 }
 

@@ -64,7 +64,8 @@ bool x_segment_pool(Expand *x);
 bool x_segment_pool(Expand *x) {
   Node *n = x_in(x, "X");
   int64_t dims[KL_RANK] = {-1};
-  if (!ops_rank(n, "X", 1, KL_RANK) || !ops_index(x_in(x, "SegmentIds"), "SegmentIds"))
+  if (!ops_rank(n, "X", 1, KL_RANK) || !ops_index(x_in(x, "SegmentIds"), "SegmentIds") ||
+      op_word(x->op, "pooltype", REDUCE_N, reduction_words) < 0)
     return false;
   for (int d = 1; d < n->rank; d++) dims[d] = n->dims[d];
   return x_out(x, "Out", ops_blank(x->g, n->dtype, n->rank, dims)) &&
