@@ -87,17 +87,17 @@ bool x_temporal_shift_grad(Expand *x) { return shifted(x, true); }
 
 /* ---- unpool ---- */
 
-/* Height and width of the result: output_size, or what the window would have pooled. */
-static bool unpool_size(Expand *x, const Node *in, int64_t *size) {
-  int n;
-  const int64_t *given = op_intlist(x->op, "output_size", &n);
-  int64_t k[2], stride[2], pad[2];
-  if (!ops_ints(x, "ksize", 2, 1, INT32_MAX, k) ||
-      !ops_ints(x, "strides", 2, 1, INT32_MAX, stride) ||
-      !ops_ints(x, "paddings", 2, 0, INT32_MAX, pad))
+/* The n dimensions of the result behind the channels: output_size, or what the window would have pooled. */
+static bool unpool_size(Expand *x, const Node *in, int n, int64_t *size) {
+  int n_given;
+  const int64_t *given = op_intlist(x->op, "output_size", &n_given);
+  int64_t k[3], stride[3], pad[3];
+  if (!ops_ints(x, "ksize", n, 1, INT32_MAX, k) ||
+      !ops_ints(x, "strides", n, 1, INT32_MAX, stride) ||
+      !ops_ints(x, "paddings", n, 0, INT32_MAX, pad))
     return false;
-  for (int i = 0; i < 2; i++) {
-    size[i] = n >= 2                ? given[n - 2 + i]
+  for (int i = 0; i < n; i++) {
+    size[i] = n_given >= n          ? given[n_given - n + i]
               : in->dims[2 + i] < 0 ? -1
                                     : (in->dims[2 + i] - 1) * stride[i] - 2 * pad[i] + k[i];
     if (size[i] == 0 || size[i] < -1)
@@ -106,35 +106,45 @@ static bool unpool_size(Expand *x, const Node *in, int64_t *size) {
   return true;
 }
 
-static Node *unpool_at(Graph *g, Node *idx, int64_t all) {
-  int64_t dims[] = {idx->dims[0], idx->dims[1], idx->dims[2] * idx->dims[3]};
-  return g_check(g, g_reshape(g, idx, 3, dims), 0, all, false, 0, E_DAT_002);
+/* [N, C, all else] */
+static Node *unpool_flat(Graph *g, Node *v) {
+  return g_reshape(g, v, 3, (int64_t[]){v->dims[0], v->dims[1], ops_prod(v->dims, 2, v->rank)});
 }
 
-bool x_unpool(Expand *x) {
+static Node *unpool_at(Graph *g, Node *idx, int64_t all) {
+  return g_check(g, unpool_flat(g, idx), 0, all, false, 0, E_DAT_002);
+}
+
+/* Of images and, with three dimensions behind the channels, volumes. */
+static bool unpooled(Expand *x, int n) {
   Graph *g = x->g;
   Node *in = x_in(x, "X"), *idx = x_in(x, "Indices");
-  int64_t size[2];
-  if (!ops_rank(in, "X", 4, 4) || !ops_index(idx, "Indices") || !ops_rank(idx, "Indices", 4, 4) ||
-      !unpool_size(x, in, size))
+  int64_t dims[5];
+  if (!ops_rank(in, "X", n + 2, n + 2) || !ops_index(idx, "Indices") ||
+      !ops_rank(idx, "Indices", n + 2, n + 2) || !unpool_size(x, in, n, dims + 2))
     return false;
-  int64_t dims[] = {in->dims[0], in->dims[1], size[0], size[1]};
-  if (!ops_known(in) || !ops_known(idx)) return x_out(x, "Out", ops_blank(g, in->dtype, 4, dims));
-  int64_t flat[] = {dims[0], dims[1], size[0] * size[1]};
-  Node *v = g_reshape(g, in, 3, (int64_t[]){dims[0], dims[1], in->dims[2] * in->dims[3]});
-  Node *y = g_scatter(g, g_full(g, in->dtype, 0, 3, flat), unpool_at(g, idx, flat[2]), v, 2, true);
-  return y && x_out(x, "Out", g_reshape(g, y, 4, dims));
+  dims[0] = in->dims[0], dims[1] = in->dims[1];
+  if (!ops_known(in) || !ops_known(idx))
+    return x_out(x, "Out", ops_blank(g, in->dtype, n + 2, dims));
+  int64_t flat[] = {dims[0], dims[1], ops_prod(dims, 2, n + 2)};
+  Node *y = g_scatter(g, g_full(g, in->dtype, 0, 3, flat), unpool_at(g, idx, flat[2]),
+                      unpool_flat(g, in), 2, true);
+  return y && x_out(x, "Out", g_reshape(g, y, n + 2, dims));
 }
+
+bool x_unpool(Expand *x) { return unpooled(x, 2); }
+bool x_unpool3d(Expand *x) { return unpooled(x, 3); }
 
 bool x_unpool_grad(Expand *x) {
   Graph *g = x->g;
   Node *in = x_in(x, "X"), *idx = x_in(x, "Indices"), *gy = x_in(x, "Out@GRAD");
-  if (!in || !ops_rank(idx, "Indices", 4, 4) || !ops_rank(gy, "Out@GRAD", 4, 4)) return false;
+  if (!in || !ops_rank(idx, "Indices", in->rank, in->rank) ||
+      !ops_rank(gy, "Out@GRAD", in->rank, in->rank))
+    return false;
   if (!ops_known(in) || !ops_known(gy)) return x_out(x, "X@GRAD", ops_blank_like(g, in));
-  int64_t all = gy->dims[2] * gy->dims[3];
-  Node *v = g_reshape(g, gy, 3, (int64_t[]){gy->dims[0], gy->dims[1], all});
-  Node *y = g_gather(g, v, unpool_at(g, idx, all), 2);
-  return y && x_out(x, "X@GRAD", g_reshape(g, y, 4, in->dims));
+  int64_t all = ops_prod(gy->dims, 2, gy->rank);
+  Node *y = g_gather(g, unpool_flat(g, gy), unpool_at(g, idx, all), 2);
+  return y && x_out(x, "X@GRAD", g_reshape(g, y, in->rank, in->dims));
 }
 
 /* ---- spectral_norm ---- */
