@@ -199,6 +199,7 @@ static const struct {
     /* order: several merges; rows of several classes */
     {"argsort", "X=3x1500", NULL, DT_FLOAT32, 0},
     {"argsort", "X=2x700 descending=true", NULL, DT_FLOAT64, 0},
+    {"argsort", "nograd X=3x5000:int64:0..9", NULL, DT_FLOAT32, 0}, /* ties */
 };
 
 static void test_large(void **state) {

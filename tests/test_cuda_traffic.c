@@ -131,6 +131,8 @@ static const Case odd[] = {
     {"reduce_sum", "X=31x257 dim=[0]", NULL, 1.05, 0},
     {"reduce_mean", "X=28x9x15x4 dim=[0,1,3]", NULL, 1.05, 0},
     {"reduce_sum", "X=2x4x1001 dim=[1]", NULL, 1.05, 0},
+    {"layer_norm", "X=5x5001 Scale=5001 Bias=5001", NULL, 1.05, 0},
+    {"layer_norm", "X=33x7001 Scale=7001 Bias=7001", NULL, 1.05, 0},
     {"layer_norm", "X=26x300 Scale=300 Bias=300", NULL, 1.05, 0},
     {"transpose2", "X=8x7x31 axis=[0,2,1]", NULL, 1.05, 0},
     {"transpose2", "X=1x4x17x25 axis=[0,2,1,3]", NULL, 1.05, 0},
@@ -224,6 +226,8 @@ static const Case moves[] = {
     SWEPT("argsort", "X=20x300 axis=1", NULL),
     SWEPT("argsort", "X=7x1000 axis=1", NULL),
     SWEPT("argsort", "X=64x100 axis=1", NULL),
+    SWEPT("argsort", "X=5x2000 axis=1", NULL),
+    SWEPT("argsort", "X=2x1025 axis=1", NULL),
     {"top_k_v2", "X=36x26 k=13", NULL, 1.08, 1.25},
 };
 

@@ -324,21 +324,25 @@ int64_t cuda_sort_blocks(const Node *n, int64_t run) {
   return length <= run ? div_up(rows, run / length) : rows * div_up(length, run);
 }
 
-/* Runs, then merges between the workspace and the output, the last one into the output. */
+/* Runs, then merges between the workspace and the output, the last one into the output. The workspace holds indices, and keys
+ * twice, which a merge reads and, if another one follows, writes. */
 static bool plan_sort(Planning *p) {
   const Node *n = p->k->core;
   int64_t length = n->dims[n->rank - 1], all = node_numel(n), run = CUDA_RUN_SIZE;
+  int64_t indices = div_up(all * 8, CUDA_SECTOR) * CUDA_SECTOR,
+          keys = div_up(all * dtype_info[n->in[0]->dtype].size, CUDA_SECTOR) * CUDA_SECTOR;
   int merges = 0, out = p->k->inputs.n, work = p->k->inputs.n + p->k->outputs.n;
   if (!stored(p)) return false;
   while (run << merges < length) merges++;
-  if (merges) p->plan->workspace = all * 8;
+  if (merges) p->plan->workspace = indices + (merges > 1 ? 2 : 1) * keys;
   for (int i = 0; i <= merges && all; i++) {
-    int64_t blocks = i ? div_up(all, CUDA_THREADS) : cuda_sort_blocks(n, run);
-    CudaStage *s =
-        launch(p, i ? CUDA_MERGE : CUDA_RUNS, LOOP_MAIN, most_blocks(blocks), CUDA_THREADS);
+    CudaStage *s = launch(p, i ? CUDA_MERGE : CUDA_RUNS, LOOP_MAIN,
+                          most_blocks(cuda_sort_blocks(n, run)), CUDA_THREADS);
     s->run = i ? run << (i - 1) : run;
     s->to = (merges - i) % 2 ? work : out;
     s->from = (merges - i) % 2 ? out : work;
+    s->keys_to = i < merges ? indices + i % 2 * keys : -1;
+    s->keys_from = i ? indices + (i - 1) % 2 * keys : -1;
   }
   return true;
 }

@@ -77,6 +77,7 @@ struct CudaStage {
   int64_t classes;        /* SCATTER: residue classes, a power of two */
   int64_t run;            /* RUNS, MERGE: elements of a run */
   int from, to;           /* MERGE, RUNS: buffers of indices; 8 bytes each */
+  int64_t keys_from, keys_to; /* MERGE, RUNS: sorted keys, bytes into the workspace; -1: none */
 };
 
 enum {

@@ -16,7 +16,8 @@ enum {
   SPAN_BYTES = 24 << 10 /* of a block */,
   WASTE = 5 /* halves: most read for each that is needed */,
   MOST_BOXES = 8,
-  FEW = 1024 /* elements beside lines that are read in place */
+  FEW = 1024 /* elements beside lines that are read in place */,
+  THREAD_BYTES = 80 /* of shared memory, with which processors are full of threads from sm_80 on */
 };
 
 /* The elements between neighbours of an axis; false: they differ. */
@@ -257,7 +258,8 @@ static bool add_results(const Nest *t, CudaSpans *to) {
   return true;
 }
 
-static bool place_spans(const Nest *t, CudaSpans *to) {
+/* most: bytes of a block. */
+static bool place_spans(const Nest *t, int64_t most, CudaSpans *to) {
   int64_t at = 0;
   for (int i = 0; i < to->n; i++) {
     CudaSpan *s = &to->v[i];
@@ -266,7 +268,7 @@ static bool place_spans(const Nest *t, CudaSpans *to) {
     s->pad = pad ? 128 / s->bytes : 0;
     at += (s->length + words(s)) * s->bytes;
   }
-  return at <= SPAN_BYTES;
+  return at <= most;
 }
 
 /* That all blocks read. */
@@ -299,6 +301,8 @@ static bool is_alike(const Nest *t, const CudaSpan *s) {
 
 /* most: elements of a span. */
 static bool spans_of(Gen *g, const Nest *t, const CudaAccesses *all, int64_t most, CudaSpans *to) {
+  int64_t block = SPAN_BYTES, full = THREAD_BYTES * to->threads, alike_bytes = 0;
+  if (most == FEW && full > block) block = full;
   to->n = 0;
   to->box = 1;
   to->lines = false;
@@ -318,17 +322,18 @@ static bool spans_of(Gen *g, const Nest *t, const CudaAccesses *all, int64_t mos
     }
     s.size = size;
     if (s.size == 0 || to->n == CUDA_SPANS || !set_length(t, &s, to->points)) continue;
-    if (s.length > (alike ? SPAN_BYTES / 2 / s.bytes : most) ||
+    if ((alike ? alike_bytes + s.length * s.bytes > block - 4 * FEW : s.length > most) ||
         (cuda_is_overwritten(g->k, &g->k->inputs.v[i]) && !is_own(t, &s, to->points)))
       continue;
     if (!s.whole && s.box > to->box) to->box = s.box;
+    if (alike) alike_bytes += s.length * s.bytes;
     to->lines |= line && !alike;
     to->sectors = before + sectors_of(t, to, &s);
     to->v[to->n++] = s;
   }
   bool results = t->unroll || to->lines;
   to->sectors += result_sectors(t);
-  return (!results || add_results(t, to)) && place_spans(t, to) && to->n > 0;
+  return (!results || add_results(t, to)) && place_spans(t, block, to) && to->n > 0;
 }
 
 bool cuda_may_copy(Gen *g, const Nest *t, CudaAccesses *all) {
