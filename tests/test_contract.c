@@ -171,7 +171,21 @@ static int64_t out_size(const Nhwc *v, int64_t in, int64_t k) {
 }
 
 /* Forward, and the gradients of input and filter as derivation makes them, all operands channels-last. */
-static void check_channels_last(const Nhwc *v) {
+/* How many of the graph's contractions an algorithm serves that nobody asked for. */
+static int served_by(Graph *g, Feeds *f, PlanKind kind) {
+  int n = 0;
+  for (int i = 0; i < g->nodes.n; i++) {
+    Node *c = g->nodes.v[i];
+    if (c->prim != P_CONTRACT) continue;
+    Kernel k = {.kind = K_CONTRACT, .core = c};
+    for (int x = 0; x < 2; x++) vec_add(f->a, &k.inputs, ((KernelInput){c->in[x], false, false}));
+    vec_add(f->a, &k.outputs, c);
+    n += contract_plan(f->a, &k, false)->kind == kind;
+  }
+  return n;
+}
+
+static void check_channels_last(const Nhwc *v, int by_conv) {
   Feeds f = feeds_new();
   Graph *g = graph_new(NULL, false);
   int64_t oh = out_size(v, v->h, v->kh), ow = out_size(v, v->w, v->kw), gr = v->groups;
@@ -188,6 +202,7 @@ static void check_channels_last(const Nhwc *v) {
   Node *gy = feeds_add(g, &f, "gy", DT_FLOAT32, 5, y->dims), *xs[2] = {x, w}, *gxs[2];
   assert_true(derive(g, 1, &y, &gy, 2, xs, gxs));
   contract_check_all(g, &f, NULL, true);
+  if (by_conv >= 0) assert_int_equal(served_by(g, &f, PLAN_CONV), by_conv);
   graph_free(g);
   arena_free(f.a);
 }
@@ -208,7 +223,12 @@ static void test_channels_last(void **state) {
       {3, 9, 64, 3, 1, 16, 5, 5, 2, 1, 2},   {1, 40, 40, 20, 1, 16, 3, 3, 1, 4, 4},
       {2, 6, 70, 24, 1, 33, 3, 5, 2, 1, 6},  {1, 3, 4, 20, 1, 16, 3, 3, 1, 1, 20},
   };
-  for (size_t i = 0; i < sizeof all / sizeof *all; i++) check_channels_last(&all[i]);
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) check_channels_last(&all[i], ANY);
+  /* groups of few channels: forward, with either operand first */
+  static const Nhwc narrow[] = {{1, 28, 28, 4, 8, 4, 3, 3, 1, 1, 1},
+                                {2, 30, 29, 3, 32, 2, 3, 3, 2, 1, 1},
+                                {1, 40, 40, 5, 9, 7, 3, 3, 1, 2, 2}};
+  for (size_t i = 0; i < sizeof narrow / sizeof *narrow; i++) check_channels_last(&narrow[i], 2);
 }
 
 /* The same of one group with the images last: [h, w, c, n] and [o, kh, kw, c] to [h, w, o, n]. */
