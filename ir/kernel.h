@@ -81,6 +81,7 @@ typedef struct Kernel {
   int64_t workspace;    /* bytes of shared scratch the kernel wants in the arena, 0 = none */
   int64_t flops, bytes; /* arithmetic and traffic, for profiles */
   int prepares;         /* > 0: the first phase fills the workspace from input prepares-1 alone */
+  uint64_t packing;     /* kernels of the same prepare the same from the same input; 0: not known */
   struct Buffer *ws;    /* the planned workspace */
   bool constant;        /* all its inputs are, and so what it computes: see B_KEPT */
 } Kernel;

@@ -144,11 +144,27 @@ static void keep(Plan *p, Buffer *b) {
   p->g->kept_bytes += round_up(b->bytes);
 }
 
+/* Steps of a recurrence read the same weights: what one prepares serves all. */
+static bool prepares_same(const Kernel *k, const Kernel *as) {
+  return as && k->packing && k->packing == as->packing && k->workspace == as->workspace;
+}
+
+static void keep_workspace(Plan *p, Kernel *k, Kernel **of) {
+  Kernel **before = &of[k->inputs.v[k->prepares - 1].node->id];
+  if (prepares_same(k, *before)) {
+    k->ws = (*before)->ws;
+    return;
+  }
+  keep(p, k->ws = new_buffer(p, B_KEPT, NULL, k->workspace));
+  *before = k;
+}
+
 /* Kernels that are constant, their values that others read, and workspaces that are prepared from constants. What only
  * constant kernels read stays in the arena: they all run again when one does. */
 static void find_kept(Plan *p) {
   Graph *g = p->g;
   bool *made = arena_array(p->a, bool, g->nodes.n);
+  Kernel **prepares = arena_array(p->a, Kernel *, g->nodes.n); /* by id of what they prepare from */
   g->kept_bytes = 0;
   for (int i = 0; i < p->n_kernels; i++) {
     Kernel *k = g->kernels.v[i];
@@ -161,7 +177,7 @@ static void find_kept(Plan *p) {
       if (!constant || k->constant || only_prepares || !made[x->id] || x->buf) continue;
       keep(p, x->buf = new_buffer(p, B_KEPT, NULL, node_bytes(x)));
     }
-    if (prepared) keep(p, k->ws = new_buffer(p, B_KEPT, NULL, k->workspace));
+    if (prepared) keep_workspace(p, k, prepares);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -395,11 +396,57 @@ static void bound(void **state) {
   arena_free(a);
 }
 
+static const char steps_text[] = "program version 2006002\n"
+                                 "block 0 {\n"
+                                 "  var x float32 [9, 256] feed\n"
+                                 "  param w float32 [256, 256]\n"
+                                 "  var a\n  var b\n  var c\n  var d\n  var y\n"
+                                 "  a = mul(X=x, Y=w)\n  b = tanh(X=a)\n"
+                                 "  c = mul(X=b, Y=w)\n  d = tanh(X=c)\n"
+                                 "  y = mul(X=d, Y=w)\n"
+                                 "}\n";
+
+/* What one step of a recurrence packs of its weights serves all of them, also in the second run. */
+static void steps(void **state) {
+  (void)state;
+  enum { N = 256, IN_STEPS = 9 };
+  static float w[N * N], x[IN_STEPS * N], y[2][IN_STEPS * N];
+  uint64_t seed = 7;
+  Program *p = prog_parse(steps_text, sizeof steps_text - 1, "steps.kl");
+  assert_true(p && prog_verify(p));
+  Scope *s = scope_new();
+  for (int i = 0; i < N * N; i++) w[i] = (float)random_value(&seed) / 8;
+  memcpy(scope_set(s, "w", DT_FLOAT32, 2, (int64_t[]){N, N}, NULL)->data, w, sizeof w);
+  for (int i = 0; i < IN_STEPS * N; i++) x[i] = (float)random_value(&seed);
+  Tensor in = {.dtype = DT_FLOAT32, .rank = 2, .dims = {IN_STEPS, N}, .data = x};
+  Feed feed = {"x", &in};
+  const char *fetch = "y";
+  CompileRequest r = {
+      .prog = p, .scope = s, .n_feeds = 1, .feeds = &feed, .n_fetch = 1, .fetch = &fetch};
+  Executable *e = compile(&r);
+  assert_non_null(e);
+  assert_in_range(executable_graph(e)->kept_bytes, sizeof w, 2 * sizeof w - 1);
+  executable_free(e);
+  for (int interpret = 0; interpret < 2; interpret++) {
+    ExecOptions o = {.threads = 2, .interpret = interpret};
+    Executor *run = exec_new(&o);
+    Tensor out = {.dtype = DT_FLOAT32, .rank = 2, .dims = {IN_STEPS, N}, .data = y[interpret]};
+    for (int i = 0; i < 2; i++) {
+      memset(y[interpret], 0, sizeof y[interpret]);
+      assert_true(exec_run(run, s, p, 1, &feed, 1, &fetch, &out));
+    }
+    exec_free(run);
+  }
+  for (int i = 0; i < IN_STEPS * N; i++) assert_true(fabsf(y[0][i] - y[1][i]) < 1e-5f);
+  scope_free(s);
+  prog_free(p);
+}
+
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
   const struct CMUnitTest tests[] = {
-      TEST(is_found),        TEST(is_used),       TEST(damage),         TEST(stale),
-      TEST(unaligned_files), TEST(failing_files), TEST(refused_memory), TEST(bound),
+      TEST(is_found),      TEST(is_used),        TEST(damage), TEST(stale), TEST(unaligned_files),
+      TEST(failing_files), TEST(refused_memory), TEST(bound),  TEST(steps),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -179,6 +179,27 @@ bool conv_rows(const Plan *plan, const Kernel *k, TaskRows *to) {
   return true;
 }
 
+/* All that packed B follows from, but B. */
+static uint64_t packing_of(const Plan *plan) {
+  const ConvPlan *p = plan->conv;
+  const int64_t of[] = {p->b_base,       p->b_kh,       p->b_kw,          p->b_i,
+                        p->b_o,          p->channels,   p->columns,       p->b_size,
+                        p->groups.total, p->panels.n,   p->panels.size,   p->panels.more,
+                        p->tile.lanes,   p->winograd.m, plan->facts.dtype};
+  uint64_t h = hash_bytes(0, of, sizeof of);
+  for (int i = 0; i < p->groups.n; i++) {
+    const CLoop *l = &plan->facts.loop[p->groups.id[i]];
+    h = hash_bytes(h, (const int64_t[]){l->ext, l->s[p->b]}, 2 * sizeof(int64_t));
+  }
+  for (int i = 0; i < p->n_parts; i++) {
+    const Part *q = &p->part[i];
+    const int64_t taps[] = {q->b_at, q->h.k,      q->h.k_step, q->h.taps,
+                            q->w.k,  q->w.k_step, q->w.taps};
+    h = hash_bytes(h, taps, sizeof taps);
+  }
+  return h | 1;
+}
+
 /* The phase that packs `rows` rows of each of n parts. */
 static void pack_phase(Plan *plan, KernelFn *fn, int n, int64_t rows, int64_t most_rows) {
   ConvPlan *p = plan->conv;
@@ -190,6 +211,7 @@ static void pack_phase(Plan *plan, KernelFn *fn, int n, int64_t rows, int64_t mo
   w->n_tasks[0] = p->groups.total * n * p->k_cuts;
   w->n_phases = 1;
   if (plan->frame.x[p->a] != plan->frame.x[p->b]) w->prepares = plan->frame.x[p->b] + 1;
+  w->packing = packing_of(plan);
 }
 
 static void direct_phases(Plan *plan) {

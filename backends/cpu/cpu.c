@@ -108,6 +108,7 @@ static bool cpu_schedule(Kernel *k) {
   k->flops = operations(k);
   k->bytes = traffic(k);
   k->workspace = k->prepares = 0;
+  k->packing = 0;
   k->by[0] = 0;
   if (!choose_algorithm(k)) return false;
   for (int no_blas = 0; no_blas < 2 && k->kind == K_CONTRACT; no_blas++) {
@@ -117,6 +118,7 @@ static bool cpu_schedule(Kernel *k) {
     if (p->kind == PLAN_LOOPS && loop_workspace(k) > k->workspace) k->workspace = loop_workspace(k);
     if (no_blas) continue;
     k->prepares = p->work.prepares;
+    k->packing = p->work.packing;
     if (loop_is_stencil(k))
       strcpy(k->by, "stencil");
     else

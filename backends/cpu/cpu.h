@@ -83,6 +83,7 @@ typedef struct Work {
   bool by_panel; /* ... on some columns of some rows at a time */
   int64_t workspace, scratch;
   int prepares; /* see Kernel */
+  uint64_t packing;
   int shares;   /* parts of the result that are summed in the end */
 } Work;
 
