@@ -125,7 +125,8 @@ static bool worth(const Plan *plan, const ConvPlan *p) {
   for (int i = 0; i < p->n_parts; i++) k = most(k, p->part[i].k);
   if (p->row && plan->frame.constant[p->b] && f->dtype == DT_FLOAT32)
     return p->columns >= LEAST_N && k >= LEAST_K && bytes <= ROW_BYTES_KEPT;
-  int64_t least_n = p->groups.total > 1 ? LEAST_GROUP_N : LEAST_N; /* else a product for each group */
+  int64_t least_n =
+      p->groups.total > 1 ? LEAST_GROUP_N : LEAST_N; /* else a product for each group */
   if (p->columns < least_n || positions < LEAST_M || k < LEAST_K) return false;
   return f->dtype == DT_FLOAT32 && (f->flops >= FLOPS || plan->no_blas || plan->way != WAY_RULE);
 }

@@ -84,7 +84,7 @@ typedef struct Work {
   int64_t workspace, scratch;
   int prepares; /* see Kernel */
   uint64_t packing;
-  int shares;   /* parts of the result that are summed in the end */
+  int shares; /* parts of the result that are summed in the end */
 } Work;
 
 typedef enum PlanKind {
