@@ -68,6 +68,15 @@ Kernel *scores_of(const Joining *p, const Kernel *rows, const Node *but) {
   return found;
 }
 
+/* One matrix, packed once for all runs: one kernel of three would pack it anew for every task. */
+static bool values_are_kept(const Kernel *sums, const Node *values, const Attention *a) {
+  int i = sums->prepares - 1;
+  if (i < 0 || !sums->inputs.v[i].constant || sums->inputs.v[i].node != values) return false;
+  for (int o = 0; o < a->n_outer; o++)
+    if (a->outer[o].ext > 1 && a->outer[o].v) return false;
+  return true;
+}
+
 static bool match(const Joining *p, int at, int weights, Parts *m) {
   Kernel *sums = p->g->kernels.v[at];
   Node *w = sums->core->in[weights];
@@ -84,6 +93,7 @@ static bool match(const Joining *p, int at, int weights, Parts *m) {
     return false;
   if (!attention_of(scores->core, sums->core, weights, &a) || a.over_rows) return false;
   if (a.row.ext < LEAST_ATTENTION || a.key.ext < LEAST_ATTENTION) return false;
+  if (values_are_kept(sums, sums->core->in[!weights], &a)) return false;
   *m = (Parts){scores, rows, sums, w};
   return true;
 }
