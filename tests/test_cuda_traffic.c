@@ -321,6 +321,18 @@ static const Case long_sums[] = {
      1.05, 1.31},
     {"conv2d", "Input=2x12x16x13 Filter=19x12x5x5 paddings=[4,4] strides=[2,2] dilations=[2,2]",
      NULL, 1.05, 1.34},
+    /* taps with holes that positions a stride apart fill, or that are small; classes without taps */
+    SWEPT("conv2d", "Input=1x2x17x19 Filter=24x2x3x3 paddings=[2,2] strides=[2,2] dilations=[2,2]",
+          NULL),
+    SWEPT("conv2d", "Input=3x7x15x14 Filter=3x7x4x4 paddings=[3,3] strides=[3,3] dilations=[2,2]",
+          "bf16"),
+    SWEPT("conv2d", "Input=2x7x19x24 Filter=20x7x5x5 strides=[3,3] dilations=[2,2]", NULL),
+    SWEPT("conv2d", "Input=3x4x17x14 Filter=40x4x3x3 paddings=[2,2] strides=[3,3] dilations=[2,2]",
+          NULL),
+    {"conv2d", "Input=2x1x19x13 Filter=37x1x3x3 strides=[2,2] dilations=[3,3]", NULL, 1.08, 1.25},
+    {"conv2d", "Input=2x6x16x16 Filter=33x6x5x5 strides=[3,3] dilations=[3,3]", "tf32", 1.05, 2.2},
+    {"conv2d", "Input=3x2x23x12 Filter=13x2x3x3 paddings=[2,2] strides=[3,3] dilations=[3,3]", NULL,
+     1.05, 4.1},
 };
 
 /* In other types and where there is no cp.async: lines and panels through registers, results of other sizes. */
@@ -337,6 +349,13 @@ static const Case typed[] = {
     HALF("conv2d", "Input=2x3x20x20 Filter=10x3x5x5", NULL),
     {"conv2d", "Input=1x100x7x7 Filter=50x100x3x3", NULL, 1.09, 1.3},
 };
+static const Case doubles[] = {
+    HALF("conv2d", "Input=2x17x15x15 Filter=33x17x3x3 paddings=[1,1]", NULL),
+    HALF("conv2d", "Input=2x3x20x20 Filter=10x3x5x5", NULL),
+    HALF("conv2d", "Input=2x7x6x16 Filter=14x7x3x3 paddings=[1,1]", NULL),
+    HALF("conv2d", "Input=3x1x13x17 Filter=27x1x3x3 strides=[2,2]", NULL),
+    HALF("conv2d", "Input=2x5x12x17 Filter=19x5x3x3 strides=[2,2]", NULL),
+};
 /* Three stages, where a step's copies end in the memory of the next one: runs that end within steps. */
 static const Case three_stages[] = {
     HALF("conv2d", "Input=3x28x12x7 Filter=40x28x3x3 strides=[2,2] dilations=[2,2]", NULL),
@@ -349,10 +368,10 @@ static const struct {
   const char *architecture;
   int n; /* of them; converting transposes of bfloat16 count as products */
   const Case *cases;
-} types[] = {{DT_FLOAT16, "80", 9, typed},       {DT_BFLOAT16, "90", 6, typed},
-             {DT_FLOAT16, "75", 6, typed},       {DT_FLOAT32, "75", 8, typed},
-             {DT_FLOAT64, "80", 6, typed},       {DT_FLOAT32, "75", 3, three_stages},
-             {DT_FLOAT16, "75", 2, three_stages}};
+} types[] = {{DT_FLOAT16, "80", 9, typed},        {DT_BFLOAT16, "90", 6, typed},
+             {DT_FLOAT16, "75", 6, typed},        {DT_FLOAT32, "75", 8, typed},
+             {DT_FLOAT64, "80", 6, typed},        {DT_FLOAT32, "75", 3, three_stages},
+             {DT_FLOAT16, "75", 2, three_stages}, {DT_FLOAT64, "80", 5, doubles}};
 
 /* One or several filters of each channel: no products but sums, of copied boxes. */
 static const Case depthwise[] = {

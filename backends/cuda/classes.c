@@ -82,6 +82,15 @@ static void make_zero(Node *c, const Divided *f) {
   c->map[f->x][f->dim] = aff_const(-1);
 }
 
+bool cuda_reads_nothing(const Node *c) {
+  for (int x = 0; x < 2; x++)
+    for (int d = 0; d < c->in[x]->rank; d++) {
+      const AffDim *m = &c->map[x][d];
+      if (m->off < 0 && (m->l0 < 0 || !m->c0) && (m->l1 < 0 || !m->c1)) return true;
+    }
+  return false;
+}
+
 static Node *copy_core(Gen *g, const Node *c) {
   Node *to = arena_dup(g->a, c, sizeof *c);
   to->ext = arena_dup(g->a, c->ext, sizeof *c->ext * (size_t)c->n_loops);

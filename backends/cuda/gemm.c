@@ -165,7 +165,7 @@ static void plan_panels(CudaGemm *p, const CudaTarget *t) {
   for (int s = 0; s < 2; s++) {
     CudaSide *side = &p->side[s];
     const CudaAxes *along = side->k_major ? &p->k : &side->axes;
-    if (p->tile->type != DT_FLOAT32 || !side->stored) continue;
+    if (!side->stored) continue;
     if (!along->n || !starts_anywhere(p->core, side->x, last_loop(along), side->per)) continue;
     if (!cuda_panel_plan(p, s, room)) continue;
     room -= side->panel.size;
@@ -385,6 +385,7 @@ static bool is_product(const CudaGemm *p, bool whole) {
   int64_t rows = p->side[0].axes.total, columns = p->side[1].axes.total;
   bool thin = rows < 2 || columns < 2;
   if (p->k.n == 0 || (whole && p->k.total < 2) || (rows < 2 && columns < 2)) return false;
+  if (cuda_reads_nothing(p->core)) return true;
   if (rows * columns < FEW && p->k.total <= KL_SMALL_REDUCE) return false;
   bool few = rows < COLUMNS || columns < COLUMNS;
   if (p->batch.total > 1 && few && batch_inside(p)) return false;
@@ -431,7 +432,9 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   const CudaAxes *n = &p->side[1].axes;
   const Axis *col = &n->axis[n->n - 1];
   p->even = p->padded % CUDA_STEP == 0;
-  p->vec = col->last != last || col->ext % 4 ? 1 : p->tile->type == DT_FLOAT64 ? 2 : 4;
+  p->vec = col->last != last || p->step[last] != 1 || col->ext % 4 ? 1
+           : p->tile->type == DT_FLOAT64                           ? 2
+                                                                   : 4;
   plan_results(p);
   p->pack = p->vec > 1 && reads_neighbours(g, last);
   p->out_pitch =

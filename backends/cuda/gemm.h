@@ -24,8 +24,12 @@ typedef struct CudaPanel {
   int64_t
       chunk; /* along K: summed elements that it holds, all of them or more than a step's; else 0 */
   int slots; /* chunks, or steps, in shared memory at once */
-  int64_t span;         /* elements of a run */
+  int64_t span, packed; /* elements of a run, side by side; */
+  int64_t reach,
+      gap; /* to where the next one would go on with its steps; of that behind its last element: 0 without holes */
+  int inner;            /* loops along the panel before those of a run */
   int sign;             /* -1: it goes backwards */
+  int lanes;            /* neighbours of a tile's row that are in different banks */
   int64_t runs, pieces; /* areas are runs x pieces */
   int outer;   /* loops across whose positions are of different pieces, the first so many; */
   int64_t per; /* positions of a piece */
@@ -103,6 +107,8 @@ int64_t cuda_gemm_shared(const CudaGemm *p);        /* bytes */
 int cuda_gemm_classes(const Node *c);
 /* The contraction of a class, and which results these are: *p gets step and at. */
 const Node *cuda_class_core(Gen *g, int class, CudaGemm *p);
+/* Is it of a class without taps, zeros? Positions that move nothing are batches there. */
+bool cuda_reads_nothing(const Node *c);
 /* Summed loops that move an operand backwards, as taps of a gradient do, run the other way. */
 const Node *cuda_forward_core(Gen *g, const Node *c);
 int64_t cuda_map_factor(const AffDim *m, int l); /* of loop l, in an index; 0 for l < 0 */

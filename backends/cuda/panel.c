@@ -3,7 +3,8 @@
  * Rows of windows overlap, or lie side by side without being multiples of a sector. Copied row by row they would ask for the
  * same sectors again and again. A panel is what a tile needs as runs of memory, from sector to sector, each element once; the
  * tile is made of it, from shared memory to shared memory. The loops along which the operand is contiguous divide into an inner
- * part, one run of `span` elements, and an outer one, of several runs: filter rows in a convolution. Along the loops across a run
+ * part, one run of `span` elements, and an outer one, of several runs: filter rows in a convolution. Where positions are a stride
+ * apart dilated taps are a run, too: holes between them are of other positions, or small. Along the loops across a run
  * moves by a row of elements and, where inner loops carry, by a jump. As long as jumps are short, all positions of a run need
  * one area of memory; where they are not, as between images, positions divide into pieces with areas of their own.
  *   contiguous along K    the panel holds the whole sum, or there are several of a chunk of it each, of at least a step;
@@ -11,6 +12,8 @@
  *   contiguous along rows the panel holds a step, there are several; runs are along the tile, pieces along K
  * Areas lie so far apart that neighbours along the contiguous loops are in neighbouring banks. */
 #include "gemm.h"
+
+enum { GAP = 48 /* bytes that are copied though nothing reads them */, STREAM = 4 };
 
 int64_t cuda_side_move(const Node *c, int x, int loop) {
   int64_t sum = 0, stride = 1;
@@ -49,20 +52,20 @@ CudaMoves cuda_side_moves(const Node *c, int x, const CudaAxes *axes) {
 static bool divide(const CudaMoves *m, int64_t n, CudaPanel *to) {
   if (m->n == 0) {
     to->per = to->pieces = 1;
-    to->length = to->span;
+    to->length = to->reach;
     return true;
   }
   int64_t row = m->by[m->n - 1], usual = 0;
   int i = m->n - 1;
   to->per = m->ext[i];
-  to->length = (n < to->per ? n : to->per) * row - row + to->span;
+  to->length = (n < to->per ? n : to->per) * row - row + to->reach;
   if (row <= 0) return false;
   for (; i > 0; i--) {
     int64_t jump = m->by[i - 1] - m->ext[i] * m->by[i];
     usual += n * jump / to->per;
-    if (jump < 0 || usual > n * row / 2 + to->span) break;
+    if (jump < 0 || usual > n * row / 2 + to->reach) break;
     int64_t per = to->per * m->ext[i - 1], most = n < per ? n : per;
-    to->length = (most - 1) * row + to->span;
+    to->length = (most - 1) * row + to->reach;
     to->per = per;
   }
   to->outer = i;
@@ -87,11 +90,11 @@ static int chunk_loops(const CudaMoves *sum, int of_run, int64_t span) {
  * of a chunk and the first of the next one, differ: by 0..16 more than in a run, also from the last slot to the first. */
 static void place_chunks(CudaPanel *to) {
   enum { BANKS = 32, REACH = (1 + CUDA_PANEL_AHEAD) * CUDA_STEP };
-  int64_t area = to->runs * to->pieces * to->pitch, more = 0;
+  int64_t area = to->runs * to->pieces * to->pitch, reach = to->runs * to->reach, more = 0;
   to->slots = to->chunk >= REACH - 1 ? 2 : 4;
-  int64_t left = (BANKS - to->slots * to->chunk % BANKS) % BANKS;
+  int64_t left = (BANKS - to->slots * reach % BANKS) % BANKS;
   more = to->slots == 2 ? left / 2 : left / 3;
-  int64_t to_next = to->sign * (to->chunk + more);
+  int64_t to_next = to->sign * (reach + more);
   area += ((to_next - area) % BANKS + BANKS) % BANKS;
   to->size = area * to->slots;
 }
@@ -99,44 +102,102 @@ static void place_chunks(CudaPanel *to) {
 /* Do rows lie side by side? Then of chunks at the ends of a part of the sum only what is the part's is copied. */
 static int64_t row_of(const CudaMoves *across, const CudaPanel *panel) {
   int64_t row = across->n ? across->by[across->n - 1] : panel->span;
-  bool apart = row >= panel->span && panel->sign > 0;
+  bool apart = row >= panel->span && panel->sign > 0 && panel->gap == 0;
   for (int i = panel->outer; i < across->n; i++) apart &= across->by[i] % row == 0;
   return apart ? row : 0;
 }
 
-/* Do chunks ask for less than rows that are copied one by one, each sector at their ends twice? */
+/* Do chunks ask for less than rows that are copied one by one, each sector at the ends of what is contiguous twice? */
 static bool chunks_pay(const CudaGemm *p, const CudaPanel *panel, int64_t tile) {
-  double part = (double)(p->per * CUDA_STEP), rows = (double)tile * (double)(panel->span + 7);
+  double part = (double)(p->per * CUDA_STEP);
+  double rows = (double)(tile * (panel->span + panel->span / panel->packed * 7));
   if (p->splits == 1 || panel->row) return true;
   return (double)(panel->pieces * panel->length) * (part + (double)panel->chunk) <= rows * part;
 }
 
+/* The loops before the innermost run: what is contiguous, and neighbours of it with holes that positions a stride apart fill, or
+ * that are small. */
+static int find_run(const CudaMoves *along, const CudaMoves *across, int gap, CudaPanel *to) {
+  int64_t row = across->n ? across->by[across->n - 1] : 0;
+  int i = along->n;
+  for (; i > 0 && along->by[i - 1] == to->sign * to->span; i--) to->span *= along->ext[i - 1];
+  to->packed = to->reach = to->span;
+  if (i == 0 || to->sign < 0 || row <= to->packed) return i;
+  int64_t by = along->by[i - 1], hole = by - to->packed;
+  if (hole < 0 || hole > 2 * row || common_factor(by, row) - to->packed >= gap) return i;
+  to->span *= along->ext[i - 1];
+  to->reach = by * along->ext[i - 1];
+  to->gap = hole;
+  return i - 1;
+}
+
+/* Where element k along it lies in shared memory, but for what all of a row have in common. */
+static int64_t place_of(const CudaMoves *along, const CudaPanel *panel, int64_t k) {
+  int64_t run = k / panel->span, at = 0;
+  if (panel->chunk && panel->slots > 1) {
+    int64_t chunk = run / panel->runs;
+    at = chunk % panel->slots * (panel->size / panel->slots);
+    run %= panel->runs;
+  }
+  at += run * panel->pitch;
+  k %= panel->span;
+  for (int i = along->n - 1; i >= panel->inner; k /= along->ext[i--])
+    at += k % along->ext[i] * along->by[i];
+  return at;
+}
+
+static bool in_banks(const CudaGemm *p, const CudaMoves *along, const CudaPanel *panel, int lanes) {
+  int64_t banks = 128 / dtype_info[p->tile->type].size, total = 1;
+  uint32_t seen = 0;
+  if (lanes > banks) lanes = (int)banks;
+  for (int i = 0; i < along->n; i++) total *= along->ext[i];
+  for (int64_t k = 0; k < total; k++) {
+    int64_t bank = place_of(along, panel, k) % banks;
+    if (k % lanes == 0) seen = 0;
+    if (seen >> bank & 1) return false;
+    seen |= UINT32_C(1) << bank;
+  }
+  return true;
+}
+
+/* Holes may let neighbours share banks; false: nearly all do. */
+static bool find_lanes(const CudaGemm *p, const CudaMoves *along, int tile, CudaPanel *to) {
+  enum { LANES = 32, FEWEST = 8 };
+  to->lanes = tile < LANES ? tile : LANES;
+  if (to->gap == 0) return true;
+  if (p->inner != p->padded) return false;
+  while (to->lanes > 1 && !in_banks(p, along, to, to->lanes)) to->lanes /= 2;
+  return to->lanes >= FEWEST || to->lanes == tile;
+}
+
 static bool plan_panel(CudaGemm *p, int s, bool k_major, bool chunks, int64_t most) {
-  enum { GAP = 12 /* elements */, STREAM = 4 };
   CudaSide *side = &p->side[s];
   const Node *c = p->core;
   CudaMoves own = cuda_side_moves(c, side->x, &side->axes),
             sum = cuda_side_moves(c, side->x, &p->k);
   const CudaMoves *along = k_major ? &sum : &own, *across = k_major ? &own : &sum;
   int64_t tile = side->tile < side->axes.total ? side->tile : side->axes.total;
+  int gap = GAP / dtype_info[p->tile->type].size;
+  bool floats =
+      p->tile->type == DT_FLOAT32; /* doubles: no bank is free for a jump between chunks */
   CudaPanel panel = {.span = 1, .runs = 1, .slots = k_major ? 1 : STREAM};
   int i = along->n, first = 0;
   if ((k_major && !chunks && p->splits > 1) || i == 0) return false;
   panel.sign = k_major && along->by[i - 1] < 0 ? -1 : 1;
-  for (; i > 0 && along->by[i - 1] == panel.sign * panel.span; i--) panel.span *= along->ext[i - 1];
+  i = panel.inner = find_run(along, across, gap, &panel);
   if (chunks) first = chunk_loops(along, i, panel.span);
-  if (panel.span == 1 || (chunks && (first == 0 || p->inner != p->padded))) return false;
+  if (panel.span == 1 || (chunks && (first == 0 || p->inner != p->padded || !floats))) return false;
   while (i-- > first) panel.runs *= along->ext[i];
   if (k_major) panel.chunk = panel.runs * panel.span;
-  int64_t needed = panel.span;
+  int64_t needed = panel.reach;
   if (!k_major) {
     int64_t touched = tile < 2 ? 1 : (tile - 2) / panel.span + 2;
     if (touched < panel.runs) panel.runs = touched;
     if (tile < needed) needed = tile;
   }
   if (!divide(across, k_major ? tile : CUDA_STEP, &panel)) return false;
-  if (across->n && across->by[across->n - 1] - needed >= GAP) return false;
-  panel.pitch = panel.length + (panel.sign * panel.span - panel.length) % 32;
+  if (across->n && across->by[across->n - 1] - needed >= gap) return false;
+  panel.pitch = panel.length + (panel.sign * panel.reach - panel.length) % 32;
   if (panel.pitch < panel.length) panel.pitch += 32;
   panel.size = panel.runs * panel.pieces * panel.pitch * panel.slots;
   if (chunks) {
@@ -144,6 +205,7 @@ static bool plan_panel(CudaGemm *p, int s, bool k_major, bool chunks, int64_t mo
     place_chunks(&panel);
   }
   if (panel.size > most || (chunks && !chunks_pay(p, &panel, tile))) return false;
+  if (!find_lanes(p, along, k_major ? CUDA_STEP : side->tile, &panel)) return false;
   side->panel = panel;
   side->k_major = k_major;
   return true;
@@ -156,9 +218,9 @@ bool cuda_panel_whole(const CudaGemm *p, int s) {
 
 bool cuda_panel_plan(CudaGemm *p, int s, int64_t most) {
   if (cuda_side_divides(p->core, p->side[s].x)) return false;
-  enum { LARGE = 12 << 10 };
+  enum { LARGE = 48 << 10 /* bytes */ };
   bool k_major = p->side[s].k_major;
-  int64_t small = most < LARGE ? most : LARGE;
+  int64_t large = LARGE / dtype_info[p->tile->type].size, small = most < large ? most : large;
   return plan_panel(p, s, k_major, false, small) || plan_panel(p, s, !k_major, false, small) ||
          plan_panel(p, s, true, true, most) || plan_panel(p, s, k_major, false, most) ||
          plan_panel(p, s, !k_major, false, most);

@@ -147,24 +147,26 @@ void gemm_moved(Gemm *m) {
 Val gemm_load(Gemm *m, Val from, const Aff *phase, int phases, Val ok) {
   enum { MOST = 40 };
   Gen *g = m->g;
+  int size = dtype_info[m->p->tile->type].size;
+  Words w = words_of(size);
   LLVMTypeRef types[1 + MOST] = {g->i64};
   Val args[1 + MOST], at = aff_value(g, phase);
   Str code, limits;
   str_init(&code, g->a);
   str_init(&limits, g->a);
-  str_add(&code, "{ mov.f32 $0, 0f00000000;");
-  str_add(&limits, "=&f,l");
+  str_fmt(&code, "{ mov.%s $0, %s;", w.type, w.zero);
+  str_fmt(&limits, "=&%s,l", w.limit);
   for (int i = 0; i < phases; i++) {
     gen_at(g, gen_depth(g, at));
     Val now = LLVMBuildICmp(g->b, LLVMIntEQ, at, gen_i64(g, i), "");
     args[1 + i] = gen_and(g, phases == 1 ? NULL : now, ok);
     if (!args[1 + i]) args[1 + i] = LLVMConstInt(g->i1, 1, 0);
     types[1 + i] = g->i1;
-    str_fmt(&code, " @$%d ld.shared.f32 $0, [$1];", 2 + i);
+    str_fmt(&code, " @$%d ld.shared.%s $0, [$1];", 2 + i, w.type);
     str_add(&limits, ",b");
   }
   str_add(&code, " }");
-  LLVMTypeRef type = LLVMFunctionType(g->f32, types, (unsigned)(1 + phases), 0);
+  LLVMTypeRef type = LLVMFunctionType(word_type(g, size), types, (unsigned)(1 + phases), 0);
   Val load =
       LLVMGetInlineAsm(type, code.s, code.n, limits.s, limits.n, 1, 0, LLVMInlineAsmDialectATT, 0);
   gen_at(g, g->depth);

@@ -67,6 +67,18 @@ static Val moved(Gemm *m, int s, const Loops *l, int from, Aff at) {
   return sum;
 }
 
+/* Where element `in` of a run lies in it. */
+static Val in_run(Gemm *m, int s, Aff in) {
+  const CudaPanel *panel = &m->p->side[s].panel;
+  if (panel->gap) {
+    Loops runs = loops_of(m, along(m, s));
+    return moved(m, s, &runs, panel->inner, in);
+  }
+  in = aff_mul(in, panel->sign);
+  if (panel->sign < 0) in.k += panel->span - 1;
+  return aff_value(m->g, &in);
+}
+
 /* What the panel of a step holds: positions low..high across, the first piece, the first run. */
 typedef struct Extent {
   Aff low, high, piece, run;
@@ -184,15 +196,18 @@ static void copy_panel(Gemm *m, int s, const Step *t, Aff chunk) {
   if (panel->sign < 0) start = sub(g, start, gen_i64(g, panel->span - 1));
   Val i = sub(g, aff_value(g, &j), gen_and(g, start, gen_i64(g, side->per - 1)));
   /* what of the run is the tile's */
-  Val first = zero, end = gen_i64(g, panel->span);
+  Val first = zero, end = gen_i64(g, panel->reach - panel->gap);
   if (!side->k_major) {
     Aff own = aff_mul(m->block[s], side->tile), before = aff_mul(run, panel->span);
     Val lo = sub(g, aff_value(g, &own), aff_value(g, &before));
     Val hi = add(g, lo, gen_i64(g, side->tile));
     gen_at(g, gen_depth(g, lo));
-    first = gen_max(g, lo, first);
+    first = in_run(m, s, variable(g, gen_max(g, lo, first), 0, panel->span));
+    hi = sub(g, hi, gen_i64(g, 1));
     gen_at(g, gen_depth(g, hi));
-    end = gen_min(g, hi, end);
+    end = in_run(m, s, variable(g, gen_max(g, hi, zero), 0, panel->span));
+    end = add(g, end, gen_i64(g, 1));
+    hi = add(g, hi, gen_i64(g, 1));
     use = gen_and(g, use, less(g, zero, hi));
   }
   end = add(g, end, sub(g, high, low));
@@ -255,16 +270,13 @@ Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok) {
   area = add(g, area, sub(g, aff_value(g, &run), aff_value(g, &e.run)));
   gen_at(g, gen_depth(g, area));
   area = LLVMBuildNSWMul(g->b, area, gen_i64(g, panel->pitch), "");
-  in = aff_mul(in, panel->sign);
-  if (panel->sign < 0) in.k += panel->span - 1;
-  Val at = add(g, moved(m, s, &places, panel->outer, place), aff_value(g, &in));
+  Val at = add(g, moved(m, s, &places, panel->outer, place), in_run(m, s, in));
   at = add(g, sub(g, at, start), area);
   at = add(g, at, panel_base(m, s, panel->chunk ? aff_value(g, &chunk) : t->n));
   gen_at(g, g->depth);
   Val from = gemm_shared(m, at);
-  int tile = m->p->side[s].tile, along = m->p->side[s].k_major ? CUDA_STEP : tile < 32 ? tile : 32;
-  Aff lane, row; /* lanes are of so many rows */
-  aff_divmod(g, &m->tid, 32, &rest, &lane);
-  aff_divmod(g, &lane, along, &row, &lane);
-  return gemm_load(m, from, &row, 32 / along, ok);
+  Aff phase;
+  aff_divmod(g, &m->tid, panel->lanes, &phase, &rest);
+  aff_divmod(g, &phase, 32 / panel->lanes, &rest, &phase);
+  return gemm_load(m, from, &phase, 32 / panel->lanes, ok);
 }
