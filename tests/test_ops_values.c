@@ -362,6 +362,12 @@ static const Case roundings[] = {
 };
 
 static const Case orders[] = {
+    {"Out=D, MedianIndex=I = nanmedian(X=A) {axis=[1], keepdim=false}",
+     "A 3x4 =3,nan,1,2,nan,nan,5,1,4,3,2,1",
+     {{"D", V(2, 3, 2.5)}, {"I", V(3, 3, 3, 2, 2, 1)}}},
+    {"X@GRAD=D = nanmedian_grad(X=A, Out@GRAD=G) {axis=[1], keepdim=false}",
+     "A 2x3 =3,nan,1,2,7,5; G 2 =1,4",
+     {{"D", V(0.5, 0, 0.5, 0, 0, 4)}}},
     {"Out=Y = arg_min(X=A)", "A 3:uint8 =1,0,2", {{"Y", V(1)}}},
     {"Out=Y = arg_min(X=A)", "A 3:int64 =0,-9223372036854775808,-5", {{"Y", V(1)}}},
     {"Out=Y = reduce_min(X=A)", "A 3:uint8 =3,0,2", {{"Y", V(0)}}},

@@ -1,4 +1,4 @@
-/* Sums of lists, running sums, groups of channels, sorting and the largest elements.
+/* Sums of lists, running sums, groups of channels, sorting, the largest elements and medians.
  *
  * Sorting is ARGSORT along the last axis and a GATHER; its gradient is a SCATTER with the same
  * indices. A running sum is a window that ends at each element: the work is quadratic in the length
@@ -154,4 +154,45 @@ bool x_sorted_grad(Expand *x) {
   int axis;
   if (!sort_axis(x, n, &axis)) return false;
   return x_out(x, "X@GRAD", g_scatter(x->g, ops_zeros(x->g, n), i, gy, axis, false));
+}
+
+/* ---- medians ---- */
+
+/* NaN sorts behind all numbers: of c numbers the median lies between those at (c-1)/2 and c/2. */
+bool x_nanmedian(Expand *x);
+bool x_nanmedian(Expand *x) {
+  Graph *g = x->g;
+  Node *n = x_in(x, "X");
+  uint32_t axes;
+  int perm[KL_RANK], rank = 0, at = 0;
+  int64_t dims[KL_RANK + 1], flat[2] = {1, 1};
+  if (!ops_float(n, "X") || !ops_rank(n, "X", 0, KL_VAR_RANK - 1) ||
+      !ops_axes(x, "axis", n->rank, &axes))
+    return false;
+  if (!axes) axes = (1u << n->rank) - 1;
+  for (int d = 0; d < n->rank; d++) {
+    bool along = axes >> d & 1;
+    if (!along || op_bool(x->op, "keepdim")) dims[rank++] = along ? 1 : n->dims[d];
+    if (!along) perm[at++] = d;
+    flat[along] *= n->dims[d];
+  }
+  for (int d = 0; d < n->rank; d++)
+    if (axes >> d & 1) perm[at++] = d;
+  dims[rank] = 2; /* of MedianIndex */
+  if (!ops_known(n))
+    return x_out(x, "Out", ops_blank(g, n->dtype, rank, dims)) &&
+           x_out(x, "MedianIndex", ops_blank(g, DT_INT64, rank + 1, dims));
+  if (!flat[1]) return err_set(E_SHP_006, "a median of no elements");
+  Node *rows = g_reshape(g, g_permute(g, n, perm), 2, flat), *is[2], *v[2];
+  Node *order = g_argsort(g, rows, false), *sorted = order ? g_gather(g, rows, order, 1) : NULL;
+  Node *number = g_cast(g, g_map2(g, P_EQ, rows, rows), DT_INT64);
+  Node *count = g_reduce(g, P_RSUM, number, 2, true);
+  for (int i = 0; i < 2; i++) {
+    Node *k = g_map2c(g, P_DIV, i ? count : g_map2c(g, P_MAX, g_map2c(g, P_SUB, count, 1), 0), 2);
+    is[i] = k ? g_gather(g, order, k, 1) : NULL;
+    v[i] = k ? g_map2c(g, P_MUL, g_gather(g, sorted, k, 1), 0.5) : NULL;
+  }
+  Node *median = g_map2(g, P_ADD, v[0], v[1]), *index = is[1] ? g_concat(g, 2, is, 1) : NULL;
+  return median && index && x_out(x, "Out", g_reshape(g, median, rank, dims)) &&
+         x_out(x, "MedianIndex", g_reshape(g, index, rank + 1, dims));
 }
