@@ -74,6 +74,36 @@ static void test_shares(void **state) {
   arena_free(f.a);
 }
 
+/* A matrix that nobody has packed is packed by the tiles that read it, unless longer panels are worth more; where vectors go by
+ * halves, panels are twice as long. */
+static void test_packing(void **state) {
+  static const struct {
+    int64_t m, n, k, kind[2], panel[2];
+  } cases[] = {{784, 128, 1152, {PLAN_GEMM, PLAN_GEMM}, {0, 0}},
+               {1024, 1024, 256, {PLAN_CONV, PLAN_GEMM}, {0, 0}},
+               {128, 3072, 768, {PLAN_GEMM, PLAN_GEMM}, {32 << 10, 64 << 10}}};
+  static const char *const cpus[] = {"cpu:sapphirerapids", "cpu:znver4"};
+  (void)state;
+  for (size_t i = 0; i < 2 * (sizeof cases / sizeof *cases); i++) {
+    const int64_t m = cases[i / 2].m, n = cases[i / 2].n, k = cases[i / 2].k;
+    Feeds f = feeds_new();
+    Graph *g = graph_new(NULL, false);
+    Node *x = g_feed(g, "x", DT_FLOAT32, 2, (int64_t[]){m, k}),
+         *w = g_feed(g, "w", DT_FLOAT32, 2, (int64_t[]){k, n});
+    Kernel kernel = kernel_of(f.a, g_matmul(g, x, w, false, false), TUNE_RULE);
+    tiles_for(cpus[i % 2]);
+    const Plan *p = contract_plan(f.a, &kernel, false);
+    assert_int_equal(p->kind, cases[i / 2].kind[i % 2]);
+    if (cases[i / 2].panel[i % 2])
+      assert_int_equal(micro_scratch(p->micro), cases[i / 2].panel[i % 2]);
+    kernel.inputs.v[1].constant = true;
+    assert_int_equal(contract_plan(f.a, &kernel, false)->kind, PLAN_CONV);
+    tiles_for(NULL);
+    graph_free(g);
+    arena_free(f.a);
+  }
+}
+
 /* A convolution of one image that is too small for more tasks by its operations has two all the same, as LeNet's first. */
 static void test_halves(void **state) {
   static const int64_t sizes[] = {28, 20}, tasks[] = {2, 1}, one[] = {1, 1}, zero[] = {0, 0};
@@ -136,7 +166,8 @@ static void test_tuning(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_choices), cmocka_unit_test(test_shares),
-                                     cmocka_unit_test(test_halves), cmocka_unit_test(test_tuning)};
+                                     cmocka_unit_test(test_packing), cmocka_unit_test(test_halves),
+                                     cmocka_unit_test(test_tuning)};
   blas_setup();
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -147,15 +147,28 @@ static bool try_operand(Arena *arena, Plan *plan, int x) {
   return true;
 }
 
-/* A large matrix that is used for few rows: gemm.c packs a panel just before its tiles read it, or reads it where it is. */
+/* Does packing B by rows in a phase of its own, about half a cycle for each element, cost more than the longer panels save? Those of
+ * gemm.c move the results more often. */
+static bool packs_in_vain(const Plan *plan, const ConvPlan *p, int64_t rows) {
+  enum { MANY_ROWS = 4096 /* then it hardly counts */, C_BYTES = 1 << 20, NEAR = 1, FAR = 5 };
+  int64_t size = plan->facts.size, panel = p->part[0].k * p->tile.nv * p->tile.lanes * size;
+  int64_t moves = div_up(panel, tile_panel()) - div_up(panel, SINGLE_PANEL_BYTES);
+  int64_t vectors = rows * div_up(p->columns, p->tile.lanes);
+  return p->pack && p->b_o == 1 && rows < MANY_ROWS && !plan->chained &&
+         p->part[0].k * p->columns / 2 >
+             vectors * moves * (rows * p->columns * size > C_BYTES ? FAR : NEAR);
+}
+
+/* A matrix that nobody has packed before: gemm.c packs a panel while the first tile reads it, or reads it where it is, which is
+ * better where it is large and used for few rows. */
 static bool wastes(const Plan *plan, const ConvPlan *p) {
   enum { FEW_ROWS = 256, LARGE = 1 << 16, LARGE_IN_PLACE = 1 << 20, SMALL_FLOPS = 8000000 };
   const Part *q = &p->part[0];
-  bool product = p->n_parts == 1 && q->k == p->channels && !p->copy;
-  if (product && !plan->frame.constant[p->b] && p->b_o != 1 && plan->facts.flops < SMALL_FLOPS)
-    return true; /* a phase less */
-  return product && !plan->frame.constant[p->b] && q->w.n * q->h.n * p->images.total < FEW_ROWS &&
-         q->k * p->columns >= (p->pack ? LARGE : LARGE_IN_PLACE);
+  int64_t rows = q->w.n * q->h.n * p->images.total;
+  if (p->n_parts > 1 || q->k != p->channels || p->copy || plan->frame.constant[p->b]) return false;
+  if (p->b_o != 1 && plan->facts.flops < SMALL_FLOPS) return true; /* a phase less */
+  bool large = q->k * p->columns >= (p->pack ? LARGE : LARGE_IN_PLACE);
+  return (rows < FEW_ROWS && large) || packs_in_vain(plan, p, rows);
 }
 
 /* The tasks go over the images; the outermost loop of the result is the first of them. */

@@ -81,7 +81,9 @@ int conv_axis(const Facts *f, int x, int dim, int pos, int tap, PartAxis *to);
 /* Fills in all that depends on no tile, where operand x holds the positions; false: the contraction is not of the form. */
 bool conv_find(const Facts *f, int x, ConvPlan *p);
 /* Positions of A, from first to last, that n results of an axis read. */
-int64_t conv_reach(const PartAxis *axis, int64_t n);
+static inline int64_t conv_reach(const PartAxis *axis, int64_t n) {
+  return window_reach(n, axis->in_step, axis->taps, axis->tap_step);
+}
 
 /* conv_cut.c: tile, panels and tasks; returns the cycles of an image, about; 0: there is no tile. */
 double conv_cut(const Plan *plan, ConvPlan *p);

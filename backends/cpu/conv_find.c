@@ -203,10 +203,6 @@ static void strides_of(const Facts *f, const Found *r, ConvPlan *p) {
   p->c_h = lh->s[2];
 }
 
-int64_t conv_reach(const PartAxis *axis, int64_t n) {
-  return n && axis->taps ? axis->in_step * (n - 1) + axis->tap_step * (axis->taps - 1) + 1 : 0;
-}
-
 static void lay_out(ConvPlan *p, Part *q) {
   q->strip_w = conv_reach(&q->w, q->w.n);
   q->pixel = p->copy || !p->a_w ? p->channels : p->a_w; /* a_w 0: there is one position */

@@ -104,7 +104,7 @@ static void cut_strips(FilterPlan *p) {
   p->lines = equal_blocks(p->h.n, CHUNK / p->w.n);
   p->chunk = (p->lines.size + (p->lines.more > 0)) * p->w.n;
   p->pixel = p->fold ? p->w.stride : p->rows.size + (p->rows.more > 0);
-  p->strip_w = p->w.step * (p->w.n - 1) + p->w.tap_step * (p->w.taps - 1) + 1;
+  p->strip_w = filter_reach(&p->w, p->w.n);
 }
 
 /* Into how many sums the positions are divided: few enough that writing and adding them does not count, of which there is
@@ -234,7 +234,7 @@ bool filter_plan(Arena *arena, Plan *plan) {
   Work *w = &plan->work;
   int64_t columns =
       p.keep ? div_up(p.cols.size + (p.cols.more > 0), p.tile.lanes) * p.tile.lanes : 0;
-  int64_t a = p.lines.n   ? filter_reach(&p, p.chunk / p.w.n) * p.strip_w * p.pixel
+  int64_t a = p.lines.n   ? filter_reach(&p.h, p.chunk / p.w.n) * p.strip_w * p.pixel
               : p.a_plain ? 0
                           : (p.rows.size + 1 + FILTER_APART) * p.chunk;
   w->scratch = (fast ? winograd_filter_scratch(&p) : columns * p.chunk + a) * f->size;

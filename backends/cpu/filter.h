@@ -45,9 +45,9 @@ typedef struct FilterPlan {
 
 /* Elements between packed positions of A beside its channels: so that they do not fall into a few sets of the L1 cache. */
 enum { FILTER_APART = 16 };
-/* Rows of A that n rows of an image read at all taps. */
-static inline int64_t filter_reach(const FilterPlan *f, int64_t n) {
-  return f->h.step * (n - 1) + f->h.tap_step * (f->h.taps - 1) + 1;
+/* Positions of A that n of an axis read at all taps. */
+static inline int64_t filter_reach(const FilterAxis *axis, int64_t n) {
+  return window_reach(n, axis->step, axis->taps, axis->tap_step);
 }
 
 /* filter_run.c */

@@ -138,7 +138,7 @@ void filter_strip(const FilterSource *s, const FilterTask *t, int64_t p, int64_t
   const char *image = t->a + (list_at(&plan->facts, &f->images, r.image, f->a) +
                               most(f->w.at, 0) * f->w.stride + (f->fold ? 0 : t->i0)) *
                                  size;
-  for (int64_t y = y0; y < y0 + filter_reach(f, n); y++, to += w * bytes) {
+  for (int64_t y = y0; y < y0 + filter_reach(&f->h, n); y++, to += w * bytes) {
     if (y < 0 || y >= f->h.size) {
       memset(to, 0, (size_t)(w * bytes));
       continue;

@@ -11,16 +11,19 @@
 #include "tiles.h"
 #include "../llvm/micro.h"
 
-enum { L1_PANEL = 32 << 10, L2_PANEL = 128 << 10, DOT_BYTES = 4 << 10 };
+enum { L2_PANEL = 128 << 10, DOT_BYTES = 4 << 10 };
 
 struct MicroPlan {
   TileRow tile;
   bool swap;    /* C by columns: the transposed product */
   bool a_trans; /* by columns */
   bool b_pack;
-  int64_t panel_bytes; /* at most */
-  int64_t pitch;       /* of A's rows; 0: by columns */
-  int size;            /* bytes of an element */
+  int64_t pitch;      /* of A's rows; 0: by columns */
+  int size;           /* bytes of an element */
+  int64_t m[2], n[2]; /* of the products */
+  Blocks rows[2], cols[2];
+  int64_t panel_bytes, longest; /* of a panel at most: bytes, rows */
+  bool fetch_c;                 /* the results do not stay in the L2 cache */
   MicroSet set;
   bool keep; /* B by rows: the first tile of a panel packs it while it reads it in place */
   /* into the set; then of the first tiles, if they keep */
@@ -41,13 +44,25 @@ static bool packs(const MicroShape *s, const TileRow *t) {
 static int64_t panel_of(const MicroShape *s, const TileRow *t) {
   enum { L2_BYTES = 2 << 20 };
   int64_t a_bytes = s->m[0] * s->k * s->batch * dtype_info[t->dtype].size;
-  return packs(s, t) && !s->b.trans && !s->a.trans && a_bytes <= L2_BYTES ? L1_PANEL : L2_PANEL;
+  return packs(s, t) && !s->b.trans && !s->a.trans && a_bytes <= L2_BYTES ? tile_panel() : L2_PANEL;
 }
 
 /* The rows of a panel, at most. */
 static int64_t panel_rows(const TileRow *t, int64_t bytes) {
   enum { ROUND = 16 };
   return bytes / (t->nv * t->lanes * dtype_info[t->dtype].size) / ROUND * ROUND;
+}
+
+/* Cycles of a step of k, about. Of a panel that is longer than tile_panel's part in the L1 cache, B's vectors come from the L2
+ * cache, which shows where panels are made so; and more rows of A in one set of the L1 cache than it holds beside B always do. */
+static double step_cycles(const MicroShape *s, const TileRow *t, double mr, double nv) {
+  enum { PAGE = 4096, LINE = 64, WAYS = 6 };
+  int64_t size = dtype_info[t->dtype].size, pitch = s->a.ld * size, apart = PAGE;
+  while (apart > LINE && pitch % apart) apart /= 2;
+  double ways = s->a.trans ? 0 : mr * (double)apart / PAGE, halves = tile_halves();
+  bool l2 = s->k * t->nv * t->lanes * size > tile_panel() / (int64_t)halves;
+  double c = tile_cycles(mr, nv) * halves * (1 + (ways > WAYS ? 0.04 * (ways - WAYS) : 0));
+  return c + (l2 ? (halves - 1) * 0.375 * nv : 0);
 }
 
 /* Cycles of a whole product, about: measured are the cost of packing an element of a column, the sums at the end of a
@@ -61,18 +76,18 @@ static double cost(const MicroShape *s, const TileRow *t, bool pack) {
     double rows = (double)(r.size + more_r), vectors = (double)(v.size + more_v);
     double times =
         (double)(more_r ? r.more : r.n - r.more) * (double)(more_v ? v.more : v.n - v.more);
+    double step = step_cycles(s, t, rows, vectors);
     if (t->form == FORM_DOT)
-      c += times * (batch * (double)div_up(s->k, t->lanes) * tile_cycles(rows, vectors) * 1.15 +
-                    12 * rows + 15);
+      c += times * (batch * (double)div_up(s->k, t->lanes) * step * 1.15 + 12 * rows + 15);
     else
-      c += times * batch * k * tile_cycles(rows, vectors);
+      c += times * batch * k * step;
   }
   if (pack) c += 0.65 * batch * k * (double)s->n[0];
   if (t->form == FORM_ROWS && panel_of(s, t) < L2_PANEL) {
     double m = (double)s->m[0], per = (double)t->lanes, cs = batch * m * (double)s->n[0] / per;
     double far = s->m[0] * s->c.ld * dtype_info[t->dtype].size > C_BYTES ? 5 : 1;
     c += batch * m * k / per * (double)v.n;
-    c += far * cs * (double)div_up(s->k, panel_rows(t, L1_PANEL));
+    c += far * cs * (double)div_up(s->k, panel_rows(t, panel_of(s, t)));
   }
   return c;
 }
@@ -117,9 +132,10 @@ static void want(Arena *a, MicroPlan *g, int64_t rows, int64_t vectors, bool tai
   g->first[rows][vectors][tail] = (int8_t)micro_want(a, &g->set, &s);
 }
 
-/* The functions that a product of m x n needs. */
-static void want_all(Arena *a, MicroPlan *g, int64_t m, int64_t n) {
-  Blocks r = row_blocks(m, &g->tile), v = vector_blocks(n, &g->tile);
+/* The functions that products of m[i] x n[j] need. */
+static void want_all(Arena *a, MicroPlan *g, int i_m, int i_n) {
+  Blocks r = g->rows[i_m], v = g->cols[i_n];
+  int64_t n = g->n[i_n];
   bool tail = n % tile_unit(&g->tile) != 0;
   for (int i = 0; i < 2; i++) {
     if (i ? !r.more : r.more == r.n) continue;
@@ -140,6 +156,20 @@ static bool is_worth(DType t, const MicroShape *s) {
          s->n[0] >= LEAST_N;
 }
 
+static void cut(MicroPlan *g, const MicroShape *s) {
+  enum { FETCH_BYTES = 256 << 10 };
+  for (int i = 0; i < 2; i++) {
+    g->m[i] = s->m[i];
+    g->n[i] = s->n[i];
+    g->rows[i] = row_blocks(s->m[i], &g->tile);
+    g->cols[i] = vector_blocks(s->n[i], &g->tile);
+  }
+  g->panel_bytes = panel_of(s, &g->tile);
+  g->longest =
+      g->tile.form == FORM_DOT ? DOT_BYTES / g->size : panel_rows(&g->tile, g->panel_bytes);
+  g->fetch_c = s->m[0] * s->c.ld * g->size > FETCH_BYTES;
+}
+
 MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always,
                       const TileRow *only) {
   MicroShape q = *s;
@@ -157,10 +187,10 @@ MicroPlan *micro_plan(Arena *arena, DType t, const MicroShape *s, bool always,
   g.pitch = q.a.trans ? 0 : q.a.ld;
   g.b_pack = g.tile.form == FORM_ROWS && packs(&q, &g.tile);
   g.keep = g.b_pack && !q.b.trans;
-  g.panel_bytes = panel_of(&q, &g.tile);
+  cut(&g, &q);
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 2; j++)
-      if (q.m[i] > 0 && q.n[j] > 0) want_all(arena, &g, q.m[i], q.n[j]);
+      if (q.m[i] > 0 && q.n[j] > 0) want_all(arena, &g, i, j);
   return arena_dup(arena, &g, sizeof g);
 }
 
@@ -197,10 +227,11 @@ static void read_packed(const MicroPlan *g, const Panel *p, const void *scratch,
 }
 
 static void run_panel(const MicroPlan *g, const MicroProduct *q, const Panel *p, void *scratch) {
-  Blocks rows = row_blocks(q->m, &g->tile);
+  Blocks rows = g->rows[q->m != g->m[0]];
   int64_t width = p->vectors * tile_unit(&g->tile), size = g->size;
   const char *b = (const char *)q->b + p->first * q->b_step * size;
   MicroArgs x = {.k = p->k, .columns = p->n, .add = p->add, .batch = p->batch};
+  x.fetch_c = g->fetch_c;
   x.ldc = q->c_mat.ld * size;
   x.lda = q->a_mat.ld * size;
   x.a_step = q->a_step * size;
@@ -223,6 +254,7 @@ static void run_panel(const MicroPlan *g, const MicroProduct *q, const Panel *p,
     x.c = (char *)q->c + (m0 * q->c_mat.ld + p->n0) * size;
     x.next = g->b_pack && !q->b_mat.trans && p->batch == 1 ? next_rows(g, q, p, i, rows.n) : NULL;
     x.next_step = x.next ? q->b_mat.ld * size : 0;
+    if (!x.next) x.next = x.b; /* fetching what is no address is slow */
     g->set.fn[(i ? g->fn : g->first)[mr][p->vectors][tail]](&x);
     if (g->keep) read_packed(g, p, scratch, &x);
     m0 += mr;
@@ -234,7 +266,7 @@ static void run_block(const MicroPlan *g, const MicroProduct *q, Panel *p, void 
   int64_t cut = q->cut_n ? q->cut_n : q->n;
   for (int64_t n = 0; n < q->n; n += cut) {
     int64_t end = least(n + cut, q->n);
-    Blocks v = vector_blocks(end - n, &g->tile);
+    Blocks v = g->cols[end - n != g->n[0]];
     p->n0 = n;
     for (int64_t i = 0; i < v.n; i++, p->n0 += p->n) {
       p->vectors = block_size(&v, i);
@@ -256,8 +288,7 @@ void micro_run(const MicroPlan *g, const MicroProduct *product, void *scratch) {
     q.a_step = product->b_step;
     q.b_step = product->a_step;
   }
-  int64_t most_k = panel_rows(&g->tile, g->panel_bytes);
-  if (g->tile.form == FORM_DOT) most_k = DOT_BYTES / g->size;
+  int64_t most_k = g->longest;
   if (g->a_trans) most_k = least(most_k, most(g->panel_bytes / (q.a_mat.ld * g->size), 64));
   if (q.k > most_k) {
     int64_t cuts = div_up(q.k, most_k), k = div_up(div_up(q.k, cuts), 16) * 16;

@@ -15,7 +15,7 @@ void tiles_for(const char *target) {
 }
 
 static Isa isa_of(const char *cpu) {
-#define CPU(name, triple, isa)                                                                     \
+#define CPU(name, triple, isa, ...)                                                                \
   if (!strcmp(cpu, name)) return ISA_##isa;
 #include "../llvm/cpus.def"
   return ISA_NONE;
@@ -60,11 +60,16 @@ double tile_cycles(double mr, double nv) {
 }
 
 double tile_halves(void) {
-  bool halves = other && !strcmp(other, "znver4");
-#if defined(__x86_64__)
-  if (!other) halves = __builtin_cpu_is("amdfam19h");
-#endif
-  return halves && tile_isa() == ISA_AVX512 ? 2 : 1;
+  bool by_halves = false;
+#define CPU(name, triple, isa, halves, here)                                                       \
+  if (halves && (other ? !strcmp(other, name) : (here))) by_halves = true;
+#include "../llvm/cpus.def"
+  return by_halves && tile_isa() == ISA_AVX512 ? 2 : 1;
+}
+
+int64_t tile_panel(void) {
+  enum { PANEL = 32 << 10 };
+  return PANEL * (int64_t)tile_halves();
 }
 
 #define PACK(NAME, T)                                                                              \

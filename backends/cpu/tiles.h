@@ -44,6 +44,13 @@ Blocks row_blocks(int64_t m, const TileRow *t);
 double tile_cycles(double mr, double nv);
 /* Cycles of arithmetic on that processor, over those: 2 where vectors of 64 bytes go by halves. */
 double tile_halves(void);
+/* Bytes of a panel of B that is packed for the tiles that follow, to stay in the L1 cache; where arithmetic takes twice as long,
+ * half of it can come from the L2 cache meanwhile. */
+int64_t tile_panel(void);
+/* From the first to the last position that n results read, `step` apart, each at taps that are tap_step apart. */
+static inline int64_t window_reach(int64_t n, int64_t step, int64_t taps, int64_t tap_step) {
+  return n && taps ? step * (n - 1) + tap_step * (taps - 1) + 1 : 0;
+}
 /* B by columns, element (k, n) at b[n*ld + k], to rows: to[k*width + n]; elements of `size` bytes, 4 or 8. */
 void pack_columns(int size, void *to, int64_t width, const void *b, int64_t ld, int64_t k,
                   int64_t n);

@@ -119,7 +119,7 @@ static LLVMTargetMachineRef named_machine(const char *name) {
   static const struct {
     const char *name, *triple;
   } known[] = {
-#define CPU(name, triple, isa) {name, triple},
+#define CPU(name, triple, ...) {name, triple},
 #include "cpus.def"
   };
   enum { N = sizeof known / sizeof *known };

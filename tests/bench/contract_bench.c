@@ -1,7 +1,7 @@
 /* Speed of the CPU backend's contractions, without epilogues, beside the same plans with OpenBLAS:
  * contract_bench [THREADS [WORD]], those whose name holds WORD; with a third argument a line of JSON each. Rounds of ours,
  * OpenBLAS, oneDNN (sgemm alone, if it is there) and the peak loop (multiply-adds on registers alone) follow one another, so
- * that all see the same machine; printed are the medians of the rounds as parts of that peak, and ours over OpenBLAS.
+ * that all see the same machine, each after a run that does not count: the one before leaves other caches and its own threads; printed are the medians of the rounds as parts of that peak, and ours over OpenBLAS.
  * The shapes: sgemm, convolutions of ResNet, LeNet (20-50-500) and the MLP 784-256-128-10 with their gradients, and of MobileNet
  * those whose operands come from memory. */
 #include <stdio.h>
@@ -106,8 +106,14 @@ static void measure(const char *name, Node *n, bool constant, Pool *pool) {
   }
   int repeat = 1 + (int)(1e6 / (double)p->facts.flops * 50);
   for (int r = 0; r < ROUNDS && p->kind != PLAN_LOOPS; r++) {
-    for (int i = 0; i < 2; i++) side[i].t[r] = side_run(&side[i], bufs, pool, repeat);
-    if (onednn && product_size[0]) theirs[r] = onednn_time(bufs, repeat);
+    for (int i = 0; i < 2; i++) {
+      side_run(&side[i], bufs, pool, 1);
+      side[i].t[r] = side_run(&side[i], bufs, pool, repeat);
+    }
+    if (onednn && product_size[0]) {
+      onednn_time(bufs, 1);
+      theirs[r] = onednn_time(bufs, repeat);
+    }
     top[r] = peak_flops(pool, 1e-3) * 1e-9;
   }
   sort_rounds(top, ROUNDS);
