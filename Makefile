@@ -12,7 +12,7 @@ WARN    := -Wall -Wextra -Wpedantic -Werror
 CFLAGS  += -std=c17 -g $(OPT) $(WARN) -fPIC -fvisibility=hidden -ffp-contract=off -D_GNU_SOURCE \
            -DKILN_VERSION='"$(VERSION)"' -I$(B)/gen -I$(LLVM)/include -MMD -MP \
            $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
-LDLIBS  += -lprotobuf-c -lopenblas -lz -lm -lpthread -ldl
+LDLIBS  += -lprotobuf-c -lz -lm -lpthread -ldl
 comma   := ,
 
 # The module of code generation; the rest plans without LLVM.

@@ -24,10 +24,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FRESH = 3600, BUSY = 60, NAME = 16, PATH = 4096, PAGE = 4096 };
+enum { FRESH = 3600, BUSY = 60, NAME = 16, PATH = 4096 };
 static const char suffix[] = ".kc", large_suffix[] = ".kv";
 static const uint64_t magic = 0x316568636e6c696b, /* "kilnche1" */
-    large_magic = 0x316c61766e6c696b;             /* "kilnval1" */
+    large_magic = 0x326c61766e6c696b;             /* "kilnval2" */
 static const int64_t default_limit = (int64_t)256 << 20, max_entry = (int64_t)64 << 20;
 
 typedef struct Head {
@@ -176,17 +176,19 @@ bool cache_get(Arena *a, const void *key, size_t n_key, const uint8_t **value, s
 
 /* ---- large values ---- */
 
-/* In the file: Head, key, sums of the blocks; then, from the next page on, the value. */
+/* In the file: the value, which is written at once, so that the file system may put it in huge pages; then, from a multiple
+ * of 8 on, sums of the blocks, the key, and Head at the end. */
 typedef struct Large {
-  size_t table, value, end; /* where they start */
+  size_t table, key, head, end; /* where they start */
 } Large;
 
 static int64_t blocks_of(uint64_t n) { return (int64_t)((n + CACHE_BLOCK - 1) / CACHE_BLOCK); }
 
 static Large large_form(size_t n_key, size_t n_value) {
-  Large f = {.table = (sizeof(Head) + n_key + 7) / 8 * 8};
-  f.value = (f.table + 8 * (size_t)blocks_of(n_value) + PAGE - 1) / PAGE * PAGE;
-  f.end = f.value + n_value;
+  Large f = {.table = (n_value + 7) / 8 * 8};
+  f.key = f.table + 8 * (size_t)blocks_of(n_value);
+  f.head = f.key + n_key;
+  f.end = f.head + sizeof(Head);
   return f;
 }
 
@@ -196,16 +198,16 @@ static uint64_t large_sum(const Head *h, const void *key, const void *table) {
   return hash_bytes(sum, table, 8 * (size_t)blocks_of(h->n_value));
 }
 
-static bool is_large(const uint8_t *p, size_t n, const void *key, size_t n_key, CacheValue *v) {
+static bool is_large(uint8_t *p, size_t n, const void *key, size_t n_key, CacheValue *v) {
   Head h;
   if (n < sizeof h) return false;
-  memcpy(&h, p, sizeof h);
+  memcpy(&h, p + n - sizeof h, sizeof h);
   if (h.magic != large_magic || h.n_key != n_key || h.n_key > n || h.n_value > n) return false;
   Large f = large_form(h.n_key, h.n_value);
-  const uint8_t *k = p + sizeof h;
+  const uint8_t *k = p + f.key;
   if (f.end != n || memcmp(k, key, n_key) || h.sum != large_sum(&h, k, p + f.table)) return false;
   v->sum = (const uint64_t *)(const void *)(p + f.table);
-  v->value = v->map + f.value;
+  v->value = p;
   v->n = h.n_value;
   return true;
 }
@@ -428,11 +430,10 @@ bool cache_put(const void *key, size_t n_key, const void *value, size_t n) {
 
 static bool put_large(Arena *a, const void *key, size_t n_key, const void *value, size_t n,
                       const uint64_t *sum) {
-  static const uint8_t zeros[PAGE];
+  static const uint8_t zeros[8];
   char path[PATH], dir[PATH];
   Head h = {large_magic, n_key, n, 0};
   Large f = large_form(n_key, n);
-  size_t n_sums = 8 * (size_t)blocks_of(n);
   if (!entry_path(key, n_key, large_suffix, path) || !folder(dir)) return false;
   if ((!vfs_is_dir(dir) && !vfs_mkdirs(dir)) || !trusted(dir)) return false;
   unlink(path); /* its bytes are not needed twice; who has it mapped keeps it */
@@ -441,9 +442,9 @@ static bool put_large(Arena *a, const void *key, size_t n_key, const void *value
   VfsOut *o = vfs_out_open_loose(path);
   if (!o) return false;
   h.sum = large_sum(&h, key, sum);
-  bool ok = vfs_out_add(o, &h, sizeof h) && vfs_out_add(o, key, n_key) &&
-            vfs_out_add(o, zeros, f.table - sizeof h - n_key) && vfs_out_add(o, sum, n_sums) &&
-            vfs_out_add(o, zeros, f.value - f.table - n_sums) && vfs_out_add(o, value, n);
+  bool ok = vfs_out_add(o, value, n) && vfs_out_add(o, zeros, f.table - n) &&
+            vfs_out_add(o, sum, 8 * (size_t)blocks_of(n)) && vfs_out_add(o, key, n_key) &&
+            vfs_out_add(o, &h, sizeof h);
   if (!vfs_out_close(o, ok) || !ok) return false;
   keep_bound(a, dir, (int64_t)f.end);
   return true;

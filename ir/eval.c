@@ -6,16 +6,17 @@
 #include <string.h>
 
 void philox(const uint32_t ctr[4], const uint32_t key[2], uint32_t out[4]) {
-  uint32_t c[4] = {ctr[0], ctr[1], ctr[2], ctr[3]}, k[2] = {key[0], key[1]};
+  uint32_t c0 = ctr[0], c1 = ctr[1], c2 = ctr[2], c3 = ctr[3], k0 = key[0], k1 = key[1];
   for (int round = 0; round < 10; round++) {
-    uint64_t p0 = (uint64_t)0xD2511F53 * c[0], p1 = (uint64_t)0xCD9E8D57 * c[2];
-    uint32_t next[4] = {(uint32_t)(p1 >> 32) ^ c[1] ^ k[0], (uint32_t)p1,
-                        (uint32_t)(p0 >> 32) ^ c[3] ^ k[1], (uint32_t)p0};
-    memcpy(c, next, sizeof c);
-    k[0] += 0x9E3779B9;
-    k[1] += 0xBB67AE85;
+    uint64_t p0 = (uint64_t)0xD2511F53 * c0, p1 = (uint64_t)0xCD9E8D57 * c2;
+    c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
+    c1 = (uint32_t)p1;
+    c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
+    c3 = (uint32_t)p0;
+    k0 += 0x9E3779B9;
+    k1 += 0xBB67AE85;
   }
-  memcpy(out, c, sizeof c);
+  out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
 /* ---- affine addressing ---- */

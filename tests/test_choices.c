@@ -168,6 +168,5 @@ int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_choices), cmocka_unit_test(test_shares),
                                      cmocka_unit_test(test_packing), cmocka_unit_test(test_halves),
                                      cmocka_unit_test(test_tuning)};
-  blas_setup();
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

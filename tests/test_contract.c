@@ -325,6 +325,5 @@ int main(void) {
                                      cmocka_unit_test(test_images_last),
                                      cmocka_unit_test(test_channels_last),
                                      cmocka_unit_test(test_awkward)};
-  blas_setup();
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -167,7 +167,6 @@ static void is_found(void **state) {
 /* Its values are what the run computes with: one that is changed, checksums and all, is seen. */
 static void is_used(void **state) {
   (void)state;
-  enum { HEAD = 32 };
   char path[300];
   Arena *a = arena_new();
   Result want = without_cache(), r;
@@ -175,18 +174,18 @@ static void is_used(void **state) {
   size_t n = 0;
   uint64_t head[4];
   assert_true(run_file(params, 1, &r) && entry(path) && vfs_read(a, path, &p, &n));
-  memcpy(head, p, sizeof head);
-  size_t value = n - head[2], blocks = (head[2] + CACHE_BLOCK - 1) / CACHE_BLOCK;
-  size_t table = (HEAD + head[1] + 7) / 8 * 8;
-  for (size_t at = value; at < n; at += 512) p[at + 3] ^= 0x80; /* signs */
+  uint8_t *end = p + n - sizeof head;
+  memcpy(head, end, sizeof head);
+  size_t blocks = (head[2] + CACHE_BLOCK - 1) / CACHE_BLOCK, table = (head[2] + 7) / 8 * 8;
+  for (size_t at = 0; at < head[2]; at += 512) p[at + 3] ^= 0x80; /* signs */
   for (size_t b = 0; b < blocks; b++) {
     size_t left = head[2] - b * CACHE_BLOCK;
-    uint64_t sum = hash_block(p + value + b * CACHE_BLOCK, left < CACHE_BLOCK ? left : CACHE_BLOCK);
+    uint64_t sum = hash_block(p + b * CACHE_BLOCK, left < CACHE_BLOCK ? left : CACHE_BLOCK);
     memcpy(p + table + 8 * b, &sum, 8);
   }
-  head[3] = hash_bytes(hash_bytes(hash_bytes(head[0], head + 1, 16), p + HEAD, head[1]), p + table,
-                       8 * blocks);
-  memcpy(p, head, sizeof head);
+  head[3] = hash_bytes(hash_bytes(hash_bytes(head[0], head + 1, 16), end - head[1], head[1]),
+                       p + table, 8 * blocks);
+  memcpy(end, head, sizeof head);
   assert_true(vfs_write(path, p, n));
   assert_true(run_file(params, 1, &r));
   assert_false(same(&r, &want));

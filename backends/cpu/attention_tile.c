@@ -1,6 +1,7 @@
 /* What attention and its gradient share: tiles, the generated loop over rows of scores, packed operands and products.
  * In: shapes and pointers; out: plans, and matrices in the thread's scratch. */
 #include "attention.h"
+#include "../../ir/blas.h"
 
 enum { MOST_TILE = 128, LEAST_TILE = 16, TILE_BYTES = 512 << 10 };
 
@@ -87,6 +88,7 @@ Plan *attention_product(Arena *a, const Node *n, bool no_blas, int64_t at, Micro
   q->work.scratch = at;
   s->batch = 1;
   plan_products(a, q, s);
+  if (q->uses_blas) blas_setup();
   return q;
 }
 

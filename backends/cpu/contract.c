@@ -17,9 +17,9 @@
 #include "conv.h"
 #include "filter.h"
 #include "images.h"
+#include "../../ir/blas.h"
 #include "../llvm/llvm.h"
 #include <limits.h>
-#include <cblas.h>
 
 int64_t tasks_for(int64_t flops) {
   /* small work is divided finely, for two cores; large work so that each task runs at full speed */
@@ -128,9 +128,9 @@ static void gemv(DType t, int64_t m, int64_t k, const void *a, Mat ma, const voi
   int rows = (int)(ma.trans ? k : m), cols = (int)(ma.trans ? m : k), lda = (int)ma.ld;
   CBLAS_TRANSPOSE ta = ma.trans ? CblasTrans : CblasNoTrans;
   if (t == DT_FLOAT32)
-    cblas_sgemv(CblasRowMajor, ta, rows, cols, 1, a, lda, x, (int)incx, (float)beta, y, (int)incy);
+    blas.sgemv(CblasRowMajor, ta, rows, cols, 1, a, lda, x, (int)incx, (float)beta, y, (int)incy);
   else
-    cblas_dgemv(CblasRowMajor, ta, rows, cols, 1, a, lda, x, (int)incx, beta, y, (int)incy);
+    blas.dgemv(CblasRowMajor, ta, rows, cols, 1, a, lda, x, (int)incx, beta, y, (int)incy);
 }
 
 void gemm(DType t, int64_t m, int64_t n, int64_t k, const void *a, Mat ma, const void *b, Mat mb,
@@ -152,9 +152,9 @@ void gemm(DType t, int64_t m, int64_t n, int64_t k, const void *a, Mat ma, const
                   tb = mb.trans ? CblasTrans : CblasNoTrans;
   int im = (int)m, in = (int)n, ik = (int)k, lda = (int)ma.ld, ldb = (int)mb.ld, ldc = (int)mc.ld;
   if (t == DT_FLOAT32)
-    cblas_sgemm(CblasRowMajor, ta, tb, im, in, ik, 1, a, lda, b, ldb, (float)beta, c, ldc);
+    blas.sgemm(CblasRowMajor, ta, tb, im, in, ik, 1, a, lda, b, ldb, (float)beta, c, ldc);
   else
-    cblas_dgemm(CblasRowMajor, ta, tb, im, in, ik, 1, a, lda, b, ldb, beta, c, ldc);
+    blas.dgemm(CblasRowMajor, ta, tb, im, in, ik, 1, a, lda, b, ldb, beta, c, ldc);
 }
 
 /* ---- facts ---- */
@@ -301,6 +301,7 @@ void plan_products(Arena *a, Plan *p, MicroShape *s) {
     p->set = micro_set(p->micro);
     p->tile = micro_tile(p->micro);
   }
+  p->uses_blas = !p->micro && !p->no_blas;
   p->pack_at = p->work.scratch;
   p->work.scratch += micro_scratch(p->micro);
 }
@@ -377,6 +378,7 @@ static Plan *plan_of(Arena *a, const Kernel *k, Way way, const TileRow *only, bo
   p->kind = way_plan[way](a, p);
   if ((no_blas && !p->set) || (p->frame.computed >= 0 && p->kind != PLAN_FILTER))
     p->kind = PLAN_LOOPS;
+  if (p->kind != PLAN_LOOPS && p->uses_blas) blas_setup();
   return p;
 }
 

@@ -250,8 +250,8 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
   bool ok = true;
   m->arena = a;
   m->code = code_batch(a);
-  blas_setup();
   plan_all(a, n, k, o, part);
+  ok = !err_any(); /* a plan may lack OpenBLAS */
   for (int i = 0; ok && i < n; i++) {
     ok = library_code(a, k[i], &code[i]);
     want_code(m->code, k[i], &part[i]);

@@ -116,6 +116,7 @@ typedef struct Plan {
   const struct TileRow *only; /* the tile to use; NULL: the best */
   const struct TileRow *tile; /* of the microkernels; NULL: there are none */
   bool no_blas, chained;
+  bool uses_blas; /* no microkernels serve it */
   double conv_error; /* see Kernel */
   Facts facts;
   Frame frame;
@@ -260,6 +261,5 @@ int64_t call_workspace(const Kernel *k);
 
 /* ---- info.c ---- */
 void cpu_describe(Str *out);
-void blas_setup(void); /* one thread per call; once per process */
 
 #endif

@@ -185,6 +185,49 @@ static void gemm_tasks(const void *self, void *const *bufs, int64_t begin, int64
   }
 }
 
+/* ---- divided sums ---- */
+
+typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
+#define INLINE static inline __attribute__((always_inline))
+
+/* c += a[0..rows) times as many rows of B, which follow one another. */
+INLINE void add_rows(int rows, float *c, const float *a, const float *b, int64_t n) {
+  int64_t j = 0, step = sizeof(Vec) / sizeof *c;
+  for (; j + step <= n; j += step) {
+    Vec s = *(const Vec *)(c + j);
+    for (int i = 0; i < rows; i++) s += a[i] * *(const Vec *)(b + i * n + j);
+    *(Vec *)(c + j) = s;
+  }
+  for (; j < n; j++)
+    for (int i = 0; i < rows; i++) c[j] += a[i] * b[i * n + j];
+}
+
+INLINE void times_rows(float *c, const float *a, const float *b, int64_t k, int64_t n) {
+  enum { ROWS = 4 };
+  memset(c, 0, (size_t)n * sizeof *c);
+  for (; k >= ROWS; k -= ROWS, a += ROWS, b += ROWS * n) add_rows(ROWS, c, a, b, n);
+  for (; k; k--, a++, b += n) add_rows(1, c, a, b, n);
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static void times_rows_avx2(float *c, const float *a,
+                                                            const float *b, int64_t k, int64_t n) {
+  times_rows(c, a, b, k, n);
+}
+#endif
+
+static void row_product(const MicroProduct *q) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) {
+    times_rows_avx2(q->c, q->a, q->b, q->k, q->n);
+    return;
+  }
+#endif
+  times_rows(q->c, q->a, q->b, q->k, q->n);
+}
+
+static bool by_rows(const Plan *p) { return p->gemm->m == 1 && p->facts.dtype == DT_FLOAT32; }
+
 /* A row times a large matrix: each task streams through rows of B that follow one another. Or a few rows times one that the
  * program changes, and that the caches hold: the task's rows are those that its thread updated. */
 static void share_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
@@ -201,7 +244,10 @@ static void share_tasks(const void *self, void *const *bufs, int64_t begin, int6
     q.a_mat = g->ma;
     q.b_mat = g->mb;
     q.c_mat = g->mc;
-    multiply(p, &q, ctx->scratch);
+    if (by_rows(p))
+      row_product(&q);
+    else
+      multiply(p, &q, ctx->scratch);
   }
 }
 
@@ -230,7 +276,10 @@ static bool divide_sum(Arena *a, Plan *p, int shares) {
   p->work.n_tasks[0] = shares;
   p->work.n_phases = 1;
   add_shares(p, shares);
-  if (g->m > 1) plan_products(a, p, &s);
+  if (g->m > 1)
+    plan_products(a, p, &s);
+  else
+    p->uses_blas = !by_rows(p);
   return true;
 }
 

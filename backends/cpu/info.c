@@ -1,22 +1,9 @@
 /* What `kiln info` says about this machine: processor and libraries. */
 #include "cpu.h"
-#include <cblas.h>
-#include <pthread.h>
+#include "../../ir/blas.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
-
-/* Of OpenBLAS; its header declares them only in some versions. */
-extern char *openblas_get_config(void);
-extern char *openblas_get_corename(void);
-extern void openblas_set_num_threads(int n);
-
-static void set_threads(void) { openblas_set_num_threads(1); }
-
-void blas_setup(void) {
-  static pthread_once_t once = PTHREAD_ONCE_INIT;
-  pthread_once(&once, set_threads);
-}
 
 static void processor(char name[64]) {
   strcpy(name, "unknown");
@@ -36,5 +23,9 @@ void cpu_describe(Str *out) {
   char name[64];
   processor(name);
   str_fmt(out, "processor: %s\n", name);
-  str_fmt(out, "blas: %s (kernels: %s)\n", openblas_get_config(), openblas_get_corename());
+  if (blas_setup())
+    str_fmt(out, "blas: %s (kernels: %s)\n", blas.config(), blas.corename());
+  else
+    str_fmt(out, "blas: none (%s)\n", err_get()->summary);
+  err_clear();
 }

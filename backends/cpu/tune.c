@@ -7,6 +7,7 @@
  * that the comparison depends on (shape, operands that are constant, machine, version), and is found there again: the choice
  * does not depend on the number of threads, nor, once made, on the run. */
 #include "tiles.h"
+#include "../../ir/blas.h"
 #include "../code/code.h"
 #include <pthread.h>
 #include <stdatomic.h>
@@ -281,8 +282,7 @@ static bool measured(Arena *a, Kernel *k) {
     free_code(t);
     mem_rethrow();
   }
-  blas_setup();
-  bool ok = measure(t);
+  bool ok = blas_setup() && measure(t);
   if (ok) k->choice = t->c[fastest(t)].choice;
   mem_unguard(&guard);
   free_code(t);

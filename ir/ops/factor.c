@@ -1,22 +1,10 @@
 /* Factors of dense matrices: eigenvalues, singular values, QR, LU, least squares. In: matrices in the last two dimensions. Out: calls
  * of LAPACK in double precision, matrix by matrix (E. Anderson et al., "LAPACK Users' Guide", 1999). */
+#include "../blas.h"
 #include "ops.h"
 
 #include <math.h>
 #include <string.h>
-
-/* LAPACK, column-major; behind the arguments stand the lengths of the texts. */
-void dsyevd_(const char *jobz, const char *uplo, const int *n, double *a, const int *lda, double *w,
-             double *work, const int *lwork, int *iwork, const int *liwork, int *info, size_t,
-             size_t);
-void dgesdd_(const char *jobz, const int *m, const int *n, double *a, const int *lda, double *s,
-             double *u, const int *ldu, double *vt, const int *ldvt, double *work, const int *lwork,
-             int *iwork, int *info, size_t);
-void dgeqrf_(const int *m, const int *n, double *a, const int *lda, double *tau, double *work,
-             const int *lwork, int *info);
-void dorgqr_(const int *m, const int *n, const int *k, double *a, const int *lda, const double *tau,
-             double *work, const int *lwork, int *info);
-void dgetrf_(const int *m, const int *n, double *a, const int *lda, int *pivots, int *info);
 
 enum { MAX_OUT = 3, MAX_SIDE = 1 << 15 };
 
@@ -50,11 +38,11 @@ static bool eigen(Problem *p, const char *triangle) {
   int info, lwork = -1, liwork = -1, need;
   double best;
   if (!finite_all(p)) return false;
-  dsyevd_("V", triangle, &p->n, p->a, &p->n, p->out[0], &best, &lwork, &need, &liwork, &info, 1, 1);
+  blas.dsyevd("V", triangle, &p->n, p->a, &p->n, p->out[0], &best, &lwork, &need, &liwork, &info, 1, 1);
   lwork = (int)best, liwork = need;
   double *work = mem_alloc(sizeof *work * (size_t)lwork);
   int *iwork = mem_alloc(sizeof *iwork * (size_t)liwork);
-  dsyevd_("V", triangle, &p->n, p->a, &p->n, p->out[0], work, &lwork, iwork, &liwork, &info, 1, 1);
+  blas.dsyevd("V", triangle, &p->n, p->a, &p->n, p->out[0], work, &lwork, iwork, &liwork, &info, 1, 1);
   memcpy(p->out[1], p->a, sizeof *p->a * (size_t)p->n * (size_t)p->n);
   mem_free(work), mem_free(iwork);
   return converged(info);
@@ -68,10 +56,10 @@ static bool singular(Problem *p, const char *job, double *u, double *s, double *
   double best;
   if (!finite_all(p)) return false;
   int *iwork = mem_alloc(sizeof *iwork * 8 * (size_t)p->k);
-  dgesdd_(job, &p->m, &p->n, p->a, &p->m, s, u, &p->m, vt, &rows, &best, &lwork, iwork, &info, 1);
+  blas.dgesdd(job, &p->m, &p->n, p->a, &p->m, s, u, &p->m, vt, &rows, &best, &lwork, iwork, &info, 1);
   lwork = (int)best;
   double *work = mem_alloc(sizeof *work * (size_t)lwork);
-  dgesdd_(job, &p->m, &p->n, p->a, &p->m, s, u, &p->m, vt, &rows, work, &lwork, iwork, &info, 1);
+  blas.dgesdd(job, &p->m, &p->n, p->a, &p->m, s, u, &p->m, vt, &rows, work, &lwork, iwork, &info, 1);
   mem_free(work), mem_free(iwork);
   return converged(info);
 }
@@ -83,13 +71,13 @@ static bool orthogonal(Problem *p, int columns) {
   int info, lwork = 64 * at_least_1(p->m > p->n ? p->m : p->n);
   double *work = mem_alloc(sizeof *work * (size_t)(lwork + p->k)), *tau = work + lwork,
          *q = p->out[0];
-  dgeqrf_(&p->m, &p->n, p->a, &p->m, tau, work, &lwork, &info);
+  blas.dgeqrf(&p->m, &p->n, p->a, &p->m, tau, work, &lwork, &info);
   for (int64_t j = 0; j < p->n; j++)
     for (int64_t i = 0; i < columns; i++)
       p->out[1][j * columns + i] = i <= j ? p->a[j * p->m + i] : 0;
   memset(q, 0, sizeof *q * (size_t)p->m * (size_t)columns);
   memcpy(q, p->a, sizeof *q * (size_t)p->m * (size_t)p->k);
-  dorgqr_(&p->m, &columns, &p->k, q, &p->m, tau, work, &lwork, &info);
+  blas.dorgqr(&p->m, &columns, &p->k, q, &p->m, tau, work, &lwork, &info);
   mem_free(work);
   return converged(info);
 }
@@ -99,7 +87,7 @@ static bool orthogonal_all(Problem *p) { return orthogonal(p, p->m); }
 /* out: both triangles in one matrix, the row that each was swapped with (from 1), which pivot is 0 (0: none). */
 static bool triangles(Problem *p) {
   int info, *pivots = mem_alloc(sizeof *pivots * (size_t)p->k);
-  dgetrf_(&p->m, &p->n, p->a, &p->m, pivots, &info);
+  blas.dgetrf(&p->m, &p->n, p->a, &p->m, pivots, &info);
   memcpy(p->out[0], p->a, sizeof *p->a * (size_t)p->m * (size_t)p->n);
   for (int i = 0; i < p->k; i++) p->out[1][i] = pivots[i];
   p->out[2][0] = info;
@@ -131,7 +119,7 @@ static bool permutation(Problem *p) {
 static bool log_determinant(Problem *p) {
   int info, sign = 1, *pivots = mem_alloc(sizeof *pivots * (size_t)p->n);
   double sum = 0;
-  dgetrf_(&p->n, &p->n, p->a, &p->n, pivots, &info);
+  blas.dgetrf(&p->n, &p->n, p->a, &p->n, pivots, &info);
   for (int i = 0; i < p->n; i++) {
     double d = p->a[(int64_t)i * p->n + i];
     if ((pivots[i] != i + 1) != (d < 0)) sign = -sign;
@@ -165,6 +153,7 @@ static bool on_factors(const CustomOp *op, int n_in, const Tensor *in, int n_out
   (void)n_in;
   for (int d = 0; d < batch; d++) n *= in->dims[d];
   for (int k = 0; k < n_out; k++) room += each_of(&out[k], batch);
+  if (!blas_setup()) return false;
   double *v = mem_alloc(sizeof *v * (size_t)(room + 1));
   bool ok = rows <= MAX_SIDE && cols <= MAX_SIDE;
   if (!ok) err_set(E_SHP_002, "a matrix of %lld x %lld", (long long)rows, (long long)cols);

@@ -9,6 +9,7 @@
 #include <string.h>
 #include "../../backends/cpu/cpu.h"
 #include "../../backends/llvm/micro.h"
+#include "../../ir/blas.h"
 #include "../../tools/peak.h"
 #include "peers/onednn.h"
 #include "timing.h"
@@ -199,7 +200,7 @@ int main(int argc, char **argv) {
                                      {64, 64, 64},    {32, 480, 800},   {128, 3072, 768},
                                      {256, 256, 256}, {512, 512, 512}};
   unsetenv("OPENBLAS_CORETYPE");
-  blas_setup();
+  if (!blas_setup()) return 1;
   Pool *pool = pool_new(argc > 1 ? atoi(argv[1]) : 1);
   if (argc > 2) word = argv[2];
   json = argc > 3;
