@@ -376,6 +376,27 @@ KILN_CACHE=0 expect_error "a missing code generator" E-GEN-003 'no such file' "$
 touch notcode && KILN_CODEGEN=notcode KILN_CACHE=0 expect_error "a file that is none" E-GEN-003 'notcode' "${run[@]}"
 KILN_CODEGEN=libm.so.6 KILN_CACHE=0 expect_error "another library" E-GEN-003 'KILN_CODEGEN' "${run[@]}"
 unset KILN_CODEGEN
+mkdir broken && echo none >broken/libopenblas.so.0
+cat >singular.kl <<'END'
+program version 0
+block 0 parent -1 {
+  var r float32 [-1, 16]
+  var s float32 [-1]
+  var u float32 [-1, -1]
+  var v float32 [-1, -1]
+  var x float32 [-1, 16] feed stop_gradient
+
+  r = relu(X=x)
+  S=s, U=u, VH=v = svd(X=r)
+}
+END
+singular=("$kiln" run singular.kl --feed x=x.npy --fetch)
+expect "singular values" 0 "${singular[@]}" s
+export LD_LIBRARY_PATH=$tmp/broken
+expect "OpenBLAS is not opened where it is not needed" 0 "${singular[@]}" r
+expect_error "OpenBLAS is missing" E-GEN-004 'libopenblas' "${singular[@]}" s
+expect_text "info without OpenBLAS" 0 out '^blas: none' "$kiln" info
+unset LD_LIBRARY_PATH
 for f in code/*; do echo damaged >"$f"; done
 expect "damaged entries" 0 "${run[@]}" --fetch scores=again.npy
 same "give the same" again.npy first.npy
