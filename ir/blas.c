@@ -13,7 +13,8 @@
 Blas blas;
 static char why[512]; /* it cannot be used */
 
-#define ROW(symbol, field) {symbol, offsetof(Blas, field)}
+#define ROW(symbol, field)                                                                         \
+  { symbol, offsetof(Blas, field) }
 static const struct {
   const char *symbol;
   size_t at;

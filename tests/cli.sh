@@ -360,22 +360,7 @@ else
   echo "skipped: disk full (cannot mount a tmpfs)"
 fi
 
-# ---- compiled code ----
-run=("$kiln" run "$data/net_test.kl" --params run/params.pdiparams "${feeds[@]}")
-export KILN_CACHE_DIR=$tmp/code
-expect "run with an empty cache" 0 "${run[@]}" --fetch scores=first.npy
-expect_text "cache" 0 out "^folder   $tmp/code$" "$kiln" cache
-n=$(ls code | wc -l)
-grep -q "^entries  $n$" out && [ "$n" -gt 0 ] && pass "cache counts" || bad "cache counts" "$n files"
-expect "cache --json" 0 "$kiln" cache --json && valid_json "cache JSON" out
-export KILN_CODEGEN=/nowhere/module.so
-expect "what is cached needs no code generator" 0 "${run[@]}" --fetch scores=again.npy
-same "and is the same" again.npy first.npy
-expect_text "info without a code generator" 0 out '^llvm: none' "$kiln" info
-KILN_CACHE=0 expect_error "a missing code generator" E-GEN-003 'no such file' "${run[@]}"
-touch notcode && KILN_CODEGEN=notcode KILN_CACHE=0 expect_error "a file that is none" E-GEN-003 'notcode' "${run[@]}"
-KILN_CODEGEN=libm.so.6 KILN_CACHE=0 expect_error "another library" E-GEN-003 'KILN_CODEGEN' "${run[@]}"
-unset KILN_CODEGEN
+# ---- OpenBLAS ----
 mkdir broken && echo none >broken/libopenblas.so.0
 cat >singular.kl <<'END'
 program version 0
@@ -397,6 +382,23 @@ expect "OpenBLAS is not opened where it is not needed" 0 "${singular[@]}" r
 expect_error "OpenBLAS is missing" E-GEN-004 'libopenblas' "${singular[@]}" s
 expect_text "info without OpenBLAS" 0 out '^blas: none' "$kiln" info
 unset LD_LIBRARY_PATH
+
+# ---- compiled code ----
+run=("$kiln" run "$data/net_test.kl" --params run/params.pdiparams "${feeds[@]}")
+export KILN_CACHE_DIR=$tmp/code
+expect "run with an empty cache" 0 "${run[@]}" --fetch scores=first.npy
+expect_text "cache" 0 out "^folder   $tmp/code$" "$kiln" cache
+n=$(ls code | wc -l)
+grep -q "^entries  $n$" out && [ "$n" -gt 0 ] && pass "cache counts" || bad "cache counts" "$n files"
+expect "cache --json" 0 "$kiln" cache --json && valid_json "cache JSON" out
+export KILN_CODEGEN=/nowhere/module.so
+expect "what is cached needs no code generator" 0 "${run[@]}" --fetch scores=again.npy
+same "and is the same" again.npy first.npy
+expect_text "info without a code generator" 0 out '^llvm: none' "$kiln" info
+KILN_CACHE=0 expect_error "a missing code generator" E-GEN-003 'no such file' "${run[@]}"
+touch notcode && KILN_CODEGEN=notcode KILN_CACHE=0 expect_error "a file that is none" E-GEN-003 'notcode' "${run[@]}"
+KILN_CODEGEN=libm.so.6 KILN_CACHE=0 expect_error "another library" E-GEN-003 'KILN_CODEGEN' "${run[@]}"
+unset KILN_CODEGEN
 for f in code/*; do echo damaged >"$f"; done
 expect "damaged entries" 0 "${run[@]}" --fetch scores=again.npy
 same "give the same" again.npy first.npy

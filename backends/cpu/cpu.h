@@ -116,7 +116,7 @@ typedef struct Plan {
   const struct TileRow *only; /* the tile to use; NULL: the best */
   const struct TileRow *tile; /* of the microkernels; NULL: there are none */
   bool no_blas, chained;
-  bool uses_blas; /* no microkernels serve it */
+  bool uses_blas;    /* no microkernels serve it */
   double conv_error; /* see Kernel */
   Facts facts;
   Frame frame;

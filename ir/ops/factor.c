@@ -38,11 +38,13 @@ static bool eigen(Problem *p, const char *triangle) {
   int info, lwork = -1, liwork = -1, need;
   double best;
   if (!finite_all(p)) return false;
-  blas.dsyevd("V", triangle, &p->n, p->a, &p->n, p->out[0], &best, &lwork, &need, &liwork, &info, 1, 1);
+  blas.dsyevd("V", triangle, &p->n, p->a, &p->n, p->out[0], &best, &lwork, &need, &liwork, &info, 1,
+              1);
   lwork = (int)best, liwork = need;
   double *work = mem_alloc(sizeof *work * (size_t)lwork);
   int *iwork = mem_alloc(sizeof *iwork * (size_t)liwork);
-  blas.dsyevd("V", triangle, &p->n, p->a, &p->n, p->out[0], work, &lwork, iwork, &liwork, &info, 1, 1);
+  blas.dsyevd("V", triangle, &p->n, p->a, &p->n, p->out[0], work, &lwork, iwork, &liwork, &info, 1,
+              1);
   memcpy(p->out[1], p->a, sizeof *p->a * (size_t)p->n * (size_t)p->n);
   mem_free(work), mem_free(iwork);
   return converged(info);
@@ -56,10 +58,12 @@ static bool singular(Problem *p, const char *job, double *u, double *s, double *
   double best;
   if (!finite_all(p)) return false;
   int *iwork = mem_alloc(sizeof *iwork * 8 * (size_t)p->k);
-  blas.dgesdd(job, &p->m, &p->n, p->a, &p->m, s, u, &p->m, vt, &rows, &best, &lwork, iwork, &info, 1);
+  blas.dgesdd(job, &p->m, &p->n, p->a, &p->m, s, u, &p->m, vt, &rows, &best, &lwork, iwork, &info,
+              1);
   lwork = (int)best;
   double *work = mem_alloc(sizeof *work * (size_t)lwork);
-  blas.dgesdd(job, &p->m, &p->n, p->a, &p->m, s, u, &p->m, vt, &rows, work, &lwork, iwork, &info, 1);
+  blas.dgesdd(job, &p->m, &p->n, p->a, &p->m, s, u, &p->m, vt, &rows, work, &lwork, iwork, &info,
+              1);
   mem_free(work), mem_free(iwork);
   return converged(info);
 }
