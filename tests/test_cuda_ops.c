@@ -136,6 +136,18 @@ static const struct {
     {"conv2d", "Input=3x17x12x9 Filter=17x1x5x5 paddings=[2,2] groups=17", NULL, DT_FLOAT32, 0},
     {"conv2d", "Input=4x5x18x20 Filter=10x1x3x3 paddings=[2,2] dilations=[2,2] groups=5", NULL,
      DT_FLOAT32, 0},
+    /* several groups in a block: whole pixels, parts of them, sectors that blocks share, classes of results, split sums */
+    {"conv2d", "Input=2x12x14x14 Filter=12x3x3x3 paddings=[1,1] groups=4", NULL, DT_FLOAT32, 0},
+    {"conv2d", "Input=1x112x9x8 Filter=112x14x3x3 paddings=[1,1] groups=8", NULL, DT_FLOAT32, 0},
+    {"conv2d", "Input=1x100x9x8 Filter=100x10x3x3 paddings=[1,1] groups=10", NULL, DT_FLOAT32, 0},
+    {"conv2d", "Input=3x30x11x9 Filter=30x5x3x2 paddings=[1,0] strides=[2,1] groups=6", NULL,
+     DT_FLOAT32, 0},
+    {"conv2d", "Input=1x80x10x9 Filter=80x10x3x3 paddings=[2,2] dilations=[2,2] groups=8", NULL,
+     DT_FLOAT32, 0},
+    {"conv2d", "Input=2x24x9x11 Filter=24x6x3x3 paddings=[1,1] groups=4", "tf32", DT_FLOAT32, 2e-3},
+    {"conv2d_transpose", "Input=2x20x9x11 Filter=20x5x4x4 strides=[2,2] paddings=[1,1] groups=4",
+     NULL, DT_FLOAT32, 0},
+    {"conv3d", "Input=1x12x5x7x6 Filter=20x3x3x3x3 paddings=[1,1,1] groups=4", NULL, DT_FLOAT32, 0},
     /* maps: vectors, broadcasts, transposes */
     {"elementwise_add", "X=64x1024 Y=1024", NULL, DT_FLOAT32, 0},
     {"elementwise_mul", "X=40x1000 Y=40x1000", NULL, DT_FLOAT32, 0},

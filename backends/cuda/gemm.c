@@ -197,8 +197,7 @@ static CudaMath math_of(DType t, const CudaTarget *target) {
   return t == DT_FLOAT16 ? CUDA_TF32 : target->math;
 }
 
-/* Most parts of a sum over `steps` whose results have `bytes`. */
-static int64_t most_splits(int64_t blocks, int64_t steps, int64_t bytes) {
+int64_t cuda_most_splits(int64_t blocks, int64_t steps, int64_t bytes) {
   enum { LEAST_STEPS = 8, MOST_SPLITS = 64, MOST_BYTES = 256 << 20 };
   int64_t n = blocks < PROCESSORS ? 2 * PROCESSORS / blocks : 1;
   if (n > steps / LEAST_STEPS) n = steps / LEAST_STEPS;
@@ -252,7 +251,7 @@ static void choose_tile(CudaGemm *p, DType t, int64_t bytes, const CudaTarget *t
     if (r->type != type || r->math != CUDA_F32 || !fits(p, r)) continue;
     int64_t blocks = div_up(p->side[0].axes.total, r->bm) * div_up(p->side[1].axes.total, r->bn);
     blocks *= p->batch.total;
-    for (int64_t n = most_splits(blocks, p->steps, bytes); n > 0; n--) {
+    for (int64_t n = cuda_most_splits(blocks, p->steps, bytes); n > 0; n--) {
       double cost = cycles(p, r, blocks, n, bytes);
       if (shape && cost >= best) continue;
       best = cost;
@@ -295,7 +294,8 @@ int cuda_side_pitch(const CudaGemm *p, int side) {
                    by_mn[] = {[CUDA_F32] = 4, [CUDA_TF32] = 8, [CUDA_BF16] = 4};
   const CudaSide *s = &p->side[side];
   int pad = (s->k_major ? by_k : by_mn)[p->tile->math];
-  if (!s->k_major && s->tile < CUDA_NARROW) pad = 0; /* copies are of several rows */
+  if (!s->k_major && (s->tile < CUDA_NARROW || p->groups > 1))
+    pad = 0; /* copies are of several rows */
   return (s->k_major ? CUDA_STEP : s->tile) + (p->tile->type == DT_FLOAT64 ? pad / 2 : pad);
 }
 
@@ -319,7 +319,7 @@ int64_t cuda_gemm_part(const CudaGemm *p) { return div_up(node_numel(p->core), 8
 
 int64_t cuda_gemm_shared(const CudaGemm *p) {
   int64_t in = cuda_lines_at(p, 1) + cuda_lines_size(p, 1),
-          out = p->out_pitch * p->tile->bm / p->tile->parts;
+          out = p->out_pitch * p->rows / p->tile->parts;
   return (in > out ? in : out) * dtype_info[p->tile->type].size;
 }
 
@@ -338,21 +338,23 @@ static bool reads_neighbours(Gen *g, int loop) {
 static void plan_results(CudaGemm *p) {
   const Node *c = p->core;
   int64_t dense = 1, stride = 1;
-  int64_t other = p->side[1].axes.total - p->tile->bn; /* columns of another tile */
-  bool near = other < CUDA_SECTOR / dtype_info[p->tile->type].size - 1;
+  int64_t other = p->columns.total - p->width; /* columns of another tile */
+  bool near = other < (p->groups > 1 ? 1 : CUDA_SECTOR / dtype_info[p->tile->type].size - 1);
   bool flat = near && p->side[0].run != 8, every = p->tile->type == DT_FLOAT32;
   int shares = p->tile->bm / p->tile->warps_m / 8 / p->tile->parts; /* rows of a thread */
   flat &= p->side[0].k_major || p->tile->math != CUDA_F32 || shares % 4 == 0;
   for (int l = 0; l < c->rank; l++) every &= p->step[l] == 1;
-  for (int s = 1; s >= 0; s--)
-    for (int a = p->side[s].axes.n - 1; a >= 0; a--)
-      for (int l = p->side[s].axes.axis[a].last; l >= p->side[s].axes.axis[a].first; l--) {
+  for (int s = 1; s >= 0; s--) {
+    const CudaAxes *axes = s ? &p->columns : &p->side[s].axes;
+    for (int a = axes->n - 1; a >= 0; a--)
+      for (int l = axes->axis[a].last; l >= axes->axis[a].first; l--) {
         stride = 1;
         for (int d = l + 1; d < c->rank; d++) stride *= c->dims[d];
         flat &= c->ext[l] == 1 || stride == dense;
         dense *= c->ext[l];
       }
-  if (flat && every && p->side[1].axes.total % 8) p->vec = 1;
+  }
+  if (p->groups > 1 || (flat && every && p->columns.total % 8)) p->vec = 1;
   p->flat = p->vec == 1 && every && flat;
   p->turn = p->vec == 1 && every && !flat;
 }
@@ -405,6 +407,7 @@ static void pad_stages(CudaGemm *p) {
 
 CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   CudaGemm *p = arena_new_of(g->a, CudaGemm);
+  p->groups = 1;
   const Node *c = p->core = cuda_class_core(g, class, p);
   bool whole = c == g->k->core;
   c = p->core = cuda_forward_core(g, c);
@@ -423,14 +426,19 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   order_sums(c, &p->k);
   plan_tail(p, t);
   /* classes leave their sums whole */
-  choose_tile(p, c->dtype, whole ? node_numel(c) * dtype_info[c->dtype].size : INT64_MAX, t);
-  for (int s = 0; s < 2; s++) plan_side(g, p, s, t);
-  plan_panels(p, t);
-  cuda_lines_plan(p);
-  choose_threads(p);
+  int64_t bytes = whole ? node_numel(c) * dtype_info[c->dtype].size : INT64_MAX;
+  if (!cuda_groups_plan(g, p, t, bytes)) {
+    choose_tile(p, c->dtype, bytes, t);
+    for (int s = 0; s < 2; s++) plan_side(g, p, s, t);
+    plan_panels(p, t);
+    cuda_lines_plan(p);
+    choose_threads(p);
+    p->columns = p->side[1].axes;
+    p->rows = p->tile->bm;
+    p->width = p->tile->bn;
+  }
   plan_stages(g, p, t);
-  const CudaAxes *n = &p->side[1].axes;
-  const Axis *col = &n->axis[n->n - 1];
+  const Axis *col = &p->columns.axis[p->columns.n - 1];
   p->even = p->padded % CUDA_STEP == 0;
   p->vec = col->last != last || p->step[last] != 1 || col->ext % 4 ? 1
            : p->tile->type == DT_FLOAT64                           ? 2

@@ -36,6 +36,8 @@ typedef struct CudaPanel {
   int64_t
       row; /* of chunks: rows of an area start at multiples of so many elements and do not overlap; or 0 */
   int64_t length, pitch; /* of an area; between areas */
+  /* with groups: contiguous elements of one, of those of a block, of all, which is a pixel in memory; between pixels of an area */
+  int64_t unit, wide, all, pixel;
 } CudaPanel;
 enum { CUDA_PANEL_AHEAD = 2 /* steps that panels are ahead of the tiles made of them */ };
 
@@ -52,7 +54,7 @@ typedef struct CudaLines {
 typedef struct CudaSide {
   int x; /* operand of the contraction */
   CudaAxes axes;
-  int tile;       /* rows or columns of a block */
+  int tile;       /* rows or columns of a block; of groups, one after the other */
   int64_t blocks; /* along them */
   bool k_major;   /* rows of summed elements; otherwise the summed index is the row */
   int vec;        /* neighbouring elements read at once: of 16 bytes, or 1 */
@@ -73,7 +75,11 @@ typedef struct CudaGemm {
   const CudaTiling *tile;
   CudaSide side[2]; /* M, N */
   CudaAxes batch, k;
-  int tail; /* the last summed axes that are one run in memory, or the last one alone, */
+  int groups,
+      group; /* neighbouring indices of that loop in a block, a warp each, see groups.c; 1: none */
+  CudaAxes columns; /* of the results: side 1's, within the groups */
+  int rows, width;  /* results of a block */
+  int tail;         /* the last summed axes that are one run in memory, or the last one alone, */
   int64_t inner, padded; /* their extent, and that which is summed so that chunks end with them */
   bool even;             /* steps never cross the end of `padded` */
   int64_t steps;         /* of the whole sum */
@@ -102,6 +108,13 @@ int64_t cuda_lines_at(const CudaGemm *p, int side); /* its table, behind the pan
 int64_t cuda_gemm_part(const CudaGemm *p);          /* elements between parts of a split sum */
 int64_t cuda_gemm_shared(const CudaGemm *p);        /* bytes */
 
+/* Parts of a sum over `steps` at most, whose results have `bytes`. */
+int64_t cuda_most_splits(int64_t blocks, int64_t steps, int64_t bytes);
+
+/* groups.c */
+/* The plan of a product whose blocks have several groups, as of a convolution; false: it is none. */
+bool cuda_groups_plan(Gen *g, CudaGemm *p, const CudaTarget *t, int64_t bytes);
+
 /* classes.c */
 /* Into how many products the results divide. */
 int cuda_gemm_classes(const Node *c);
@@ -127,6 +140,10 @@ int64_t cuda_side_fixed(const Node *c, int x);   /* the element at which all loo
 bool cuda_panel_whole(const CudaGemm *p, int s); /* all of the sum is in it from the start */
 /* Gives the side a panel of at most so many elements; false: it stays as it is. */
 bool cuda_panel_plan(CudaGemm *p, int s, int64_t most);
+/* The same for groups, whose sizes and orientation are known. */
+bool cuda_panel_groups(CudaGemm *p, int s, int64_t most);
+int cuda_panel_lanes(const CudaGemm *p, int s); /* neighbours along it that a warp reads, at most */
+int64_t cuda_side_held(const CudaGemm *p, int s); /* rows or columns of a group in a block */
 
 /* lines.c */
 /* Which sides without a panel are read line by line. */

@@ -170,6 +170,12 @@ static bool find_lanes(const CudaGemm *p, const CudaMoves *along, int tile, Cuda
   return to->lanes >= FEWEST || to->lanes == tile;
 }
 
+static void place_areas(CudaPanel *to) {
+  to->pitch = to->length + (to->sign * to->reach - to->length) % 32;
+  if (to->pitch < to->length) to->pitch += 32;
+  to->size = to->runs * to->pieces * to->pitch * to->slots;
+}
+
 static bool plan_panel(CudaGemm *p, int s, bool k_major, bool chunks, int64_t most) {
   CudaSide *side = &p->side[s];
   const Node *c = p->core;
@@ -197,9 +203,7 @@ static bool plan_panel(CudaGemm *p, int s, bool k_major, bool chunks, int64_t mo
   }
   if (!divide(across, k_major ? tile : CUDA_STEP, &panel)) return false;
   if (across->n && across->by[across->n - 1] - needed >= gap) return false;
-  panel.pitch = panel.length + (panel.sign * panel.reach - panel.length) % 32;
-  if (panel.pitch < panel.length) panel.pitch += 32;
-  panel.size = panel.runs * panel.pieces * panel.pitch * panel.slots;
+  place_areas(&panel);
   if (chunks) {
     panel.row = row_of(across, &panel);
     place_chunks(&panel);
@@ -208,6 +212,63 @@ static bool plan_panel(CudaGemm *p, int s, bool k_major, bool chunks, int64_t mo
   if (!find_lanes(p, along, k_major ? CUDA_STEP : side->tile, &panel)) return false;
   side->panel = panel;
   side->k_major = k_major;
+  return true;
+}
+
+int cuda_panel_lanes(const CudaGemm *p, int s) {
+  enum { LANES = 32 };
+  return p->side[s].k_major ? CUDA_STEP : p->side[s].tile < LANES ? p->side[s].tile : LANES;
+}
+
+int64_t cuda_side_held(const CudaGemm *p, int s) {
+  return p->groups == 1 ? p->side[s].tile : s ? p->side[s].axes.total : p->rows;
+}
+
+/* Areas hold pixels side by side. */
+static void scale(CudaMoves *m, const CudaPanel *panel) {
+  for (int i = 0; i < m->n; i++)
+    if (m->by[i] % panel->all == 0) m->by[i] = m->by[i] / panel->all * panel->pixel;
+}
+
+/* Parts of `per` that n neighbours from a multiple of n on lie in, at most; there are `total`. */
+static int64_t touched(int64_t total, int64_t n, int64_t per) {
+  int64_t most = 1;
+  for (int64_t at = 0; at < total && at / n < per; at += n) {
+    int64_t last = at + n < total ? at + n - 1 : total - 1, parts = last / per - at / per + 1;
+    if (parts > most) most = parts;
+  }
+  return most;
+}
+
+bool cuda_panel_groups(CudaGemm *p, int s, int64_t most) {
+  CudaSide *side = &p->side[s];
+  CudaPanel panel = side->panel;
+  bool k_major = side->k_major;
+  CudaMoves own = cuda_side_moves(p->core, side->x, &side->axes),
+            sum = cuda_side_moves(p->core, side->x, &p->k);
+  scale(&own, &panel);
+  scale(&sum, &panel);
+  const CudaMoves *along = k_major ? &sum : &own, *across = k_major ? &own : &sum;
+  int64_t held = cuda_side_held(p, s), positions = k_major ? held : CUDA_STEP;
+  int i = along->n;
+  panel.sign = panel.runs = panel.span = 1;
+  panel.slots = k_major ? 1 : STREAM;
+  while (panel.span < panel.unit) panel.span *= along->ext[--i];
+  for (panel.reach = panel.pixel; i > 0 && along->by[i - 1] == panel.reach; i--) {
+    panel.span *= along->ext[i - 1];
+    panel.reach *= along->ext[i - 1];
+  }
+  while (i-- > 0) panel.runs *= along->ext[i];
+  if (k_major)
+    panel.chunk = panel.runs * panel.span;
+  else
+    panel.runs = touched(side->axes.total, held, panel.span);
+  if (!divide(across, positions, &panel)) return false;
+  panel.pieces = touched(k_major ? side->axes.total : p->k.total, positions, panel.per);
+  if (across->n && across->by[across->n - 1] - panel.reach >= GAP / 4) return false;
+  place_areas(&panel);
+  if (panel.size > most) return false;
+  side->panel = panel;
   return true;
 }
 

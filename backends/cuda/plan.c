@@ -368,7 +368,7 @@ static bool plan_behind_library(Planning *p) {
   CudaTiling *tile = arena_new_of(p->a, CudaTiling);
   if (p->k->choice & CUDA_WHOLE) return true;
   tile->type = p->k->core->dtype;
-  *sums = (CudaGemm){.core = p->k->core, .tile = tile, .splits = 1};
+  *sums = (CudaGemm){.core = p->k->core, .tile = tile, .splits = 1, .groups = 1};
   p->plan->workspace = 1;
   plan_points(p, LOOP_EPILOGUE, sums);
   return true;

@@ -35,6 +35,23 @@ Aff gemm_keep(Gen *g, const Aff *at, int64_t n, int vec, Val *ok) {
   return aff_var(gen_var(g, v, lo / vec, n / vec - 1), vec);
 }
 
+void gemm_place_side(Gemm *m, int s, const Aff *own, int vec, Index *ix, Val *ok) {
+  Gen *g = m->g;
+  const CudaGemm *p = m->p;
+  const CudaSide *side = &p->side[s];
+  Aff at = *own, group, base = aff_mul(m->block[s], cuda_side_held(p, s));
+  gemm_place(g, &p->batch, m->batch, ix);
+  if (p->groups > 1) {
+    aff_divmod(g, own, side->tile / p->groups, &group, &at);
+    Aff first = aff_mul(m->block[1], p->groups);
+    group = aff_add(g, &first, &group);
+    ix->d[p->group] = group;
+  }
+  if (p->groups == 1 || s == 0) at = aff_add(g, &base, &at);
+  at = gemm_keep(g, &at, side->axes.total, vec, ok);
+  gemm_place(g, &side->axes, at, ix);
+}
+
 void gemm_place_sums(Gemm *m, const Aff *t, const Aff *kk, int vec, Index *ix, Val *ok) {
   Gen *g = m->g;
   const CudaGemm *p = m->p;
@@ -121,11 +138,8 @@ static Aff element_at(Gemm *m, int s, const Aff *own, const Aff *k) {
   const Node *in = c->in[side->x];
   Index ix = {.rank = c->n_loops}, to;
   Val ok = NULL;
-  Aff base = aff_mul(m->block[s], side->tile), at = aff_add(g, &base, own), kk = *k;
-  at = gemm_keep(g, &at, side->axes.total, 1, &ok);
-  kk = gemm_keep(g, &kk, m->p->k.total, 1, &ok);
-  gemm_place(g, &side->axes, at, &ix);
-  gemm_place(g, &m->p->batch, m->batch, &ix);
+  Aff kk = gemm_keep(g, k, m->p->k.total, 1, &ok);
+  gemm_place_side(m, s, own, 1, &ix, &ok);
   gemm_place(g, &m->p->k, kk, &ix);
   if (!index_map(g, &ix, c->ext, c->map[side->x], in->rank, in->dims, &to, &ok)) return aff_k(0);
   return index_linear(g, &to, in->dims, 0, in->rank);
@@ -201,14 +215,9 @@ static Val tile_at(Gemm *m, int s, Val n, const Chunk *c) {
 
 /* The loops at a chunk of step t. */
 static Index loops_at(Gemm *m, int s, const Chunk *chunk, const Aff *t, Val *ok) {
-  Gen *g = m->g;
   const CudaSide *side = &m->p->side[s];
-  Aff base = aff_mul(m->block[s], side->tile);
   Index ix = {.rank = m->p->core->n_loops};
-  Aff at = aff_add(g, &base, &chunk->own);
-  at = gemm_keep(g, &at, side->axes.total, side->k_major ? 1 : side->vec, ok);
-  gemm_place(g, &side->axes, at, &ix);
-  gemm_place(g, &m->p->batch, m->batch, &ix);
+  gemm_place_side(m, s, &chunk->own, side->k_major ? 1 : side->vec, &ix, ok);
   gemm_place_sums(m, t, &chunk->k, side->k_major ? side->vec : 1, &ix, ok);
   return ix;
 }

@@ -45,6 +45,8 @@ LLVMTypeRef gemm_type(const Gemm *m);
 Val gemm_shared(Gemm *m, Val at); /* the address of an element of shared memory */
 
 /* cuda_gemm.c */
+/* Those of a side at `own` of its tile, the first of vec; the batch's, and the group's. */
+void gemm_place_side(Gemm *m, int s, const Aff *own, int vec, Index *ix, Val *ok);
 /* The loops of a class at the merged index `at`. */
 void gemm_place(Gen *g, const CudaAxes *axes, Aff at, Index *ix);
 /* The summed loops at element kk of step t, the first of vec; *ok (NULL: always): it is not behind the end. */

@@ -54,14 +54,19 @@ static Aff merged(Gemm *m, const CudaAxes *axes, const Index *ix) {
   return at;
 }
 
-/* Elements of the operand that the loops from..n-1 at their row-major index `at` move it by. */
-static Val moved(Gemm *m, int s, const Loops *l, int from, Aff at) {
+typedef enum Space { MEMORY, AREA /* of a panel: pixels lie side by side */ } Space;
+
+/* Elements that the loops from..n-1 at their row-major index `at` move the operand by. */
+static Val moved(Gemm *m, int s, const Loops *l, int from, Aff at, Space in) {
   Gen *g = m->g;
+  const CudaPanel *panel = &m->p->side[s].panel;
   Val sum = gen_i64(g, 0);
   for (int i = l->n - 1; i >= from; i--) {
     Aff here = at;
+    int64_t by = cuda_side_move(m->p->core, m->p->side[s].x, l->at[i]);
+    if (in == AREA && panel->unit && by % panel->all == 0) by = by / panel->all * panel->pixel;
     if (i > from) aff_divmod(g, &at, m->p->core->ext[l->at[i]], &at, &here);
-    here = aff_mul(here, cuda_side_move(m->p->core, m->p->side[s].x, l->at[i]));
+    here = aff_mul(here, by);
     sum = add(g, sum, aff_value(g, &here));
   }
   return sum;
@@ -72,11 +77,17 @@ static Val in_run(Gemm *m, int s, Aff in) {
   const CudaPanel *panel = &m->p->side[s].panel;
   if (panel->gap) {
     Loops runs = loops_of(m, along(m, s));
-    return moved(m, s, &runs, panel->inner, in);
+    return moved(m, s, &runs, panel->inner, in, MEMORY);
   }
   in = aff_mul(in, panel->sign);
   if (panel->sign < 0) in.k += panel->span - 1;
   return aff_value(m->g, &in);
+}
+
+/* The first row or column of the block, in groups. */
+static Aff first_own(Gemm *m, int s) {
+  bool whole = m->p->groups > 1 && s == 1;
+  return whole ? aff_k(0) : aff_mul(m->block[s], cuda_side_held(m->p, s));
 }
 
 /* What the panel of a step holds: positions low..high across, the first piece, the first run. */
@@ -89,9 +100,9 @@ static Extent extent_of(Gemm *m, int s, const Step *t, const Aff *chunk) {
   Gen *g = m->g;
   const CudaSide *side = &m->p->side[s];
   Extent e = {.run = aff_mul(*chunk, side->panel.runs)};
-  Aff own = aff_mul(m->block[s], side->tile), rest;
+  Aff own = first_own(m, s), rest;
   if (side->k_major) {
-    Aff last = aff_k(side->tile - 1);
+    Aff last = aff_k(cuda_side_held(m->p, s) - 1);
     last = aff_add(g, &own, &last);
     e.low = own;
     int64_t lo, hi;
@@ -105,7 +116,7 @@ static Extent extent_of(Gemm *m, int s, const Step *t, const Aff *chunk) {
       gemm_place_sums(m, &t->t, &kk, 1, &ix, &ok);
       *(i ? &e.high : &e.low) = merged(m, &m->p->k, &ix);
     }
-    aff_divmod(g, &own, side->panel.span, &e.run, &rest);
+    aff_divmod(g, &own, side->panel.span, &e.run, &rest); /* groups have the same runs */
   }
   aff_divmod(g, &e.low, side->panel.per, &e.piece, &e.start);
   return e;
@@ -123,7 +134,7 @@ static Val panel_base(Gemm *m, int s, Val n) {
   return LLVMBuildNSWAdd(g->b, slot, at, "");
 }
 
-/* The operand's element where a run of a piece starts. */
+/* The operand's element where a run of a piece starts, of the first group. */
 static Val area_start(Gemm *m, int s, Aff run, Aff piece) {
   Gen *g = m->g;
   const Node *c = m->p->core;
@@ -135,9 +146,11 @@ static Val area_start(Gemm *m, int s, Aff run, Aff piece) {
         batch = loops_of(m, &m->p->batch);
   Index ix = {.rank = c->n_loops};
   gemm_place(g, &m->p->batch, m->batch, &ix);
-  Val at = add(g, gen_i64(g, fixed), moved(m, s, &runs, 0, aff_mul(run, side->panel.span)));
-  at = add(g, at, moved(m, s, &pieces, 0, aff_mul(piece, side->panel.per)));
-  return add(g, at, moved(m, s, &batch, 0, merged(m, &m->p->batch, &ix)));
+  Val at = add(g, gen_i64(g, fixed), moved(m, s, &runs, 0, aff_mul(run, side->panel.span), MEMORY));
+  at = add(g, at, moved(m, s, &pieces, 0, aff_mul(piece, side->panel.per), MEMORY));
+  Aff group = aff_mul(m->block[1], side->panel.wide);
+  at = add(g, at, aff_value(g, &group));
+  return add(g, at, moved(m, s, &batch, 0, merged(m, &m->p->batch, &ix), MEMORY));
 }
 
 /* Of a run's element `i` of its area: is it of the block's part of the sum? */
@@ -159,13 +172,57 @@ static Val in_part(Gemm *m, const CudaPanel *panel, Val run, Val i, Val use) {
   return gen_and(g, use, less(g, i, hi));
 }
 
+/* Are pixels copied one by one? */
+static bool by_pixels(const CudaPanel *panel) {
+  return panel->unit && (panel->wide < panel->all || panel->pixel > panel->wide);
+}
+
+/* Do pixels begin anywhere in a sector? */
+static bool begin_anywhere(const CudaSide *side) {
+  return side->panel.wide % side->per || side->panel.all % side->per;
+}
+
+/* Lanes for a pixel, whole requests. */
+static int64_t pixel_lanes(const CudaSide *side) {
+  return (side->panel.wide + (begin_anywhere(side) ? side->per - 1 : 0) + 31) / 32 * 32;
+}
+
+static int64_t area_lanes(const CudaSide *side) {
+  const CudaPanel *panel = &side->panel;
+  if (!by_pixels(panel)) return (panel->length + side->per - 1 + 31) / 32 * 32;
+  return (panel->length + panel->pixel - 1) / panel->pixel * pixel_lanes(side);
+}
+
+/* What a lane copies: element i of an area that starts at `start` in memory. */
+static Val lane_element(Gemm *m, int s, const Aff *lane, Val start, Val *i, Val *use) {
+  Gen *g = m->g;
+  const CudaSide *side = &m->p->side[s];
+  const CudaPanel *panel = &side->panel;
+  if (!by_pixels(panel)) {
+    *i = sub(g, aff_value(g, lane), gen_and(g, start, gen_i64(g, side->per - 1)));
+    return add(g, start, *i);
+  }
+  Aff pixel, in, to, from;
+  aff_divmod(g, lane, pixel_lanes(side), &pixel, &in);
+  to = aff_mul(pixel, panel->pixel);
+  from = aff_mul(pixel, panel->all);
+  start = add(g, start, aff_value(g, &from));
+  Val place = aff_value(g, &in);
+  if (begin_anywhere(side)) {
+    place = sub(g, place, gen_and(g, start, gen_i64(g, side->per - 1)));
+    *use = gen_and(g, *use, less(g, gen_i64(g, -1), place));
+  }
+  *use = gen_and(g, *use, less(g, place, gen_i64(g, panel->wide)));
+  *i = add(g, aff_value(g, &to), place);
+  return add(g, start, place);
+}
+
 static void copy_panel(Gemm *m, int s, const Step *t, Aff chunk) {
   Gen *g = m->g;
   const CudaSide *side = &m->p->side[s];
   const CudaPanel *panel = &side->panel;
   Node *in = m->p->core->in[side->x];
-  int64_t width = (panel->length + side->per - 1 + 31) / 32 * 32,
-          all = panel->runs * panel->pieces * width;
+  int64_t width = area_lanes(side), all = panel->runs * panel->pieces * width;
   int64_t rounds = (all + m->p->threads - 1) / m->p->threads;
   Loops runs = loops_of(m, along(m, s)), places = loops_of(m, across(m, s));
   int64_t n_runs = runs.total / panel->span, n_pieces = places.total / panel->per;
@@ -187,33 +244,36 @@ static void copy_panel(Gemm *m, int s, const Step *t, Aff chunk) {
   Val from = gen_select(g, equal(g, here, aff_value(g, &e.piece)), aff_value(g, &e.start), zero);
   Val to = gen_select(g, equal(g, here, aff_value(g, &q)), aff_value(g, &last),
                       gen_i64(g, panel->per - 1));
-  Val low = moved(m, s, &places, panel->outer, variable(g, from, 0, panel->per));
-  Val high = moved(m, s, &places, panel->outer, variable(g, to, 0, panel->per));
+  Aff lowest = variable(g, from, 0, panel->per), highest = variable(g, to, 0, panel->per);
+  Val low = moved(m, s, &places, panel->outer, lowest, AREA);
+  Val high = moved(m, s, &places, panel->outer, highest, AREA);
   use = gen_and(g, use, less(g, aff_value(g, &run), gen_i64(g, n_runs)));
   run = variable(g, aff_value(g, &run), 0, n_runs);
   piece = variable(g, here, 0, n_pieces);
-  Val start = add(g, area_start(m, s, run, piece), low);
+  Val start =
+          add(g, area_start(m, s, run, piece), moved(m, s, &places, panel->outer, lowest, MEMORY)),
+      i;
   if (panel->sign < 0) start = sub(g, start, gen_i64(g, panel->span - 1));
-  Val i = sub(g, aff_value(g, &j), gen_and(g, start, gen_i64(g, side->per - 1)));
+  Val element = lane_element(m, s, &j, start, &i, &use);
   /* what of the run is the tile's */
   Val first = zero, end = gen_i64(g, panel->reach - panel->gap);
   if (!side->k_major) {
-    Aff own = aff_mul(m->block[s], side->tile), before = aff_mul(run, panel->span);
+    Aff own = first_own(m, s), before = aff_mul(run, panel->span);
     Val lo = sub(g, aff_value(g, &own), aff_value(g, &before));
-    Val hi = add(g, lo, gen_i64(g, side->tile));
-    gen_at(g, gen_depth(g, lo));
-    first = in_run(m, s, variable(g, gen_max(g, lo, first), 0, panel->span));
-    hi = sub(g, hi, gen_i64(g, 1));
-    gen_at(g, gen_depth(g, hi));
-    end = in_run(m, s, variable(g, gen_max(g, hi, zero), 0, panel->span));
-    end = add(g, end, gen_i64(g, 1));
-    hi = add(g, hi, gen_i64(g, 1));
+    Val hi = add(g, lo, gen_i64(g, cuda_side_held(m->p, s)));
     use = gen_and(g, use, less(g, zero, hi));
+    if (!panel->unit) {
+      gen_at(g, gen_depth(g, lo));
+      first = in_run(m, s, variable(g, gen_max(g, lo, first), 0, panel->span));
+      Val most = sub(g, hi, gen_i64(g, 1));
+      gen_at(g, gen_depth(g, most));
+      end = in_run(m, s, variable(g, gen_max(g, most, zero), 0, panel->span));
+      end = add(g, end, gen_i64(g, 1));
+    }
   }
   end = add(g, end, sub(g, high, low));
   use = gen_and(g, use, less(g, sub(g, first, gen_i64(g, 1)), i));
   use = gen_and(g, use, less(g, i, end));
-  Val element = add(g, start, i);
   use = gen_and(g, use, less(g, gen_i64(g, -1), element));
   use = gen_and(g, use, less(g, element, gen_i64(g, node_numel(in))));
   if (t) use = gen_and(g, use, t->inside);
@@ -251,6 +311,19 @@ void gemm_panel_copy(Gemm *m, int s, const Step *t, bool first) {
   loop_close(g, &inside, LOOP_PLAIN);
 }
 
+/* Where element `in` of a run, of the loops' group, lies in it. */
+static Val in_pixels(Gemm *m, const CudaPanel *panel, Aff in, const Index *loops) {
+  Gen *g = m->g;
+  Aff pixel, rest, first = aff_mul(m->block[1], -m->p->groups);
+  Aff group = aff_add(g, &loops->d[m->p->group], &first);
+  aff_divmod(g, &in, panel->unit, &pixel, &rest);
+  pixel = aff_mul(pixel, panel->pixel);
+  group = aff_mul(group, panel->unit);
+  rest = aff_add(g, &rest, &pixel);
+  rest = aff_add(g, &rest, &group);
+  return aff_value(g, &rest);
+}
+
 Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok) {
   Gen *g = m->g;
   const CudaPanel *panel = &m->p->side[s].panel;
@@ -262,7 +335,7 @@ Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok) {
   Extent e = extent_of(m, s, t, &chunk);
   aff_divmod(g, &place_at, panel->per, &piece, &place);
   Val first_piece = sub(g, aff_value(g, &piece), aff_value(g, &e.piece));
-  Val start = moved(m, s, &places, panel->outer, e.start);
+  Val start = moved(m, s, &places, panel->outer, e.start, AREA);
   if (places.total > panel->per)
     start = gen_select(g, equal(g, first_piece, gen_i64(g, 0)), start, gen_i64(g, 0));
   gen_at(g, gen_depth(g, first_piece));
@@ -270,13 +343,17 @@ Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok) {
   area = add(g, area, sub(g, aff_value(g, &run), aff_value(g, &e.run)));
   gen_at(g, gen_depth(g, area));
   area = LLVMBuildNSWMul(g->b, area, gen_i64(g, panel->pitch), "");
-  Val at = add(g, moved(m, s, &places, panel->outer, place), in_run(m, s, in));
+  Val inside = panel->unit ? in_pixels(m, panel, in, loops) : in_run(m, s, in);
+  Val at = add(g, moved(m, s, &places, panel->outer, place, AREA), inside);
   at = add(g, sub(g, at, start), area);
   at = add(g, at, panel_base(m, s, panel->chunk ? aff_value(g, &chunk) : t->n));
   gen_at(g, g->depth);
   Val from = gemm_shared(m, at);
+  int tile = m->p->side[s].k_major ? CUDA_STEP : m->p->side[s].tile;
+  bool split = 32 % tile && tile % 32; /* warps begin anywhere in a row of the tile */
+  int phases = split ? 32 / tile + 2 : 32 / panel->lanes;
   Aff phase;
-  aff_divmod(g, &m->tid, panel->lanes, &phase, &rest);
-  aff_divmod(g, &phase, 32 / panel->lanes, &rest, &phase);
-  return gemm_load(m, from, &phase, 32 / panel->lanes, ok);
+  aff_divmod(g, &m->tid, split ? tile : panel->lanes, &phase, &rest);
+  aff_divmod(g, &phase, phases, &rest, &phase);
+  return gemm_load(m, from, &phase, phases, ok);
 }

@@ -33,7 +33,8 @@ void gemm_start(Gemm *m) {
   Work w = {.g = g};
   Aff warp, lane, q[2], r[2];
   aff_divmod(g, &m->tid, 32, &warp, &lane);
-  aff_divmod(g, &warp, m->p->tile->warps_n, &q[0], &q[1]);
+  q[0] = q[1] = warp; /* of its group in both */
+  if (m->p->groups == 1) aff_divmod(g, &warp, m->p->tile->warps_n, &q[0], &q[1]);
   aff_divmod(g, &lane, is_mma(m) ? 4 : 8, &r[1], &r[0]); /* fma: 8 rows of 4; mma: t, g */
   for (int s = 0; s < 2; s++) {
     m->warp[s] = aff_value(g, &q[s]);
@@ -137,13 +138,15 @@ static void fma_products(Gemm *m, Val stage, int part) {
   }
 }
 
-/* Row 8 i + j of a warp's share of the part holds the i-th row of the threads of place j: stores have no bank conflicts. */
+/* Row 8 i + j of a warp's share of the part holds the i-th row of the threads of place j: stores have no bank conflicts. Warps of
+ * groups are side by side. */
 static void fma_spill(Gemm *m, int part) {
   Gen *g = m->g;
   int rows = per_thread(m, 0) / m->p->tile->parts, cols = per_thread(m, 1);
   int n = m->p->side[1].k_major ? 1 : group(m, 1);
   for (int i = 0; i < rows; i++) {
-    Val row = add(g, times(g, m->warp[0], 8 * rows), add(g, m->lane[0], gen_i64(g, 8 * i)));
+    Val row = add(g, m->lane[0], gen_i64(g, 8 * i));
+    if (m->p->groups == 1) row = add(g, times(g, m->warp[0], 8 * rows), row);
     for (int c = 0; c < cols; c += n) {
       Val at = add(g, times(g, row, m->p->out_pitch), fma_row(m, 1, c));
       store_sums(m, at, n, &m->sum[(part * rows + i) * cols + c]);

@@ -11,7 +11,7 @@ static void store_results(Gemm *m, Index *ix, const Val *sum) {
   const CudaGemm *p = m->p;
   Kernel *k = g->k;
   int n_out = k->outputs.n, n_vec = p->vec;
-  const Axis *last = &p->side[1].axes.axis[p->side[1].axes.n - 1];
+  const Axis *last = &p->columns.axis[p->columns.n - 1];
   Val *v = arena_array(g->a, Val, n_out * n_vec);
   Index *at = arena_array(g->a, Index, n_vec);
   g->pack = p->pack ? n_vec : 0;
@@ -43,7 +43,7 @@ static Index result_at(Gemm *m, Aff mm, Aff n) {
   Index ix = {.rank = g->k->core->rank};
   gemm_place(g, &p->batch, m->batch, &ix);
   gemm_place(g, &p->side[0].axes, mm, &ix);
-  gemm_place(g, &p->side[1].axes, n, &ix);
+  gemm_place(g, &p->columns, n, &ix);
   for (int l = 0; l < ix.rank; l++) {
     Aff first = aff_k(p->at[l]);
     if (p->step[l] == 1) continue;
@@ -76,7 +76,8 @@ static Aff in_sector(Gemm *m, Aff mm, Aff n) {
 
 /* Results in shared memory and where they belong. */
 typedef struct Place {
-  Aff row, col; /* of the part */
+  Aff row, col; /* of the part; */
+  Aff order;    /* rows are stored in */
   Aff in_tile;  /* row of the tile */
   Val ok;       /* NULL: always */
   int phases;   /* rows that neighbouring lanes may be in, */
@@ -87,9 +88,9 @@ typedef struct Place {
 static Place flat_place(Gemm *m, int part, Aff at) {
   Gen *g = m->g;
   const CudaGemm *p = m->p;
-  int64_t n = p->side[1].axes.total, rows = p->tile->bm / p->tile->parts, lo, hi;
+  int64_t n = p->columns.total, rows = p->rows / p->tile->parts, lo, hi;
   Place r = {.phases = (int)(30 / n) + 2};
-  Aff skip = in_sector(m, aff_mul(m->block[0], p->tile->bm), aff_k(0)), rest, order;
+  Aff skip = in_sector(m, aff_mul(m->block[0], p->rows), aff_k(0)), rest, order;
   skip = aff_mul(skip, -1);
   at = aff_add(g, &at, &skip);
   aff_range(g, &at, &lo, &hi);
@@ -106,14 +107,43 @@ static Place flat_place(Gemm *m, int part, Aff at) {
         gen_and(g, r.ok, gen_compare(g, LLVMIntSLT, aff_value(g, &r.col), gen_i64(g, p->tile->bn)));
   gemm_ordered(m, part, &order, &r.row, &r.in_tile);
   aff_divmod(g, &order, r.phases, &rest, &r.phase);
+  r.order = order;
   return r;
+}
+
+/* The column of the sums of the results' one, in which groups are apart. Lanes of groups that share banks are served one
+ * after the other. */
+static Aff group_column(Gemm *m, Place *r) {
+  enum { BANKS = 32 };
+  Gen *g = m->g;
+  const CudaGemm *p = m->p;
+  int each = p->tile->bn / p->groups, of = BANKS / each, parts = (p->groups + of - 1) / of,
+      rows = 30 / p->width + 2;
+  Aff group, in, rest, part, row;
+  aff_divmod(g, &r->col, p->side[1].axes.total, &group, &in);
+  aff_divmod(g, &group, of, &part, &rest);
+  aff_divmod(g, &r->order, rows, &rest, &row);
+  row = aff_mul(row, parts);
+  r->phase = aff_add(g, &row, &part);
+  r->phases = rows * parts;
+  group = aff_mul(group, each);
+  return aff_add(g, &group, &in);
+}
+
+/* Threads for a row of results; of groups whole sectors, since rows of them follow each other in a request. */
+static int row_threads(const Gemm *m) {
+  const CudaGemm *p = m->p;
+  int per = in_a_sector(m);
+  return p->groups > 1 ? (p->width + per - 1) / per * per : p->width / p->vec;
 }
 
 static Place row_place(Gemm *m, int part, Aff at) {
   Gen *g = m->g;
   const CudaGemm *p = m->p;
-  int width = p->tile->bn / p->vec;
+  int width = row_threads(m);
   Place r = {.phases = 1};
+  Val any = NULL;
+  at = gemm_keep(g, &at, p->rows / p->tile->parts * width, 1, &r.ok);
   if (p->vec > 1 && width < 8) { /* eight threads are of eight rows: different banks */
     Aff eight;
     aff_divmod(g, &at, 8, &at, &eight);
@@ -123,47 +153,49 @@ static Place row_place(Gemm *m, int part, Aff at) {
   } else
     aff_divmod(g, &at, width, &r.row, &r.col);
   r.col = aff_mul(r.col, p->vec);
+  r.col = gemm_keep(g, &r.col, p->width, p->vec, &r.ok);
   r.in_tile = gemm_spilled(m, part, &r.row);
-  if (p->vec == 1 && width < 32) { /* half a warp after the other */
+  if (p->vec == 1 && width < 32 && p->groups == 1) { /* half a warp after the other */
     Aff rest;
     aff_divmod(g, &r.row, 16 / width, &r.phase, &rest);
     aff_divmod(g, &r.phase, 2, &rest, &r.phase);
     r.phases = 2;
   }
+  r.order = r.row;
   if (!p->turn) return r;
-  Aff mm = aff_mul(m->block[0], p->tile->bm), rest;
+  Aff mm = aff_mul(m->block[0], p->rows), rest;
   mm = aff_add(g, &mm, &r.in_tile);
-  mm = gemm_keep(g, &mm, p->side[0].axes.total, 1, &r.ok);
-  Aff skip = in_sector(m, mm, aff_mul(m->block[1], p->tile->bn));
+  mm = gemm_keep(g, &mm, p->side[0].axes.total, 1, &any);
+  Aff skip = in_sector(m, mm, aff_mul(m->block[1], p->width));
   skip = aff_mul(skip, -1);
   skip.k += in_a_sector(m);
-  r.ok = NULL;
   r.col = aff_add(g, &r.col, &skip);
-  aff_divmod(g, &r.col, p->tile->bn, &rest, &r.col);
+  aff_divmod(g, &r.col, p->width, &rest, &r.col);
   return r;
 }
 
 void gemm_results(Gemm *m, int part) {
   Gen *g = m->g;
   const CudaGemm *p = m->p;
-  int64_t all = (int64_t)p->tile->bm / p->tile->parts * p->tile->bn / p->vec;
-  if (p->flat) all = p->tile->bm / p->tile->parts * p->side[1].axes.total + in_a_sector(m) - 1;
+  int64_t all = (int64_t)p->rows / p->tile->parts * row_threads(m);
+  if (p->flat) all = p->rows / p->tile->parts * p->columns.total + in_a_sector(m) - 1;
   int64_t rounds = (all + p->threads - 1) / p->threads;
   int var;
   Loop loop = loop_open(g, gen_i64(g, 0), gen_i64(g, rounds), gen_i64(g, 1), 0, rounds - 1, &var);
   Aff at = aff_var(var, p->threads);
   at = aff_add(g, &at, &m->tid);
   Place r = p->flat ? flat_place(m, part, at) : row_place(m, part, at);
-  Aff n = aff_mul(m->block[1], p->tile->bn), mm = aff_mul(m->block[0], p->tile->bm);
+  Aff column = p->groups > 1 ? group_column(m, &r) : r.col;
+  Aff n = aff_mul(m->block[1], p->width), mm = aff_mul(m->block[0], p->rows);
   n = aff_add(g, &n, &r.col);
-  n = gemm_keep(g, &n, p->side[1].axes.total, p->vec, &r.ok);
+  n = gemm_keep(g, &n, p->columns.total, p->vec, &r.ok);
   mm = aff_add(g, &mm, &r.in_tile);
   mm = gemm_keep(g, &mm, p->side[0].axes.total, 1, &r.ok);
   Loop inside;
   if (r.ok) inside = cuda_if(g, r.ok);
   Index ix = result_at(m, mm, n);
   Aff from = aff_mul(r.row, p->out_pitch);
-  from = aff_add(g, &from, &r.col);
+  from = aff_add(g, &from, &column);
   Val first = aff_value(g, &from), sum[GEMM_VEC];
   gen_at(g, g->depth);
   if (p->vec > 1) {

@@ -317,7 +317,7 @@ static Time time_of(const Check *c, const Entry *e) {
       m && s->form == CUDA_GEMM ? (double)node_numel(m->core) / (double)node_numel(k->core) : 1;
   t.bytes = (kernel_bytes(k) * share + part) / bandwidth;
   if (s->form == CUDA_GEMM) {
-    t.products = blocks * m->tile->bm * m->tile->bn * (double)m->per * CUDA_STEP / peak;
+    t.products = blocks * m->tile->bm * m->tile->bn / m->groups * (double)m->per * CUDA_STEP / peak;
     n = warps * ((double)(all - loop) + (double)(loop * m->per));
   } else if (s->form == CUDA_TEAMS) {
     n = 1.5 * map_operations(k) / 32;
