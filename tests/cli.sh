@@ -6,14 +6,15 @@ data=$tests/data
 trap 'mountpoint -q "$tmp/small" && umount "$tmp/small"; chmod -R u+w "$tmp"; rm -rf "$tmp"' EXIT
 
 # A failure: exit 1, exactly one error with this code, and nothing on stdout but what was printed before it.
-expect_error() { # NAME CODE PATTERN COMMAND...
-  local name=$1 code=$2 pattern=$3 n
+expect_error() { # NAME CODE PATTERN COMMAND...: one error, exit 2 for wrong usage, else 1
+  local name=$1 code=$2 pattern=$3 n rc=1
   shift 3
+  [ $code = E-ARG-001 ] && rc=2
   "$@" >out 2>err </dev/null
   local got=$?
   n=$(grep -c '^error\[' err)
-  if [ $got -ne 1 ] || [ "$n" -ne 1 ] || ! grep -q "^error\[$code\]" err || ! grep -qE -- "$pattern" err; then
-    bad "$name" "exit $got, $n errors; expected exit 1 and one $code with /$pattern/: $*"
+  if [ $got -ne $rc ] || [ "$n" -ne 1 ] || ! grep -q "^error\[$code\]" err || ! grep -qE -- "$pattern" err; then
+    bad "$name" "exit $got, $n errors; expected exit $rc and one $code with /$pattern/: $*"
     return 1
   fi
   pass "$name"

@@ -7,10 +7,10 @@ data=$tests/data
 cp "$data"/net_*.kl .
 bench=("$kiln" bench net_main.kl --startup net_startup.kl --reps 2)
 expect_text "cpu is a device" 0 out '^median' "${bench[@]}" --device cpu
-expect_text "no other is" 1 err 'E-ARG-001.*unknown device "tpu"' "${bench[@]}" --device tpu
-expect_text "nor a wrong number" 1 err 'E-ARG-001.*unknown device "cuda:x"' "${bench[@]}" --device cuda:x
-expect_text "math is exact on a CPU" 1 err 'E-ARG-001.*math "tf32" is for GPUs' "${bench[@]}" --math tf32
-expect_text "no such math" 1 err 'E-ARG-001.*unknown math "fast"' "${bench[@]}" --math fast
+expect_text "no other is" 2 err 'E-ARG-001.*unknown device "tpu"' "${bench[@]}" --device tpu
+expect_text "nor a wrong number" 2 err 'E-ARG-001.*unknown device "cuda:x"' "${bench[@]}" --device cuda:x
+expect_text "math is exact on a CPU" 2 err 'E-ARG-001.*math "tf32" is for GPUs' "${bench[@]}" --math tf32
+expect_text "no such math" 2 err 'E-ARG-001.*unknown math "fast"' "${bench[@]}" --math fast
 if ! ldconfig -p | grep -q 'libcuda\.so\.1'; then
   expect_text "no driver: info" 0 out '^cuda driver: none \(E-DEV-001' "$kiln" info
   expect_text "no driver: bench" 1 err 'E-DEV-001.*libcuda\.so\.1' "${bench[@]}" --device cuda

@@ -85,7 +85,7 @@ expect_text "eval: no rows" 1 err 'E-DAT-001.*has no rows' "${eval[@]}" --main "
 expect "eval: a mean that is no number" 0 "${eval[@]}" --main "$data/net_test.kl" --feed x=nan.npy --feed y=y.npy --json
 valid_json "eval: NaN as JSON" out
 grep -q '"loss": null' out && pass "is null" || bad "is null" "-"
-expect_text "eval: nothing to fetch" 1 err 'names nothing' "${eval[@]}" --main "$data/net_test.kl" "${feeds[@]}" --fetch ,
+expect_text "eval: nothing to fetch" 2 err 'names nothing' "${eval[@]}" --main "$data/net_test.kl" "${feeds[@]}" --fetch ,
 
 # ---- run ----
 run=("$kiln" run "$data/net_test.kl" --params whole --feed x=x.npy)
@@ -104,8 +104,8 @@ expect "run --json of no number" 0 "$kiln" run "$data/net_test.kl" --params whol
 valid_json "NaN as JSON" out
 grep -q '"values": \[null\]' out && pass "is null too" || bad "is null too" "$(cat out)"
 expect_text "a misspelt fetch" 1 err 'Did you mean "scores"' "${run[@]}" --fetch score
-expect_text "a fetch without a file" 1 err 'names no file' "${run[@]}" --fetch scores=
-expect_text "a fetch of nothing" 1 err 'names nothing' "${run[@]}" --fetch ,
+expect_text "a fetch without a file" 2 err 'names no file' "${run[@]}" --fetch scores=
+expect_text "a fetch of nothing" 2 err 'names nothing' "${run[@]}" --fetch ,
 for how in '' --interpret; do
   expect_text "check-nan of what can be computed $how" 0 out '^scores' "${run[@]}" --fetch scores --check-nan $how
 done

@@ -72,7 +72,7 @@ expect "rename" 0 "$kiln" edit model.pdmodel --rename x=image --rename conv2d_0.
 same "renamed it computes the same" out.named out.model.pdmodel
 expect_text "rename to a name that is there" 1 err 'E-PRO-002' "$kiln" edit model.pdmodel --rename x=conv2d_0.w_0 -o no.pdmodel
 expect_text "rename what is not there" 1 err 'E-VER-001' "$kiln" edit model.pdmodel --rename nothing=x -o no.pdmodel
-expect_text "rename without =" 1 err 'E-ARG-001' "$kiln" edit model.pdmodel --rename x -o no.pdmodel
+expect_text "rename without =" 2 err 'E-ARG-001' "$kiln" edit model.pdmodel --rename x -o no.pdmodel
 expect "fix a shape" 0 "$kiln" edit model.pdmodel --feed-shape x=2x3x9x9 -o fixed.pdmodel
 expect_text "all shapes follow" 0 out 'var conv2d_1.tmp_0 float32 \[2, 4, 5, 5\]' "$kiln" dump fixed.pdmodel
 expect "the fixed program runs" 0 "$kiln" run fixed.pdmodel --feed x=x.npy
@@ -83,7 +83,7 @@ expect "drop by type" 0 "$kiln" edit model.pdmodel --drop relu6 -o dropped.pdmod
 expect "drop by output" 0 "$kiln" edit model.pdmodel --drop relu6_0.tmp_0 -o dropped2.pdmodel
 same "the same program" dropped.pdmodel dropped2.pdmodel
 expect_text "what changes the shape stays" 1 err 'E-OPR-004' "$kiln" edit model.pdmodel --drop concat -o no.pdmodel
-expect_text "drop what is not there" 1 err 'E-ARG-001' "$kiln" edit model.pdmodel --drop warp -o no.pdmodel
+expect_text "drop what is not there" 2 err 'E-ARG-001' "$kiln" edit model.pdmodel --drop warp -o no.pdmodel
 expect "drop with its gradient" 0 "$kiln" edit net.pdmodel --drop relu -o norelu.pdmodel
 "$kiln" dump norelu.pdmodel | grep -qE ' relu(_grad)?\(' && bad "both are gone" "relu is there" || pass "both are gone"
 expect_text "edit without -o" 2 err 'missing' "$kiln" edit model.pdmodel

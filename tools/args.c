@@ -10,8 +10,10 @@
 static bool error_json;
 
 int report(void) {
+  const Diag *d = err_get();
+  int rc = d && d->code == E_ARG_001 ? 2 : 1;
   err_print(stderr, error_json);
-  return 1;
+  return rc;
 }
 
 int usage_error(const char *fmt, ...) {
@@ -21,8 +23,7 @@ int usage_error(const char *fmt, ...) {
   vsnprintf(text, sizeof text, fmt, ap);
   va_end(ap);
   err_set(E_ARG_001, "%s", text);
-  err_print(stderr, error_json);
-  return 2;
+  return report();
 }
 
 /* Text of a manual page: hyphens and backslashes as they are. */

@@ -70,7 +70,8 @@ typedef struct Usage {
 /* Returns -1 to go on, else the exit code (0 after --help, 2 after an error). *args: the positional arguments. */
 int parse_args(int argc, char **argv, const Usage *u, List *args);
 extern bool help_as_manual; /* --help prints a section of a manual page */
-int report(void); /* prints this thread's diagnostic (in the format of --error-format); returns 1 */
+int report(void);           /* prints this thread's diagnostic (in the format of --error-format);
+                     returns 2 after wrong usage, else 1 */
 int usage_error(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* returns 2 */
 /* Is argv[i] the flag `name`, whose value follows it or stands after =? How many arguments that were, 0: it is another one,
  * -1: a usage error was printed. kind: what the value is called. */
