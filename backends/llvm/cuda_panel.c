@@ -217,6 +217,31 @@ static Val lane_element(Gemm *m, int s, const Aff *lane, Val start, Val *i, Val 
   return add(g, start, place);
 }
 
+/* What of a run is the tile's: elements first to end of it, for the first position of a piece. Returns whether there are any;
+ * NULL: there are. */
+static Val own_elements(Gemm *m, int s, Aff run, Val *first, Val *end) {
+  Gen *g = m->g;
+  const CudaSide *side = &m->p->side[s];
+  const CudaPanel *panel = &side->panel;
+  Val zero = gen_i64(g, 0);
+  *first = zero;
+  *end = gen_i64(g, panel->reach - panel->gap);
+  if (side->k_major) return NULL;
+  Aff own = first_own(m, s), before = aff_mul(run, panel->span);
+  Val lo = sub(g, aff_value(g, &own), aff_value(g, &before));
+  Val hi = add(g, lo, gen_i64(g, cuda_side_held(m->p, s)));
+  Val any = less(g, zero, hi);
+  if (panel->unit) return any;
+  gen_at(g, gen_depth(g, lo));
+  *first = in_run(m, s, variable(g, gen_max(g, lo, zero), 0, panel->span));
+  Val most = sub(g, hi, gen_i64(g, 1));
+  gen_at(g, gen_depth(g, most));
+  *end = in_run(m, s, variable(g, gen_max(g, most, zero), 0, panel->span));
+  *end = add(g, *end, gen_i64(g, 1));
+  return any;
+}
+
+/* Copies a step's panel, or the panel of a chunk of the sum. */
 static void copy_panel(Gemm *m, int s, const Step *t, Aff chunk) {
   Gen *g = m->g;
   const CudaSide *side = &m->p->side[s];
@@ -255,22 +280,8 @@ static void copy_panel(Gemm *m, int s, const Step *t, Aff chunk) {
       i;
   if (panel->sign < 0) start = sub(g, start, gen_i64(g, panel->span - 1));
   Val element = lane_element(m, s, &j, start, &i, &use);
-  /* what of the run is the tile's */
-  Val first = zero, end = gen_i64(g, panel->reach - panel->gap);
-  if (!side->k_major) {
-    Aff own = first_own(m, s), before = aff_mul(run, panel->span);
-    Val lo = sub(g, aff_value(g, &own), aff_value(g, &before));
-    Val hi = add(g, lo, gen_i64(g, cuda_side_held(m->p, s)));
-    use = gen_and(g, use, less(g, zero, hi));
-    if (!panel->unit) {
-      gen_at(g, gen_depth(g, lo));
-      first = in_run(m, s, variable(g, gen_max(g, lo, first), 0, panel->span));
-      Val most = sub(g, hi, gen_i64(g, 1));
-      gen_at(g, gen_depth(g, most));
-      end = in_run(m, s, variable(g, gen_max(g, most, zero), 0, panel->span));
-      end = add(g, end, gen_i64(g, 1));
-    }
-  }
+  Val first, end;
+  use = gen_and(g, use, own_elements(m, s, run, &first, &end));
   end = add(g, end, sub(g, high, low));
   use = gen_and(g, use, less(g, sub(g, first, gen_i64(g, 1)), i));
   use = gen_and(g, use, less(g, i, end));
