@@ -43,10 +43,14 @@ static void open_library(void) {
     snprintf(why, sizeof why, "%s", dlerror());
 }
 
-bool blas_setup(void) {
+bool blas_found(void) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
   pthread_once(&once, open_library);
-  if (!*why) return true;
+  return !*why;
+}
+
+bool blas_setup(void) {
+  if (blas_found()) return true;
   err_set(E_GEN_004, "OpenBLAS cannot be used: %s", why);
   err_help("Install it: on Debian it is in the package libopenblas0.");
   return false;

@@ -26,7 +26,8 @@ typedef struct Blas {
   char *(*config)(void), *(*corename)(void);
   void (*set_threads)(int n);
 } Blas;
-extern Blas blas;      /* whoever plans a call of it has called blas_setup */
-bool blas_setup(void); /* false: it is missing; sets an error */
+extern Blas blas;      /* whoever calls it has called one of these */
+bool blas_found(void); /* false: it is missing */
+bool blas_setup(void); /* the same; sets an error */
 
 #endif

@@ -382,6 +382,16 @@ export LD_LIBRARY_PATH=$tmp/broken
 expect "OpenBLAS is not opened where it is not needed" 0 "${singular[@]}" r
 expect_error "OpenBLAS is missing" E-GEN-004 'libopenblas' "${singular[@]}" s
 expect_text "info without OpenBLAS" 0 out '^blas: none' "$kiln" info
+cat >square.kl <<'END'
+program version 0
+block 0 parent -1 {
+  var r float32 [256, 256]
+  var x float32 [256, 256] feed stop_gradient
+
+  r = matmul_v2(X=x, Y=x)
+}
+END
+expect "tuning passes over OpenBLAS where it is missing" 0 "$kiln" bench square.kl --feed-shape x=256x256 --fetch r --reps 1 --tune
 unset LD_LIBRARY_PATH
 
 # ---- compiled code ----

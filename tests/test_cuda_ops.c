@@ -62,11 +62,12 @@ static void test_operators(void **state) {
 
 /* ---- larger shapes ---- */
 
-static const struct {
+typedef struct Larger {
   const char *op, *text, *math;
   DType real;
   double tolerance;
-} large[] = {
+} Larger;
+static const Larger large[] = {
     /* products: tiles with and without remainders, rows of K or across, copies of 16 and 4 bytes */
     {"matmul_v2", "X=64x64 Y=64x64", NULL, DT_FLOAT32, 0},
     {"matmul_v2", "X=65x70 Y=70x67", NULL, DT_FLOAT32, 0},
@@ -203,6 +204,9 @@ static const struct {
     {"batch_norm", "X=74x67 Scale=67 Bias=67 Mean=67 Variance=67", NULL, DT_FLOAT32, 1e-4},
     {"batch_norm", "X=300x7 Scale=7 Bias=7 Mean=7 Variance=7", NULL, DT_FLOAT64, 0},
     {"arg_max", "X=77x50 axis=0", NULL, DT_FLOAT32, 0},
+    /* no elements */
+    {"transpose2", "X=0x33x40 axis=[0,2,1]", NULL, DT_FLOAT32, 0},
+    {"conv2d", "Input=0x12x9x9 Filter=12x3x3x3 groups=4", NULL, DT_FLOAT32, 0},
     /* tables of indices, which are copied with what they point to */
     {"bilinear_interp_v2", "X=2x5x15x17 out_h=31 out_w=40", NULL, DT_FLOAT32, 0},
     {"nearest_interp_v2", "X=2x5x15x17 out_h=31 out_w=9", NULL, DT_FLOAT64, 0},
@@ -210,9 +214,52 @@ static const struct {
     {"pool2d", "X=2x5x23x30 ksize=[7,7] pooling_type='avg' adaptive=true", NULL, DT_FLOAT32, 0},
     /* order: several merges; rows of several classes */
     {"argsort", "X=3x1500", NULL, DT_FLOAT32, 0},
+    {"argsort", "X=2x1023", NULL, DT_BFLOAT16, 1e-2}, /* blocks write halves of one word */
     {"argsort", "X=2x700 descending=true", NULL, DT_FLOAT64, 0},
     {"argsort", "nograd X=3x5000:int64:0..9", NULL, DT_FLOAT32, 0}, /* ties */
 };
+
+/* What runs in another way on architectures other than sm_80: parts of sums, room in shared memory. */
+static const Larger on_75[] =
+    {
+        {"conv2d", "Input=1x440x13x7 Filter=110x20x5x5 strides=[2,3] paddings=[2,2] groups=22",
+         NULL, DT_FLOAT32, 0},
+        {"conv2d", "Input=1x7x20x12 Filter=13x7x6x7 paddings=[2,1]", NULL, DT_FLOAT32, 0},
+        {"conv2d", "Input=1x25x14x12 Filter=7x25x7x6 paddings=[2,3] dilations=[2,1]", NULL,
+         DT_FLOAT32, 0},
+        {"conv2d_transpose", "Input=1x33x4x14 Filter=33x30x3x1 paddings=[0,2] dilations=[4,1]",
+         NULL, DT_FLOAT64, 0},
+        {"matmul_v2", "X=65x70 Y=70x67", NULL, DT_FLOAT16, 0},
+        {0},
+},
+                    on_86[] = {
+                        {"conv2d",
+                         "Input=1x29x14x14 Filter=33x29x3x3 paddings=[2,2] dilations=[4,4]", NULL,
+                         DT_FLOAT64, 0},
+                        {"conv2d", "Input=1x20x14x12 Filter=33x20x7x3 strides=[1,2] paddings=[3,3]",
+                         NULL, DT_FLOAT64, 0},
+                        {0},
+};
+
+/* How many of them differ. */
+static int run_larger(const void *programs) {
+  Executor *exec[2];
+  device_bad = 0;
+  device_pair(exec, (ExecOptions){0});
+  for (const Larger *l = programs; l->op; l++) {
+    OpCase c;
+    bool ok = opcase_text(&c, opdef_find(l->op), l->text, 17, l->real);
+    device_case(&c, ok, l->tolerance, exec);
+  }
+  device_pair_free(exec);
+  return device_bad;
+}
+
+static void test_architectures(void **state) {
+  (void)state;
+  assert_int_equal(in_process((const char *[]){"CUDASIM_SM=75", NULL}, run_larger, on_75), 0);
+  assert_int_equal(in_process((const char *[]){"CUDASIM_SM=86", NULL}, run_larger, on_86), 0);
+}
 
 static void test_large(void **state) {
   (void)state;
@@ -244,6 +291,7 @@ int main(int argc, char **argv) {
   (void)argc;
   if (!simulator(argv)) return 1;
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_architectures), /* before this process opens the driver */
       cmocka_unit_test(test_operators),
       cmocka_unit_test(test_large),
   };

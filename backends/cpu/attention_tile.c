@@ -88,7 +88,6 @@ Plan *attention_product(Arena *a, const Node *n, bool no_blas, int64_t at, Micro
   q->work.scratch = at;
   s->batch = 1;
   plan_products(a, q, s);
-  if (q->uses_blas) blas_setup();
   return q;
 }
 

@@ -378,7 +378,6 @@ static Plan *plan_of(Arena *a, const Kernel *k, Way way, const TileRow *only, bo
   p->kind = way_plan[way](a, p);
   if ((no_blas && !p->set) || (p->frame.computed >= 0 && p->kind != PLAN_FILTER))
     p->kind = PLAN_LOOPS;
-  if (p->kind != PLAN_LOOPS && p->uses_blas) blas_setup();
   return p;
 }
 
@@ -413,7 +412,9 @@ void run_epilogue(const Frame *f, void *const *bufs, int64_t r0, int64_t r1, Run
 }
 
 void plan_micro(Plan *p, CodeBatch *b) {
-  if (p->kind == PLAN_LOOPS || !p->set) return;
+  if (p->kind == PLAN_LOOPS) return;
+  if (p->uses_blas) blas_setup();
+  if (!p->set) return;
   for (int i = 0; i < p->set->n; i++) micro_code(b, &p->set->spec[i], &p->set->fn[i]);
   p->set->ready = true;
 }

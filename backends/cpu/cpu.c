@@ -116,7 +116,10 @@ static bool cpu_schedule(Kernel *k) {
     if (no_blas == (k->options && k->options->no_blas)) used = p;
     if (p->work.workspace > k->workspace) k->workspace = p->work.workspace;
     if (p->kind == PLAN_LOOPS && loop_workspace(k) > k->workspace) k->workspace = loop_workspace(k);
-    if (no_blas) continue;
+    if (no_blas) { /* either plan may run */
+      if (k->packing) k->packing = hash_bytes(k->packing, &p->work.packing, sizeof p->work.packing);
+      continue;
+    }
     k->prepares = p->work.prepares;
     k->packing = p->work.packing;
     if (loop_is_stencil(k))
@@ -251,13 +254,13 @@ static Module *cpu_compile(const Graph *g, int n, Kernel *const *k, const Compil
   m->arena = a;
   m->code = code_batch(a);
   plan_all(a, n, k, o, part);
-  ok = !err_any(); /* a plan may lack OpenBLAS */
   for (int i = 0; ok && i < n; i++) {
     ok = library_code(a, k[i], &code[i]);
     want_code(m->code, k[i], &part[i]);
+    ok = ok && !err_any(); /* it may lack OpenBLAS */
   }
-  for (int i = 0; i < n; i++) find_items(a, k[i], &part[i]);
-  find_chains(a, g, n, k, part, code);
+  for (int i = 0; ok && i < n; i++) find_items(a, k[i], &part[i]);
+  if (ok) find_chains(a, g, n, k, part, code);
   /* The code is not the arena's: no memory is asked for behind it. */
   if (!ok || !code_make(m->code, o)) {
     arena_free(a);

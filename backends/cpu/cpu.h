@@ -142,7 +142,7 @@ void plan_text(const Plan *p, char text[24]);
 Plan *plan_by(Arena *a, const Kernel *k, int choice);
 /* The epilogue of rows r0..r1-1 of Frame.rows. */
 void run_epilogue(const Frame *f, void *const *bufs, int64_t r0, int64_t r1, RunCtx *ctx);
-/* Compiles the plan's microkernels, if it has any: E-GEN-001. */
+/* Compiles the plan's microkernels, if it has any: E-GEN-001. Sets E-GEN-004 if it needs OpenBLAS, which is missing. */
 void plan_micro(Plan *p, CodeBatch *b);
 /* Phases for the executor; epilogue is NULL if the kernel has none. */
 void contract_code(Plan *p, KernelFn *epilogue, KernelCode *code);

@@ -182,7 +182,8 @@ static bool same(const Plan *p, const Plan *q) {
 
 static void add(Trial *t, int choice) {
   Plan *p = plan_by(t->a, t->k, choice);
-  if (!p || t->n == MOST || p->work.workspace > most_bytes) return;
+  if (!p || t->n == MOST || p->work.workspace > most_bytes || (p->uses_blas && !blas_found()))
+    return;
   for (int i = 0; i < t->n; i++)
     if (same(p, t->c[i].plan)) return;
   t->c[t->n++] = (Candidate){.choice = choice, .plan = p};
@@ -274,6 +275,7 @@ static bool measured(Arena *a, Kernel *k) {
     bytes += node_numel(k->core->in[x]) * dtype_info[k->core->in[x]->dtype].size;
   /* sums by shares are for rows that a thread has just updated: alone they would lose */
   if (!rule || bytes > most_bytes || (rule->kind == PLAN_GEMM && rule->work.shares)) return true;
+  if (rule->uses_blas && !blas_found()) return true;
   Trial *t = arena_new_of(a, Trial);
   t->a = a;
   t->k = k;
@@ -282,7 +284,7 @@ static bool measured(Arena *a, Kernel *k) {
     free_code(t);
     mem_rethrow();
   }
-  bool ok = blas_setup() && measure(t);
+  bool ok = measure(t);
   if (ok) k->choice = t->c[fastest(t)].choice;
   mem_unguard(&guard);
   free_code(t);

@@ -44,7 +44,7 @@ typedef struct CudaPlan {
   int n;        /* launches, in order; 0: nothing to do */
   bool on_host; /* no launches: the run time calls a C function, see call.c */
   CudaLaunch *launch;
-  int64_t workspace; /* bytes; the same for all targets */
+  int64_t workspace; /* bytes */
 } CudaPlan;
 
 typedef enum CudaMath {

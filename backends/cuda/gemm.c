@@ -157,9 +157,11 @@ static void plan_side(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
   if (along_own || along_sum) side->shift = shift_of(p, side, along_own ? own : sum);
 }
 
+int64_t cuda_shared_most(const CudaTarget *t) { return (t->sm >= 80 ? 99 : 64) * 1024; }
+
 /* Rows that start anywhere in a sector come from panels, where shared memory has room for them. */
 static void plan_panels(CudaGemm *p, const CudaTarget *t) {
-  int64_t room = (t->sm >= 80 ? 99 : 64) * 1024 / dtype_info[p->tile->type].size;
+  int64_t room = cuda_shared_most(t) / dtype_info[p->tile->type].size;
   for (int s = 0; s < 2; s++)
     room -= p->tile->stages * cuda_side_rows(p, s) * cuda_side_pitch(p, s);
   for (int s = 0; s < 2; s++) {
@@ -405,6 +407,15 @@ static void pad_stages(CudaGemm *p) {
       p->stage_size += (banks + apart - p->stage_size % banks) % banks;
 }
 
+/* Lines take more stages, and tables, beside panels that were planned without. */
+static bool lines_fit(Gen *g, CudaGemm p, const CudaTarget *t) {
+  plan_stages(g, &p, t);
+  p.rows = 0; /* the results take this place later */
+  for (int s = 0; s < 2; s++) p.stage_size += cuda_side_rows(&p, s) * cuda_side_pitch(&p, s);
+  pad_stages(&p);
+  return cuda_gemm_shared(&p) <= cuda_shared_most(t);
+}
+
 CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   CudaGemm *p = arena_new_of(g->a, CudaGemm);
   p->groups = 1;
@@ -431,7 +442,9 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
     choose_tile(p, c->dtype, bytes, t);
     for (int s = 0; s < 2; s++) plan_side(g, p, s, t);
     plan_panels(p, t);
+    CudaGemm without = *p;
     cuda_lines_plan(p);
+    if (!lines_fit(g, *p, t)) *p = without;
     choose_threads(p);
     p->columns = p->side[1].axes;
     p->rows = p->tile->bm;

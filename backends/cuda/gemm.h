@@ -107,6 +107,7 @@ int64_t cuda_panel_at(const CudaGemm *p, int side);
 int64_t cuda_lines_at(const CudaGemm *p, int side); /* its table, behind the panels */
 int64_t cuda_gemm_part(const CudaGemm *p);          /* elements between parts of a split sum */
 int64_t cuda_gemm_shared(const CudaGemm *p);        /* bytes */
+int64_t cuda_shared_most(const CudaTarget *t);      /* bytes that a block may have */
 
 /* Parts of a sum over `steps` at most, whose results have `bytes`. */
 int64_t cuda_most_splits(int64_t blocks, int64_t steps, int64_t bytes);

@@ -136,8 +136,7 @@ static bool take_loop(Gen *g, CudaGemm *p, const CudaTarget *t) {
 
 /* As many groups as fit, of whole sectors if possible. */
 static bool choose_groups(Gen *g, CudaGemm *p, const CudaTarget *t) {
-  int64_t all = p->core->ext[p->group], n = p->side[1].axes.total,
-          room = (t->sm >= 80 ? 99 : 64) * 1024 / 4;
+  int64_t all = p->core->ext[p->group], n = p->side[1].axes.total, room = cuda_shared_most(t) / 4;
   int columns = n <= 8 ? 8 : n <= 16 ? 16 : MOST_COLUMNS;
   for (int whole = 1; whole >= 0; whole--)
     for (p->groups = MOST_GROUPS; p->groups > 1; p->groups--)

@@ -142,7 +142,7 @@ static bool plan_tiles(Planning *p, Gen *g, const Nest *t) {
   const CudaSpans *spans = point_spans(g, t);
   int bytes = dtype_info[t->roots.v[0].n->dtype].size;
   bool small = spans && !spans->boxes && spans->box > 1 && spans->points % spans->box == 0;
-  if (small || !cuda_transposes(g, t, &tile) ||
+  if (t->rows == 0 || small || !cuda_transposes(g, t, &tile) ||
       (spans && spans->boxes && spans->sectors < 0.95 * tile_sectors(t, &tile, bytes)))
     return plan_points(p, g->part, NULL);
   int64_t ea = t->out[tile.a].ext, eb = t->out[tile.b].ext;

@@ -5,6 +5,7 @@
  * of the axis, in one sweep. */
 #include "ops.h"
 
+#include <math.h>
 #include <string.h>
 
 bool x_sum(Expand *x);
@@ -158,6 +159,12 @@ bool x_sorted_grad(Expand *x) {
 
 /* ---- medians ---- */
 
+/* The halves of two numbers are not exact where these are subnormal: equal ones are their own mean. */
+static Node *halfway(Graph *g, Node *const v[2]) {
+  Node *half = g_map2(g, P_ADD, g_map2c(g, P_MUL, v[0], 0.5), g_map2c(g, P_MUL, v[1], 0.5));
+  return g_select(g, g_map2(g, P_EQ, v[0], v[1]), v[0], half);
+}
+
 /* NaN sorts behind all numbers: of c numbers the median lies between those at (c-1)/2 and c/2. */
 bool x_nanmedian(Expand *x);
 bool x_nanmedian(Expand *x) {
@@ -187,12 +194,14 @@ bool x_nanmedian(Expand *x) {
   Node *order = g_argsort(g, rows, false), *sorted = order ? g_gather(g, rows, order, 1) : NULL;
   Node *number = g_cast(g, g_map2(g, P_EQ, rows, rows), DT_INT64);
   Node *count = g_reduce(g, P_RSUM, number, 2, true);
+  Node *none = g_map2c(g, P_EQ, count, 0);
   for (int i = 0; i < 2; i++) {
     Node *k = g_map2c(g, P_DIV, i ? count : g_map2c(g, P_MAX, g_map2c(g, P_SUB, count, 1), 0), 2);
-    is[i] = k ? g_gather(g, order, k, 1) : NULL;
-    v[i] = k ? g_map2c(g, P_MUL, g_gather(g, sorted, k, 1), 0.5) : NULL;
+    is[i] = k ? g_select(g, none, g_const(g, DT_INT64, -1), g_gather(g, order, k, 1)) : NULL;
+    v[i] = k ? g_gather(g, sorted, k, 1) : NULL;
   }
-  Node *median = g_map2(g, P_ADD, v[0], v[1]), *index = is[1] ? g_concat(g, 2, is, 1) : NULL;
+  Node *median = halfway(g, v), *index = is[1] ? g_concat(g, 2, is, 1) : NULL;
+  median = g_select(g, none, g_const(g, n->dtype, NAN), median);
   return median && index && x_out(x, "Out", g_reshape(g, median, rank, dims)) &&
          x_out(x, "MedianIndex", g_reshape(g, index, rank + 1, dims));
 }

@@ -113,8 +113,10 @@ static void look(const Touch *t, int lane, uint64_t at, uint32_t n, const char *
   }
 }
 
+/* Blocks that touch different bytes of a word do not become one record of several: the last one stays. */
 static uint64_t joined(uint64_t old, uint64_t mine, uint32_t bytes) {
-  if (old >> 47 != mine >> 47) return mine | bytes;
+  bool apart = old >> OWNER != mine >> OWNER && !(old & 15 & bytes);
+  if (old >> 47 != mine >> 47 || apart) return mine | bytes;
   uint64_t weak = (old & mine & STRONG) ^ STRONG;
   uint64_t r = old >> OWNER == mine >> OWNER ? mine : mine | (uint64_t)SEVERAL << OWNER;
   return ((r | bytes | (old & 15)) & ~(uint64_t)STRONG) | (weak ? 0 : STRONG);
