@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.." || exit 1
 build=$(realpath "${1:-build}")
 export PTXAS=${PTXAS:-$(command -v ptxas || echo "${CUDA:-/usr/local/cuda}/bin/ptxas")}
 export KILN_DEBUG=''
-if [ ! -x "$PTXAS" ]; then
+if ! "$PTXAS" --version >/dev/null 2>&1; then
   echo "skipped: PTX is not assembled, there is no ptxas (install the CUDA Toolkit, or name it in PTXAS)"
   exit 0
 fi
