@@ -404,7 +404,7 @@ void plan_text(const Plan *p, char text[24]) {
   if (t)
     snprintf(text, 24, "%s %s%dx%d", name, t->form == FORM_DOT ? "dot " : "", t->mr, t->nv);
   else
-    snprintf(text, 24, "%s%s", name, p->kind == PLAN_LOOPS ? "" : " OpenBLAS");
+    snprintf(text, 24, "%s%s", name, p->uses_blas ? " OpenBLAS" : "");
 }
 
 void run_epilogue(const Frame *f, void *const *bufs, int64_t r0, int64_t r1, RunCtx *ctx) {

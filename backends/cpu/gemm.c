@@ -187,7 +187,8 @@ static void gemm_tasks(const void *self, void *const *bufs, int64_t begin, int64
 
 /* ---- divided sums ---- */
 
-typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
+/* As wide as AVX2's: wider ones become single elements there. */
+typedef float Vec __attribute__((vector_size(32), aligned(4), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 
 /* c += a[0..rows) times as many rows of B, which follow one another. */
@@ -203,7 +204,7 @@ INLINE void add_rows(int rows, float *c, const float *a, const float *b, int64_t
 }
 
 INLINE void times_rows(float *c, const float *a, const float *b, int64_t k, int64_t n) {
-  enum { ROWS = 4 };
+  enum { ROWS = 8 };
   memset(c, 0, (size_t)n * sizeof *c);
   for (; k >= ROWS; k -= ROWS, a += ROWS, b += ROWS * n) add_rows(ROWS, c, a, b, n);
   for (; k; k--, a++, b += n) add_rows(1, c, a, b, n);
