@@ -9,31 +9,11 @@
  * For each tile and panel of images, X becomes 36 matrices of channels by images; then for each block of filters, 36 products
  * become the results. */
 #include "images.h"
+#include "winograd_line.h"
 
-enum { LANES = 16, N = 6, TAPS = 5, M = 2, POINTS = N * N, MOST_CHANNELS = 64 };
-typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
-typedef double Wide __attribute__((vector_size(128)));
-#define INLINE static inline __attribute__((always_inline))
-#define AT(p) (*(Vec *)(p))
-#define FROM(p) (*(const Vec *)(p))
+enum { N = 6, TAPS = 5, M = 2, POINTS = N * N, MOST_CHANNELS = 64 };
 
 /* ---- one dimension ---- */
-
-static const float P = 0.70710678f, Q = 1.41421356f;
-
-/* N positions to N points, of LANES images. */
-INLINE void read_line(const float *d, int64_t s, float *to, int64_t t) {
-  Vec d0 = FROM(d), d1 = FROM(d + s), d2 = FROM(d + 2 * s), d3 = FROM(d + 3 * s);
-  Vec d4 = FROM(d + 4 * s), d5 = FROM(d + 5 * s);
-  Vec even_p = d4 - 2 * d2, odd_p = P * (d3 - 2 * d1), even_q = d4 - 0.5f * d2,
-      odd_q = Q * (d3 - 0.5f * d1);
-  AT(to) = d0 - 2.5f * d2 + d4;
-  AT(to + t) = even_p + odd_p;
-  AT(to + 2 * t) = even_p - odd_p;
-  AT(to + 3 * t) = even_q + odd_q;
-  AT(to + 4 * t) = even_q - odd_q;
-  AT(to + 5 * t) = d1 - 2.5f * d3 + d5;
-}
 
 /* N points to M results. */
 INLINE void write_line(const float *p, int64_t s, Vec to[M]) {
@@ -62,8 +42,8 @@ INLINE void filter_line(const Wide *g, int s, Wide *to, int t) {
 /* A window to POINTS places `step` apart. */
 INLINE void read_tile(const float *x, int64_t line, int64_t pixel, float *to, int64_t step) {
   _Alignas(64) float half[POINTS * LANES];
-  for (int i = 0; i < N; i++) read_line(x + i * pixel, line, half + i * LANES, N * LANES);
-  for (int i = 0; i < N; i++) read_line(half + i * N * LANES, LANES, to + i * N * step, step);
+  for (int i = 0; i < N; i++) read6(x + i * pixel, line, half + i * LANES, N * LANES);
+  for (int i = 0; i < N; i++) read6(half + i * N * LANES, LANES, to + i * N * step, step);
 }
 
 /* POINTS places `step` apart to the first rows x wide results at c. */

@@ -12,12 +12,9 @@
  * zeros around, then the tiles, panel by panel, and the 16 sums of products stay in the L2 cache until the last row. */
 #include "conv.h"
 #include "filter.h"
+#include "winograd_line.h"
 
-enum { LANES = 16, N = 4, M = 2, TAPS = 3 };
-typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
-#define INLINE static inline __attribute__((always_inline))
-#define AT(p) (*(Vec *)(p))
-#define FROM(p) (*(const Vec *)(p))
+enum { N = 4, M = 2, TAPS = 3 };
 
 /* ---- transforms ---- */
 

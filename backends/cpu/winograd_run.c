@@ -7,13 +7,9 @@
  * of the product of (x - r) over the other points, of G the powers of the point over that product at the point, of A the
  * powers of the point. */
 #include "conv.h"
+#include "winograd_line.h"
 
-enum { LANES = 16, MOST_N = 6 };
-typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
-typedef double Wide __attribute__((vector_size(128)));
-#define INLINE static inline __attribute__((always_inline))
-#define AT(p) (*(Vec *)(p))
-#define FROM(p) (*(const Vec *)(p))
+enum { MOST_N = 6 };
 
 /* ---- one dimension, of LANES channels ---- */
 
@@ -32,21 +28,7 @@ INLINE void write4(const float *p, int64_t s, float *to, int64_t t) {
   AT(to + t) = p1 - p2 + p3;
 }
 
-/* Points 0, P, -P, Q, -Q, where P^2 = 1/2 and Q^2 = 2: 6 positions. */
-static const float P = 0.70710678f, Q = 1.41421356f;
-INLINE void read6(const float *d, int64_t s, float *to, int64_t t) {
-  Vec d0 = FROM(d), d1 = FROM(d + s), d2 = FROM(d + 2 * s), d3 = FROM(d + 3 * s);
-  Vec d4 = FROM(d + 4 * s), d5 = FROM(d + 5 * s);
-  Vec even_p = d4 - 2 * d2, odd_p = P * (d3 - 2 * d1), even_q = d4 - 0.5f * d2,
-      odd_q = Q * (d3 - 0.5f * d1);
-  AT(to) = d0 - 2.5f * d2 + d4;
-  AT(to + t) = even_p + odd_p;
-  AT(to + 2 * t) = even_p - odd_p;
-  AT(to + 3 * t) = even_q + odd_q;
-  AT(to + 4 * t) = even_q - odd_q;
-  AT(to + 5 * t) = d1 - 2.5f * d3 + d5;
-}
-
+/* 6 points to 4 results. */
 INLINE void write6(const float *p, int64_t s, float *to, int64_t t) {
   Vec p0 = FROM(p), p1 = FROM(p + s), p2 = FROM(p + 2 * s), p3 = FROM(p + 3 * s);
   Vec p4 = FROM(p + 4 * s), p5 = FROM(p + 5 * s);
