@@ -306,7 +306,8 @@ bool op_verify(const Op *op); /* slots and attributes alone */
 bool check_block_head(int position, int64_t idx, int64_t parent, int64_t forward); /* E-PRO-002 */
 bool check_var_dims(int rank, const int64_t *dims); /* E-PRO-002, E-SHP-002, E-MEM-002 */
 bool op_names_differ(const Op *op, Arena *tmp);     /* slots and attributes: E-PRO-002 */
-/* PaddlePaddle multiplies unknown dimensions: what an operator computes may have some below -1, which become -1. E-PRO-002 */
+/* PaddlePaddle multiplies unknown dimensions: what an operator computes, or nobody uses, may have some below -1, which
+ * become -1. E-PRO-002 */
 bool prog_settle_dims(Program *p, Arena *tmp);
 bool prog_check_blocks(const Program *p);                 /* BLOCK attributes: E-PRO-002 */
 const char *content_kind(const uint8_t *bytes, size_t n); /* "a Python pickle"; NULL if unknown */

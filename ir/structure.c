@@ -27,22 +27,28 @@ bool check_var_dims(int rank, const int64_t *dims) {
   return dims_numel(DT_UINT8, rank, known, &numel);
 }
 
-static Map *written_names(const Program *p, Arena *tmp) {
-  Map *written = map_new(tmp);
-  for (int b = 0; b < p->blocks.n; b++)
-    for (int i = 0; i < p->blocks.v[b]->ops.n; i++) {
-      const SlotVec *outs = &p->blocks.v[b]->ops.v[i]->outs;
-      for (int s = 0; s < outs->n; s++)
-        for (int k = 0; k < outs->v[s].n; k++) map_put(written, outs->v[s].args[k], written);
-    }
-  return written;
+/* Names in operators' slots: &mark[0] those that an operator writes, &mark[1] those that are only read. */
+static const char mark[2];
+
+static Map *used_names(const Program *p, Arena *tmp) {
+  Map *used = map_new(tmp);
+  for (int side = 1; side >= 0; side--)
+    for (int b = 0; b < p->blocks.n; b++)
+      for (int i = 0; i < p->blocks.v[b]->ops.n; i++) {
+        const Op *op = p->blocks.v[b]->ops.v[i];
+        const SlotVec *slots = side ? &op->ins : &op->outs;
+        for (int s = 0; s < slots->n; s++)
+          for (int k = 0; k < slots->v[s].n; k++)
+            map_put(used, slots->v[s].args[k], (void *)&mark[side]);
+      }
+  return used;
 }
 
-static bool settle(Program *p, Var *v, Map **written, Arena *tmp) {
+static bool settle(Program *p, Var *v, Map **used, Arena *tmp) {
   for (int d = 0; d < v->rank; d++) {
     if (v->dims[d] >= -1) continue;
-    if (!*written) *written = written_names(p, tmp);
-    if (v->persistable || v->need_check_feed || !map_get(*written, v->name)) {
+    if (!*used) *used = used_names(p, tmp);
+    if (v->persistable || v->need_check_feed || map_get(*used, v->name) == &mark[1]) {
       bad_dim(d, v->dims[d]);
       return err_where("block %d, variable %s", v->block->idx, quoted(v->name)), false;
     }
@@ -52,10 +58,10 @@ static bool settle(Program *p, Var *v, Map **written, Arena *tmp) {
 }
 
 bool prog_settle_dims(Program *p, Arena *tmp) {
-  Map *written = NULL;
+  Map *used = NULL;
   for (int b = 0; b < p->blocks.n; b++)
     for (int i = 0; i < p->blocks.v[b]->vars.n; i++)
-      if (!settle(p, p->blocks.v[b]->vars.v[i], &written, tmp)) return false;
+      if (!settle(p, p->blocks.v[b]->vars.v[i], &used, tmp)) return false;
   return true;
 }
 
