@@ -133,20 +133,24 @@ static void bind_states(Executable *x) {
   const Graph *g = x->graph;
   x->states = arena_array(x->arena, StateUse, g->buffers.n + 1);
   x->use = arena_array(x->arena, const StateUse *, g->buffers.n + 1);
+  Arena *a = arena_scratch();
+  StateUse **of = arena_array(a, StateUse *, g->buffers.n + 1);
+  Map *writes = map_new(a);
+  for (int i = 0; i < g->writes.n; i++) map_put(writes, g->writes.v[i].name, &g->writes.v[i]);
   for (int i = 0; i < g->buffers.n; i++) {
     const Buffer *b = g->buffers.v[i];
     if (b->kind != B_STATE) continue;
-    StateUse *s = &x->states[x->n_states++];
-    *s = (StateUse){b, NULL, -1};
+    StateUse *s = of[i] = &x->states[x->n_states++];
+    const NamedNode *w = map_get(writes, b->name);
+    *s = (StateUse){b, w ? w->layout : NULL, w ? (int)(w - g->writes.v) : -1};
     x->use[i] = s;
-    for (int j = 0; j < g->writes.n && s->write < 0; j++)
-      if (!strcmp(g->writes.v[j].name, b->name)) s->write = j;
-    if (s->write >= 0) s->layout = g->writes.v[s->write].layout;
-    for (int j = 0; j < g->nodes.n; j++) {
-      const Node *n = g->nodes.v[j];
-      if (n->prim == P_STATE && n->buf == b) s->layout = n->n_ia ? n->ia : NULL;
-    }
   }
+  for (int i = 0; i < g->nodes.n; i++) {
+    const Node *n = g->nodes.v[i];
+    if (n->prim == P_STATE && n->buf && of[n->buf->id])
+      of[n->buf->id]->layout = n->n_ia ? n->ia : NULL;
+  }
+  arena_free(a);
 }
 
 static void fill_plan(Executable *x) {

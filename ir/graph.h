@@ -202,7 +202,7 @@ typedef struct PrimInfo {
   const char *meaning;
 } PrimInfo;
 extern const PrimInfo prim_info[P_N];
-bool graph_verify(const Graph *g); /* asserted by the pass runner: arity, types, shapes, order */
+bool graph_verify(const Graph *g); /* arity, types, shapes, order; numbers the nodes */
 
 /* derive.c: reverse-mode differentiation over primitives.
  * Given outputs ys with incoming gradients gys (NULL entries = zero), returns in gxs the gradient of each xs (NULL where

@@ -17,16 +17,33 @@ static bool fail(Parser *r, const char *why) {
   return false;
 }
 
-static const char *skip(const char *p) { return p + strspn(p, " \t\n,"); }
+/* Every process parses all rows when it begins: so no strspn, which makes a table of the set in each call, nor arena_fmt. */
+static const char *skip(const char *p) {
+  while (*p == ' ' || *p == '\t' || *p == '\n' || *p == ',') p++;
+  return p;
+}
+
+static bool is_in_name(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
+}
 
 static const char *parse_name(Parser *r) {
-  size_t n = strspn(r->p, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_");
+  size_t n = 0;
+  while (is_in_name(r->p[n])) n++;
   if (!n) {
     fail(r, "a name is expected");
     return "";
   }
   const char *s = arena_strn(r->a, r->p, n);
   r->p += n;
+  return s;
+}
+
+static const char *joined(Arena *a, const char *first, const char *second) {
+  size_t n = strlen(first), m = strlen(second);
+  char *s = arena_alloc(a, n + m + 1);
+  memcpy(s, first, n);
+  memcpy(s + n, second, m);
   return s;
 }
 
@@ -62,7 +79,7 @@ static bool parse_slot(Parser *r, const char *name, SlotDefs *to) {
   SlotDef s = {.name = name};
   if (*r->p == '@') {
     r->p++;
-    s.name = arena_fmt(r->a, "%s@GRAD", name);
+    s.name = joined(r->a, name, "@GRAD");
   }
   for (;; r->p++) {
     if (*r->p == '?')
@@ -114,7 +131,7 @@ static const char *parse_grad_name(Parser *r) {
   const char *s = parse_name(r);
   if (*r->p == '@') {
     r->p++;
-    s = arena_fmt(r->a, "%s@GRAD", s);
+    s = joined(r->a, s, "@GRAD");
   }
   if (*r->p == '?') r->p++;
   return s;
@@ -169,7 +186,7 @@ const char *parse_grad(Arena *a, const char *text, const char *op, GradDef *g, b
     g->type = parse_name(&r);
     r.p = colon + 1;
   } else
-    g->type = arena_fmt(a, "%s_grad", op);
+    g->type = joined(a, op, "_grad");
   g->ins = parse_grad_slots(&r, "-", &g->n_ins, mapped);
   if (strncmp(r.p, "->", 2)) return "-> is missing in the gradient";
   r.p += 2;
@@ -221,7 +238,7 @@ OpDef *grad_def(Arena *a, const OpDef *fwd, const char *formula, ExpandFn *expan
                .expand = expand,
                .forward = fwd,
                .examples = "",
-               .meaning = arena_fmt(a, "gradient of %s", fwd->name),
+               .meaning = joined(a, "gradient of ", fwd->name),
                .custom = fwd->custom};
   d->ins = grad_slots(a, fwd, g->n_ins, g->ins, error);
   d->outs = grad_slots(a, fwd, g->n_outs, g->outs, error);
@@ -230,18 +247,18 @@ OpDef *grad_def(Arena *a, const OpDef *fwd, const char *formula, ExpandFn *expan
 
 GradDef *custom_grad(Arena *a, const OpDef *d) {
   GradDef *g = arena_new_of(a, GradDef);
-  g->type = arena_fmt(a, "%s_grad", d->name);
+  g->type = joined(a, d->name, "_grad");
   g->copy_attrs = true;
   VEC(GradSlot) ins = {0}, outs = {0};
   for (int k = 0; k < d->n_ins; k++) {
     vec_add(a, &ins, ((GradSlot){d->ins[k].name, d->ins[k].name}));
-    const char *s = arena_fmt(a, "%s@GRAD", d->ins[k].name);
+    const char *s = joined(a, d->ins[k].name, "@GRAD");
     vec_add(a, &outs, ((GradSlot){s, s}));
   }
   for (int k = 0; k < d->n_outs; k++)
     vec_add(a, &ins, ((GradSlot){d->outs[k].name, d->outs[k].name}));
   for (int k = 0; k < d->n_outs; k++) {
-    const char *s = arena_fmt(a, "%s@GRAD", d->outs[k].name);
+    const char *s = joined(a, d->outs[k].name, "@GRAD");
     vec_add(a, &ins, ((GradSlot){s, s}));
   }
   g->n_ins = ins.n, g->ins = ins.v;

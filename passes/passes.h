@@ -25,6 +25,9 @@ typedef struct PassInfo {
 } PassInfo;
 extern const PassInfo pass_info[];
 extern const int pass_n;
+/* The Graph is verified after every pass, and the plan after the last; a fault ends the process. Tests set it, and builds with
+ * sanitizers have it set: what is found would be an error of a pass, not of a program. */
+extern bool verify_passes;
 /* All passes in order. Returns false if a pass named in the options does not exist (E-ARG-001), a dump cannot be
  * written, or schedule() failed. *stopped (may be NULL) says that stop_after was reached. Passes themselves cannot fail. */
 bool passes_run(Graph *g, const PassOptions *o, bool *stopped);
@@ -44,8 +47,8 @@ void pass_options_from_env(PassOptions *o);
 /* layout_conv.c: tests set it, so that channels (1) or images (2) come last also where it does not pay. */
 extern int layout_always;
 
-/* memplan.c: no two buffers that are live at once overlap, and every node of a kernel's interface has one. Asserted in
- * debug builds after memplan; false, with the reason in `why` (may be NULL), if the plan is broken. */
+/* memplan.c: no two buffers that are live at once overlap, and every node of a kernel's interface has one. Asserted
+ * after memplan with verify_passes; false, with the reason in `why` (may be NULL), if the plan is broken. */
 bool memplan_check(const Graph *g, Str *why);
 /* planfile.c: the plan as text, in the format that tests/plan_check.c reads. After memplan. */
 void plan_print(const Graph *g, Str *out);

@@ -7,6 +7,7 @@
  * undo each other. Reshapes move towards the results, views into their users. */
 #include "simplify.h"
 #include <ctype.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -160,19 +161,30 @@ static Node *build(Graph *g, const char *pat, const Node *like, Node *var[26]) {
   return g_node(g, p, like->dtype, like->rank, like->dims, n_args, in);
 }
 
+/* Of the rules with patterns, the primitive that a node must have. */
+static Prim heads[N_RULES];
+static pthread_once_t heads_once = PTHREAD_ONCE_INIT;
+static void find_heads(void) {
+  const char *args[MAX_ARGS];
+  int n;
+  for (int i = 0; i < N_RULES; i++) heads[i] = rules[i].fn ? P_N : split(rules[i].from, &n, args);
+}
+
 static int type_bit(DType t) { return dtype_is_float(t) ? FLOATS : t == DT_BOOL ? BOOLS : INTS; }
+
+static Node *apply_rule(Graph *g, const Rule *r, Node *n) {
+  if (r->fn) return r->fn(g, n);
+  Node *var[26] = {NULL};
+  return match(r->from, n, var) ? build(g, r->to, n, var) : NULL;
+}
 
 static Node *apply_rules(Graph *g, Node *n, RewriteFn *except) {
   if (prim_info[n->prim].class == 'S') return NULL;
+  int type = type_bit(n->dtype);
   for (int i = 0; i < N_RULES; i++) {
     const Rule *r = &rules[i];
-    Node *var[26] = {NULL}, *to = NULL;
-    if (r->fn && r->fn == except) continue;
-    if (!(r->types & type_bit(n->dtype))) continue;
-    if (r->fn)
-      to = r->fn(g, n);
-    else if (match(r->from, n, var))
-      to = build(g, r->to, n, var);
+    if (r->fn ? r->fn == except : heads[i] != n->prim) continue;
+    Node *to = r->types & type ? apply_rule(g, r, n) : NULL;
     if (!to) continue;
     fired[i]++;
     return to;
@@ -184,6 +196,7 @@ static Node *apply(Graph *g, Node *n) { return apply_rules(g, n, NULL); }
 static Node *apply_on_layouts(Graph *g, Node *n) { return apply_rules(g, n, rule_contract_view); }
 
 static void simplify(Graph *g, RewriteFn *fn) {
+  pthread_once(&heads_once, find_heads);
   for (int round = 0; round < MAX_ROUNDS; round++) {
     graph_sweep(g);
     if (!graph_rewrite(g, fn)) break;

@@ -1,6 +1,7 @@
 /* See util.h. The failing functions stand in mem_table and vfs_table and pass on to what was there before. */
 #include "util.h"
 #include "../frontend/kiln.h"
+#include "../passes/passes.h"
 #include <dirent.h>
 #include <errno.h>
 #include <math.h>
@@ -11,8 +12,9 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-/* Tests leave the user's cache alone: theirs is in the folder of the test binary. */
-__attribute__((constructor)) static void own_cache(void) {
+/* Tests verify every pass. They leave the user's cache alone: theirs is in the folder of the test binary. */
+__attribute__((constructor)) static void set_up(void) {
+  verify_passes = true;
   char path[4096];
   ssize_t n = readlink("/proc/self/exe", path, sizeof path - 32);
   path[n < 0 ? 0 : n] = 0;

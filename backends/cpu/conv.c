@@ -118,7 +118,7 @@ static bool packs(const Plan *plan, const ConvPlan *p) {
 }
 
 static bool worth(const Plan *plan, const ConvPlan *p) {
-  enum { FLOPS = 1000000, LEAST_K = 8, LEAST_M = 4, LEAST_N = 8, LEAST_GROUP_N = 2 };
+  enum { LEAST_K = 8, LEAST_M = 4, LEAST_N = 8, LEAST_GROUP_N = 2 };
   const Facts *f = &plan->facts;
   int64_t positions = p->part[0].w.n * p->part[0].h.n, k = 0,
           bytes = p->b_size * p->columns * f->size;
@@ -128,7 +128,8 @@ static bool worth(const Plan *plan, const ConvPlan *p) {
   int64_t least_n =
       p->groups.total > 1 ? LEAST_GROUP_N : LEAST_N; /* else a product for each group */
   if (p->columns < least_n || positions < LEAST_M || k < LEAST_K) return false;
-  return f->dtype == DT_FLOAT32 && (f->flops >= FLOPS || plan->no_blas || plan->way != WAY_RULE);
+  return f->dtype == DT_FLOAT32 &&
+         (f->flops >= CONV_FLOPS || plan->no_blas || plan->way != WAY_RULE);
 }
 
 static bool try_operand(Arena *arena, Plan *plan, int x) {

@@ -104,7 +104,7 @@ static int64_t items_of(const Kernel *k, const Plan *p) {
 
 static bool cpu_schedule(Kernel *k) {
   Arena *a = arena_scratch();
-  const Plan *used = NULL;
+  Plan *used = NULL, *both = NULL; /* both: with BLAS or without */
   k->flops = operations(k);
   k->bytes = traffic(k);
   k->workspace = k->prepares = 0;
@@ -112,7 +112,8 @@ static bool cpu_schedule(Kernel *k) {
   k->by[0] = 0;
   if (!choose_algorithm(k)) return false;
   for (int no_blas = 0; no_blas < 2 && k->kind == K_CONTRACT; no_blas++) {
-    const Plan *p = contract_plan(a, k, no_blas);
+    Plan *p = both ? both : contract_plan(a, k, no_blas);
+    if (p->kind == PLAN_CONV && !k->choice && p->facts.flops >= CONV_FLOPS) both = p;
     if (no_blas == (k->options && k->options->no_blas)) used = p;
     if (p->work.workspace > k->workspace) k->workspace = p->work.workspace;
     if (p->kind == PLAN_LOOPS && loop_workspace(k) > k->workspace) k->workspace = loop_workspace(k);

@@ -133,6 +133,7 @@ typedef struct Plan {
   struct MicroSet *set;    /* the microkernels to compile; NULL: none */
 } Plan;
 
+enum { CONV_FLOPS = 1000000 }; /* what is less may be left to BLAS rather than be a PLAN_CONV */
 /* no_blas: what microkernels cannot do is left to generated loops, and Kernel.choice does not count. A choice that the kernel
  * does not allow counts as none. */
 Plan *contract_plan(Arena *a, const Kernel *k, bool no_blas);
