@@ -113,6 +113,17 @@ Node *g_check(Graph *g, Node *x, int64_t lo, int64_t hi, bool has_ignore, int64_
   return n;
 }
 
+/* More operands than a kernel may have. */
+enum { MOST_PARTS = 64 };
+
+static Node *concat_in_steps(Graph *g, int n, Node *const *x, int axis) {
+  int n_step = 0;
+  Node **step = arena_array(g->arena, Node *, div_up(n, MOST_PARTS));
+  for (int k = 0; k < n; k += MOST_PARTS)
+    step[n_step++] = g_concat(g, n - k < MOST_PARTS ? n - k : MOST_PARTS, x + k, axis);
+  return g_concat(g, n_step, step, axis);
+}
+
 Node *g_concat(Graph *g, int n, Node *const *x, int axis) {
   int64_t dims[KL_RANK];
   for (int k = 0; k < n; k++)
@@ -139,6 +150,7 @@ Node *g_concat(Graph *g, int n, Node *const *x, int axis) {
     if (dims[axis] > (int64_t)1 << 40) break;
   }
   if (n == 1) return x[0];
+  if (n > MOST_PARTS) return concat_in_steps(g, n, x, axis);
   Node *r = g_node(g, P_CONCAT, x[0]->dtype, x[0]->rank, dims, n, x);
   if (r) r->i = axis;
   return r;

@@ -207,6 +207,9 @@ static const Larger large[] = {
     /* no elements */
     {"transpose2", "X=0x33x40 axis=[0,2,1]", NULL, DT_FLOAT32, 0},
     {"conv2d", "Input=0x12x9x9 Filter=12x3x3x3 groups=4", NULL, DT_FLOAT32, 0},
+    {"multiplex", "X=0x33,0x33 Ids=0x2:int32:0..1", NULL, DT_FLOAT32, 0},
+    {"shuffle_channel", "X=1x0x1x3 group=3", NULL, DT_FLOAT32, 0},
+    {"logcumsumexp", "X=0x4", NULL, DT_FLOAT32, 0},
     /* tables of indices, which are copied with what they point to */
     {"bilinear_interp_v2", "X=2x5x15x17 out_h=31 out_w=40", NULL, DT_FLOAT32, 0},
     {"nearest_interp_v2", "X=2x5x15x17 out_h=31 out_w=9", NULL, DT_FLOAT64, 0},
@@ -287,6 +290,23 @@ static void test_large(void **state) {
   assert_int_equal(device_bad, 0);
 }
 
+/* More operands than a kernel may have. */
+static void test_many_parts(void **state) {
+  (void)state;
+  enum { PARTS = 300 };
+  char text[8 * PARTS] = "X=2x3";
+  Executor *exec[2];
+  OpCase c;
+  for (int i = 1; i < PARTS; i++) strcat(text, ",2x3");
+  strcat(text, " axis=1");
+  device_bad = 0;
+  device_pair(exec, (ExecOptions){0});
+  bool ok = opcase_text(&c, opdef_find("concat"), text, 17, DT_FLOAT32);
+  device_case(&c, ok, 0, exec);
+  device_pair_free(exec);
+  assert_int_equal(device_bad, 0);
+}
+
 int main(int argc, char **argv) {
   (void)argc;
   if (!simulator(argv)) return 1;
@@ -294,6 +314,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_architectures), /* before this process opens the driver */
       cmocka_unit_test(test_operators),
       cmocka_unit_test(test_large),
+      cmocka_unit_test(test_many_parts),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

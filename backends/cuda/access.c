@@ -140,7 +140,7 @@ static void reshape(const Walk *w, const Lin *ix, int rank, const int64_t *dims,
   Lin all = linear(ix, dims, 0, rank), r;
   for (int d = x->rank - 1; d >= 0; d--) {
     to[d] = zero();
-    if (x->dims[d] == 1) continue;
+    if (x->dims[d] < 2) continue;
     split(w, &all, x->dims[d], &r, &to[d]);
     all = r;
   }

@@ -7,9 +7,9 @@
 /* ---- channels ---- */
 
 /* [N, C, H, W] with the channels as [outer, inner] swapped to [inner, outer]. */
-static Node *dealt(Graph *g, Node *in, int64_t outer) {
-  int64_t n = in->dims[0], c = in->dims[1], h = in->dims[2], w = in->dims[3];
-  Node *v = g_reshape(g, in, 5, (int64_t[]){n, outer, c / outer, h, w});
+static Node *dealt(Graph *g, Node *in, int64_t outer, int64_t inner) {
+  Node *v = g_reshape(g, in, 5,
+                      (int64_t[]){in->dims[0], outer, inner, in->dims[2], in->dims[3]});
   return g_reshape(g, v ? g_permute(g, v, (int[]){0, 2, 1, 3, 4}) : NULL, 4, in->dims);
 }
 
@@ -23,8 +23,9 @@ static bool shuffled(Expand *x, int64_t groups, bool last, bool back) {
   if (groups < 1 || (in->dims[1] >= 0 && in->dims[1] % groups))
     return err_set(E_OPR_003, "%lld groups of %lld channels", (long long)groups,
                    (long long)in->dims[1]);
-  Node *y =
-      ops_known(in) ? dealt(g, in, back ? in->dims[1] / groups : groups) : ops_blank_like(g, in);
+  int64_t each = in->dims[1] / groups;
+  Node *y = ops_known(in) ? dealt(g, in, back ? each : groups, back ? groups : each)
+                          : ops_blank_like(g, in);
   return x_out(x, back ? "X@GRAD" : "Out", last ? ops_channels_last(g, y) : y);
 }
 
