@@ -50,9 +50,8 @@ static int contractions(Program *p, int n_feeds, const Feed *feeds, int n,
   return found;
 }
 
-/* The program on both executors. */
-static void run_both(const char *what, Program *p, int n_feeds, const Feed *feeds, int n,
-                     const char *const *names, Executor *exec[2], double tolerance) {
+void device_program(const char *what, Program *p, int n_feeds, const Feed *feeds, int n,
+                    const char *const *names, Executor *exec[2], double tolerance) {
   Tensor out[2][64];
   bool ok[2];
   int found = device_only_contractions ? contractions(p, n_feeds, feeds, n, names) : 0;
@@ -111,7 +110,7 @@ void device_case(OpCase *made, bool ok, double tolerance, Executor *exec[2]) {
     complain(what, "the gradient operator");
   for (int i = 0; i < g.n_out && n < 64; i++) names[n++] = g.out[i];
   Feed *feeds = opcase_feeds(&c, &g, &n_feeds);
-  run_both(what, c.prog, n_feeds, feeds, n, names, exec, tolerance);
+  device_program(what, c.prog, n_feeds, feeds, n, names, exec, tolerance);
   opcase_free(&c);
 }
 

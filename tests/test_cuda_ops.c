@@ -307,14 +307,59 @@ static void test_many_parts(void **state) {
   assert_int_equal(device_bad, 0);
 }
 
+/* Sums and maxima with their places of functions of one matrix, which are one kernel: more than go through shared memory at once. */
+static void many_sums(int rows, int columns, int axis, Executor *exec[2]) {
+  static const char *const of[] = {"square", "abs", "exp", "sin", "tanh", "relu", "cos"};
+  enum { N = 3 * sizeof of / sizeof *of };
+  char vars[4096] = "", ops[8192] = "", text[16384], name[N][8];
+  const char *names[N];
+  int n = 0;
+  for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
+    sprintf(vars + strlen(vars), "  var t%zu float64\n", i);
+    sprintf(ops + strlen(ops), "  t%zu = %s(X=x)\n", i, of[i]);
+    for (int k = 0; k < 3; k++, n++) {
+      static const char *const kind[] = {"reduce_sum", "arg_max", "arg_min"};
+      sprintf(name[n], "y%d", n);
+      names[n] = name[n];
+      sprintf(vars + strlen(vars), "  var y%d\n", n);
+      sprintf(ops + strlen(ops),
+              k ? "  y%d = %s(X=t%zu) {axis=%dL}\n" : "  y%d = %s(X=t%zu) {dim=[%d]}\n", n, kind[k],
+              i, axis);
+    }
+  }
+  sprintf(text, "program version 2006002\nblock 0 {\n  var x float64 [%d, %d] feed\n%s%s}\n", rows,
+          columns, vars, ops);
+  Program *p = prog_parse(text, strlen(text), "sums.kl");
+  assert_true(p && infer_program(p, true));
+  Tensor x = {.dtype = DT_FLOAT64, .rank = 2, .dims = {rows, columns}};
+  uint64_t seed = 3;
+  double *data = x.data = mem_alloc(sizeof *data * (size_t)(rows * columns));
+  for (int i = 0; i < rows * columns; i++) data[i] = test_random(&seed, -1, 1);
+  device_program("sums", p, 1, &(Feed){"x", &x}, n, names, exec, 0);
+  mem_free(x.data);
+  prog_free(p);
+}
+
+static void test_many_sums(void **state) {
+  (void)state;
+  Executor *exec[2];
+  device_bad = 0;
+  device_pair(exec, (ExecOptions){0});
+  many_sums(40, 1001, 0, exec);
+  many_sums(60, 31, 0, exec);
+  many_sums(97, 45, 1, exec);
+  many_sums(9, 700, 1, exec);
+  device_pair_free(exec);
+  assert_int_equal(device_bad, 0);
+}
+
 int main(int argc, char **argv) {
   (void)argc;
   if (!simulator(argv)) return 1;
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_architectures), /* before this process opens the driver */
-      cmocka_unit_test(test_operators),
-      cmocka_unit_test(test_large),
-      cmocka_unit_test(test_many_parts),
+      cmocka_unit_test(test_operators),     cmocka_unit_test(test_large),
+      cmocka_unit_test(test_many_parts),    cmocka_unit_test(test_many_sums),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -85,8 +85,15 @@ enum {
   CUDA_MOST_BLOCKS = 4224, /* 8 for each of 132 processors */
   CUDA_TILE = 32,
   CUDA_SECTOR = 32, /* bytes that memory gives at once */
-  CUDA_RUN_SIZE = 1024
+  CUDA_RUN_SIZE = 1024,
+  CUDA_SHARED = 48 << 10 /* bytes of shared memory that every launch may have */
 };
+/* Shared memory of a block of teams in which they hand over sums, of at most 1024 threads; beside the spans. One sum and its place
+ * always fit. */
+static inline int cuda_exchange_bytes(bool columns, int teams) {
+  enum { COLUMNS = 16 << 10, ROWS = 6 << 10, SUM = 16 };
+  return columns ? COLUMNS : ROWS > SUM * teams ? ROWS : SUM * teams;
+}
 
 /* access.c */
 enum { CUDA_WINDOWS = 6 };

@@ -302,7 +302,9 @@ static bool is_alike(const Nest *t, const CudaSpan *s) {
 /* most: elements of a span. */
 static bool spans_of(Gen *g, const Nest *t, const CudaAccesses *all, int64_t most, CudaSpans *to) {
   int64_t block = SPAN_BYTES, full = THREAD_BYTES * to->threads, alike_bytes = 0;
-  if (most == FEW && full > block) block = full;
+  int64_t room = CUDA_SHARED - CUDA_SPANS * 16 - cuda_exchange_bytes(false, (int)to->points);
+  if (full > room) full = room;
+  if (most == FEW && full > block && !t->columns) block = full;
   to->n = 0;
   to->box = 1;
   to->lines = false;

@@ -1,6 +1,7 @@
 /* The function of one launch: .entry NAME(buffers, run) around the code of the launch's form. In: a kernel, and the launch that
  * backends/cuda/plan.c made of it. */
 #include "cuda_gen.h"
+#include <llvm-c/Target.h>
 #include <string.h>
 
 Val cuda_register(Gen *g, const char *name) {
@@ -21,6 +22,8 @@ Val cuda_shared(Gen *g, const char *name, LLVMTypeRef t, int64_t n) {
   Val v = LLVMGetNamedGlobal(g->m, full);
   if (v) return v;
   LLVMTypeRef type = LLVMArrayType2(t, (uint64_t)n);
+  g->shared += div_up((int64_t)LLVMABISizeOfType(LLVMGetModuleDataLayout(g->m), type), 16) * 16;
+  if (g->shared > CUDA_SHARED) g->failed = "so much shared memory";
   v = LLVMAddGlobalInAddressSpace(g->m, type, full, 3);
   LLVMSetLinkage(v, LLVMInternalLinkage);
   LLVMSetInitializer(v, LLVMGetUndef(type));
@@ -181,6 +184,7 @@ bool gen_cuda(Gen *g, const Kernel *k, const CudaLaunch *l) {
   g->active = NULL;
   g->tile = NULL;
   g->copies = NULL;
+  g->shared = 0;
   g->sums = l->stage->form == CUDA_POINTS ? l->stage->gemm : NULL;
   g->columns = false;
   declare(g, l);

@@ -78,18 +78,24 @@ static void join(Gen *g, Part *p, Val v, Val place) {
   p->place = LLVMBuildSelect(b, take, place, p->place, "");
 }
 
-static Part part_of(Work *w, Node *n) {
+/* Its values are not read yet. */
+static Part part_like(Work *w, Node *n) {
   Gen *g = w->g;
   NodeInfo *f = gen_info(g, n);
   Part p = {.n = n, .type = n == w->t->contract ? n->dtype : n->in[0]->dtype};
   p.t = val_type(g, p.type);
   p.p = f->acc;
   p.pp = f->acc_place;
+  if (p.pp) p.tp = val_type(g, n->dtype);
+  return p;
+}
+
+static Part part_of(Work *w, Node *n) {
+  Gen *g = w->g;
+  Part p = part_like(w, n);
   gen_at(g, g->depth);
   p.v = LLVMBuildLoad2(g->b, p.t, p.p, "");
-  if (!p.pp) return p;
-  p.tp = val_type(g, n->dtype);
-  p.place = LLVMBuildLoad2(g->b, p.tp, p.pp, "");
+  if (p.tp) p.place = LLVMBuildLoad2(g->b, p.tp, p.pp, "");
   return p;
 }
 
@@ -99,16 +105,64 @@ static void in_warp(Team *m, Part *p) {
     join(g, p, shuffle(g, p->v, d), p->tp ? shuffle(g, p->place, d) : NULL);
 }
 
-/* Shared memory for part i of a group: [n][columns] values. */
-static Val slot(Team *m, int i, bool place, LLVMTypeRef t, Val row, Val column, int columns) {
+static LLVMTypeRef word_of(Gen *g, LLVMTypeRef t) {
+  return t == g->i64 || t == g->f64 ? g->i64 : g->i32;
+}
+
+static int word_bytes(Gen *g, LLVMTypeRef t) { return word_of(g, t) == g->i64 ? 8 : 4; }
+
+/* Parts that go through shared memory at once, each with so many values: as many as fit. */
+typedef struct Group {
+  int n, values, bytes; /* bytes: in use */
+  Part p[GROUP];
+  int at
+      [GROUP]; /* of a part: bytes from the start on, a multiple of 8; its places are behind its values */
+} Group;
+
+static int part_bytes(const Team *m, int values, const Part *p) {
   Gen *g = m->w->g;
-  char name[24];
-  snprintf(name, sizeof name, "%s%d_%d", place ? "place" : "sum", i, t == g->i64 || t == g->f64);
-  LLVMTypeRef word = t == g->i64 || t == g->f64 ? g->i64 : g->i32;
-  Val base = cuda_shared(g, name, word, m->s->columns ? m->threads : m->threads / 32);
-  Val at = LLVMBuildNSWMul(g->b, row, gen_i64(g, columns), "");
-  at = LLVMBuildNSWAdd(g->b, at, column, "");
-  return LLVMBuildInBoundsGEP2(g->b, word, base, &at, 1, "");
+  int bytes = values * word_bytes(g, p->t);
+  if (p->tp) bytes = (bytes + 7) / 8 * 8 + values * word_bytes(g, p->tp);
+  return (bytes + 7) / 8 * 8;
+}
+
+static bool has_room(const Team *m, const Group *all, const Part *p) {
+  int bytes = all->bytes + part_bytes(m, all->values, p);
+  return all->n < GROUP && bytes <= cuda_exchange_bytes(m->s->columns, m->s->teams);
+}
+
+static void add_part(const Team *m, Group *all, const Part *p) {
+  all->p[all->n] = *p;
+  all->at[all->n++] = all->bytes;
+  all->bytes += part_bytes(m, all->values, p);
+}
+
+/* Values of a part, where lanes are combined. */
+static int combined(const Team *m) { return m->s->columns ? m->threads : m->threads / 32; }
+
+/* The memory of all groups: what any of them needs, or a little more. */
+static Val exchange(const Team *m) {
+  Work *w = m->w;
+  int most = cuda_exchange_bytes(m->s->columns, m->s->teams), all = 0, largest = 0;
+  int values = combined(m) > m->s->teams ? combined(m) : m->s->teams;
+  for (int a = 0; a < w->n_acc; a++) {
+    Part p = part_like(w, w->acc[a].n);
+    int bytes = part_bytes(m, values, &p);
+    all += bytes;
+    if (bytes > largest) largest = bytes;
+  }
+  if (all > GROUP * largest) all = GROUP * largest;
+  return cuda_shared(w->g, "exchange", w->g->i64, (all < most ? all : most) / 8);
+}
+
+/* Value v of part i, or its place. */
+static Val slot(Team *m, const Group *all, int i, bool place, Val v) {
+  Gen *g = m->w->g;
+  const Part *p = &all->p[i];
+  int behind = place ? (all->values * word_bytes(g, p->t) + 7) / 8 * 8 : 0;
+  Val from = gen_i64(g, all->at[i] + behind);
+  Val base = LLVMBuildInBoundsGEP2(g->b, g->i8, exchange(m), &from, 1, "");
+  return LLVMBuildInBoundsGEP2(g->b, word_of(g, place ? p->tp : p->t), base, &v, 1, "");
 }
 
 static void put(Gen *g, Val v, Val p) {
@@ -123,52 +177,61 @@ static Val get(Gen *g, LLVMTypeRef t, Val p) {
   return narrow ? LLVMBuildTrunc(g->b, v, t, "") : v;
 }
 
-/* Row r of the shared array is lane r's value (columns), or that of warp r of the block. */
-static void in_block(Team *m, int n, Part *p) {
+/* What the thread has of all parts becomes value v of them. */
+static void put_parts(Team *m, const Group *all, Val v) {
+  Gen *g = m->w->g;
+  for (int i = 0; i < all->n; i++) {
+    const Part *p = &all->p[i];
+    put(g, p->v, slot(m, all, i, false, v));
+    if (p->tp) put(g, p->place, slot(m, all, i, true, v));
+  }
+}
+
+/* Row r of the values is lane r's of all columns, or warp r's of the block. */
+static void in_block(Team *m, Group *all) {
   Gen *g = m->w->g;
   const CudaStage *s = m->s;
   int rows = s->columns ? s->lanes : s->lanes / 32, columns = s->columns ? s->teams : 1;
   cuda_barrier(g); /* what was there before has been read */
-  Val zero = gen_i64(g, 0), warp = LLVMBuildLShr(g->b, m->tid, gen_i64(g, 5), "");
-  Val row = s->columns ? m->lane_v : warp, col = s->columns ? m->team_v : zero;
-  for (int i = 0; i < n; i++) {
-    put(g, p[i].v, slot(m, i, false, p[i].t, row, col, columns));
-    if (p[i].tp) put(g, p[i].place, slot(m, i, true, p[i].tp, row, col, columns));
-  }
+  put_parts(m, all, s->columns ? m->tid : LLVMBuildLShr(g->b, m->tid, gen_i64(g, 5), ""));
   cuda_barrier(g);
-  Val first = s->columns ? zero : LLVMBuildNSWMul(g->b, m->team_v, gen_i64(g, rows), "");
-  for (int i = 0; i < n; i++)
+  Val first = s->columns ? m->team_v : LLVMBuildNSWMul(g->b, m->team_v, gen_i64(g, rows), "");
+  for (int i = 0; i < all->n; i++) {
+    Part *p = &all->p[i];
     for (int r = 0; r < rows; r++) {
-      row = LLVMBuildNSWAdd(g->b, first, gen_i64(g, r), "");
-      Val v = get(g, p[i].t, slot(m, i, false, p[i].t, row, col, columns));
-      Val place = p[i].tp ? get(g, p[i].tp, slot(m, i, true, p[i].tp, row, col, columns)) : NULL;
+      Val at = LLVMBuildNSWAdd(g->b, first, gen_i64(g, (int64_t)r * columns), "");
+      Val v = get(g, p->t, slot(m, all, i, false, at));
+      Val place = p->tp ? get(g, p->tp, slot(m, all, i, true, at)) : NULL;
       if (r)
-        join(g, &p[i], v, place);
+        join(g, p, v, place);
       else
-        p[i].v = v, p[i].place = place;
+        p->v = v, p->place = place;
     }
+  }
+}
+
+static void combine_group(Team *m, Group *all) {
+  Gen *g = m->w->g;
+  if (m->s->columns || m->s->lanes > 32) in_block(m, all);
+  for (int i = 0; i < all->n; i++) {
+    LLVMBuildStore(g->b, all->p[i].v, all->p[i].p);
+    if (all->p[i].tp) LLVMBuildStore(g->b, all->p[i].place, all->p[i].pp);
+  }
+  all->n = all->bytes = 0;
 }
 
 static void combine(Team *m, int sweep) {
   Work *w = m->w;
-  Gen *g = w->g;
-  const CudaStage *s = m->s;
-  Part p[GROUP];
-  if (s->lanes == 1) return;
-  for (int a = 0, n = 0; a < w->n_acc; a++) {
-    if (w->acc[a].sweep == sweep) {
-      p[n] = part_of(w, w->acc[a].n);
-      if (!s->columns) in_warp(m, &p[n]);
-      n++;
-    }
-    if (n == 0 || (n < GROUP && a + 1 < w->n_acc)) continue;
-    if (s->columns || s->lanes > 32) in_block(m, n, p);
-    for (int i = 0; i < n; i++) {
-      LLVMBuildStore(g->b, p[i].v, p[i].p);
-      if (p[i].tp) LLVMBuildStore(g->b, p[i].place, p[i].pp);
-    }
-    n = 0;
+  Group all = {.values = combined(m)};
+  if (m->s->lanes == 1) return;
+  for (int a = 0; a < w->n_acc; a++) {
+    if (w->acc[a].sweep != sweep) continue;
+    Part p = part_of(w, w->acc[a].n);
+    if (!m->s->columns) in_warp(m, &p);
+    if (!has_room(m, &all, &p)) combine_group(m, &all);
+    add_part(m, &all, &p);
   }
+  if (all.n) combine_group(m, &all);
 }
 
 /* ---- sweeps ---- */
@@ -387,14 +450,21 @@ static bool blocks_odd(const Team *m, int per) {
   return t->rows > n && (n % per || (all < t->rows && all % per)) && n + per - 1 <= m->threads;
 }
 
-/* Row i of part a's values in shared memory. */
-static Val kept_row(Team *m, int a, bool place, LLVMTypeRef t, Val i) {
+/* Rows' sums go to the threads that store them: row `at` to this one. mine: this thread has its team's. */
+static void hand_over(Team *m, Group *all, Val mine, Val at) {
   Gen *g = m->w->g;
-  char name[24];
-  snprintf(name, sizeof name, "row%d_%d", a, place);
-  LLVMTypeRef word = t == g->i64 || t == g->f64 ? g->i64 : g->i32;
-  Val base = cuda_shared(g, name, word, m->s->teams);
-  return LLVMBuildInBoundsGEP2(g->b, word, base, &i, 1, "");
+  cuda_barrier(g); /* what was there before has been read */
+  Loop once = cuda_if(g, mine);
+  gen_at(g, g->depth);
+  put_parts(m, all, m->team_v);
+  loop_close(g, &once, LOOP_PLAIN);
+  cuda_barrier(g);
+  for (int i = 0; i < all->n; i++) {
+    const Part *p = &all->p[i];
+    LLVMBuildStore(g->b, get(g, p->t, slot(m, all, i, false, at)), p->p);
+    if (p->tp) LLVMBuildStore(g->b, get(g, p->tp, slot(m, all, i, true, at)), p->pp);
+  }
+  all->n = all->bytes = 0;
 }
 
 /* Thread j takes the sums of the j-th row of the block, counted from a sector's start, whose result it will store. */
@@ -402,27 +472,21 @@ static void regroup(Team *m, int per) {
   Work *w = m->w;
   Gen *g = w->g;
   LLVMBuilderRef b = g->b;
-  Val first = aff_value(g, &m->first), zero = gen_i64(g, 0);
-  cuda_barrier(g); /* what was there before has been read */
+  Val first = aff_value(g, &m->first), zero = gen_i64(g, 0), at = m->tid;
+  Group all = {.values = m->s->teams};
+  gen_at(g, g->depth);
   Val mine = gen_and(g, LLVMBuildICmp(b, LLVMIntEQ, m->lane_v, zero, ""), g->active);
-  Loop once = cuda_if(g, mine);
-  for (int a = 0; a < w->n_acc; a++) {
-    Part p = part_of(w, w->acc[a].n);
-    put(g, p.v, kept_row(m, a, false, p.t, m->team_v));
-    if (p.tp) put(g, p.place, kept_row(m, a, true, p.tp, m->team_v));
-  }
-  loop_close(g, &once, LOOP_PLAIN);
-  cuda_barrier(g);
-  Val at = m->tid;
   if (blocks_odd(m, per))
     at = LLVMBuildNSWSub(b, at, LLVMBuildAnd(b, first, gen_i64(g, per - 1), ""), "");
-  g->active = LLVMBuildICmp(b, LLVMIntULT, at, m->n, "");
-  at = LLVMBuildSelect(b, g->active, at, zero, "");
+  Val active = LLVMBuildICmp(b, LLVMIntULT, at, m->n, "");
+  at = LLVMBuildSelect(b, active, at, zero, "");
   for (int a = 0; a < w->n_acc; a++) {
     Part p = part_of(w, w->acc[a].n);
-    LLVMBuildStore(b, get(g, p.t, kept_row(m, a, false, p.t, at)), p.p);
-    if (p.tp) LLVMBuildStore(b, get(g, p.tp, kept_row(m, a, true, p.tp, at)), p.pp);
+    if (!has_room(m, &all, &p)) hand_over(m, &all, mine, at);
+    add_part(m, &all, &p);
   }
+  if (all.n) hand_over(m, &all, mine, at);
+  g->active = active;
   Aff row = aff_var(gen_var(g, LLVMBuildNSWAdd(b, first, at, ""), 0, w->t->rows - 1), 1);
   cuda_place(g, w->t, w->t->n_out, row, w->out);
 }

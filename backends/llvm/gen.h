@@ -75,6 +75,7 @@ struct Gen {
   Val fn, bufs[256], seed, step, ctx, begin, end;
   const struct CudaGemm *sums; /* GPU: what left the contraction in parts, or NULL */
   int pack;              /* GPU: neighbours that are computed together, and read at once; or 0 */
+  int64_t shared;        /* GPU: bytes of shared memory of the function, but those of products */
   struct CudaTile *tile; /* GPU: reads that go through shared memory, or NULL */
   struct CudaCopies
       *copies; /* GPU: buffers of which the block has a span in shared memory, or NULL */

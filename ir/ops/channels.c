@@ -8,8 +8,7 @@
 
 /* [N, C, H, W] with the channels as [outer, inner] swapped to [inner, outer]. */
 static Node *dealt(Graph *g, Node *in, int64_t outer, int64_t inner) {
-  Node *v = g_reshape(g, in, 5,
-                      (int64_t[]){in->dims[0], outer, inner, in->dims[2], in->dims[3]});
+  Node *v = g_reshape(g, in, 5, (int64_t[]){in->dims[0], outer, inner, in->dims[2], in->dims[3]});
   return g_reshape(g, v ? g_permute(g, v, (int[]){0, 2, 1, 3, 4}) : NULL, 4, in->dims);
 }
 
