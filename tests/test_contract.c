@@ -229,6 +229,15 @@ static void test_channels_last(void **state) {
                                 {2, 30, 29, 3, 32, 2, 3, 3, 2, 1, 1},
                                 {1, 40, 40, 5, 9, 7, 3, 3, 1, 2, 2}};
   for (size_t i = 0; i < sizeof narrow / sizeof *narrow; i++) check_channels_last(&narrow[i], 2);
+  /* a few filters of many channels, or the gradient of an input of a few: dot products; all but the filter's gradient */
+  static const Nhwc few[] = {{1, 40, 41, 64, 1, 3, 3, 3, 1, 1, 1},
+                             {2, 30, 29, 21, 1, 5, 3, 5, 2, 2, 3},
+                             {1, 50, 50, 70, 1, 7, 3, 3, 1, 1, 1},
+                             {1, 46, 47, 3, 1, 64, 7, 7, 2, 1, 3}};
+  for (size_t i = 0; i < sizeof few / sizeof *few; i++) check_channels_last(&few[i], 3);
+  check_channels_last(&(Nhwc){1, 60, 60, 400, 1, 3, 1, 1, 1, 1, 0}, 2);
+  /* a small image */
+  check_channels_last(&(Nhwc){1, 14, 14, 16, 1, 32, 3, 3, 2, 1, 1}, 3);
 }
 
 /* The same of one group with the images last: [h, w, c, n] and [o, kh, kw, c] to [h, w, o, n]. */

@@ -5,7 +5,7 @@
  * conv_find.c says what convolution it is, conv_cut.c how it is cut into tiles of MR positions by NV vectors of columns. A tile
  * is summed over taps and channels by one microkernel; along w, taps and channels are neighbours in memory and so one sum
  * (Georganas et al., High-performance deep learning via a single building block, arXiv 1906.06440). B is packed into panels as
- * wide as a tile. Where windows leave A, the rows that a task reads are copied with zeros around them. */
+ * wide as a tile; of few columns, which fill no vector, the tiles are dot products (FORM_DOT). Where windows leave A, the rows that a task reads are copied with zeros around them. */
 #include "conv.h"
 
 /* Panels of B: of one tap smaller, so that A and what is fetched for the next pass stay in the L2 cache beside it. The taps of a
@@ -16,7 +16,7 @@ enum { PANEL_BYTES = 384 << 10, SINGLE_PANEL_BYTES = 128 << 10, PACK_ROWS = 128 
 
 /* A panel that is read for every tile stays in the L2 cache. */
 static void cut_sums(ConvPlan *p, Part *q, int64_t size) {
-  int64_t width = (p->panels.size + (p->panels.more > 0)) * p->tile.lanes * size;
+  int64_t width = (p->panels.size + (p->panels.more > 0)) * tile_unit(&p->tile) * size;
   int64_t k = q->fold ? q->w.taps * p->channels : p->channels;
   int64_t inner = q->fold ? q->h.taps : q->w.taps;
   int64_t panel = q->h.taps * q->w.taps == 1 ? SINGLE_PANEL_BYTES : PANEL_BYTES;
@@ -30,7 +30,8 @@ static void cut_sums(ConvPlan *p, Part *q, int64_t size) {
 /* Rows that follow one another without gaps, where B is one panel: there is no next one to fetch. */
 static bool fetches_rows(const ConvPlan *p) {
   const Part *q = &p->part[0];
-  bool dense = p->n_parts == 1 && !p->copy && q->k == p->channels && q->pixel == p->channels;
+  bool dense = p->tile.form == FORM_ROWS && p->n_parts == 1 && !p->copy && q->k == p->channels &&
+               q->pixel == p->channels;
   return dense && q->w.in_step == 1 && q->run_pieces == 1 && p->panels.n == 1;
 }
 
@@ -48,6 +49,7 @@ static int want(Arena *a, ConvPlan *p, const Part *q, int64_t tile, int panel) {
   MicroSpec s = {.dtype = p->tile.dtype, .lanes = p->tile.lanes, .mr = (int)positions};
   s.nv = (int)(p->panels.size + (panel == 0));
   s.tail = panel == 2;
+  s.dot = p->tile.form == FORM_DOT;
   s.pitch = q->w.in_step * q->pixel;
   s.more_lines = p->more_lines;
   if (q->run && tile > 1) {
@@ -58,7 +60,7 @@ static int want(Arena *a, ConvPlan *p, const Part *q, int64_t tile, int panel) {
 }
 
 static void want_all(Arena *a, ConvPlan *p, Part *q) {
-  bool tail = p->columns % p->tile.lanes != 0;
+  bool tail = p->columns % tile_unit(&p->tile) != 0;
   for (int i = 0; i < 2; i++) {
     if (i ? q->rows.more == q->rows.n : !q->rows.more) continue;
     int64_t tile = q->rows.size + (i == 0);
@@ -74,7 +76,7 @@ static void want_all(Arena *a, ConvPlan *p, Part *q) {
 static int64_t whole_rows(const Plan *plan, const ConvPlan *p) {
   const Facts *f = &plan->facts;
   int64_t e = f->numel / (plan->frame.rows * plan->frame.parts), h = 0, w = 0;
-  if (f->numel == p->columns && p->tile.lanes % e == 0) return e;
+  if (f->numel == p->columns && tile_unit(&p->tile) % e == 0) return e;
   if (p->panel_groups > 1 || p->c_w != p->columns) return 0;
   for (int i = 0; i < p->n_parts; i++) {
     h = most(h, p->part[i].h.out + p->part[i].h.out_step * (p->part[i].h.n - 1) + 1);
@@ -110,26 +112,29 @@ static bool packs(const Plan *plan, const ConvPlan *p) {
   bool rows = p->n_parts == 1 && q->fold && p->b_o == 1 && q->h.k_step == 1 && q->w.k_step == 1 &&
               p->b_i >= p->columns && (q->w.taps == 1 || p->b_kw == p->channels * p->b_i) &&
               (q->h.taps == 1 || p->b_kh == q->w.taps * p->channels * p->b_i);
-  if (!rows) return true;
+  if (!rows || p->tile.form == FORM_DOT) return true;
   int64_t tiles = q->rows.n * (q->run ? 1 : q->h.n) * p->images.total;
   if (p->panels.n == 1 && p->b_i == p->columns) return false;
   if (plan->frame.constant[p->b]) return true;
   return tiles > FEW && (q->k * p->b_i * f->size > L2_BYTES || tiles > MANY);
 }
 
+/* Columns that are fewer do not fill a vector: then it is dot products, or a product for each group, or not this form. */
+enum { LEAST_N = 8, LEAST_GROUP_N = 2 };
+
 static bool worth(const Plan *plan, const ConvPlan *p) {
-  enum { LEAST_K = 8, LEAST_M = 4, LEAST_N = 8, LEAST_GROUP_N = 2 };
+  enum { WINDOW_FLOPS = 100000, LEAST_K = 8, LEAST_M = 4 };
   const Facts *f = &plan->facts;
   int64_t positions = p->part[0].w.n * p->part[0].h.n, k = 0,
           bytes = p->b_size * p->columns * f->size;
   for (int i = 0; i < p->n_parts; i++) k = most(k, p->part[i].k);
+  bool windows = p->n_parts > 1 || p->copy || p->part[0].k > p->channels; /* else gathered */
   if (p->row && plan->frame.constant[p->b] && f->dtype == DT_FLOAT32)
     return p->columns >= LEAST_N && k >= LEAST_K && bytes <= ROW_BYTES_KEPT;
-  int64_t least_n =
-      p->groups.total > 1 ? LEAST_GROUP_N : LEAST_N; /* else a product for each group */
-  if (p->columns < least_n || positions < LEAST_M || k < LEAST_K) return false;
-  return f->dtype == DT_FLOAT32 &&
-         (f->flops >= CONV_FLOPS || plan->no_blas || plan->way != WAY_RULE);
+  if (p->columns < (p->groups.total > 1 ? LEAST_GROUP_N : 1) || positions < LEAST_M || k < LEAST_K)
+    return false;
+  return f->dtype == DT_FLOAT32 && (f->flops >= (windows ? WINDOW_FLOPS : CONV_FLOPS) ||
+                                    plan->no_blas || plan->way != WAY_RULE);
 }
 
 static bool try_operand(Arena *arena, Plan *plan, int x) {
@@ -138,6 +143,7 @@ static bool try_operand(Arena *arena, Plan *plan, int x) {
   if (!conv_find(f, x, p) || !worth(plan, p)) return false;
   double cycles = conv_cut(plan, p);
   if (!cycles) return false;
+  if (p->columns < LEAST_N && p->groups.total == 1 && p->tile.form != FORM_DOT) return false;
   for (int i = 0; i < p->n_parts; i++)
     if (p->part[i].k) cut_sums(p, &p->part[i], f->size);
   fetch_ahead(plan, p);
@@ -155,7 +161,8 @@ static bool packs_in_vain(const Plan *plan, const ConvPlan *p, int64_t rows) {
   int64_t size = plan->facts.size, panel = p->part[0].k * p->tile.nv * p->tile.lanes * size;
   int64_t moves = div_up(panel, tile_panel()) - div_up(panel, SINGLE_PANEL_BYTES);
   int64_t vectors = rows * div_up(p->columns, p->tile.lanes);
-  return p->pack && p->b_o == 1 && rows < MANY_ROWS && !plan->chained &&
+  return p->pack && p->tile.form == FORM_ROWS && p->b_o == 1 && rows < MANY_ROWS &&
+         !plan->chained &&
          p->part[0].k * p->columns / 2 >
              vectors * moves * (rows * p->columns * size > C_BYTES ? FAR : NEAR);
 }
@@ -197,10 +204,10 @@ bool conv_rows(const Plan *plan, const Kernel *k, TaskRows *to) {
 /* All that packed B follows from, but B. */
 static uint64_t packing_of(const Plan *plan) {
   const ConvPlan *p = plan->conv;
-  const int64_t of[] = {p->b_base,       p->b_kh,       p->b_kw,          p->b_i,
-                        p->b_o,          p->channels,   p->columns,       p->b_size,
-                        p->groups.total, p->panels.n,   p->panels.size,   p->panels.more,
-                        p->tile.lanes,   p->winograd.m, plan->facts.dtype};
+  const int64_t of[] = {p->b_base,       p->b_kh,      p->b_kw,        p->b_i,
+                        p->b_o,          p->channels,  p->columns,     p->b_size,
+                        p->groups.total, p->panels.n,  p->panels.size, p->panels.more,
+                        p->tile.lanes,   p->tile.form, p->winograd.m,  plan->facts.dtype};
   uint64_t h = hash_bytes(0, of, sizeof of);
   for (int i = 0; i < p->groups.n; i++) {
     const CLoop *l = &plan->facts.loop[p->groups.id[i]];
@@ -232,12 +239,13 @@ static void pack_phase(Plan *plan, KernelFn *fn, int n, int64_t rows, int64_t mo
 static void direct_phases(Plan *plan) {
   ConvPlan *p = plan->conv;
   Work *w = &plan->work;
-  int64_t vectors = p->panels.n * p->panels.size + p->panels.more, longest = 0;
+  int64_t width = (p->panels.n * p->panels.size + p->panels.more) * tile_unit(&p->tile),
+          longest = 0;
   for (int i = 0; i < p->n_parts; i++) {
-    p->part[i].b_at *= vectors * p->tile.lanes;
+    p->part[i].b_at *= width;
     longest = most(longest, p->part[i].k);
   }
-  p->b_size *= vectors * p->tile.lanes;
+  p->b_size *= width;
   if (p->pack) pack_phase(plan, conv_pack, p->n_parts, longest, PACK_ROWS);
   w->fn[w->n_phases] = conv_tasks;
   w->scratch = p->strip_bytes;

@@ -23,13 +23,20 @@ static double step_cycles(const Part *q, double mr, double nv, int64_t line) {
   return c + ((double)(q->k * line) * nv > L1_PART ? 0.25 * nv : 0);
 }
 
+static double one_tile(const Part *q, const TileRow *t, double mr, double nv) {
+  if (t->form == FORM_ROWS)
+    return (double)q->k * step_cycles(q, mr, nv, t->lanes * dtype_info[t->dtype].size) + mr * nv +
+           30;
+  int64_t runs = q->h.taps * (q->fold ? 1 : q->w.taps);
+  return dot_cycles(t, (double)runs, runs ? q->k / runs : 0, mr, tile_cycles(mr, nv));
+}
+
 /* How a part's positions become tiles of at most mr, and what they cost; each panel reads A again. */
 static double part_tiles(Part *q, const TileRow *t, const Blocks *panels, int64_t a_bytes) {
   double best = 0;
-  int64_t line = t->lanes * dtype_info[t->dtype].size;
   for (int way = 0; way < 2; way++) {
     int64_t run = way ? t->mr / (q->w.n ? q->w.n : 1) : 0;
-    if (way && run < 2) break;
+    if (way && (run < 2 || t->form == FORM_DOT)) break;
     Blocks b = way ? equal_blocks(q->h.n, run) : row_blocks(q->w.n, t);
     double c = 0.12 * (double)(a_bytes * panels->n);
     for (int i = 0; i < 2; i++)
@@ -37,7 +44,7 @@ static double part_tiles(Part *q, const TileRow *t, const Blocks *panels, int64_
         double tiles = (double)(i ? b.more : b.n - b.more) * (double)(way ? 1 : q->h.n),
                vectors = (double)(j ? panels->more : panels->n - panels->more);
         double mr = (double)((b.size + i) * (way ? q->w.n : 1)), nv = (double)(panels->size + j);
-        c += tiles * vectors * ((double)q->k * step_cycles(q, mr, nv, line) + mr * nv + 30);
+        c += tiles * vectors * one_tile(q, t, mr, nv);
       }
     if (way && c >= best) break;
     best = c;
@@ -153,15 +160,19 @@ static double imbalance(const ConvPlan *p) {
   return n < 2 ? 1 : 2 * (double)most(half[0], half[1]) / (double)(items * p->units * vectors);
 }
 
+/* One row is for one position; dot products are for columns that do not fill a vector. */
+static bool may_take(const Plan *plan, const ConvPlan *p, const TileRow *t) {
+  if (t->isa != tile_isa() || t->dtype != plan->facts.dtype) return false;
+  if (t->form == FORM_DOT && (p->row || p->columns >= t->lanes)) return false;
+  return plan->only ? t == plan->only : t->mr != 1 || p->row;
+}
+
 double conv_cut(const Plan *plan, ConvPlan *p) {
   const Facts *f = &plan->facts;
-  const TileRow *only = plan->only;
   double least_cost = 0;
-  Isa isa = tile_isa();
   ConvPlan best = *p;
   for (const TileRow *t = tile_table; t->isa != ISA_NONE; t++) {
-    if (t->isa != isa || t->dtype != f->dtype || t->form != FORM_ROWS) continue;
-    if (only ? t != only : t->mr == 1 && !p->row) continue; /* one row is for one position */
+    if (!may_take(plan, p, t)) continue;
     double c = 0;
     p->tile = *t;
     p->panels = vector_blocks(p->columns, t);

@@ -8,15 +8,19 @@
 
 /* ---- packing B ---- */
 
+/* Where row k of a part is in B, in elements. */
+static int64_t row_at(const ConvPlan *p, const Part *q, int64_t k) {
+  int64_t i = k % p->channels, tap = k / p->channels;
+  return (q->h.k + q->h.k_step * (tap / q->w.taps)) * p->b_kh +
+         (q->w.k + q->w.k_step * (tap % q->w.taps)) * p->b_kw + i * p->b_i;
+}
+
 /* Rows k0..k1-1 of a panel of `columns` columns. */
 static void pack_rows(const ConvPlan *p, const Part *q, int size, const char *b, int64_t k0,
                       int64_t k1, int64_t columns, int64_t width, char *to) {
   for (int64_t k = k0, n; k < k1; k += n, to += n * width * size) {
-    int64_t i = k % p->channels, tap = k / p->channels;
-    n = least(p->channels - i, k1 - k);
-    const char *from = b + ((q->h.k + q->h.k_step * (tap / q->w.taps)) * p->b_kh +
-                            (q->w.k + q->w.k_step * (tap % q->w.taps)) * p->b_kw + i * p->b_i) *
-                               size;
+    n = least(p->channels - k % p->channels, k1 - k);
+    const char *from = b + row_at(p, q, k) * size;
     if (p->b_i == 1 && p->b_o != 1) {
       pack_columns(size, to, width, from, p->b_o, n, columns);
       continue;
@@ -30,6 +34,16 @@ static void pack_rows(const ConvPlan *p, const Part *q, int size, const char *b,
         for (int64_t c = 0; c < columns; c++)
           memcpy(out + c * size, row + c * p->b_o * size, (size_t)size);
     }
+  }
+}
+
+/* The same for dot products: column after column, of q->k elements each. */
+static void pack_dots(const ConvPlan *p, const Part *q, int size, const char *b, int64_t k0,
+                      int64_t k1, int64_t columns, char *to) {
+  for (int64_t k = k0; k < k1; k++) {
+    const char *from = b + row_at(p, q, k) * size;
+    for (int64_t c = 0; c < columns; c++)
+      memcpy(to + (c * q->k + k) * size, from + c * p->b_o * size, (size_t)size);
   }
 }
 
@@ -68,14 +82,16 @@ void conv_pack(const void *self, void *const *bufs, int64_t begin, int64_t end, 
     const char *b = (const char *)bufs[plan->frame.x[p->b]] +
                     (p->b_base + list_at(f, &p->groups, group, p->b)) * f->size;
     char *to = (char *)bufs[plan->frame.ws] + (group * p->b_size + q->b_at) * f->size;
-    int64_t k0 = cut * p->k_cut, k1 = least(k0 + p->k_cut, q->k), lanes = p->tile.lanes;
-    bool filters = by_columns(p, q);
+    int64_t k0 = cut * p->k_cut, k1 = least(k0 + p->k_cut, q->k), unit = tile_unit(&p->tile);
+    bool filters = by_columns(p, q), dots = p->tile.form == FORM_DOT;
     for (int64_t panel = 0; panel < p->panels.n; panel++) {
-      int64_t v0 = block_start(&p->panels, panel), width = block_size(&p->panels, panel) * lanes;
-      int64_t columns = least(width, p->columns - v0 * lanes);
-      const char *from = b + v0 * lanes * p->b_o * f->size;
-      char *panel_at = to + q->k * v0 * lanes * f->size;
-      if (filters)
+      int64_t v0 = block_start(&p->panels, panel), width = block_size(&p->panels, panel) * unit;
+      int64_t columns = least(width, p->columns - v0 * unit);
+      const char *from = b + v0 * unit * p->b_o * f->size;
+      char *panel_at = to + q->k * v0 * unit * f->size;
+      if (dots)
+        pack_dots(p, q, f->size, from, k0, k1, columns, panel_at);
+      else if (filters)
         pack_filters(p, q, f->size, from, k0, k1, columns, width, panel_at);
       else
         pack_rows(p, q, f->size, from, k0, k1, columns, width, panel_at + k0 * width * f->size);
@@ -137,16 +153,17 @@ static int64_t sums_of(const Part *q) {
   return q->run_pieces > 1 ? runs * q->run_pieces : div_up(runs, q->run_group);
 }
 
-static Sum sum_at(const ConvPlan *p, const Part *q, int64_t i, int64_t ldb, int64_t size) {
+/* row: bytes from a row of B to the next. */
+static Sum sum_at(const ConvPlan *p, const Part *q, int64_t i, int64_t row, int64_t size) {
   int64_t k = q->fold ? q->w.taps * p->channels : p->channels, wide = q->fold ? 1 : q->w.taps;
   int64_t runs = wide * q->h.taps, piece = div_up(k, q->run_pieces);
   int64_t run = i / q->run_pieces * q->run_group, k0 = i % q->run_pieces * piece;
   Sum s = {.k = least(piece, k - k0), .batch = least(q->run_group, runs - run)};
   s.a =
       ((run / wide * q->h.tap_step * q->line + run % wide * q->w.tap_step * q->pixel) + k0) * size;
-  s.b = (run * k + k0) * ldb;
+  s.b = (run * k + k0) * row;
   s.a_step = (q->fold ? q->h.tap_step * q->line : q->w.tap_step * q->pixel) * size;
-  s.b_step = k * ldb;
+  s.b_step = k * row;
   return s;
 }
 
@@ -185,17 +202,19 @@ static void run_tiles(const Work1 *w, MicroFn *const *fn, MicroArgs *x, const ch
 static void run_panel(const Work1 *w, int64_t panel) {
   const ConvPlan *p = w->p;
   const Part *q = w->q;
-  int64_t size = w->plan->facts.size, lanes = p->tile.lanes, v0 = block_start(&p->panels, panel);
-  int64_t width = block_size(&p->panels, panel) * lanes,
-          columns = least(width, p->columns - v0 * lanes);
+  int64_t size = w->plan->facts.size, n0 = block_start(&p->panels, panel) * tile_unit(&p->tile),
+          width = block_size(&p->panels, panel) * tile_unit(&p->tile),
+          columns = least(width, p->columns - n0);
+  bool dots = p->tile.form == FORM_DOT;
   int kind = panel < p->panels.more ? 0 : columns < width ? 2 : 1;
   MicroFn *fn[2] = {p->set.fn[q->fn[0][kind]], p->set.fn[q->fn[1][kind]]};
-  MicroArgs x = {.columns = columns, .ldb = (p->pack ? width : p->b_i) * size};
+  MicroArgs x = {.columns = columns, .ldb = (dots ? q->k : p->pack ? width : p->b_i) * size};
   x.ldc = p->c_w * q->w.out_step * size;
   x.cjump = p->c_h * q->h.out_step * size;
-  const char *b = w->b + (p->pack ? q->k * v0 * lanes : v0 * lanes) * size;
+  const char *b = w->b + (p->pack ? q->k * n0 : n0) * size;
+  int64_t row = dots ? size : x.ldb;
   for (int64_t i = 0, n = sums_of(q); i < n; i++) {
-    Sum s = sum_at(p, q, i, x.ldb, size);
+    Sum s = sum_at(p, q, i, row, size);
     x.b = b + s.b;
     x.k = s.k;
     x.batch = s.batch;
@@ -203,15 +222,13 @@ static void run_panel(const Work1 *w, int64_t panel) {
     x.b_step = s.b_step;
     x.add = i > 0;
     /* the tiles of this pass fetch what the next one reads of B */
-    int64_t fetched = s.k * s.batch * x.ldb,
-            steps = most(s.k / FETCH_STEPS * s.batch * w->tiles, 1);
+    int64_t fetched = s.k * s.batch * row, steps = most(s.k / FETCH_STEPS * s.batch * w->tiles, 1);
     x.next_step = micro_fetched(p->more_lines);
     if (!p->fetch_rows) x.next_step = least(div_up(fetched, steps), x.next_step);
-    run_tiles(w, fn, &x, w->a + s.a, w->c + v0 * lanes * size,
-              (const char *)x.b + (p->pack ? fetched : 0));
+    run_tiles(w, fn, &x, w->a + s.a, w->c + n0 * size, (const char *)x.b + (p->pack ? fetched : 0));
   }
   if (!w->plan->work.by_panel || !w->plan->frame.fn) return;
-  EpilogueColumns part = {v0 * lanes, v0 * lanes + columns};
+  EpilogueColumns part = {n0, n0 + columns};
   w->plan->frame.fn(&part, w->bufs, w->r0, w->r1, w->ctx);
 }
 
@@ -262,8 +279,8 @@ static void task_results(const Plan *plan, int64_t chunk, int64_t pg, int64_t *e
   conv_chunk(p, chunk, e0, e1);
   if (plan->facts.numel != p->columns) return;
   *e0 = block_start(&p->panels, pg * p->panels.n / p->panel_groups) *
-        p->tile.lanes; /* the only position */
-  *e1 = block_start(&p->panels, (pg + 1) * p->panels.n / p->panel_groups) * p->tile.lanes;
+        tile_unit(&p->tile); /* the only position */
+  *e1 = block_start(&p->panels, (pg + 1) * p->panels.n / p->panel_groups) * tile_unit(&p->tile);
   *e1 = least(*e1, p->columns);
 }
 

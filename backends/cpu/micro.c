@@ -78,7 +78,7 @@ static double cost(const MicroShape *s, const TileRow *t, bool pack) {
         (double)(more_r ? r.more : r.n - r.more) * (double)(more_v ? v.more : v.n - v.more);
     double step = step_cycles(s, t, rows, vectors);
     if (t->form == FORM_DOT)
-      c += times * (batch * (double)div_up(s->k, t->lanes) * step * 1.15 + 12 * rows + 15);
+      c += times * dot_cycles(t, batch, s->k, rows, step);
     else
       c += times * batch * k * step;
   }

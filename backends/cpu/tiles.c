@@ -59,6 +59,10 @@ double tile_cycles(double mr, double nv) {
   return c < 4 ? 4 : c + loads / 16;
 }
 
+double dot_cycles(const TileRow *t, double runs, int64_t k, double rows, double step) {
+  return runs * (double)div_up(k, t->lanes) * step * 1.15 + 12 * rows + 15;
+}
+
 double tile_halves(void) {
   bool by_halves = false;
 #define CPU(name, triple, isa, halves, here)                                                       \

@@ -42,6 +42,8 @@ Blocks vector_blocks(int64_t n, const TileRow *t); /* n columns in panels, count
 Blocks row_blocks(int64_t m, const TileRow *t);
 /* Of a step of k: two multiply-adds, two loads a cycle; a sum of its own every four cycles. */
 double tile_cycles(double mr, double nv);
+/* Of a tile of the form DOT with so many rows: `runs` sums of k, a step of which takes so long, and adding up their lanes. */
+double dot_cycles(const TileRow *t, double runs, int64_t k, double rows, double step);
 /* Cycles of arithmetic on that processor, over those: 2 where vectors of 64 bytes go by halves. */
 double tile_halves(void);
 /* Bytes of a panel of B that is packed for the tiles that follow, to stay in the L1 cache; where arithmetic takes twice as long,
