@@ -70,7 +70,8 @@ static bool find_dims(const Node *n, int x, Loops *l) {
   return true;
 }
 
-static bool find_roles(const Node *n, int x, Loops *l) {
+/* A loop of extent 1 may be missing in the operands: views of other ranks have gone into their maps. */
+static bool find_roles(const Node *n, int x, bool images, Loops *l) {
   for (int i = 0; i < n->n_loops; i++) {
     int d = l->dim[0][i];
     bool in_x = d >= 0, in_w = l->dim[1][i] >= 0, result = i < n->rank;
@@ -78,10 +79,15 @@ static bool find_roles(const Node *n, int x, Loops *l) {
     if (space && (result ? in_w : !in_w)) return false;
     if (space)
       l->role[i] = result ? SPACE_M : SPACE_K;
-    else if (!result && !(in_x && in_w))
+    else if (!result && !(in_x && in_w) && n->ext[i] > 1)
       return false;
     else
-      l->role[i] = !result ? K : in_x && in_w ? GROUP : in_x ? M : in_w ? N : END;
+      l->role[i] = !result                     ? K
+                   : in_x && in_w              ? GROUP
+                   : in_x                      ? M
+                   : in_w                      ? N
+                   : n->ext[i] == 1 && !images ? M
+                                               : END;
     if (l->role[i] == END) return false;
     l->groups |= l->role[i] == GROUP && n->ext[i] > 1;
     if (space) l->mirrored |= (n->map[x][d].c0 < 0) != (n->map[x][d].c1 < 0);
@@ -173,7 +179,7 @@ bool conv_form(const Node *n, bool images, ConvForm *f) {
   if (n->prim != P_CONTRACT || !dtype_is_float(n->dtype)) return false;
   *f = (ConvForm){.x = !has_windows(n, 0), .images = images};
   if (has_windows(n, !f->x) || !has_windows(n, f->x)) return false;
-  if (!find_dims(n, f->x, &l) || !find_roles(n, f->x, &l)) return false;
+  if (!find_dims(n, f->x, &l) || !find_roles(n, f->x, images, &l)) return false;
   f->depthwise = f->groups = l.groups;
   for (int i = 0; i < n->n_loops; i++)
     f->depthwise &= (l.role[i] != N && l.role[i] != K) || n->ext[i] == 1;

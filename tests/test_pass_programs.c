@@ -211,6 +211,41 @@ static void test_layout(void **state) {
   }
 }
 
+/* Convolutions over views that have other dimensions than what they see: of a sentence, its words in rows; of an image that is
+ * made with the channel last, a filter for each channel. */
+static kl_var *over_views(kl_net *net, bool sentence) {
+  kl_var *y = kl_data(net, "label", KL_INT64, -1, 1), *h, *w;
+  if (sentence) {
+    h = kl_unary("transpose2", "axis=[0,2,1]", kl_data(net, "x", KL_FLOAT32, -1, 20, 16));
+    h = kl_unary("unsqueeze2", "axes=[2]", h);
+    w = kl_parameter(net, "w", KL_FLOAT32, 4, (int64_t[]){32, 16, 1, 3}, (kl_param){0}, false);
+    h = kl_op(net, "conv2d", "", "Input", h, "Filter", w);
+  } else {
+    h = kl_unary("transpose2", "axis=[0,3,1,2]", kl_data(net, "x", KL_FLOAT32, -1, 9, 8, 32));
+    w = kl_parameter(net, "w", KL_FLOAT32, 4, (int64_t[]){32, 1, 3, 3}, (kl_param){0}, false);
+    h = kl_op(net, "depthwise_conv2d", "groups=32 paddings=[1,1]", "Input", h, "Filter", w);
+  }
+  return loss_of(kl_fc(kl_pool2d(kl_relu(h), "max", .global = true), 10), y);
+}
+
+static void test_layout_of_views(void **state) {
+  (void)state;
+  for (int sentence = 0; sentence < 2; sentence++) {
+    kl_net *net = kl_net_new();
+    Graph *g = graph_of(net, over_views(net, sentence), 2);
+    int convs = 0;
+    check_passes(g, 2e-4);
+    for (int i = 0; i < g->nodes.n; i++) {
+      const Node *n = g->nodes.v[i];
+      convs += n->prim == P_CONTRACT && n->rank == 4 && n->dims[3] == 32;
+      assert_false(permutes(n) && !node_is_source(n->in[0]));
+    }
+    assert_int_equal(convs, 1);
+    graph_free(g);
+    kl_net_free(net);
+  }
+}
+
 /* How many contractions over windows have the images last. */
 static int images_last(int64_t filters, int64_t groups, int64_t batch, bool there) {
   kl_net *net = kl_net_new();
@@ -251,6 +286,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test_teardown(test_programs, clear_error),
                                      cmocka_unit_test_teardown(test_lenet_groups, clear_error),
                                      cmocka_unit_test_teardown(test_layout, clear_error),
+                                     cmocka_unit_test_teardown(test_layout_of_views, clear_error),
                                      cmocka_unit_test_teardown(test_images_last, clear_error)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
