@@ -19,7 +19,9 @@ typedef enum What {
   FORWARD,
   INPUT,
   FILTER,
-  IMAGES
+  IMAGES,
+  IMAGES_INPUT,
+  IMAGES_FILTER
 } What; /* the result, or a gradient; images last */
 
 static uint32_t noise_state;
@@ -49,17 +51,19 @@ static void fill(Arena *a, Map *const to[2], const char *name, const int64_t dim
 
 static void first_dims(const Shape *s, What part, int64_t to[4]) {
   int64_t d[2][4] = {{s->n, s->h, s->w, s->c}, {s->h, s->w, s->c, s->n}};
-  memcpy(to, d[part == IMAGES], sizeof d[0]);
+  memcpy(to, d[part >= IMAGES], sizeof d[0]);
 }
 
 /* Dimensions of the second operand: the filter, whose input and output change places in the gradient of the input, or what
  * comes back to the result. */
 static void second_dims(const Shape *s, What part, int64_t to[4]) {
   int64_t cg = s->c / s->groups,
-          d[4][4] = {{3, 3, cg, s->o},
+          d[6][4] = {{3, 3, cg, s->o},
                      {3, 3, s->o, cg},
                      {s->n, s->h + 2 * s->pad - 2, s->w + 2 * s->pad - 2, s->o},
-                     {5, 5, s->c, s->o}};
+                     {5, 5, s->c, s->o},
+                     {5, 5, s->o, s->c},
+                     {s->h + 2 * s->pad - 4, s->w + 2 * s->pad - 4, s->o, s->n}};
   memcpy(to, d[part], sizeof d[0]);
 }
 
@@ -82,13 +86,22 @@ static Node *filter_node(Graph *g, const Shape *s, Node *x, Node *y) {
   return g_contract(g, x, y, 5, 8, ext, mx, my);
 }
 
-/* [h, w, o, n] of x [h, w, c, n] and w [5, 5, c, o]. */
-static Node *images_node(Graph *g, const Shape *s, Node *x, Node *w) {
-  int32_t pad = -(int32_t)s->pad;
+/* [h, w, o, n] of x [h, w, c, n] and w [5, 5, c, o] or, for the gradient of an input, [5, 5, o, c] read backwards. */
+static Node *images_node(Graph *g, const Shape *s, Node *x, Node *w, bool gradient) {
+  int32_t sign = gradient ? -1 : 1, from = gradient ? 4 - (int32_t)s->pad : -(int32_t)s->pad;
   int64_t ext[7] = {s->h + 2 * s->pad - 4, s->w + 2 * s->pad - 4, s->o, s->n, 5, 5, s->c};
-  AffDim mx[4] = {{0, 4, 1, 1, pad, 1}, {1, 5, 1, 1, pad, 1}, aff_loop(6), aff_loop(3)};
-  AffDim mw[4] = {aff_loop(4), aff_loop(5), aff_loop(6), aff_loop(2)};
+  AffDim mx[4] = {{0, 4, 1, sign, from, 1}, {1, 5, 1, sign, from, 1}, aff_loop(6), aff_loop(3)};
+  AffDim mw[4] = {aff_loop(4), aff_loop(5), aff_loop(gradient ? 2 : 6), aff_loop(gradient ? 6 : 2)};
   return g_contract(g, x, w, 4, 7, ext, mx, mw);
+}
+
+/* [5, 5, o, c] of x [h, w, c, n] and y [h, w, o, n]. */
+static Node *taps_node(Graph *g, const Shape *s, Node *x, Node *y) {
+  int32_t pad = -(int32_t)s->pad;
+  int64_t ext[7] = {5, 5, s->o, s->c, y->dims[0], y->dims[1], s->n};
+  AffDim mx[4] = {{0, 4, 1, 1, pad, 1}, {1, 5, 1, 1, pad, 1}, aff_loop(3), aff_loop(6)};
+  AffDim my[4] = {aff_loop(4), aff_loop(5), aff_loop(2), aff_loop(6)};
+  return g_contract(g, x, y, 4, 7, ext, mx, my);
 }
 
 /* x [n, h, w, c] and w [3, 3, c/groups, o] or, for the gradient of an input, [3, 3, o, c] read backwards. */
@@ -101,7 +114,8 @@ static Node *conv_node(Graph *g, DType t, const Shape *s, What part) {
   second_dims(s, part, wd);
   Node *x = g_feed(g, "x", t, 4, xd), *w = g_feed(g, "w", t, 4, wd);
   if (part == FILTER) return filter_node(g, s, x, w);
-  if (part == IMAGES) return images_node(g, s, x, w);
+  if (part == IMAGES_FILTER) return taps_node(g, s, x, w);
+  if (part >= IMAGES) return images_node(g, s, x, w, part == IMAGES_INPUT);
   int32_t sign = gradient ? -1 : 1;
   int64_t from = gradient ? 2 - s->pad : -s->pad;
   if (s->groups == 1) {
@@ -163,9 +177,12 @@ static Kernel kernel_of(Arena *a, Node *node, Node *result, double allowed) {
 }
 
 static int side_of(const Plan *p, What part) {
-  static const PlanKind kinds[] = {PLAN_CONV, PLAN_CONV, PLAN_FILTER, PLAN_IMAGES};
+  static const PlanKind kinds[] = {PLAN_CONV,   PLAN_CONV,   PLAN_FILTER,
+                                   PLAN_IMAGES, PLAN_IMAGES, PLAN_IMAGES_GRAD};
   assert_int_equal(p->kind, kinds[part]);
   if (part == FILTER) return 2 * p->filter->winograd.used;
+  if (part == IMAGES_FILTER) return 2 * p->images_grad->winograd;
+  if (part == IMAGES_INPUT) return 2 * p->images->back;
   return part == IMAGES ? 2 * p->images->winograd : p->conv->winograd.m;
 }
 
@@ -296,6 +313,31 @@ static void test_images(void **state) {
   }
 }
 
+/* Gradients with the images last: odd sizes, with and without padding; tiles of which several make a run, and shares. They err no more
+ * than is allowed for sums; what allows less, or is too small, runs as sums. */
+static void test_images_gradients(void **state) {
+  static const Shape input[] = {{64, 50, 20, 1, 8, 8, 4},
+                                {32, 24, 45, 1, 11, 13, 4},
+                                {80, 33, 50, 1, 7, 10, 4},
+                                {64, 40, 36, 1, 12, 13, 3}};
+  static const Shape filter[] = {{64, 20, 50, 1, 12, 12, 0},
+                                 {32, 24, 45, 1, 21, 23, 2},
+                                 {48, 24, 40, 1, 23, 20, 1},
+                                 {80, 17, 50, 1, 16, 12, 0}};
+  (void)state;
+  for (int i = 0; i < 8; i++) {
+    What part = i < 4 ? IMAGES_INPUT : IMAGES_FILTER;
+    Shape s = i < 4 ? input[i] : filter[i - 4];
+    if (check(&s, part, SUM_ERROR, i & 1) != 2) fail_msg("shape %d: sums", i);
+    assert_int_equal(check(&s, part, 0, false), 0);
+    assert_int_equal(check(&s, part, NAN, false), 0);
+    s.n = 20;
+    assert_int_equal(check(&s, part, 1, false), 0);
+  }
+  assert_int_equal(check(&(Shape){64, 20, 2, 1, 12, 12, 2}, IMAGES_INPUT, 1, false), 0);
+  assert_int_equal(check(&(Shape){64, 1, 20, 1, 28, 28, 0}, IMAGES_FILTER, 1, false), 0);
+}
+
 static void test_instruction_sets(void **state) {
   static const char *const sets[] = {"AVX512", "AVX2"};
   (void)state;
@@ -306,7 +348,9 @@ static void test_instruction_sets(void **state) {
         assert_int_equal(check(&shapes[e ? 0 : 3], FORWARD, SUM_ERROR, true), e ? 4 : 2);
     if (tile_isa() != ISA_NONE) assert_int_equal(check(&filters[2], FILTER, 2e-6, true), 2);
     if (tile_isa() != ISA_NONE)
-      assert_int_equal(check(&(Shape){32, 20, 24, 1, 12, 11, 1}, IMAGES, SUM_ERROR, true), 2);
+      for (int part = IMAGES; part <= IMAGES_FILTER; part++)
+        if (check(&(Shape){64, 24, 40, 1, 16, 13, 4}, (What)part, SUM_ERROR, true) != 2)
+          fail_msg("%s, part %d: sums", sets[i], part);
     micro_isa = NULL;
   }
 }
@@ -394,6 +438,7 @@ int main(void) {
       cmocka_unit_test(test_filters),          cmocka_unit_test(test_images),
       cmocka_unit_test(test_instruction_sets), cmocka_unit_test(test_processors),
       cmocka_unit_test(test_direct),           cmocka_unit_test(test_option),
+      cmocka_unit_test(test_images_gradients),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -399,7 +399,8 @@ void plan_text(const Plan *p, char text[24]) {
   const char *name = names[p->kind];
   if ((p->kind == PLAN_CONV && p->conv->winograd.m) ||
       (p->kind == PLAN_FILTER && p->filter->winograd.used) ||
-      (p->kind == PLAN_IMAGES && p->images->winograd))
+      (p->kind == PLAN_IMAGES && p->images->winograd) ||
+      (p->kind == PLAN_IMAGES_GRAD && p->images_grad->winograd))
     name = "winograd";
   if (t)
     snprintf(text, 24, "%s %s%dx%d", name, t->form == FORM_DOT ? "dot " : "", t->mr, t->nv);

@@ -96,7 +96,7 @@ static void run_tile(const Row *r, const Taps *t, MicroFn *fn, MicroArgs *m, con
   int64_t tap = v->tap_step * p->x_w * size, row = v->taps * p->channels * size;
   m->add = 0;
   m->a = w + (r->first * v->taps + t->begin) * p->channels * size;
-  m->b = x + t->at * p->x_w * size + t->begin * tap;
+  m->b = m->next = x + t->at * p->x_w * size + t->begin * tap;
   m->k = p->channels;
   m->batch = r->taps;
   m->a_step = row;
@@ -254,7 +254,7 @@ static double tile_cost(const ImagesPlan *p, const TileRow *t) {
   return c;
 }
 
-static bool choose_tile(const Plan *plan, ImagesPlan *p) {
+bool images_tile(const Plan *plan, ImagesPlan *p) {
   double best = 0;
   for (const TileRow *t = tile_table; t->isa != ISA_NONE; t++) {
     if (t->isa != tile_isa() || t->dtype != plan->facts.dtype || t->form != FORM_ROWS) continue;
@@ -335,12 +335,12 @@ bool images_plan(Arena *a, Plan *plan, int x) {
   if (!p.n_h || !p.n_w) return false;
   strides_of(f, axis, &p);
   lay_out(f, &p);
-  if (p.pitch >= INT32_MAX / 64 || !choose_tile(plan, &p)) return false;
+  if (p.pitch >= INT32_MAX / 64 || !images_tile(plan, &p)) return false;
   p.cuts = p.rows < ROWS ? least(div_up(ROWS, p.rows), p.v[0].n) : 1;
-  if (!images_winograd_plan(plan, &p)) sum_phases(plan, &p);
+  if (!images_back_plan(plan, &p) && !images_winograd_plan(plan, &p)) sum_phases(plan, &p);
   want_all(a, &p);
   if (p.pack && plan->frame.x[0] != plan->frame.x[1]) w->prepares = plan->frame.x[p.w] + 1;
-  w->fused = p.cuts == 1 && p.rows == plan->frame.rows && p.c_h * p.rows == f->numel;
+  w->fused = !p.back && p.cuts == 1 && p.rows == plan->frame.rows && p.c_h * p.rows == f->numel;
   plan->images = arena_dup(a, &p, sizeof p);
   plan->set = &plan->images->set;
   plan->tile = &plan->images->tile;

@@ -1,4 +1,5 @@
-/* What images.c (planning, and sums) and images_winograd.c share: convolutions over tensors with the images of the batch last. */
+/* What images.c and images_grad.c (planning, and sums) share with Winograd's ways: convolutions over tensors with the images of the
+ * batch last, and gradients of their filters. */
 #ifndef KILN_IMAGES_H
 #define KILN_IMAGES_H
 #include "conv.h"
@@ -21,11 +22,60 @@ typedef struct ImagesPlan {
   TileRow tile;
   Blocks blocks, panels; /* of filters; of images, in vectors */
   bool winograd;         /* see images_winograd.c */
+  bool back;             /* ... images_winograd_back.c */
   MicroSet set;
   int fn[2][3]; /* into the set: block of size+1, size; panel of size+1, size, size with a tail */
 } ImagesPlan;
 
-/* images_winograd.c: whether it serves, as p is planned by sums; then the plan is changed. */
+/* The tile that costs least for p's images, filters and length of sums; false: there is none. */
+bool images_tile(const Plan *plan, ImagesPlan *p);
+
+/* images_winograd.c, images_winograd_back.c: whether it serves, as p is planned by sums; then the plan is changed. */
 bool images_winograd_plan(Plan *plan, ImagesPlan *p);
+bool images_back_plan(Plan *plan, ImagesPlan *p);
+/* What both need: is p of their form? Cycles of its sums, about; of `tiles` times 36 products for `vectors` of 16 images, that are
+ * transformed in so many cycles per channel and filter. A phase, of a task for each filter, that transforms the filter. */
+bool images_winograd_fits(const Facts *f, const ImagesPlan *p);
+double images_sum_cycles(const ImagesPlan *p);
+double images_tile_cycles(const ImagesPlan *p, double vectors, double read, double write);
+KernelFn images_winograd_pack;
+
+/* X as windows are read from it; strides in elements. */
+typedef struct Windows {
+  Isa isa;
+  int64_t h, w, c, size_h, size_w, channels;
+} Windows;
+/* The 6 x 6 positions from (y0, x0) on, zeros outside, of all channels, `channel` apart, and so many images, as 36 points
+ * `step` apart. */
+void images_window(const Windows *s, const float *x, int64_t y0, int64_t x0, int64_t images,
+                   float *to, int64_t step, int64_t channel);
+
+/* ---- gradients of filters ---- */
+
+typedef struct GradAxis {
+  int64_t n, taps, at, step, tap_step, size; /* X is read at `at + step*position + tap_step*tap` */
+  int64_t x, d, c;                           /* strides in X, D, result (of a tap) */
+} GradAxis;
+
+typedef struct ImagesGrad {
+  int x, d; /* operands */
+  int64_t images, filters, channels;
+  int64_t x_base, d_base, x_c, d_o, c_o, c_c;
+  GradAxis h, w;
+  bool fold; /* taps along w are channels */
+  TileRow tile;
+  Blocks rows, cols; /* of filters, of channels */
+  Blocks share;      /* of the rows of positions; by Winograd's of the tiles */
+  int64_t run;       /* positions of a row that are summed at once; tiles */
+  int64_t together;  /* blocks of channels that stay in the cache */
+  int64_t pitch;     /* elements between filters */
+  bool winograd;     /* see images_winograd_filter.c */
+  MicroSet set;
+  int fn[2][2]; /* into the set: rows of size+1, size; columns of size+1, size */
+} ImagesGrad;
+
+bool images_grad_tile(const Plan *plan, ImagesGrad *p);
+/* images_winograd_filter.c: whether it serves; then p and the plan's work are filled in, all but the microkernels. */
+bool images_winograd_filter_plan(Plan *plan, ImagesGrad *p);
 
 #endif

@@ -9,29 +9,9 @@
  *
  * A task has some rows of positions, whose sums are a share of the result; the shares are added up in order. For each row, and
  * each tap along h, some tiles' channels stay in the L1 cache while the filters go by. */
-#include "conv.h"
+#include "images.h"
 
 enum { MOST_TAPS = 64, L1_BYTES = 40 << 10 };
-
-typedef struct GradAxis {
-  int64_t n, taps, at, step, tap_step, size; /* X is read at `at + step*position + tap_step*tap` */
-  int64_t x, d, c;                           /* strides in X, D, result (of a tap) */
-} GradAxis;
-
-typedef struct ImagesGrad {
-  int x, d; /* operands */
-  int64_t images, filters, channels;
-  int64_t x_base, d_base, x_c, d_o, c_o, c_c;
-  GradAxis h, w;
-  bool fold; /* taps along w are channels */
-  TileRow tile;
-  Blocks rows, cols; /* of filters, of channels */
-  Blocks share;      /* of the rows of positions */
-  int64_t run;       /* positions of a row that are summed at once */
-  int64_t together;  /* blocks of channels that stay in the cache */
-  MicroSet set;
-  int fn[2][2]; /* into the set: rows of size+1, size; columns of size+1, size */
-} ImagesGrad;
 
 /* ---- running ---- */
 
@@ -178,7 +158,7 @@ static void fold_taps(ImagesGrad *p) {
   if (p->fold) p->channels *= p->w.taps;
 }
 
-static bool choose_tile(const Plan *plan, ImagesGrad *p) {
+bool images_grad_tile(const Plan *plan, ImagesGrad *p) {
   double best = 0;
   for (const TileRow *t = tile_table; t->isa != ISA_NONE; t++) {
     if (t->isa != tile_isa() || t->dtype != plan->facts.dtype || t->form != FORM_DOT) continue;
@@ -208,6 +188,7 @@ static void cut(const Facts *f, ImagesGrad *p) {
   p->run = least(most(fit, fewest), p->w.n);
   p->run = div_up(p->w.n, div_up(p->w.n, p->run));
   p->together = most((L1_BYTES / (line * p->run) - mr) / nv, 1);
+  p->pitch = p->d_o;
   p->share = equal_blocks(p->h.n, div_up(p->h.n, least(tasks_for(f->flops), MOST_SHARES)));
 }
 
@@ -215,7 +196,7 @@ static void want_all(Arena *a, ImagesGrad *p) {
   for (int i = 0; i < 4; i++) {
     const Blocks *b[2] = {&p->rows, &p->cols};
     bool there = true;
-    MicroSpec s = {.dtype = p->tile.dtype, .lanes = p->tile.lanes, .dot = true, .pitch = p->d_o};
+    MicroSpec s = {.dtype = p->tile.dtype, .lanes = p->tile.lanes, .dot = true, .pitch = p->pitch};
     for (int j = 0; j < 2; j++) there &= i >> j & 1 ? b[j]->more < b[j]->n : b[j]->more > 0;
     s.mr = (int)(p->rows.size + !(i & 1));
     s.nv = (int)(p->cols.size + !(i >> 1));
@@ -232,14 +213,15 @@ bool images_grad_plan(Arena *a, Plan *plan, int x) {
     return false;
   /* with more taps than positions it is rather a gradient of one image, whose taps are summed */
   if (plan->way != WAY_IMAGES && p.h.taps * p.w.taps > p.h.n * p.w.n) return false;
-  fold_taps(&p);
-  if (p.h.taps * (p.fold ? 1 : p.w.taps) > MOST_TAPS || !choose_tile(plan, &p)) return false;
-  cut(f, &p);
+  if (!images_winograd_filter_plan(plan, &p)) {
+    fold_taps(&p);
+    if (p.h.taps * (p.fold ? 1 : p.w.taps) > MOST_TAPS || !images_grad_tile(plan, &p)) return false;
+    cut(f, &p);
+    plan->work.fn[0] = tasks;
+  }
   want_all(a, &p);
-  Work *w = &plan->work;
-  w->fn[0] = tasks;
-  w->n_tasks[0] = p.share.n;
-  w->n_phases = 1;
+  plan->work.n_tasks[0] = p.share.n;
+  plan->work.n_phases = 1;
   if (p.share.n > 1) add_shares(plan, (int)p.share.n);
   plan->images_grad = arena_dup(a, &p, sizeof p);
   plan->set = &plan->images_grad->set;

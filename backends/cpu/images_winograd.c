@@ -11,7 +11,8 @@
 #include "images.h"
 #include "winograd_line.h"
 
-enum { N = 6, TAPS = 5, M = 2, POINTS = N * N, MOST_CHANNELS = 64 };
+/* APART: so that the matrices do not lie in the same sets of the cache. */
+enum { N = 6, TAPS = 5, M = 2, POINTS = N * N, MOST_CHANNELS = 64, APART = 16 };
 
 /* ---- one dimension ---- */
 
@@ -50,7 +51,7 @@ INLINE void read_tile(const float *x, int64_t line, int64_t pixel, float *to, in
 INLINE void write_tile(const float *p, int64_t step, float *c, int64_t line, int64_t pixel,
                        int64_t rows, int64_t wide) {
   _Alignas(64) float half[M * N * LANES];
-  Vec two[M];
+  _Alignas(64) Vec two[M];
   for (int i = 0; i < N; i++) {
     write_line(p + i * step, N * step, two);
     for (int y = 0; y < M; y++) AT(half + (y * N + i) * LANES) = two[y];
@@ -109,50 +110,58 @@ static const Forms forms[] = {
 /* ---- running ---- */
 
 static int64_t matrix(const ImagesPlan *p) { return p->filters * p->channels; }
+static int64_t window_step(const ImagesPlan *p, int64_t width) {
+  return p->channels * width + APART;
+}
 
-/* A task has a filter. */
-static void pack_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
-                       RunCtx *ctx) {
+/* A task has a filter, which goes back if the results do. */
+void images_winograd_pack(const void *self, void *const *bufs, int64_t begin, int64_t end,
+                          RunCtx *ctx) {
   const Plan *plan = self;
   const ImagesPlan *p = plan->images;
   const PartAxis *h = &p->h[0], *v = &p->v[0];
   int64_t c = list_step(&plan->facts, &p->channel_loops, p->w),
           o = list_step(&plan->facts, &p->filter_loops, p->w);
+  int64_t tap_h = h->k_step * p->w_kh, tap_w = v->k_step * p->w_kw;
   const float *from =
       (const float *)bufs[plan->frame.x[p->w]] + p->w_base + h->k * p->w_kh + v->k * p->w_kw;
   float *to = bufs[plan->frame.ws];
+  if (p->back) {
+    from += (TAPS - 1) * (tap_h + tap_w);
+    tap_h = -tap_h;
+    tap_w = -tap_w;
+  }
   (void)ctx;
   for (int64_t t = begin; t < end; t++)
     for (int64_t i = 0; i < p->channels; i += LANES)
-      forms[p->tile.isa].filter(from + t * o + i * c, h->k_step * p->w_kh, v->k_step * p->w_kw, c,
+      forms[p->tile.isa].filter(from + t * o + i * c, tap_h, tap_w, c,
                                 least(LANES, p->channels - i), to + t * p->channels + i, matrix(p));
 }
 
 /* A window that reaches over the edge: of LANES images of a channel. */
-static void copy_window(const ImagesPlan *p, const float *x, int64_t y0, int64_t x0, float *to) {
+static void copy_window(const Windows *s, const float *x, int64_t y0, int64_t x0, float *to) {
   for (int64_t y = y0; y < y0 + N; y++)
     for (int64_t i = x0; i < x0 + N; i++, to += LANES)
-      if (y >= 0 && y < p->size_h && i >= 0 && i < p->size_w)
-        memcpy(to, x + y * p->x_h + i * p->x_w, LANES * sizeof *to);
+      if (y >= 0 && y < s->size_h && i >= 0 && i < s->size_w)
+        memcpy(to, x + y * s->h + i * s->w, LANES * sizeof *to);
       else
         memset(to, 0, LANES * sizeof *to);
 }
 
-/* The window at (y0, x0) of `width` images, of all channels, as POINTS matrices. */
-static void read_window(const ImagesPlan *p, const float *x, int64_t y0, int64_t x0, int64_t width,
-                        float *to) {
-  bool inside = y0 >= 0 && y0 + N <= p->size_h && x0 >= 0 && x0 + N <= p->size_w;
-  int64_t step = p->channels * width;
+void images_window(const Windows *s, const float *x, int64_t y0, int64_t x0, int64_t images,
+                   float *to, int64_t step, int64_t channel) {
+  bool inside = y0 >= 0 && y0 + N <= s->size_h && x0 >= 0 && x0 + N <= s->size_w;
   _Alignas(64) float copy[POINTS * LANES];
-  for (int64_t c = 0; c < p->channels; c++)
-    for (int64_t n = 0; n < width; n += LANES, to += LANES) {
-      const float *from = x + c * p->x_c + n;
+  for (int64_t c = 0; c < s->channels; c++)
+    for (int64_t n = 0; n < images; n += LANES) {
+      const float *from = x + c * s->c + n;
+      float *at = to + c * channel + n;
       if (inside) {
-        forms[p->tile.isa].read(from + y0 * p->x_h + x0 * p->x_w, p->x_h, p->x_w, to, step);
+        forms[s->isa].read(from + y0 * s->h + x0 * s->w, s->h, s->w, at, step);
         continue;
       }
-      copy_window(p, from, y0, x0, copy);
-      forms[p->tile.isa].read(copy, N * LANES, LANES, to, step);
+      copy_window(s, from, y0, x0, copy);
+      forms[s->isa].read(copy, N * LANES, LANES, at, step);
     }
 }
 
@@ -174,7 +183,7 @@ static void run_panel(const Tile *t, int64_t width, int kind) {
     MicroFn *fn = p->set.fn[p->fn[b >= p->blocks.more][kind]];
     for (int i = 0; i < POINTS; i++) {
       m.a = t->w + i * matrix(p) + o * p->channels;
-      m.b = t->window + i * p->channels * width;
+      m.b = m.next = t->window + i * window_step(p, width);
       m.c = t->sum + i * step;
       fn(&m);
     }
@@ -194,8 +203,9 @@ static void tasks(const void *self, void *const *bufs, int64_t begin, int64_t en
   const ImagesPlan *p = plan->images;
   const PartAxis *h = &p->h[0], *v = &p->v[0];
   const float *x = (const float *)bufs[plan->frame.x[p->x]] + p->x_base;
+  const Windows s = {p->tile.isa, p->x_h, p->x_w, p->x_c, p->size_h, p->size_w, p->channels};
   Tile t = {.p = p, .w = bufs[plan->frame.ws], .window = ctx->scratch};
-  t.sum = t.window + POINTS * p->channels * widest(p);
+  t.sum = t.window + POINTS * window_step(p, widest(p));
   for (int64_t task = begin; task < end; task++) {
     int64_t y = task * M;
     t.rows = least(M, h->n - y);
@@ -203,7 +213,8 @@ static void tasks(const void *self, void *const *bufs, int64_t begin, int64_t en
       t.wide = least(M, v->n - i);
       for (int64_t panel = 0, n = 0, width; panel < p->panels.n; panel++, n += width) {
         width = block_size(&p->panels, panel) * p->tile.lanes;
-        read_window(p, x + n, h->in + y, v->in + i, width, t.window);
+        images_window(&s, x + n, h->in + y, v->in + i, width, t.window, window_step(p, width),
+                      width);
         t.c = (float *)bufs[plan->frame.out] + y * p->c_h + i * p->c_w + n;
         run_panel(&t, width, panel >= p->panels.more);
       }
@@ -214,15 +225,14 @@ static void tasks(const void *self, void *const *bufs, int64_t begin, int64_t en
 
 /* ---- the plan ---- */
 
-static bool fits(const Facts *f, const ImagesPlan *p) {
+bool images_winograd_fits(const Facts *f, const ImagesPlan *p) {
   const PartAxis *axis[2] = {&p->h[0], &p->v[0]};
   for (int i = 0; i < 2; i++)
     if (axis[i]->taps != TAPS || axis[i]->in_step != 1 || axis[i]->tap_step != 1 ||
         axis[i]->out_step != 1 || axis[i]->out)
       return false;
   return f->dtype == DT_FLOAT32 && p->n_h * p->n_w == 1 && p->channels <= MOST_CHANNELS &&
-         p->images % LANES == 0 && p->panels.size * p->tile.lanes % LANES == 0 &&
-         (!p->panels.more || p->tile.lanes == LANES);
+         p->images % LANES == 0;
 }
 
 /* Taps of all positions that are inside. */
@@ -232,22 +242,39 @@ static int64_t taps_of(const PartAxis *a, int64_t size) {
   return n;
 }
 
-/* read, write: cycles to transform a vector of images of a window, and of its results; call: of a product, to begin. */
-static bool is_faster(const ImagesPlan *p) {
-  static const double READ = 190, WRITE = 80, CALL = 40, GAIN = 0.9;
-  const PartAxis *h = &p->h[0], *v = &p->v[0];
-  double step = 0, ends = 0, channels = (double)p->channels, vectors = (double)p->images / LANES;
+/* Of a step of all sums, and of their ends. */
+static void product_cycles(const ImagesPlan *p, double *step, double *ends) {
+  enum { CALL = 40 }; /* of a product, to begin */
+  *step = *ends = 0;
   for (int i = 0; i < 4; i++) {
     double mr = (double)(p->blocks.size + (i & 1)), nv = (double)(p->panels.size + i / 2);
     double times = (double)(i & 1 ? p->blocks.more : p->blocks.n - p->blocks.more) *
                    (double)(i / 2 ? p->panels.more : p->panels.n - p->panels.more);
-    step += times * tile_cycles(mr, nv);
-    ends += times * (mr * nv + CALL);
+    *step += times * tile_cycles(mr, nv);
+    *ends += times * (mr * nv + CALL);
   }
-  double sums = (double)(taps_of(h, p->size_h) * taps_of(v, p->size_w)) * channels * step;
-  double tile =
-      POINTS * (channels * step + ends) + vectors * (READ * channels + WRITE * (double)p->filters);
-  return (double)(div_up(h->n, M) * div_up(v->n, M)) * tile < GAIN * sums;
+}
+
+double images_sum_cycles(const ImagesPlan *p) {
+  double step, ends;
+  product_cycles(p, &step, &ends);
+  return (double)(taps_of(&p->h[0], p->size_h) * taps_of(&p->v[0], p->size_w)) *
+         (double)p->channels * step;
+}
+
+double images_tile_cycles(const ImagesPlan *p, double vectors, double read, double write) {
+  double step, ends, channels = (double)p->channels;
+  product_cycles(p, &step, &ends);
+  return POINTS * (channels * step + ends) +
+         vectors * (read * channels + write * (double)p->filters);
+}
+
+/* read, write: of a vector of images of a window, and of its results. */
+static bool is_faster(const ImagesPlan *p) {
+  static const double READ = 190, WRITE = 80, GAIN = 0.9;
+  double tiles = (double)(div_up(p->h[0].n, M) * div_up(p->v[0].n, M));
+  return tiles * images_tile_cycles(p, (double)p->images / LANES, READ, WRITE) <
+         GAIN * images_sum_cycles(p);
 }
 
 bool images_winograd_plan(Plan *plan, ImagesPlan *p) {
@@ -255,14 +282,17 @@ bool images_winograd_plan(Plan *plan, ImagesPlan *p) {
   const Facts *f = &plan->facts;
   Work *w = &plan->work;
   int64_t tiles = div_up(p->rows, M);
-  if (!(plan->conv_error >= SUM_ERROR) || !fits(f, p) || tiles < LEAST_TASKS || !is_faster(p))
+  bool panels =
+      p->panels.size * p->tile.lanes % LANES == 0 && (!p->panels.more || p->tile.lanes == LANES);
+  if (!(plan->conv_error >= SUM_ERROR) || !images_winograd_fits(f, p) || !panels ||
+      tiles < LEAST_TASKS || !is_faster(p))
     return false; /* NaN: nothing is allowed */
   p->winograd = p->pack = true;
   p->pitch = p->channels;
   p->cuts = 1;
   w->workspace = POINTS * matrix(p) * f->size;
-  w->scratch = POINTS * widest(p) * (p->channels + p->blocks.size + 1) * f->size;
-  w->fn[0] = pack_tasks;
+  w->scratch = POINTS * (window_step(p, widest(p)) + widest(p) * (p->blocks.size + 1)) * f->size;
+  w->fn[0] = images_winograd_pack;
   w->n_tasks[0] = p->filters;
   w->fn[1] = tasks;
   w->n_tasks[1] = tiles;

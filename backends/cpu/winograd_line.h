@@ -27,4 +27,36 @@ INLINE void read6(const float *d, int64_t s, float *to, int64_t t) {
   AT(to + 5 * t) = d1 - 2.5f * d3 + d5;
 }
 
+/* Its transpose: 6 points `s` apart to 6 positions `t` apart. */
+INLINE void spread6(const float *p, int64_t s, float *to, int64_t t) {
+  Vec p0 = FROM(p), p1 = FROM(p + s), p2 = FROM(p + 2 * s), p3 = FROM(p + 3 * s);
+  Vec p4 = FROM(p + 4 * s), p5 = FROM(p + 5 * s);
+  Vec even_p = p1 + p2, odd_p = P * (p1 - p2), even_q = p3 + p4, odd_q = Q * (p3 - p4);
+  AT(to) = p0;
+  AT(to + t) = p5 - 2 * odd_p - 0.5f * odd_q;
+  AT(to + 2 * t) = -2.5f * p0 - 2 * even_p - 0.5f * even_q;
+  AT(to + 3 * t) = odd_p + odd_q - 2.5f * p5;
+  AT(to + 4 * t) = p0 + even_p + even_q;
+  AT(to + 5 * t) = p5;
+}
+
+/* Two results to 6 points `t` apart: the transpose of what makes them of points. */
+INLINE void spread2(Vec a, Vec b, float *to, int64_t t) {
+  AT(to) = a;
+  AT(to + t) = a + P * b;
+  AT(to + 2 * t) = a - P * b;
+  AT(to + 3 * t) = a + Q * b;
+  AT(to + 4 * t) = a - Q * b;
+  AT(to + 5 * t) = b;
+}
+
+/* Four results, of 2 x 2, to 36 points `step` apart. */
+INLINE void spread4(const float *const e[4], float *to, int64_t step) {
+  _Alignas(64) float half[2 * 6 * LANES];
+  spread2(FROM(e[0]), FROM(e[2]), half, 2 * LANES);
+  spread2(FROM(e[1]), FROM(e[3]), half + LANES, 2 * LANES);
+  for (int y = 0; y < 6; y++)
+    spread2(FROM(half + 2 * y * LANES), FROM(half + (2 * y + 1) * LANES), to + 6 * y * step, step);
+}
+
 #endif
