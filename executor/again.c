@@ -1,9 +1,9 @@
-/* The same run once more, with other values in its feeds: inference in a loop.
+/* The same run once more, with other values in its feeds: inference or training in a loop.
  *
- * In: a run on the host that has succeeded, changed no state and left all it bound in the executor's arena of runs. Out: whether a
- * call asks for the same, and its results. Nothing is looked up then: the program, the options, the names and the shapes are those
- * of before, no value of the scope has changed or moved since (scope_changes), and no other run has used the executor (a run
- * forgets the note when it begins). Only the addresses of feeds are new. */
+ * In: a run on the host that has succeeded, changed state only in place and left all it bound in the executor's arena of runs. Out:
+ * whether a call asks for the same, and its results. Nothing is looked up then: the program, the options, the names and the shapes
+ * are those of before, nobody else has changed or moved a value of the scope since (scope_changes), and no other run has used the
+ * executor (a run forgets the note when it begins). Only the addresses of feeds are new. */
 #include "run.h"
 #include <string.h>
 
@@ -16,6 +16,7 @@ typedef struct Again {
   Run run;
   ExecOptions opt;
   uint64_t id, edits, changes; /* of the program, of the scope */
+  bool updates;                /* see has_updates */
   int n_feeds, n_fetch;
   Feed *feeds; /* names and shapes */
   const char **fetch;
@@ -42,13 +43,15 @@ static void copy_request(Again *a, Arena *arena, const CompileRequest *r) {
   for (int i = 0; i < r->n_fetch; i++) a->fetch[i] = arena_str(arena, r->fetch[i]);
 }
 
-/* Is nothing made or looked up that the next run would not need, and does nothing change? */
+/* Is nothing made or looked up that the next run would not need, and does all state stay where it is? */
 static bool can_be_again(const Run *u) {
   const Graph *g = u->x->graph;
-  if (u->list || u->e->opt.check_nan || g->writes.n || g->copies.n) return false;
+  if (u->list || u->e->opt.check_nan || g->copies.n) return false;
+  for (int i = 0; i < g->writes.n; i++)
+    if (u->fresh[i].data) return false;
   for (int i = 0; i < u->req->n_feeds; i++)
     if (feed_is_lod(&u->req->feeds[i])) return false;
-  return (u->kept || !g->kept_bytes) && !has_updates(u->req->prog);
+  return u->kept || !g->kept_bytes;
 }
 
 void note_run(Run *u) {
@@ -59,11 +62,24 @@ void note_run(Run *u) {
   copy_request(a, arena, u->req);
   a->run = *u;
   a->changes = scope_changes(u->scope);
+  a->updates = has_updates(u->req->prog);
   memcpy(&a->opt, &u->e->opt, sizeof a->opt);
   for (int i = 0; i < g->buffers.n; i++) add_slots(a, arena, g->buffers.v[i], &u->at[i]);
   for (int i = 0; i < u->steps->n_args; i++)
     if (u->steps->args[i]) add_slots(a, arena, u->steps->arg_of[i], &u->steps->args[i]);
 }
+
+/* A run that has written state counts its own changes as seen. */
+static void see_changes(Again *a) {
+  if (a->run.x->graph->writes.n) a->changes = scope_changes(a->run.scope);
+}
+
+void noted_run(Executor *e, Run *u) {
+  e->again = u->note;
+  if (u->note) see_changes(u->note);
+}
+
+bool again_updates(const Executor *e) { return e->again->updates; }
 
 static bool is_same_feed(const Feed *a, const Feed *b) {
   const Tensor *t = a->value, *of = b->value;
@@ -94,16 +110,17 @@ static bool take_and_run(Run *u, Tensor *out) {
 }
 
 bool run_again(Executor *e, uint64_t seed, const Feed *feeds, Tensor *out) {
-  const Again *a = e->again;
+  Again *a = e->again;
   Run u = a->run;
   u.seed = seed;
   u.step = e->step;
-  u.n_fetch = 0;
+  u.n_fetch = u.n_state = 0; /* taken: nothing */
   for (int i = 0; i < a->slots.n; i++) *a->slots.v[i].at = feeds[a->slots.v[i].feed].value->data;
-  bool ok = take_and_run(&u, out);
-  if (!ok) {
-    give_back(&u);
-    e->again = NULL;
+  if (take_and_run(&u, out)) {
+    see_changes(a);
+    return true;
   }
-  return ok;
+  give_back(&u);
+  e->again = NULL;
+  return false;
 }

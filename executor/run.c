@@ -359,7 +359,7 @@ static bool run(Run *u, Tensor *out) {
   bool ok = (u->list || check_feeds(r->prog, r->n_feeds, r->feeds)) &&
             (e->opt.interpret ? run_interpreted(u, out) : run_compiled(u, out));
   mem_unguard(&guard);
-  if (ok) e->again = u->note;
+  if (ok) noted_run(e, u);
   return ok;
 }
 
@@ -440,7 +440,7 @@ static bool start(Executor *e, Scope *s, const Program *p, int n_feeds, const Fe
                   int n_fetch, const char *const *fetch, Tensor *out, bool later) {
   bool again = is_again(e, s, p, n_feeds, feeds, n_fetch, fetch);
   e->runs++;
-  bool updates = !again && has_updates(p);
+  bool updates = again ? again_updates(e) : has_updates(p);
   uint64_t seed = e->opt.seed ? e->opt.seed : (uint64_t)p->seed;
   if (!updates && e->draws) seed = mix_seed(seed ^ mix_seed(e->draws));
   bool ok = again ? run_again(e, seed, feeds, out)

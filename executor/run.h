@@ -82,7 +82,11 @@ void give_back(Run *u);
 /* again.c */
 /* A run is about to begin: if it succeeds, u->note will do for the same run. Throws. */
 void note_run(Run *u);
-/* Is it? */
+/* It has succeeded. */
+void noted_run(Executor *e, Run *u);
+/* Does the noted run count as a step? See has_updates. */
+bool again_updates(const Executor *e);
+/* Is it the same? */
 bool is_again(const Executor *e, const Scope *s, const Program *p, int n_feeds, const Feed *feeds,
               int n_fetch, const char *const *fetch);
 /* The noted run, with other values of the feeds. */

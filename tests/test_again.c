@@ -167,12 +167,91 @@ static void shared_feeds(void **state) {
   kl_net_free(net);
 }
 
+/* ---- training: steps with noise, of parameters whose layout is the program's own ---- */
+
+enum { BATCH = 16, SIDE = 8, CLASSES = 5 };
+
+typedef struct Trainer {
+  kl_net *net;
+  kl_program *test;
+  kl_exec *exe[2]; /* as in Pair */
+  kl_var *loss;
+  float x[BATCH][2][SIDE][SIDE], value[2];
+  int64_t y[BATCH];
+  int step;
+} Trainer;
+
+static void trainer_new(Trainer *t, int threads) {
+  memset(t, 0, sizeof *t);
+  t->net = kl_net_new();
+  kl_seed(t->net, 5);
+  kl_var *x = kl_data(t->net, "x", KL_FLOAT32, BATCH, 2, SIDE, SIDE);
+  kl_var *h = kl_conv2d(x, 6, 5, .act = "relu", .weight.name = "w");
+  t->loss = kl_mean(kl_softmax_with_cross_entropy(kl_fc(kl_dropout(h, 0.25), CLASSES),
+                                                  kl_data(t->net, "y", KL_INT64, BATCH, 1)));
+  t->test = kl_clone_for_test(kl_main(t->net));
+  kl_minimize(t->loss, kl_momentum(0.1, 0.9));
+  for (int i = 0; i < 2; i++) {
+    t->exe[i] = kl_exec_new((kl_exec_options){.threads = threads, .profile = i});
+    kl_run(t->exe[i], kl_startup(t->net), NULL, NULL);
+  }
+  no_error();
+}
+
+static bool train_one(Trainer *t, int i, const kl_program *of) {
+  kl_tensor x = kl_array(KL_FLOAT32, t->x, BATCH, 2, SIDE, SIDE),
+            y = kl_array(KL_INT64, t->y, BATCH, 1), to = kl_array(KL_FLOAT32, &t->value[i], 1);
+  return kl_run(t->exe[i], of, kl_feeds({"x", &x}, {"y", &y}), kl_fetches({t->loss->name, &to}));
+}
+
+static void same_step(Trainer *t, const kl_program *of) {
+  float *x = &t->x[0][0][0][0];
+  t->step++;
+  for (int i = 0; i < BATCH * 2 * SIDE * SIDE; i++)
+    x[i] = (float)((i * 29 + t->step * 13) % 83 - 40) / 32;
+  for (int i = 0; i < BATCH; i++) t->y[i] = (i * 3 + t->step) % CLASSES;
+  for (int i = 0; i < 2; i++) assert_true(train_one(t, i, of));
+  assert_memory_equal(&t->value[0], &t->value[1], sizeof(float));
+}
+
+static void same_parameters(Trainer *t) {
+  const kl_tensor *w[2] = {kl_get(t->exe[0], "w"), kl_get(t->exe[1], "w")};
+  assert_memory_equal(w[0]->data, w[1]->data, 6 * 2 * 25 * sizeof(float));
+}
+
+/* Looked at, set, tested between steps, and after a step that failed. */
+static void training(void **state) {
+  (void)state;
+  for (int threads = 1; threads <= 3; threads++) {
+    Trainer t;
+    trainer_new(&t, threads);
+    float w[6 * 2 * 25] = {0};
+    kl_tensor tw = kl_array(KL_FLOAT32, w, 6, 2, 5, 5);
+    for (int i = 0; i < 24; i++) {
+      same_step(&t, kl_main(t.net));
+      if (i) assert_non_null(t.exe[0]->run->again);
+      if (i % 4 == 1) same_parameters(&t);
+      if (i % 7 == 6) same_step(&t, t.test);
+      w[i] = 0.25f;
+      for (int j = 0; j < 2 && i % 9 == 8; j++) assert_true(kl_set(t.exe[j], "w", &tw));
+      if (i % 5 != 4) continue;
+      t.y[3] = CLASSES;
+      for (int j = 0; j < 2; j++) {
+        assert_false(train_one(&t, j, kl_main(t.net)));
+        expect_error(E_DAT_002, "is outside 0..4");
+      }
+    }
+    same_parameters(&t);
+    for (int i = 0; i < 2; i++) kl_exec_free(t.exe[i]);
+    kl_program_free(t.test);
+    kl_net_free(t.net);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(same_results),
-      cmocka_unit_test(changed_state),
-      cmocka_unit_test(failures),
-      cmocka_unit_test(shared_feeds),
+      cmocka_unit_test(same_results), cmocka_unit_test(changed_state), cmocka_unit_test(failures),
+      cmocka_unit_test(shared_feeds), cmocka_unit_test(training),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
