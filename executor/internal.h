@@ -38,10 +38,11 @@ struct Executable {
   size_t bytes; /* of the plan: arena and graph */
   uint8_t
       *kept; /* see B_KEPT and keep.c; NULL until the first run, and after one that was long ago */
-  CacheValue mapped; /* what is kept, if it is the disk's */
-  bool unverified;   /* no run has succeeded with it yet */
-  bool to_store;     /* it is to go to the disk */
-  uint8_t *data;     /* the constants, on a device; NULL until the first run */
+  CacheValue mapped;         /* what is kept, if it is the disk's */
+  bool unverified;           /* no run has succeeded with it yet */
+  bool to_store;             /* it is to go to the disk */
+  struct KeptWriter *writer; /* it is on its way there; or NULL */
+  uint8_t *data;             /* the constants, on a device; NULL until the first run */
   uint64_t *
       seen; /* per buffer: version of the state that what is kept comes from; the last: is it there? */
   const char *key; /* see executables.c */
@@ -135,7 +136,8 @@ void kept_drop(Executable *x);
 /* May the buffer's value, which is there since earlier runs, be used? */
 bool kept_holds(Executable *x, const Buffer *b, Pool *pool);
 /* A run has succeeded: what it kept goes to the disk, if it belongs there. Does not fail. */
-void kept_made(Executable *x, Scope *scope, Pool *pool);
+void kept_made(Executable *x, Scope *scope);
+void kept_wait(Executable *x); /* until it is there: before what is kept changes */
 
 /* device.c: memory of a device, or (NULL) of the host. What a device refuses is thrown like a refused allocation. */
 void *place_take(Device *d, size_t n); /* not zeroed */

@@ -1,8 +1,8 @@
 /* What an executable keeps from run to run (B_KEPT: packed filters, values of constants), on the disk.
  *
  * In: an executable for the host and the scope that it runs with. Out: its kept memory: mapped from the disk cache, or new and
- * to be filled by the first run, and then put there. What is kept is a function of the kernels that make it and of the state
- * that they read. So the key of the entry holds the version of the code, the processor, all of those kernels, and where the
+ * to be filled by the first run, and then put there beside the next ones. What is kept is a function of the kernels that make it
+ * and of the state that they read. So the key of the entry holds the version of the code, the processor, all of those kernels, and where the
  * values of the state were read from (value_origin): none of their bytes needs to be read. State that came from no file,
  * or was changed since, is not looked for.
  *
@@ -11,6 +11,7 @@
  * need not. Less than LEAST bytes are not worth a file: the caches of a core hold them, if they lie in huge pages. */
 #include "internal.h"
 #include "../passes/rewrite.h"
+#include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -107,7 +108,6 @@ static bool find_key(const Executable *x, Scope *scope, Str *s) {
 typedef struct Blocks {
   const Executable *x;
   int64_t first;
-  uint64_t *sum; /* out */
   atomic_int damaged;
 } Blocks;
 
@@ -130,13 +130,6 @@ static void clear_share(void *user, int thread, int64_t begin, int64_t end) {
   (void)thread;
   for (int64_t i = begin; i < end; i++)
     memset(b->x->kept + i * CACHE_BLOCK, 0, block_size(b->x, i));
-}
-
-static void sum_share(void *user, int thread, int64_t begin, int64_t end) {
-  const Blocks *b = user;
-  (void)thread;
-  for (int64_t i = begin; i < end; i++)
-    b->sum[i] = hash_block(b->x->kept + i * CACHE_BLOCK, block_size(b->x, i));
 }
 
 static int64_t all_blocks(const Executable *x) {
@@ -201,19 +194,58 @@ void kept_take(Executable *x, Scope *scope, Pool *pool) {
   if (x->to_store) pool_run(pool, all_blocks(x), clear_share, &(Blocks){.x = x});
 }
 
-static void store(Executable *x, Scope *scope, Pool *pool) {
-  Arena *a = arena_scratch();
-  Blocks b = {.x = x, .sum = arena_array(a, uint64_t, all_blocks(x))};
+typedef struct KeptWriter {
+  Arena *a;
+  pthread_t thread;
+  const uint8_t *value;
+  size_t n;
   Str key;
-  str_init(&key, a);
-  if (find_key(x, scope, &key)) {
-    pool_run(pool, all_blocks(x), sum_share, &b);
-    cache_put_large(key.s, key.n, x->kept, kept_size(x), b.sum);
+  uint64_t *sum;
+} KeptWriter;
+
+static void *write_kept(void *user) {
+  const KeptWriter *w = user;
+  MemGuard guard;
+  if (MEM_GUARD(guard)) {
+    err_clear();
+    return NULL;
   }
+  for (size_t at = 0; at < w->n; at += CACHE_BLOCK)
+    w->sum[at / CACHE_BLOCK] =
+        hash_block(w->value + at, w->n - at < CACHE_BLOCK ? w->n - at : CACHE_BLOCK);
+  cache_put_large(w->key.s, w->key.n, w->value, w->n, w->sum);
+  mem_unguard(&guard);
+  return NULL;
+}
+
+/* On a thread of its own, which only reads: nobody waits for the disk before what is kept goes, or is made anew. */
+static void store(Executable *x, Scope *scope) {
+  Arena *a = arena_scratch();
+  KeptWriter *w = arena_new_of(a, KeptWriter);
+  *w = (KeptWriter){.a = a, .value = x->kept, .n = kept_size(x)};
+  w->sum = arena_array(a, uint64_t, all_blocks(x));
+  str_init(&w->key, a);
+  if (!find_key(x, scope, &w->key)) {
+    arena_free(a);
+    return;
+  }
+  arena_keep(a);
+  if (!pthread_create(&w->thread, NULL, write_kept, w)) {
+    x->writer = w;
+    return;
+  }
+  write_kept(w);
   arena_free(a);
 }
 
-void kept_made(Executable *x, Scope *scope, Pool *pool) {
+void kept_wait(Executable *x) {
+  if (!x->writer) return;
+  pthread_join(x->writer->thread, NULL);
+  arena_free(x->writer->a);
+  x->writer = NULL;
+}
+
+void kept_made(Executable *x, Scope *scope) {
   const bool verified = x->unverified && !x->to_store, made = x->to_store;
   x->unverified = x->to_store = false;
   MemGuard guard;
@@ -225,11 +257,12 @@ void kept_made(Executable *x, Scope *scope, Pool *pool) {
   if (verified)
     cache_note_verified(&x->mapped);
   else
-    store(x, scope, pool);
+    store(x, scope);
   mem_unguard(&guard);
 }
 
 void kept_drop(Executable *x) {
+  kept_wait(x);
   if (x->mapped.map)
     cache_unmap(&x->mapped);
   else

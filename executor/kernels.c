@@ -96,6 +96,7 @@ static bool is_kept(Run *u) {
   }
   kept &= u->x->seen[g->buffers.n] != 0;
   u->x->seen[g->buffers.n] = kept; /* until the run has succeeded */
+  if (!kept) kept_wait(u->x);
   return kept;
 }
 

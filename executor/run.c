@@ -335,7 +335,7 @@ static bool run_compiled(Run *u, Tensor *out) {
   for (int i = 0; i < u->n_state; i++) u->later &= !u->fresh[i].data;
   if (!run_kernels(u) || (saved && !check_finite(u, saved))) return false;
   finish(u, out);
-  if (x->kept) kept_made(x, u->scope, e->pool);
+  if (x->kept) kept_made(x, u->scope);
   return true;
 }
 
