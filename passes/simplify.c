@@ -195,11 +195,45 @@ static Node *apply_rules(Graph *g, Node *n, RewriteFn *except) {
 static Node *apply(Graph *g, Node *n) { return apply_rules(g, n, NULL); }
 static Node *apply_on_layouts(Graph *g, Node *n) { return apply_rules(g, n, rule_contract_view); }
 
+/* ---- rounds ---- */
+
+static uint64_t mix(uint64_t h, int64_t v) { return hash_bytes(h, &v, sizeof v); }
+
+static uint64_t sum_node(uint64_t h, const Node *n) {
+  h = mix(mix(mix(h, (int64_t)n->prim << 32 | n->dtype), n->i), n->rank);
+  h = hash_bytes(hash_bytes(h, n->dims, (size_t)n->rank * sizeof *n->dims), &n->f, sizeof n->f);
+  h = hash_bytes(h, n->ext, (size_t)n->n_loops * sizeof *n->ext);
+  for (int k = 0; k < n->n_in; k++) h = mix(h, n->in[k]->id);
+  for (int x = 0; x < 2; x++)
+    for (int d = 0; n->map[x] && d < n->in[x]->rank; d++) {
+      const AffDim *m = &n->map[x][d];
+      h = mix(mix(mix(h, (int64_t)m->l0 << 32 ^ m->l1), (int64_t)m->c0 << 32 ^ m->c1), m->off);
+      h = mix(h, m->div);
+    }
+  return h;
+}
+
+/* Of all that rules look at, and change. */
+static uint64_t sum_graph(const Graph *g) {
+  uint64_t h = 0;
+  for (int i = 0; i < g->nodes.n; i++) h = sum_node(h, g->nodes.v[i]);
+  for (int i = 0; i < g->writes.n; i++) h = mix(h, g->writes.v[i].node->id);
+  for (int i = 0; i < g->fetches.n; i++) h = mix(h, g->fetches.v[i].node->id);
+  return h;
+}
+
+/* Where two values of different shapes meet, neither of them free to reshape, map-reshape goes to and fro between the two. Once a
+ * Graph comes back, the rounds from then on only repeat themselves: those that end where they began are left out. */
 static void simplify(Graph *g, RewriteFn *fn) {
+  uint64_t sum[MAX_ROUNDS];
   pthread_once(&heads_once, find_heads);
   for (int round = 0; round < MAX_ROUNDS; round++) {
     graph_sweep(g);
-    if (!graph_rewrite(g, fn)) break;
+    sum[round] = sum_graph(g);
+    int last = round - 1;
+    while (last >= 0 && sum[last] != sum[round]) last--;
+    bool back = last >= 0 && (MAX_ROUNDS - round) % (round - last) == 0;
+    if (back || !graph_rewrite(g, fn)) break;
   }
   graph_sweep(g);
 }
