@@ -115,12 +115,15 @@ bool model_load_params(const Model *m, Scope *s) {
   return false;
 }
 
-static bool is_read(const Block *b, const char *name) {
-  for (int i = 0; i < b->ops.n; i++)
-    for (int s = 0; s < b->ops.v[i]->ins.n; s++)
-      for (int k = 0; k < b->ops.v[i]->ins.v[s].n; k++)
-        if (!strcmp(b->ops.v[i]->ins.v[s].args[k], name)) return true;
-  return false;
+/* All that operators of the block read, or write. */
+static Map *names_used(Arena *a, const Block *b, bool written) {
+  Map *names = map_new(a);
+  for (int i = 0; i < b->ops.n; i++) {
+    const SlotVec *slots = written ? &b->ops.v[i]->outs : &b->ops.v[i]->ins;
+    for (int s = 0; s < slots->n; s++)
+      for (int k = 0; k < slots->v[s].n; k++) map_put(names, slots->v[s].args[k], names);
+  }
+  return names;
 }
 
 int model_feeds(const Model *m, Var ***vars) {
@@ -135,10 +138,11 @@ int model_feeds(const Model *m, Var ***vars) {
       if (names[i] && block_var(b, names[i])) (*vars)[k++] = block_var(b, names[i]);
     return k;
   }
+  Map *read = names_used(m->arena, b, false), *written = names_used(m->arena, b, true);
   for (int i = 0; i < b->vars.n; i++) {
     Var *v = b->vars.v[i];
-    if (v->kind == VK_TENSOR && !v->persistable && v->dtype != DT_NONE && is_read(b, v->name) &&
-        !block_writer(b, v->name))
+    if (v->kind == VK_TENSOR && !v->persistable && v->dtype != DT_NONE && map_get(read, v->name) &&
+        !map_get(written, v->name))
       (*vars)[n++] = v;
   }
   return n;
