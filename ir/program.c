@@ -404,6 +404,16 @@ const Attr *op_attr(const Op *op, const char *name) {
   return d && !d->required ? &d->dflt : NULL;
 }
 
+const Attr *op_list(const Op *op, const char *name) {
+  const Attr *a = op_attr(op, name);
+  const AttrDef *d = op->def ? opdef_attr(op->def, name) : NULL;
+  if (!a || !d || a->type == d->dflt.type) return a;
+  Arena *arena = op->block->prog->arena;
+  Attr *copy = arena_new_of(arena, Attr);
+  *copy = *a;
+  return attr_coerce(copy, d->dflt.type, arena) ? copy : a;
+}
+
 static int64_t to_int(double f) {
   return f >= 0x1p63 ? INT64_MAX : f <= -0x1p63 ? INT64_MIN : f == f ? (int64_t)f : 0;
 }

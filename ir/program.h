@@ -147,6 +147,8 @@ const char *op_in(const Op *op, const char *slot, int i); /* NULL if absent or "
 const char *op_out(const Op *op, const char *slot, int i);
 /* Explicit, else the row's default, else NULL */
 const Attr *op_attr(const Op *op, const char *name);
+const Attr *op_list(const Op *op,
+                    const char *name); /* the same, in the type of the operator's row */
 /* Also BOOL, LONG and FLOAT, coerced as Paddle does */
 int64_t op_int(const Op *op, const char *name);
 double op_float(const Op *op, const char *name);
@@ -309,6 +311,9 @@ bool op_names_differ(const Op *op, Arena *tmp);     /* slots and attributes: E-P
 /* PaddlePaddle multiplies unknown dimensions: what an operator computes, or nobody uses, may have some below -1, which
  * become -1. E-PRO-002 */
 bool prog_settle_dims(Program *p, Arena *tmp);
+/* Nor does it declare all gradients of loops and branches: those that an operator writes, or that a step of a loop hands to the
+ * one before, are declared like the variables that they are the gradients of. What nobody writes is none, @EMPTY@. */
+void prog_settle_grads(Program *p, Arena *tmp);
 bool prog_check_blocks(const Program *p);                 /* BLOCK attributes: E-PRO-002 */
 const char *content_kind(const uint8_t *bytes, size_t n); /* "a Python pickle"; NULL if unknown */
 /* print.c, parse.c: the text form; parse(print(p)) == p. */

@@ -1,5 +1,5 @@
 /* Structural rules of a Program that both of its file forms check while reading: block indices, names that may occur
- * only once, dimensions of variables, and what a file that is not a program looks like. */
+ * only once, dimensions of variables, what a file that is not a program looks like; and what PaddlePaddle leaves out. */
 #include "ir.h"
 #include <inttypes.h>
 #include <string.h>
@@ -151,4 +151,46 @@ const char *content_kind(const uint8_t *bytes, size_t n) {
   bool onnx = n > 2 && bytes[0] == 8 && bytes[1] < 32 && (bytes[2] == 0x12 || bytes[2] == 0x3a);
   if (onnx) return "an ONNX model";
   return content_is_text(bytes, n) ? "text" : NULL;
+}
+
+/* ---- gradients that nobody declares ---- */
+
+/* The variables of all blocks by name; of several the one in the outermost block. */
+static Map *declared_names(const Program *p, Arena *tmp) {
+  Map *declared = map_new(tmp);
+  for (int b = p->blocks.n - 1; b >= 0; b--)
+    for (int i = 0; i < p->blocks.v[b]->vars.n; i++)
+      map_put(declared, p->blocks.v[b]->vars.v[i]->name, p->blocks.v[b]->vars.v[i]);
+  return declared;
+}
+
+/* An argument that no block in sight declares. It stays as it is if it is not the gradient of a variable. */
+static void settle_grad(Block *b, const char **arg, const Map *used, const Map *declared,
+                        Arena *tmp) {
+  const char *end = strstr(*arg, "@GRAD");
+  if (!end || block_find_var(b, *arg)) return;
+  const char *base = arena_fmt(tmp, "%.*s", (int)(end - *arg), *arg);
+  const Var *of = block_find_var(b, base);
+  if (!of) of = map_get(declared, base);
+  if (!of) return;
+  if (b->idx == 0 && map_get(used, *arg) != &mark[0]) {
+    *arg = "@EMPTY@";
+    return;
+  }
+  Var *v = block_add_var(b, *arg, of->kind, of->dtype, of->rank, of->dims);
+  v->lod_level = of->lod_level, v->paddle_dtype = of->paddle_dtype;
+}
+
+void prog_settle_grads(Program *p, Arena *tmp) {
+  if (p->blocks.n == 1) return;
+  const Map *used = used_names(p, tmp), *declared = declared_names(p, tmp);
+  for (int b = 0; b < p->blocks.n; b++)
+    for (int i = 0; i < p->blocks.v[b]->ops.n; i++)
+      for (int side = 0; side < 2; side++) {
+        Op *op = p->blocks.v[b]->ops.v[i];
+        SlotVec *slots = side ? &op->outs : &op->ins;
+        for (int s = 0; s < slots->n; s++)
+          for (int k = 0; k < slots->v[s].n; k++)
+            settle_grad(p->blocks.v[b], &slots->v[s].args[k], used, declared, tmp);
+      }
 }

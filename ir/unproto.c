@@ -449,7 +449,9 @@ static bool take_program(Decoder *d, Wire w) {
   const char *twice =
       repeated_name(d->tmp, d->p->op_versions.v, d->p->op_versions.n, sizeof(OpVersion));
   if (twice) return err_set(E_PRO_002, "operator %s has two versions", quoted(twice));
-  return prog_settle_dims(d->p, d->tmp) && prog_check_blocks(d->p);
+  if (!prog_settle_dims(d->p, d->tmp) || !prog_check_blocks(d->p)) return false;
+  prog_settle_grads(d->p, d->tmp);
+  return true;
 }
 
 Program *prog_decode(const uint8_t *bytes, size_t n, const char *file) {

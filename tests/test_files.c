@@ -60,6 +60,41 @@ static void test_multiplied_dims(void **state) {
   }
 }
 
+/* Programs with control flow name gradients that they do not declare. */
+static void test_undeclared_gradients(void **state) {
+  (void)state;
+  static const char text[] = "program version 1008005\n"
+                             "block 0 parent -1 {\n"
+                             "  var x float32 [-1, 3]\n"
+                             "  var y float32 [-1, 3]\n\n"
+                             "  Out=y = relu(X=x)\n"
+                             "  X@GRAD=x@GRAD = relu_grad(Out=y, Out@GRAD=y@GRAD)\n"
+                             "}\n"
+                             "block 1 parent 0 {\n"
+                             "  Out=x@GRAD@RENAME@0 = assign(X=y@GRAD)\n"
+                             "  Out=nothing@GRAD = assign(X=x)\n"
+                             "}\n";
+  Program *p = prog_parse(text, sizeof text - 1, NULL);
+  assert_non_null(p);
+  uint8_t *bytes;
+  size_t n;
+  assert_true(prog_encode(p, p->arena, &bytes, &n));
+  Program *q = prog_decode(bytes, n, "bytes");
+  assert_non_null(q);
+  const Block *outer = q->blocks.v[0], *inner = q->blocks.v[1];
+  const Var *written = block_var(outer, "x@GRAD"), *handed = block_var(inner, "y@GRAD");
+  assert_non_null(written);
+  assert_int_equal(written->dtype, DT_FLOAT32);
+  assert_int_equal(written->dims[1], 3);
+  assert_string_equal(op_in(outer->ops.v[1], "Out@GRAD", 0) ? "a gradient" : "none", "none");
+  assert_non_null(handed);
+  assert_int_equal(handed->rank, 2);
+  assert_non_null(block_var(inner, "x@GRAD@RENAME@0"));
+  assert_null(block_find_var(inner, "nothing@GRAD"));
+  prog_free(p);
+  prog_free(q);
+}
+
 /* Written by hand from the schema: what any reader and writer of the format must agree on. */
 static void test_exact_bytes(void **state) {
   (void)state;
@@ -294,12 +329,17 @@ static void test_listings(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_bytes_round_trip), cmocka_unit_test(test_multiplied_dims),
-      cmocka_unit_test(test_exact_bytes),      cmocka_unit_test(test_damage),
-      cmocka_unit_test(test_wrong_formats),    cmocka_unit_test(test_differences),
-      cmocka_unit_test(test_save_and_load),    cmocka_unit_test(test_unknown_operators),
-      cmocka_unit_test(test_int_overflow),     cmocka_unit_test(test_refused_memory),
-      cmocka_unit_test(test_listings)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_bytes_round_trip),
+                                     cmocka_unit_test(test_multiplied_dims),
+                                     cmocka_unit_test(test_undeclared_gradients),
+                                     cmocka_unit_test(test_exact_bytes),
+                                     cmocka_unit_test(test_damage),
+                                     cmocka_unit_test(test_wrong_formats),
+                                     cmocka_unit_test(test_differences),
+                                     cmocka_unit_test(test_save_and_load),
+                                     cmocka_unit_test(test_unknown_operators),
+                                     cmocka_unit_test(test_int_overflow),
+                                     cmocka_unit_test(test_refused_memory),
+                                     cmocka_unit_test(test_listings)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

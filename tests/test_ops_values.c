@@ -424,6 +424,20 @@ static const Case kinks[] = {
      {{"D", V(1, 0, 1)}, {"E", V(0, 1, 0)}}},
 };
 
+/* Attributes in another type than that of the row: whole numbers for real ones, one number for a list. */
+static const Case types[] = {
+    {"Out=Y = assign_value() {dtype=5, shape=[2], fp32_values=[1, 2]}", "A 1 =0", {{"Y", V(1, 2)}}},
+    {"Out=Y = fill() {dtype=5, shape=[2], value=[3, 4]}", "A 1 =0", {{"Y", V(3, 4)}}},
+    {"Out=Y = nearest_interp_v2(X=A) {scale=[2, 1]}", "A 1x1x1x2 =1,2", {{"Y", V(1, 2, 1, 2)}}},
+    {"Out=Y = nearest_interp_v2(X=A) {scale=2}",
+     "A 1x1x1x2 =1,2",
+     {{"Y", V(1, 1, 2, 2, 1, 1, 2, 2)}}},
+    {"ParamOut=P, VelocityOut=W = lars_momentum(Param=A, Grad=G, Velocity=B, LearningRate=L) "
+     "{mu=0.0, lars_weight_decay=1.0}",
+     "A 2 =3,4; G 2 =0,5; B 2 =0,0; L 1 =1",
+     {{"P", V(2.9985, 3.9955)}}},
+};
+
 #define CHECK_ALL(cases)                                                                           \
   for (size_t i = 0; i < sizeof(cases) / sizeof *(cases); i++) check_case(&(cases)[i])
 
@@ -450,6 +464,10 @@ static void test_orders(void **state) {
 static void test_kinks(void **state) {
   (void)state;
   CHECK_ALL(kinks);
+}
+static void test_types(void **state) {
+  (void)state;
+  CHECK_ALL(types);
 }
 static void test_shapes(void **state) {
   (void)state;
@@ -607,11 +625,17 @@ static void test_dropout(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_products), cmocka_unit_test(test_pools),
-      cmocka_unit_test(test_norms),    cmocka_unit_test(test_roundings),
-      cmocka_unit_test(test_kinks),    cmocka_unit_test(test_orders),
-      cmocka_unit_test(test_shapes),   cmocka_unit_test(test_unknown_dims),
-      cmocka_unit_test(test_refusals), cmocka_unit_test(test_indices_out_of_range),
+      cmocka_unit_test(test_products),
+      cmocka_unit_test(test_pools),
+      cmocka_unit_test(test_norms),
+      cmocka_unit_test(test_roundings),
+      cmocka_unit_test(test_kinks),
+      cmocka_unit_test(test_types),
+      cmocka_unit_test(test_orders),
+      cmocka_unit_test(test_shapes),
+      cmocka_unit_test(test_unknown_dims),
+      cmocka_unit_test(test_refusals),
+      cmocka_unit_test(test_indices_out_of_range),
       cmocka_unit_test(test_dropout),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

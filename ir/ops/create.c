@@ -102,7 +102,7 @@ bool x_assign_value(Expand *x) {
   size_t k = 0;
   while (k < sizeof lists / sizeof *lists && lists[k].type != t) k++;
   const int64_t *dims = op_intlist(x->op, "shape", &rank);
-  const Attr *a = op_attr(x->op, lists[k].attr);
+  const Attr *a = op_list(x->op, lists[k].attr);
   if (rank > KL_VAR_RANK) return err_set(E_SHP_002, "shape has %d dimensions", rank);
   int64_t numel;
   if (!dims_numel(t, rank, dims, &numel)) return false;
@@ -258,7 +258,7 @@ bool x_fill(Expand *x) {
   int rank;
   Tensor v;
   int64_t numel;
-  const Attr *a = op_attr(x->op, "value");
+  const Attr *a = op_list(x->op, "value");
   const int64_t *dims = op_intlist(x->op, "shape", &rank);
   if (!dtype_of(x, "dtype", &t)) return false;
   if (rank > KL_VAR_RANK) return err_set(E_SHP_002, "shape has %d dimensions", rank);
