@@ -126,12 +126,8 @@ bool op_set_attrs(Op *op, const char *text) {
     Attr v;
     const char *attr = arena_strn(a, name, n), *end;
     const AttrDef *d = opdef_attr(op->def, attr);
-    if (!d) {
-      err_set(E_OPR_003, "operator `%s` has no attribute %s", op->type, quoted(attr));
-      err_help("`kiln ops %s` lists them", op->type);
-      return false;
-    }
-    if (*t != '=' || !attr_parse(a, t + 1, &end, &v) || !attr_coerce(&v, d->dflt.type, a)) {
+    if (!opdef_takes(op->def, attr)) return false;
+    if (*t != '=' || !attr_parse(a, t + 1, &end, &v) || (d && !attr_coerce(&v, d->dflt.type, a))) {
       err_clear();
       err_set(E_OPR_003, "attribute %s of `%s`: %s is not a value of its type", quoted(attr),
               op->type, quoted(*t == '=' ? t + 1 : t));

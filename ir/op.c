@@ -56,13 +56,19 @@ static const Row rows[] = {
 static const char common_signature[] =
     "op_role=0 op_role_var=[]S op_namescope='/' op_callstack=[]S op_device='' "
     "with_quant_attr=false ->";
+/* What PaddlePaddle and its tools leave on operators of any type: names without a meaning here. */
+static const char passing_signature[] =
+    "activation_bits bit_length inplace Input0_threshold is_test mkldnn_data_type name "
+    "Out0_threshold out_threshold Output0_threshold quant_axis quantization_type skip_quant "
+    "quantize_weight_bits use_cudnn use_mkldnn use_quantizer weight_bits X0_threshold "
+    "Y0_threshold ->";
 
 typedef struct Table {
   Arena *a; /* shared by all tables; lives until the process ends */
   Map *by_name;
   int n;
   OpDef **sorted;
-  OpDef *common;
+  OpDef *common, *passing;
 } Table;
 
 static _Atomic(Table *) table;
@@ -128,6 +134,8 @@ static Table *table_build(Arena *a) {
   for (int i = 0; i < n; i++) add_grad(t, &rows[i]);
   t->common = arena_new_of(a, OpDef);
   parse_signature(a, common_signature, t->common);
+  t->passing = arena_new_of(a, OpDef);
+  parse_signature(a, passing_signature, t->passing);
   table_sort(t);
   return t;
 }
@@ -174,6 +182,23 @@ const AttrDef *opdef_attr(const OpDef *d, const char *attr) {
     for (int i = 0; from[k] && i < from[k]->n_attrs; i++)
       if (!strcmp(from[k]->attrs[i].dflt.name, attr)) return &from[k]->attrs[i];
   return NULL;
+}
+
+bool opdef_knows(const OpDef *d, const char *attr) {
+  return opdef_attr(d, attr) || opdef_in(table_get()->passing, attr);
+}
+
+bool opdef_takes(const OpDef *d, const char *attr) {
+  if (opdef_knows(d, attr)) return true;
+  err_set(E_OPR_003, "operator `%s` has no attribute %s", d->name, quoted(attr));
+  Arena *a = arena_scratch();
+  const char **names = arena_array(a, const char *, d->n_attrs);
+  for (int i = 0; i < d->n_attrs; i++) names[i] = d->attrs[i].dflt.name;
+  const char *near = name_nearest(attr, d->n_attrs, names);
+  err_help("%s%s%s`kiln ops %s` lists them.", near ? "Did you mean " : "", near ? near : "",
+           near ? "? " : "", d->name);
+  arena_free(a);
+  return false;
 }
 
 const char *opdef_nearest(const char *type) {

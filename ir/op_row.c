@@ -29,7 +29,7 @@ static bool is_in_name(char c) {
 
 static const char *parse_name(Parser *r) {
   size_t n = 0;
-  while (is_in_name(r->p[n])) n++;
+  while (is_in_name(r->p[n]) || (n && r->p[n] == '-' && is_in_name(r->p[n + 1]))) n++;
   if (!n) {
     fail(r, "a name is expected");
     return "";

@@ -153,11 +153,19 @@ static bool line_end(Text *k) {
 
 /* ---- attributes ---- */
 
-static bool attribute(Text *k) {
+/* def: of an operator, which must know the name unless it stands in quotes; or NULL */
+static bool attribute(Text *k, const OpDef *def) {
   Attr a = {0};
-  if (!name(k, &a.name, "the name of an attribute") || !expect(k, '=')) return false;
   skip(k);
   const char *at = k->s;
+  if (!name(k, &a.name, "the name of an attribute")) return false;
+  if (def && *at != '"' && !opdef_takes(def, a.name)) {
+    k->s = at;
+    return false;
+  }
+  if (!expect(k, '=')) return false;
+  skip(k);
+  at = k->s;
   if (!attr_parse(k->p->arena, at, &k->s, &a))
     return a.type < AT_N
                ? attr_too_large(a.type, k->s)
@@ -167,11 +175,11 @@ static bool attribute(Text *k) {
   return true;
 }
 
-static bool attributes(Text *k) {
+static bool attributes(Text *k, const OpDef *def) {
   if (!accept(k, '{')) return true;
   k->deep++;
   while (!accept(k, '}')) {
-    if (!attribute(k)) return false;
+    if (!attribute(k, def)) return false;
     if (!another(k, '}')) return false;
   }
   k->deep--;
@@ -282,7 +290,7 @@ static bool operator_line(Text *k, Block *b) {
     if (!name(k, &type, "the type of an operator")) return false;
   }
   bool target;
-  if (!inputs(k) || !attributes(k) || !tail(k, &target)) return false;
+  if (!inputs(k) || !attributes(k, opdef_find(type)) || !tail(k, &target)) return false;
   if (!charge(k, sizeof(Op) + 64)) return false;
   Op *op = block_add_op(b, type);
   op->is_target = target;
@@ -360,7 +368,7 @@ static bool variable_line(Text *k, Block *b, bool param) {
   if (!name(k, &w.name, "the name of a variable")) return false;
   while (skip(k), *k->s && !strchr("\n{}", *k->s))
     if (!var_word(k, &w)) return false;
-  if (!attributes(k) || !charge(k, sizeof(Var) + 160)) return false;
+  if (!attributes(k, NULL) || !charge(k, sizeof(Var) + 160)) return false;
   const char *twice = repeated_name(k->tmp, k->attrs.v, k->attrs.n, sizeof(Attr));
   if (twice) err_set(E_PRO_002, "attribute %s is there twice", quoted(twice));
   Var *v = twice ? NULL : block_add_var(b, w.name, w.kind, w.dtype, w.rank, w.dims);

@@ -1,6 +1,6 @@
 /* The text form of a Program: a Program in, `.kl` text out. The grammar stands in parse.c. The text is canonical: slots,
  * attributes and operator versions are sorted by name, numbers have the fewest digits that read back, and a name stands
- * in quotes only where it must. */
+ * in quotes only where it must, or where an operator does not know its attribute. */
 #include "ir.h"
 #include <inttypes.h>
 #include <string.h>
@@ -43,14 +43,19 @@ static void print_name(const char *s, Str *out) {
     text_quote(out, s, '"');
 }
 
-static void print_attrs(Arena *t, const Attr *attrs, int n, const char *skip, Str *out) {
+/* def: of the operator; a name that it does not know stands in quotes. */
+static void print_attrs(Arena *t, const OpDef *def, const Attr *attrs, int n, const char *skip,
+                        Str *out) {
   const void **sorted = by_name(t, attrs, n, sizeof(Attr));
   const char *lead = " {";
   for (int i = 0; i < n; i++) {
     const Attr *a = sorted[i];
     if (skip && !strcmp(a->name, skip)) continue;
     str_add(out, lead);
-    print_name(a->name, out);
+    if (def && !opdef_knows(def, a->name))
+      text_quote(out, a->name, '"');
+    else
+      print_name(a->name, out);
     str_add(out, "=");
     attr_print(a, out);
     lead = ", ";
@@ -101,7 +106,7 @@ static void print_op(Arena *t, const Op *op, Str *out) {
   print_slots(t, ins, (int)n, false, out);
   str_add(out, ")");
   const char *place = single_place(op);
-  print_attrs(t, op->attrs.v, op->attrs.n, place ? "op_callstack" : NULL, out);
+  print_attrs(t, op->def, op->attrs.v, op->attrs.n, place ? "op_callstack" : NULL, out);
   if (op->is_target) str_add(out, " target");
   if (place) {
     str_add(out, " at ");
@@ -129,7 +134,7 @@ static void print_var(Arena *t, const Var *v, Str *out) {
   if (v->is_parameter && !param) str_add(out, " parameter");
   if (v->need_check_feed) str_add(out, " feed");
   if (v->stop_gradient) str_add(out, " stop_gradient");
-  print_attrs(t, v->attrs.v, v->attrs.n, NULL, out);
+  print_attrs(t, NULL, v->attrs.v, v->attrs.n, NULL, out);
   str_add(out, "\n");
 }
 

@@ -256,6 +256,9 @@ const SlotDef *opdef_in(const OpDef *d, const char *slot);
 const SlotDef *opdef_out(const OpDef *d, const char *slot);
 /* Also the attributes every operator may carry */
 const AttrDef *opdef_attr(const OpDef *d, const char *attr);
+/* Has the row the attribute, or is it one that PaddlePaddle leaves on any operator? takes: E-OPR-003 if not. */
+bool opdef_knows(const OpDef *d, const char *attr);
+bool opdef_takes(const OpDef *d, const char *attr);
 const char *opdef_nearest(const char *type); /* for "did you mean"; NULL if nothing is near */
 /* The same for any list */
 const char *name_nearest(const char *name, int n, const char *const *names);

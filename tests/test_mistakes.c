@@ -77,6 +77,7 @@ static void operators(void **state) {
   WRONG("E-OPR-002", kl_op(net, "while", ""));
   WRONG("E-ARG-002", kl_op(net, "relu", "", "X", (kl_var *)NULL));
   WRONG("E-ARG-002", kl_op(net, NULL, "", "X", x));
+  WRONG("E-OPR-003", kl_op(net, "softmax", "axes=0", "X", x));
   WRONG("E-OPR-003", kl_op(net, "leaky_relu", "alpha=nan", "X", x));
   WRONG("E-OPR-003", kl_op(net, "split", "num=100000 axis=1", "X", x));
   WRONG("E-SHP-004", kl_reshape(x, -1, -1));

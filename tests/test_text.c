@@ -51,6 +51,29 @@ static void test_seed_and_layout(void **state) {
   prog_free(p);
 }
 
+/* What an operator does not know is kept where it stands in quotes, or where PaddlePaddle leaves it on any operator. */
+static void test_unknown_attributes(void **state) {
+  (void)state;
+  static const char text[] =
+      "program version 1\n"
+      "block 0 parent -1 {\n"
+      "  var x float32 [2]\n"
+      "  var y float32 [2]\n\n"
+      "  y = softmax(X=x) {\"axes\"=0, axis=0, out_threshold=2.5, use_mkldnn=true}\n"
+      "  y = nobody_knows(X=x) {axes=0}\n"
+      "}\n";
+  Program *p = prog_parse(text, sizeof text - 1, NULL);
+  if (!p) err_print(stderr, false);
+  assert_non_null(p);
+  Str again;
+  str_init(&again, p->arena);
+  prog_print(p, &again);
+  assert_string_equal(again.s, text);
+  assert_int_equal(op_int(p->blocks.v[0]->ops.v[0], "axes"), 0);
+  assert_non_null(op_attr(p->blocks.v[0]->ops.v[0], "axes"));
+  prog_free(p);
+}
+
 static void test_text_errors(void **state) {
   (void)state;
 #define HEAD "program version 1\nblock 0 {\n"
@@ -70,6 +93,10 @@ static void test_text_errors(void **state) {
       {HEAD "  y = f(X=x, X=x)\n}", "slot \"X\" is there twice", E_PRO_002},
       {HEAD "  y = f(X=x) {a=1, a=2}\n}", "attribute \"a\" is there twice", E_PRO_002},
       {HEAD "  y = f(X=x) {a=}\n}", "expected a value", E_TXT_001},
+      {HEAD "  y = softmax(X=x) {axes=0}\n}", "operator `softmax` has no attribute \"axes\"",
+       E_OPR_003},
+      {HEAD "  y = softmax(X=x) {axes=0}\n}", "line 3, column 21", E_OPR_003},
+      {HEAD "  y = softmax(X=x) {axes=0}\n}", "Did you mean axis?", E_OPR_003},
       {HEAD "  y = f(X=x) {a=[1, 'x']}\n}", "line 3, column 21", E_TXT_001},
       {HEAD "  y = f(X=x) {a=1e400}\n}", "1e400 is not in the range of FLOAT64", E_TXT_001},
       {HEAD "  y = f(X=x) {a=-1e39}\n}", "-1e39 is not in the range of FLOAT, ", E_TXT_001},
@@ -175,6 +202,7 @@ static void test_literals(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_text_round_trip),
                                      cmocka_unit_test(test_seed_and_layout),
+                                     cmocka_unit_test(test_unknown_attributes),
                                      cmocka_unit_test(test_text_errors),
                                      cmocka_unit_test(test_literals)};
   return cmocka_run_group_tests(tests, NULL, NULL);
