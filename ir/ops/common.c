@@ -147,11 +147,17 @@ bool ops_not_constant(Graph *g, Node *n, const char *slot) {
   return false;
 }
 
+/* A known number is never OPS_UNKNOWN: the least of all counts as the next one. */
+static int known_list(int64_t *v, int n) {
+  for (int i = 0; i < n; i++) v[i] += v[i] == OPS_UNKNOWN;
+  return n;
+}
+
 /* The elements of one tensor, or one unknown for each if that is allowed. */
 static int list_of_tensor(Expand *x, const char *slot, Node *n, int64_t *v, int max) {
   int count = 0;
   if (!n) return -1;
-  if (ops_constant(x->g, n, v, max, &count)) return count;
+  if (ops_constant(x->g, n, v, max, &count)) return known_list(v, count);
   if (err_any()) return -1;
   if (!x->g->shapes_only) return ops_not_constant(x->g, n, slot), -1;
   int64_t numel = ops_prod(n->dims, 0, n->rank);
@@ -183,7 +189,7 @@ int ops_list(Expand *x, const char *list_slot, const char *slot, const char *att
   const int64_t *a = op_intlist(x->op, attr, &n);
   if (n > max) return err_set(E_SHP_002, "%s has %d values, at most %d", attr, n, max), -1;
   for (int i = 0; i < n; i++) v[i] = a[i];
-  return n;
+  return known_list(v, n);
 }
 
 Node *ops_blank(Graph *g, DType t, int rank, const int64_t *dims) {

@@ -27,7 +27,7 @@ bool ops_layout(Expand *x, const char *attr, bool *last);
 
 /* Integers given by a list of one-element tensors, else by one tensor, else by the attribute (each may be NULL). Returns
  * how many, -1 on error. In shape inference elements may be OPS_UNKNOWN; otherwise a tensor that is not constant is
- * E-OPR-006. */
+ * E-OPR-006. What is known is at least -2^63 + 1. */
 int ops_list(Expand *x, const char *list_slot, const char *slot, const char *attr, int64_t *v,
              int max);
 /* Records E-OPR-006: an input's value must be known, and is not. Returns false. */
@@ -78,6 +78,8 @@ static inline Node *ops_mul(Graph *g, Node *a, Node *b) { return g_map2(g, P_MUL
 static inline Node *ops_div(Graph *g, Node *a, Node *b) { return g_map2(g, P_DIV, a, b); }
 static inline Node *ops_plus(Graph *g, Node *a, double c) { return g_map2c(g, P_ADD, a, c); }
 static inline Node *ops_times(Graph *g, Node *a, double c) { return g_map2c(g, P_MUL, a, c); }
+/* shape.c: the n variables of a list slot; NULL: one is missing, or there are none. */
+Node **ops_all_in(Expand *x, const char *slot, int *n);
 /* matrix.c: the inverse of each matrix; E-RUN-004 in the run where one is singular. */
 Node *ops_inverse(Graph *g, Node *a);
 /* factor.c: the m x m matrices that swap rows as the vectors of pivots say. */
