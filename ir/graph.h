@@ -9,7 +9,8 @@
 /* One dimension of an operand of a VIEW or CONTRACT, addressed from the loops of the result:
  *   index = (c0*loop[l0] + c1*loop[l1] + off) / div
  * with l = -1 for an absent term. If the division leaves a remainder, or the index falls outside the operand, the
- * element reads as the padding value (VIEW: Node.f; CONTRACT: 0). div >= 1; c may be negative. */
+ * element reads as the padding value (VIEW: Node.f; CONTRACT: 0, and such a term of the sum may be left out: whether 0 times an
+ * infinity or NaN counts is up to the algorithm). div >= 1; c may be negative. */
 typedef struct AffDim {
   int8_t l0, l1;
   int32_t c0, c1;

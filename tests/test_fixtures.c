@@ -203,6 +203,7 @@ int main(int argc, char *argv[]) {
                                      FIXTURE(lod_levels),
                                      FIXTURE(lod_dynamic_rnn),
                                      FIXTURE(lod_choice),
+                                     FIXTURE(lod_rows),
                                      FIXTURE(lod_beam),
                                      FIXTURE(recurrences),
                                      FIXTURE(fusions),

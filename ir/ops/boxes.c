@@ -310,6 +310,91 @@ bool x_iou_similarity(Expand *x) {
   return r && x_out(x, "Out", g_reshape(g, r, 2, (int64_t[]){n, m}));
 }
 
+/* Of every row of a table, the row of its sequence, which `of` holds. */
+static Node *of_sequence(Graph *g, Node *of, const Lod *l) {
+  int64_t n = l->offset[l->n], *row = arena_array(g->arena, int64_t, n + 1);
+  for (int64_t i = 0; i < l->n; i++)
+    for (int64_t k = l->offset[i]; k < l->offset[i + 1]; k++) row[k] = i;
+  return ops_take(g, of, g_data(g, DT_INT64, 1, &n, row, "row"), 0);
+}
+
+/* A sequence of boxes [T, 4 K] for each image; ImInfo [N, 3]: its height, width, and how much larger the network sees it. */
+bool x_box_clip(Expand *x) {
+  Graph *g = x->g;
+  Node *v = x_in(x, "Input"), *info = x_in(x, "ImInfo"), *most[2];
+  const Lod *l = x_lod(x, "Input", 0);
+  if ((!l && !g->shapes_only) || !ops_rank(v, "Input", 2, KL_RANK) ||
+      !ops_rank(info, "ImInfo", 2, 2) || !ops_same("3 and columns of ImInfo", 3, info->dims[1]))
+    return false;
+  int64_t last = v->dims[v->rank - 1];
+  if (last >= 0 && last % 4)
+    return err_set(E_SHP_006, "Input has rows of %lld numbers, boxes have 4", (long long)last);
+  if (!l || !ops_known(v) || !ops_known(info)) return x_out(x, "Output", ops_blank_like(g, v));
+  if (!ops_same("sequences of Input and rows of ImInfo", l->n, info->dims[0])) return false;
+  int64_t n = v->dims[0], dims[] = {n, node_numel(v) / (n ? n : 1) / 2, 2};
+  if (n == 0) return x_out(x, "Output", v);
+  info = of_sequence(g, info, l);
+  for (int k = 0; k < 2; k++) {
+    Node *side = ops_div(g, ops_cut(g, info, 1, 1 - k, 1, 1), ops_cut(g, info, 1, 2, 1, 1));
+    most[k] = ops_plus(g, g_map1(g, P_FLOOR, ops_plus(g, side, 0.5)), -1);
+  }
+  Node *limit =
+      most[0] && most[1] ? g_reshape(g, g_concat(g, 2, most, 1), 3, (int64_t[]){n, 1, 2}) : NULL;
+  Node *y = g_map2c(g, P_MAX, g_map2(g, P_MIN, g_reshape(g, v, 3, dims), limit), 0);
+  return x_out_lod(x, "Output", g_reshape(g, y, v->rank, v->dims), l);
+}
+
+/* PriorBox [N, 4] moved by TargetBox [N, C, 4]: the ends along direction k, [N, C]. */
+static void moved_box(Graph *g, Node *prior, Node *var, Node *move, int k, double most, Node **lo,
+                      Node **hi) {
+  Node *from = ops_cut(g, prior, 1, k, 1, 1), *to = ops_cut(g, prior, 1, 2 + k, 1, 1);
+  Node *side = ops_plus(g, ops_sub(g, to, from), 1);
+  Node *mid = ops_add(g, from, ops_times(g, side, 0.5)), *by[2];
+  for (int i = 0; i < 2; i++) {
+    Node *v = ops_cut(g, move, 2, k + 2 * i, 1, 1);
+    v = v ? g_reshape(g, v, 2, v->dims) : NULL;
+    by[i] = var ? ops_mul(g, v, ops_cut(g, var, 0, k + 2 * i, 1, 1)) : v;
+  }
+  mid = ops_add(g, ops_mul(g, by[0], side), mid);
+  side = ops_times(g, ops_mul(g, g_map1(g, P_EXP, g_map2c(g, P_MIN, by[1], most)), side), 0.5);
+  *lo = ops_sub(g, mid, side);
+  *hi = ops_plus(g, ops_add(g, mid, side), -1);
+}
+
+bool x_box_decoder_and_assign(Expand *x) {
+  Graph *g = x->g;
+  Node *prior = x_in(x, "PriorBox"), *move = x_in(x, "TargetBox"), *score = x_in(x, "BoxScore"),
+       *var = x_n_in(x, "PriorBoxVar") > 0 ? x_in(x, "PriorBoxVar") : NULL, *end[4];
+  if (!ops_rank(prior, "PriorBox", 2, 2) || !ops_rank(move, "TargetBox", 2, 2) ||
+      !ops_rank(score, "BoxScore", 2, 2) || (var && !ops_rank(var, "PriorBoxVar", 1, 1)))
+    return false;
+  int64_t n = prior->dims[0], c = score->dims[1], dims[] = {n, c, 4};
+  if (!ops_same("4 and columns of PriorBox", 4, prior->dims[1]) ||
+      !ops_same("rows of PriorBox and TargetBox", n, move->dims[0]) ||
+      !ops_same("rows of PriorBox and BoxScore", n, score->dims[0]) ||
+      !ops_same("columns of TargetBox and 4 times those of BoxScore", move->dims[1],
+                c < 0 ? -1 : 4 * c) ||
+      (var && !ops_same("4 and elements of PriorBoxVar", 4, var->dims[0])))
+    return false;
+  if (!ops_known(prior) || !ops_known(move) || !ops_known(score) || n == 0)
+    return x_out(x, "DecodeBox", ops_blank_like(g, move)) &&
+           x_out(x, "OutputAssignBox", ops_blank_like(g, prior));
+  move = g_reshape(g, move, 3, dims);
+  for (int k = 0; k < 2; k++)
+    moved_box(g, prior, var, move, k, op_float(x->op, "box_clip"), &end[k], &end[2 + k]);
+  for (int k = 0; k < 4; k++) end[k] = g_reshape(g, end[k], 3, (int64_t[]){n, c, 1});
+  Node *boxes = g_concat(g, 4, end, 2);
+  if (!x_out(x, "DecodeBox", g_reshape(g, boxes, 2, (int64_t[]){n, 4 * c}))) return false;
+  if (c < 2) return x_out(x, "OutputAssignBox", prior);
+  /* scores of at most -1 are nobody's */
+  score = ops_cut(g, score, 1, 1, 1, c - 1);
+  Node *best = ops_plus(g, g_argmax(g, score, 2, true, DT_INT64), 1);
+  Node *some = g_map2(g, P_LT, g_const(g, score->dtype, -1), g_reduce(g, P_RMAX, score, 2, true));
+  best = g_expand(g, g_reshape(g, best, 3, (int64_t[]){n, 1, 1}), 3, (int64_t[]){n, 1, 4});
+  Node *box = g_reshape(g, g_gather(g, boxes, best, 1), 2, prior->dims);
+  return x_out(x, "OutputAssignBox", g_select(g, some, box, prior));
+}
+
 /* Shapes only: the executor does it (executor/control_boxes.c). */
 bool x_nms(Expand *x) {
   Graph *g = x->g;
@@ -319,6 +404,14 @@ bool x_nms(Expand *x) {
        *count = ops_blank(g, DT_INT32, 1, boxes->dims);
   return x_out(x, "Out", ops_blank(g, boxes->dtype, 2, (int64_t[]){-1, 6})) &&
          x_out(x, "Index", index) && x_out(x, "NmsRoisNum", count) && x_out(x, "RoisNum", count);
+}
+
+bool x_bipartite_match(Expand *x) {
+  Node *v = x_in(x, "DistMat");
+  if (!ops_rank(v, "DistMat", 2, 2) || !ops_float(v, "DistMat")) return false;
+  int64_t dims[] = {-1, v->dims[1]};
+  return x_out(x, "ColToRowMatchIndices", ops_blank(x->g, DT_INT32, 2, dims)) &&
+         x_out(x, "ColToRowMatchDist", ops_blank(x->g, v->dtype, 2, dims));
 }
 
 bool x_kept_boxes(Expand *x) {

@@ -7,8 +7,8 @@
  * PaddlePaddle's gradient operator has the logits' gradient only. What cannot be reached is NEVER.
  *
  * linear_chain_crf: log Z by the same recursion over tags, minus the score of the given tags. Row 0 of Transition is the
- * score of starting with a tag, row 1 of ending, the rest of going from one to another. crf_decoding and viterbi_decode
- * take the best path instead, and go back along it. */
+ * score of starting with a tag, row 1 of ending, the rest of going from one to another. crf_decoding
+ * takes the best path instead, and goes back along it. */
 #include "ops.h"
 
 #include <string.h>
@@ -342,4 +342,27 @@ bool x_edit_distance(Expand *x) {
   if (op_bool(x->op, "normalized"))
     d = ops_div(g, d, g_cast(g, ops_along(g, lb, 2, 0), DT_FLOAT32));
   return x_out(x, "Out", d);
+}
+
+/* ---- operators of the executor: shapes only (executor/control_tags.c) ---- */
+
+bool x_viterbi_decode(Expand *x) {
+  Node *in = x_in(x, "Input"), *step = x_in(x, "Transition"), *length = x_in(x, "Length");
+  if (!ops_rank(in, "Input", 3, 3) || !ops_float(in, "Input") ||
+      !ops_rank(step, "Transition", 2, 2) || !ops_index(length, "Length") ||
+      !ops_same("tags of Input and Transition", in->dims[2], step->dims[1]))
+    return false;
+  return x_out(x, "Scores", ops_blank(x->g, in->dtype, 1, in->dims)) &&
+         x_out(x, "Path", ops_blank(x->g, DT_INT64, 2, (int64_t[]){in->dims[0], -1}));
+}
+
+bool x_chunk_eval(Expand *x) {
+  static const char *const slots[] = {"Precision",      "Recall",         "F1-Score",
+                                      "NumInferChunks", "NumLabelChunks", "NumCorrectChunks"};
+  int64_t one = 1;
+  if (!ops_index(x_in(x, "Inference"), "Inference") || !ops_index(x_in(x, "Label"), "Label"))
+    return false;
+  for (int i = 0; i < 6; i++)
+    if (!x_out(x, slots[i], ops_blank(x->g, i < 3 ? DT_FLOAT32 : DT_INT64, 1, &one))) return false;
+  return true;
 }

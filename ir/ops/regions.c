@@ -1,7 +1,8 @@
-/* Pooling of regions of images: roi_align, roi_pool. ROIs [R, 4] are x1 y1 x2 y2 in units that spatial_scale makes points of
+/* Pooling of regions of images: roi_align, roi_pool, psroi_pool. ROIs [R, 4] are x1 y1 x2 y2 in units that spatial_scale makes points of
  * the images X [N, C, H, W]; RoisNum [N] says how many of them, in turn, belong to each image. A region becomes pooled_height x
  * pooled_width cells: roi_align averages samples between the points of a cell, roi_pool takes the largest of its points
- * (K. He et al., "Mask R-CNN", 2017; R. Girshick, "Fast R-CNN", 2015). */
+ * (K. He et al., "Mask R-CNN", 2017; R. Girshick, "Fast R-CNN", 2015); psroi_pool averages the points of a cell, in channels
+ * that are the cell's own (J. Dai et al., "R-FCN", 2016). */
 #include "ops.h"
 #include <math.h>
 
@@ -238,4 +239,52 @@ bool x_roi_pool_grad(Expand *x) {
   Node *room = g_full(g, dy->dtype, 0, 1, (int64_t[]){all + 1}); /* one more, for empty cells */
   Node *sum = g_scatter(g, room, g_reshape(g, to, 1, &n), g_reshape(g, dy, 1, &n), 0, false);
   return x_out(x, "X@GRAD", g_reshape(g, ops_cut(g, sum, 0, 0, 1, all), 4, r.in->dims));
+}
+
+/* ---- psroi_pool ---- */
+
+/* Which of the n points along a direction (k = 0 columns, 1 rows) each cell has: bool [R, cells, n]; *count: how many. */
+static Node *mean_points(Graph *g, const Regions *r, int k, int64_t cells, int64_t n,
+                         Node **count) {
+  DType t = r->in->dtype;
+  int64_t dims[] = {r->r, cells, n}, column[] = {r->r, cells, 1};
+  Node *lo = ops_times(g, g_cast(g, whole(g, r->box[k]), t), r->scale);
+  Node *hi = ops_times(g, ops_plus(g, g_cast(g, whole(g, r->box[2 + k]), t), 1), r->scale);
+  Node *cell = ops_times(g, g_map2c(g, P_MAX, ops_sub(g, hi, lo), 0.1), 1 / (double)cells);
+  if (!cell) return NULL;
+  lo = ops_along(g, lo, 3, 0), cell = ops_along(g, cell, 3, 0);
+  Node *p = g_iota(g, t, 3, column, 1);
+  Node *from = g_map1(g, P_FLOOR, ops_add(g, ops_mul(g, p, cell), lo));
+  Node *end = ops_add(g, ops_mul(g, ops_plus(g, p, 1), cell), lo);
+  Node *to = ops_times(g, g_map1(g, P_FLOOR, ops_times(g, end, -1)), -1); /* ceil */
+  from = g_map2c(g, P_MIN, g_map2c(g, P_MAX, from, 0), (double)n);
+  to = g_map2c(g, P_MIN, g_map2c(g, P_MAX, to, 0), (double)n);
+  *count = g_map2c(g, P_MAX, ops_sub(g, to, from), 0);
+  Node *i = g_iota(g, t, 3, dims, 2);
+  return ops_mul(g, g_map2(g, P_LE, from, i), g_map2(g, P_LT, i, to));
+}
+
+/* Cell (i, j) of channel c reads channel (c * PH + i) * PW + j. */
+bool x_psroi_pool(Expand *x) {
+  Graph *g = x->g;
+  Regions r = {0};
+  int64_t c = op_int(x->op, "output_channels");
+  if (!regions_read(x, &r)) return false;
+  int64_t h = r.in->dims[2], w = r.in->dims[3], dims[] = {r.r, c, r.ph, r.pw};
+  if (c < 1 || c > INT32_MAX ||
+      !ops_same("channels of X and output_channels times the cells", r.in->dims[1],
+                c * r.ph * r.pw))
+    return err_any() ? false : err_set(E_OPR_003, "output_channels is %lld", (long long)c);
+  if (!ops_known(r.in) || r.r <= 0) return x_out(x, "Out", ops_blank(g, r.in->dtype, 4, dims));
+  Node *wide, *high, *zero = g_const(g, r.in->dtype, 0);
+  Node *in_w = mean_points(g, &r, 0, r.pw, w, &wide), *in_h = mean_points(g, &r, 1, r.ph, h, &high);
+  Node *v = g_reshape(g, ops_take(g, r.in, r.image, 0), 6, (int64_t[]){r.r, c, r.ph, r.pw, h, w});
+  if (!v || !in_w || !in_h) return false;
+  v = g_select(g, g_reshape(g, in_w, 6, (int64_t[]){r.r, 1, 1, r.pw, 1, w}), v, zero);
+  v = g_reduce(g, P_RSUM, v, 1u << 5, false); /* [R, C, PH, PW, H] */
+  v = g_select(g, g_reshape(g, in_h, 5, (int64_t[]){r.r, 1, r.ph, 1, h}), v, zero);
+  v = v ? g_reduce(g, P_RSUM, v, 1u << 4, false) : NULL;
+  Node *area = ops_mul(g, g_reshape(g, high, 4, (int64_t[]){r.r, 1, r.ph, 1}),
+                       g_reshape(g, wide, 4, (int64_t[]){r.r, 1, 1, r.pw}));
+  return x_out(x, "Out", ops_div(g, v, area ? g_map2c(g, P_MAX, area, 1) : NULL));
 }

@@ -106,6 +106,23 @@ def lod_choice():
     return loss, paddle.optimizer.SGD(0.1), [loss, y, h]
 
 
+def lod_rows():
+    """Rows of sequences in another width, cut, added to a matrix, left out, summed as embeddings; boxes of each image."""
+    x = static.data("x", [-1, 3], "float32", lod_level=1)
+    made = lambda kind, ins, width, attrs=None, dtype="float32", lod=1, slot="Out": op(kind, ins, slot, attrs, dtype=dtype, shape=[-1, width], lod_level=lod)
+    h = paddle.tanh(nn.fc(x, 4, weight_attr=param("w")))
+    wide = made("sequence_reshape", {"X": h}, 2, {"new_dim": 2})
+    cut = made("sequence_slice", {"X": wide, "Offset": paddle.full([ROWS, 1], 1, "int64"), "Length": paddle.full([ROWS, 1], 1, "int64")}, 2)
+    ids = paddle.cast(F.sigmoid(nn.fc(x, 1, bias_attr=False)) * 3.99, "int64")
+    table = made("sequence_scatter", {"X": nn.fc(cut, 4, weight_attr=param("u")), "Ids": ids, "Updates": nn.fc(h, 1, weight_attr=param("v"))}, 4, lod=0)
+    sums = made("fused_embedding_seq_pool", {"W": static.create_parameter([4, 3], "float32", name="e"), "Ids": ids}, 3, {"combiner": "sum"}, lod=0)
+    kept = made("sequence_erase", {"X": ids}, 1, {"tokens": [3]}, "int64")
+    size = paddle.assign(np.array([[7, 5, 2], [9, 9, 1.5], [3, 2, 1]], "float32"))
+    boxes = made("box_clip", {"Input": h * 9.0, "ImInfo": size}, 4, slot="Output")
+    loss = paddle.mean(table * table) + paddle.mean(cut * sums[:, :2])
+    return loss, paddle.optimizer.SGD(0.5), [loss, table, nn.sequence_pool(paddle.cast(kept, "float32"), "sum"), boxes]
+
+
 def lod_beam(folder):
     """A decoder of 1.x: the best two sentences of each source, until all have ended or after eight words."""
     paddle.seed(4)
@@ -186,7 +203,7 @@ def main():
     paddle.enable_static()
     out = sys.argv[1] if len(sys.argv) > 1 else "tests/fixtures"
     chosen = sys.argv[2:]
-    for net in (lod_loop, lod_levels, lod_dynamic_rnn, lod_choice):
+    for net in (lod_loop, lod_levels, lod_dynamic_rnn, lod_choice, lod_rows):
         if chosen and net.__name__ not in chosen:
             continue
         paddle.seed(7)

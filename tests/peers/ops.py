@@ -17,6 +17,16 @@ CASES = {  # beside the examples of ops.def
     "lstsq": "X=9x4 Y=9x3 driver='gelsd'; X=4x9:float64 Y=4x2:float64 driver='gelsy'; X=6x6 Y=6x2 driver='gelss'; X=2x9x4 Y=2x9x3 rcond=0.5 driver='gelsd'",
     "ctc_align": "Input=20x30:int32:0..4 InputLength=20x1:int32:0..30 OutputLength=*1; Input=20x30:int64:0..2 InputLength=20x1:int64:1..30 merge_repeated=false padding_value=9 OutputLength=*1",
     "precision_recall": "MaxProbs=200x1 Indices=200x1:int32:0..6 Labels=200x1:int32:0..6 Weights=200x1:float32:0.1..2 StatesInfo=9x4:float32:0..50 class_number=9",
+    "viterbi_decode": "Input=5x9x6 Transition=6x6 Length=5:int64:1..7; Input=5x9x6 Transition=6x6 Length=5:int64:0..9 include_bos_eos_tag=false; Input=3x1x2:float64 Transition=2x2:float64 Length=3:int64:1..1",
+    "chunk_eval": "Inference=6x30:int64:0..6 Label=6x30:int64:0..6 SeqLength=6:int64:5..30 num_chunk_types=3; Inference=6x30:int64:0..4 Label=6x30:int64:0..4 SeqLength=6:int64:0..30 num_chunk_types=2 chunk_scheme='IOE' excluded_chunk_types=[1]; "
+                  "Inference=6x60:int64:0..8 Label=6x60:int64:0..8 SeqLength=6:int64:60..60 num_chunk_types=2 chunk_scheme='IOBES'; Inference=6x60:int64:0..3 Label=6x60:int64:0..3 SeqLength=6:int64:9..60 num_chunk_types=3 chunk_scheme='plain'",
+    "bipartite_match": "DistMat=9x20:float32:0..1; DistMat=30x9:float32:-1..1 match_type='per_prediction' dist_threshold=0.6; DistMat=140x50:float32:0..1",
+    "psroi_pool": "X=2x18x16x16 ROIs=6x4:float32:0..30 RoisNum=2:int32:3..3 output_channels=2 pooled_height=3 pooled_width=3 spatial_scale=0.5; X=1x16x9x11 ROIs=9x4:float32:-4..14 RoisNum=1:int32:9..9 output_channels=2 pooled_height=4 pooled_width=2",
+    "data_norm": "X=9x12:float32:0..1 BatchSize=12:float32:4..9 BatchSum=12:float32:-2..2 BatchSquareSum=12:float32:3..9 slot_dim=4; "
+                 "X=9x12:float32:0..0 BatchSize=12:float32:4..9 BatchSum=12:float32:-2..2 BatchSquareSum=12:float32:3..9 slot_dim=3",
+    "warprnnt": "input=5x9x7x11:float32:-9..-0.1 label=5x6:int32:1..10 input_lengths=5:int32:9..9 label_lengths=5:int32:0..6; "
+                "input=5x9x7x11:float32:-9..-0.1 label=5x6:int32:0..9 input_lengths=5:int32:4..9 label_lengths=5:int32:1..6 blank=10 fastemit_lambda=0.5",
+    "box_decoder_and_assign": "PriorBox=60x4:float32:0..9 PriorBoxVar=4:float32:1..2 TargetBox=60x84:float32:-3..3 BoxScore=60x21:float32:-2..1",
     "nextafter": "x=60:float64 y=60:float64; x=30:float32:1..1 y=30:float32:-9..9", "teacher_student_sigmoid_loss": "X=60x1:float32:-9..9 Label=60x1:float32:-3..2",
     "modified_huber_loss": "X=60x1:float32:-3..3 Y=60x1:float32:1..1", "dequantize_abs_max": "X=60:int8:-128..127 Scale=1:float32:0.5..2 max_range=127.0",
     "requantize": "Input=60:int8:-100..100 Scale_in=2.0 Scale_out=1.5 Shift_in=0.0 Shift_out=0.0; Input=60:uint8:0..200 Scale_in=3.0 Scale_out=2.0 Shift_in=5.0 Shift_out=20.0",
@@ -139,6 +149,7 @@ RANDOM = {  # what is fetched is compared by its distribution
     "X=200x300:float32:1..1 dropout_prob=0.1 fix_seed=true seed=7; X=200x300:float32:1..1 dropout_prob=1.0; X=200x300:float32:1..1 dropout_prob=1.0 dropout_implementation='upscale_in_train'",
 }
 OPTIMIZERS = {"average_accumulates", "dpsgd", "sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad", "adadelta", "adamax", "decayed_adagrad", "ftrl", "lamb", "lars_momentum"}
+KEPT = {"BatchSize", "BatchSum", "BatchSquareSum"}  # slots of what a program keeps, which a gradient operator names as results
 UNMOVED = {"GTBox", "GTScore"}  # slots whose gradients PaddlePaddle declares and leaves unset
 
 
@@ -276,7 +287,8 @@ def build(case, seed):
                     x = rng.uniform(lo, hi, dims) if t.kind == "f" else rng.randint(int(lo), int(hi) + 1, dims)
                     if slot == "Label" and case.simplex is not None:
                         x = x / x.sum(case.simplex, keepdims=True)
-                    feeds[name] = np.asarray(x).astype(t)
+                    v.persistable = slot in KEPT
+                    (params if v.persistable else feeds)[name] = np.asarray(x).astype(t)
                 if not v.stop_gradient:
                     floats.append(name)
                 names.append(name)
