@@ -369,6 +369,7 @@ static const Case typed[] = {
     HALF("conv2d", "Input=2x17x15x15 Filter=33x17x3x3 paddings=[1,1]", NULL),
     HALF("conv2d", "Input=2x3x20x20 Filter=10x3x5x5", NULL),
     {"conv2d", "Input=1x100x7x7 Filter=50x100x3x3", NULL, 1.09, 1.3},
+    HALF("conv2d", "Input=2x3x11x7 Filter=4x3x3x3 paddings=[1,1]", NULL),
 };
 static const Case doubles[] = {
     HALF("conv2d", "Input=2x17x15x15 Filter=33x17x3x3 paddings=[1,1]", NULL),
@@ -376,6 +377,8 @@ static const Case doubles[] = {
     HALF("conv2d", "Input=2x7x6x16 Filter=14x7x3x3 paddings=[1,1]", NULL),
     HALF("conv2d", "Input=3x1x13x17 Filter=27x1x3x3 strides=[2,2]", NULL),
     HALF("conv2d", "Input=2x5x12x17 Filter=19x5x3x3 strides=[2,2]", NULL),
+    HALF("conv2d", "Input=2x8x14x11 Filter=3x8x1x1", NULL),
+    HALF("matmul_v2", "X=129x31 Y=129x33 trans_x=true", NULL),
 };
 /* Three stages, where a step's copies end in the memory of the next one: runs that end within steps. */
 static const Case three_stages[] = {
@@ -389,10 +392,10 @@ static const struct {
   const char *architecture;
   int n; /* of them; converting transposes of bfloat16 count as products */
   const Case *cases;
-} types[] = {{DT_FLOAT16, "80", 9, typed},        {DT_BFLOAT16, "90", 6, typed},
+} types[] = {{DT_FLOAT16, "80", 10, typed},        {DT_BFLOAT16, "90", 6, typed},
              {DT_FLOAT16, "75", 6, typed},        {DT_FLOAT32, "75", 8, typed},
              {DT_FLOAT64, "80", 6, typed},        {DT_FLOAT32, "75", 3, three_stages},
-             {DT_FLOAT16, "75", 2, three_stages}, {DT_FLOAT64, "80", 5, doubles}};
+             {DT_FLOAT16, "75", 2, three_stages}, {DT_FLOAT64, "80", 7, doubles}};
 
 /* One or several filters of each channel: no products but sums, of copied boxes. */
 static const Case depthwise[] = {

@@ -4,15 +4,16 @@
 
 static int64_t bytes_of(const Node *n) { return node_numel(n) * dtype_info[n->dtype].size; }
 
-/* Enough for all targets: before sm_80 tiles are others, and so are the parts of a sum. */
+/* Of the target; of a target that is not known the most: before sm_80 tiles are others, and so are the parts of a sum. */
 static bool plan_workspace(Kernel *k) {
-  static const int sm[] = {75, 80};
-  bool ok = true;
+  CudaTarget t[] = {{75, CUDA_F32}, {80, CUDA_F32}};
+  const CompileOptions *o = k->options;
+  bool known = o && o->target, ok = !known || cuda_target(o->target, t);
   k->choice = 0;
   k->workspace = 0;
-  for (int i = 0; ok && i < 2; i++) {
+  for (int i = 0; ok && i < (known ? 1 : 2); i++) {
     Arena *a = arena_scratch();
-    const CudaPlan *p = cuda_plan(a, k, &(CudaTarget){sm[i], CUDA_F32});
+    const CudaPlan *p = cuda_plan(a, k, &t[i]);
     ok = p != NULL;
     if (ok && p->workspace > k->workspace) k->workspace = p->workspace;
     arena_free(a);

@@ -342,9 +342,10 @@ static void plan_results(CudaGemm *p) {
   int64_t dense = 1, stride = 1;
   int64_t other = p->columns.total - p->width; /* columns of another tile */
   bool near = other < (p->groups > 1 ? 1 : CUDA_SECTOR / dtype_info[p->tile->type].size - 1);
-  bool flat = near && p->side[0].run != 8, every = p->tile->type == DT_FLOAT32;
+  bool flat = near && p->side[0].run != 8, every = true;
   int shares = p->tile->bm / p->tile->warps_m / 8 / p->tile->parts; /* rows of a thread */
-  flat &= p->side[0].k_major || p->tile->math != CUDA_F32 || shares % 4 == 0;
+  int each = 16 / dtype_info[p->tile->type].size;
+  flat &= p->side[0].k_major || p->tile->math != CUDA_F32 || shares % each == 0;
   for (int l = 0; l < c->rank; l++) every &= p->step[l] == 1;
   for (int s = 1; s >= 0; s--) {
     const CudaAxes *axes = s ? &p->columns : &p->side[s].axes;

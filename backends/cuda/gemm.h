@@ -29,6 +29,8 @@ typedef struct CudaPanel {
       gap; /* to where the next one would go on with its steps; of that behind its last element: 0 without holes */
   int inner;            /* loops along the panel before those of a run */
   int sign;             /* -1: it goes backwards */
+  bool turned;  /* what is contiguous of it forwards, the loops around that backwards */
+  int64_t back; /* from its lowest element to the first */
   int lanes;            /* neighbours of a tile's row that are in different banks */
   int64_t runs, pieces; /* areas are runs x pieces */
   int outer;   /* loops across whose positions are of different pieces, the first so many; */

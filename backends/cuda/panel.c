@@ -13,7 +13,11 @@
  * Areas lie so far apart that neighbours along the contiguous loops are in neighbouring banks. */
 #include "gemm.h"
 
-enum { GAP = 48 /* bytes that are copied though nothing reads them */, STREAM = 4 };
+enum {
+  GAP = 48 /* bytes that are copied though nothing reads them */,
+  SHORT = 32 /* sectors of areas whose first and last ones count */,
+  STREAM = 4
+};
 
 int64_t cuda_side_move(const Node *c, int x, int loop) {
   int64_t sum = 0, stride = 1;
@@ -48,7 +52,8 @@ CudaMoves cuda_side_moves(const Node *c, int x, const CudaAxes *axes) {
   return r;
 }
 
-/* The loops across that an area holds, of n positions: as many as leave most of what it holds needed. False: not even one. */
+/* The loops across that an area holds, of n positions: as many as leave most of what it holds needed, beside what areas of their
+ * own would hold twice. False: not even one. */
 static bool divide(const CudaMoves *m, int64_t n, CudaPanel *to) {
   if (m->n == 0) {
     to->per = to->pieces = 1;
@@ -61,8 +66,8 @@ static bool divide(const CudaMoves *m, int64_t n, CudaPanel *to) {
   to->length = (n < to->per ? n : to->per) * row - row + to->reach;
   if (row <= 0) return false;
   for (; i > 0; i--) {
-    int64_t jump = m->by[i - 1] - m->ext[i] * m->by[i];
-    usual += n * jump / to->per;
+    int64_t jump = m->by[i - 1] - m->ext[i] * m->by[i], twice = to->reach - row;
+    if (jump > twice) usual += n * (jump - (twice > 0 ? twice : 0)) / to->per;
     if (jump < 0 || usual > n * row / 2 + to->reach) break;
     int64_t per = to->per * m->ext[i - 1], most = n < per ? n : per;
     to->length = (most - 1) * row + to->reach;
@@ -122,6 +127,7 @@ static int find_run(const CudaMoves *along, const CudaMoves *across, int gap, Cu
   int i = along->n;
   for (; i > 0 && along->by[i - 1] == to->sign * to->span; i--) to->span *= along->ext[i - 1];
   to->packed = to->reach = to->span;
+  if (to->sign < 0) to->back = to->span - 1;
   if (i == 0 || to->sign < 0 || row <= to->packed) return i;
   int64_t by = along->by[i - 1], hole = by - to->packed;
   if (hole < 0 || hole > 2 * row || common_factor(by, row) - to->packed >= gap) return i;
@@ -129,6 +135,28 @@ static int find_run(const CudaMoves *along, const CudaMoves *across, int gap, Cu
   to->reach = by * along->ext[i - 1];
   to->gap = hole;
   return i - 1;
+}
+
+/* Runs of a few sectors that lie side by side backwards, as taps of a gradient do, with n positions between them, are one; so
+ * many loops stay outside. */
+static int find_turned(const CudaMoves *along, const CudaMoves *across, int i, int outside,
+                       int64_t n, int most, CudaPanel *to) {
+  int64_t filled = to->packed, extent = to->packed;
+  if (across->n == 1) filled = across->by[0] >= to->packed ? n * across->by[0] : 0;
+  if (across->n > 1 || filled >= most || to->sign < 0 || to->gap) return i;
+  for (; i > outside && along->by[i - 1] < 0 && -along->by[i - 1] <= filled; i--) {
+    int64_t by = -along->by[i - 1], more = by * (along->ext[i - 1] - 1);
+    if (by < extent) break;
+    to->turned = true;
+    to->sign = -1;
+    to->back += more;
+    to->span *= along->ext[i - 1];
+    to->reach = by + more;
+    to->gap = by - extent;
+    extent += more;
+    filled += more;
+  }
+  return i;
 }
 
 /* Where element k along it lies in shared memory, but for what all of a row have in common. */
@@ -143,7 +171,7 @@ static int64_t place_of(const CudaMoves *along, const CudaPanel *panel, int64_t 
   k %= panel->span;
   for (int i = along->n - 1; i >= panel->inner; k /= along->ext[i--])
     at += k % along->ext[i] * along->by[i];
-  return at;
+  return at + panel->back;
 }
 
 static bool in_banks(const CudaGemm *p, const CudaMoves *along, const CudaPanel *panel, int lanes) {
@@ -164,7 +192,7 @@ static bool in_banks(const CudaGemm *p, const CudaMoves *along, const CudaPanel 
 static bool find_lanes(const CudaGemm *p, const CudaMoves *along, int tile, CudaPanel *to) {
   enum { LANES = 32, FEWEST = 8 };
   to->lanes = tile < LANES ? tile : LANES;
-  if (to->gap == 0) return true;
+  if (to->gap == 0 && !to->turned) return true;
   if (p->inner != p->padded) return false;
   while (to->lanes > 1 && !in_banks(p, along, to, to->lanes)) to->lanes /= 2;
   return to->lanes >= FEWEST || to->lanes == tile;
@@ -176,7 +204,7 @@ static void place_areas(CudaPanel *to) {
   to->size = to->runs * to->pieces * to->pitch * to->slots;
 }
 
-static bool plan_panel(CudaGemm *p, int s, bool k_major, bool chunks, int64_t most) {
+static bool try_panel(CudaGemm *p, int s, bool k_major, bool chunks, bool turn, int64_t most) {
   CudaSide *side = &p->side[s];
   const Node *c = p->core;
   CudaMoves own = cuda_side_moves(c, side->x, &side->axes),
@@ -190,7 +218,10 @@ static bool plan_panel(CudaGemm *p, int s, bool k_major, bool chunks, int64_t mo
   int i = along->n, first = 0;
   if ((k_major && !chunks && p->splits > 1) || i == 0) return false;
   panel.sign = k_major && along->by[i - 1] < 0 ? -1 : 1;
-  i = panel.inner = find_run(along, across, gap, &panel);
+  i = find_run(along, across, gap, &panel);
+  if (turn) i = find_turned(along, across, i, chunks, tile, SHORT * side->per, &panel);
+  if (turn && !panel.turned) return false;
+  panel.inner = i;
   if (chunks) first = chunk_loops(along, i, panel.span);
   if (panel.span == 1 || (chunks && (first == 0 || p->inner != p->padded || !floats))) return false;
   while (i-- > first) panel.runs *= along->ext[i];
@@ -213,6 +244,11 @@ static bool plan_panel(CudaGemm *p, int s, bool k_major, bool chunks, int64_t mo
   side->panel = panel;
   side->k_major = k_major;
   return true;
+}
+
+static bool plan_panel(CudaGemm *p, int s, bool k_major, bool chunks, int64_t most) {
+  return (k_major && try_panel(p, s, true, chunks, true, most)) ||
+         try_panel(p, s, k_major, chunks, false, most);
 }
 
 int cuda_panel_lanes(const CudaGemm *p, int s) {

@@ -75,9 +75,10 @@ static Val moved(Gemm *m, int s, const Loops *l, int from, Aff at, Space in) {
 /* Where element `in` of a run lies in it. */
 static Val in_run(Gemm *m, int s, Aff in) {
   const CudaPanel *panel = &m->p->side[s].panel;
-  if (panel->gap) {
+  if (panel->gap || panel->turned) {
     Loops runs = loops_of(m, along(m, s));
-    return moved(m, s, &runs, panel->inner, in, MEMORY);
+    Val at = moved(m, s, &runs, panel->inner, in, MEMORY);
+    return panel->back ? add(m->g, at, gen_i64(m->g, panel->back)) : at;
   }
   in = aff_mul(in, panel->sign);
   if (panel->sign < 0) in.k += panel->span - 1;
@@ -278,7 +279,7 @@ static void copy_panel(Gemm *m, int s, const Step *t, Aff chunk) {
   Val start =
           add(g, area_start(m, s, run, piece), moved(m, s, &places, panel->outer, lowest, MEMORY)),
       i;
-  if (panel->sign < 0) start = sub(g, start, gen_i64(g, panel->span - 1));
+  if (panel->back) start = sub(g, start, gen_i64(g, panel->back));
   Val element = lane_element(m, s, &j, start, &i, &use);
   Val first, end;
   use = gen_and(g, use, own_elements(m, s, run, &first, &end));

@@ -272,10 +272,11 @@ Aff gemm_spilled(Gemm *m, int part, const Aff *at) {
   return aff_add(g, &row, &q);
 }
 
-/* With sums across, row 8 i + j of a warp's 32 holds row 4 j + i of the tile. */
+/* With sums across, row 8 i + j of a warp's 8 e holds row e j + i of the tile; e neighbours are of a thread. */
 void gemm_ordered(Gemm *m, int part, const Aff *order, Aff *row, Aff *in_tile) {
   Gen *g = m->g;
   int rows = 8 * (is_mma(m) ? share(m, 0) / 8 : per_thread(m, 0)) / m->p->tile->parts;
+  int e = each(m);
   Aff warp, v, i, j, k;
   aff_divmod(g, order, rows, &warp, &v);
   *in_tile = aff_mul(warp, share(m, 0));
@@ -283,10 +284,10 @@ void gemm_ordered(Gemm *m, int part, const Aff *order, Aff *row, Aff *in_tile) {
   in_tile->k += part * rows;
   *row = *order;
   if (is_mma(m) || m->p->side[0].k_major) return;
-  aff_divmod(g, &v, 32, &k, &v);
-  aff_divmod(g, &v, 4, &j, &i);
+  aff_divmod(g, &v, 8 * e, &k, &v);
+  aff_divmod(g, &v, e, &j, &i);
   warp = aff_mul(warp, rows);
-  k = aff_mul(k, 32);
+  k = aff_mul(k, 8 * e);
   i = aff_mul(i, 8);
   *row = aff_add(g, &warp, &k);
   *row = aff_add(g, row, &i);

@@ -56,7 +56,7 @@ static Index result_at(Gemm *m, Aff mm, Aff n) {
 /* Results in a sector: of the smallest type. */
 static int in_a_sector(const Gemm *m) {
   const Kernel *k = m->g->k;
-  int size = 4;
+  int size = dtype_info[m->p->tile->type].size;
   for (int o = 0; o < k->outputs.n && m->p->splits == 1; o++) {
     int of = dtype_info[k->outputs.v[o]->dtype].size;
     if (of < size) size = of;
