@@ -273,6 +273,8 @@ static const Case vectors[] = {
     SWEPT("matmul_v2", "X=5x300x99 Y=5x99x1", "tf32"),
     SWEPT("matmul_v2", "X=2x1x256 Y=2x256x129", NULL),
     SWEPT("matmul_v2", "X=5x500x5 Y=5x500x1 trans_x=true", NULL),
+    {"matmul_v2", "X=30x5x5 Y=30x5x5", NULL, 1.05, 0},
+    {"einsum", "Operands=4x3x5x5,4x5x3x8 equation='bhij,bjhd->bihd'", NULL, 1.05, 0},
 };
 
 static const Case convolutions[] = {
@@ -333,6 +335,8 @@ static const Case long_sums[] = {
     {"conv2d", "Input=2x6x16x16 Filter=33x6x5x5 strides=[3,3] dilations=[3,3]", "tf32", 1.05, 2.2},
     {"conv2d", "Input=3x2x23x12 Filter=13x2x3x3 paddings=[2,2] strides=[3,3] dilations=[3,3]", NULL,
      1.05, 4.1},
+    SWEPT("conv2d", "Input=1x1x30x30 Filter=6x1x9x9", NULL),
+    SWEPT("conv2d", "Input=2x1x13x14 Filter=8x1x7x7", NULL),
 };
 
 /* Groups of few channels, whose sectors they share: blocks have several groups, of whole sectors, of whole pixels, or neither. */
@@ -370,6 +374,7 @@ static const Case typed[] = {
     HALF("conv2d", "Input=2x3x20x20 Filter=10x3x5x5", NULL),
     {"conv2d", "Input=1x100x7x7 Filter=50x100x3x3", NULL, 1.09, 1.3},
     HALF("conv2d", "Input=2x3x11x7 Filter=4x3x3x3 paddings=[1,1]", NULL),
+    HALF("conv2d", "Input=2x3x16x8 Filter=3x3x7x7", NULL),
 };
 static const Case doubles[] = {
     HALF("conv2d", "Input=2x17x15x15 Filter=33x17x3x3 paddings=[1,1]", NULL),
@@ -392,7 +397,7 @@ static const struct {
   const char *architecture;
   int n; /* of them; converting transposes of bfloat16 count as products */
   const Case *cases;
-} types[] = {{DT_FLOAT16, "80", 10, typed},        {DT_BFLOAT16, "90", 6, typed},
+} types[] = {{DT_FLOAT16, "80", 11, typed},       {DT_BFLOAT16, "90", 6, typed},
              {DT_FLOAT16, "75", 6, typed},        {DT_FLOAT32, "75", 8, typed},
              {DT_FLOAT64, "80", 6, typed},        {DT_FLOAT32, "75", 3, three_stages},
              {DT_FLOAT16, "75", 2, three_stages}, {DT_FLOAT64, "80", 7, doubles}};

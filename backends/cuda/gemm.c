@@ -208,23 +208,6 @@ int64_t cuda_most_splits(int64_t blocks, int64_t steps, int64_t bytes) {
   return n < 1 ? 1 : n;
 }
 
-/* Where windows of the first side overlap, runs in memory are padded to a multiple of 8, if that is few more products and
- * neither panels nor lines hold them. */
-static void plan_tail(CudaGemm *p, const CudaTarget *t) {
-  const CudaSide *side = &p->side[0];
-  const CudaAxes *k = &p->k;
-  int own = last_loop(&side->axes);
-  int64_t row = own < 0 ? 0 : distance(p->core, side->x, own);
-  p->tail = 1;
-  p->inner = p->padded = k->axis[k->n - 1].ext;
-  if (t->sm >= 80 && p->core->dtype == DT_FLOAT32) return;
-  if (distance(p->core, side->x, k->axis[k->n - 1].last) != 1 || row == 0 || row > NEAR) return;
-  while (p->tail < k->n && distance(p->core, side->x, k->axis[k->n - 1 - p->tail].last) == p->inner)
-    p->inner *= k->axis[k->n - 1 - p->tail++].ext;
-  int64_t to = div_up(p->inner, 8) * 8;
-  p->padded = to * 8 <= p->inner * 10 ? to : p->inner;
-}
-
 /* Cycles of a tiling: the products of the busiest processor, which alone with a block waits for memory, and the parts of split
  * sums, written and read again behind another launch. Rates lie between those of exact and tf32. */
 static double cycles(const CudaGemm *p, const CudaTiling *r, int64_t blocks, int64_t splits,
@@ -247,7 +230,7 @@ static void choose_tile(CudaGemm *p, DType t, int64_t bytes, const CudaTarget *t
   DType type = t == DT_FLOAT64 ? t : DT_FLOAT32;
   double best = 0;
   const CudaTiling *shape = NULL;
-  p->steps = div_up(p->k.total / p->inner * p->padded, CUDA_STEP);
+  p->steps = div_up(p->k.total, CUDA_STEP);
   for (int i = 0; i < N_TILINGS; i++) {
     const CudaTiling *r = &tilings[i];
     if (r->type != type || r->math != CUDA_F32 || !fits(p, r)) continue;
@@ -436,7 +419,6 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
     p->side[1] = m;
   }
   order_sums(c, &p->k);
-  plan_tail(p, t);
   /* classes leave their sums whole */
   int64_t bytes = whole ? node_numel(c) * dtype_info[c->dtype].size : INT64_MAX;
   if (!cuda_groups_plan(g, p, t, bytes)) {
@@ -453,7 +435,7 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   }
   plan_stages(g, p, t);
   const Axis *col = &p->columns.axis[p->columns.n - 1];
-  p->even = p->padded % CUDA_STEP == 0;
+  p->even = p->k.axis[p->k.n - 1].ext % CUDA_STEP == 0;
   p->vec = col->last != last || p->step[last] != 1 || col->ext % 4 ? 1
            : p->tile->type == DT_FLOAT64                           ? 2
                                                                    : 4;

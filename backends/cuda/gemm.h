@@ -29,8 +29,8 @@ typedef struct CudaPanel {
       gap; /* to where the next one would go on with its steps; of that behind its last element: 0 without holes */
   int inner;            /* loops along the panel before those of a run */
   int sign;             /* -1: it goes backwards */
-  bool turned;  /* what is contiguous of it forwards, the loops around that backwards */
-  int64_t back; /* from its lowest element to the first */
+  bool turned;          /* what is contiguous of it forwards, the loops around that backwards */
+  int64_t back;         /* from its lowest element to the first */
   int lanes;            /* neighbours of a tile's row that are in different banks */
   int64_t runs, pieces; /* areas are runs x pieces */
   int outer;   /* loops across whose positions are of different pieces, the first so many; */
@@ -79,18 +79,16 @@ typedef struct CudaGemm {
   CudaAxes batch, k;
   int groups,
       group; /* neighbouring indices of that loop in a block, a warp each, see groups.c; 1: none */
-  CudaAxes columns; /* of the results: side 1's, within the groups */
-  int rows, width;  /* results of a block */
-  int tail;         /* the last summed axes that are one run in memory, or the last one alone, */
-  int64_t inner, padded; /* their extent, and that which is summed so that chunks end with them */
-  bool even;             /* steps never cross the end of `padded` */
-  int64_t steps;         /* of the whole sum */
-  int64_t splits, per;   /* parts of the sum, steps of each */
-  int vec;               /* neighbouring results stored at once */
-  bool flat;             /* rows of results are side by side in memory and stored as one run, */
-  bool turn;             /* or each from its first whole sector on */
-  bool pack;             /* what follows the product reads neighbours for them */
-  int ahead;             /* steps that copies are ahead of the products */
+  CudaAxes columns;    /* of the results: side 1's, within the groups */
+  int rows, width;     /* results of a block */
+  bool even;           /* steps never cross the end of the last summed axis */
+  int64_t steps;       /* of the whole sum */
+  int64_t splits, per; /* parts of the sum, steps of each */
+  int vec;             /* neighbouring results stored at once */
+  bool flat;           /* rows of results are side by side in memory and stored as one run, */
+  bool turn;           /* or each from its first whole sector on */
+  bool pack;           /* what follows the product reads neighbours for them */
+  int ahead;           /* steps that copies are ahead of the products */
   int threads;
   int64_t stage_size,
       out_pitch; /* elements of shared memory: of a stage; between rows of results */

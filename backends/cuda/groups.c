@@ -155,7 +155,7 @@ static bool is_odd(const CudaGemm *p) {
 bool cuda_groups_plan(Gen *g, CudaGemm *p, const CudaTarget *t, int64_t bytes) {
   CudaGemm was = *p;
   int64_t n = p->side[1].axes.total;
-  bool fits = n > 1 && n <= MOST_COLUMNS && p->core->dtype == DT_FLOAT32 && p->inner == p->padded;
+  bool fits = n > 1 && n <= MOST_COLUMNS && p->core->dtype == DT_FLOAT32;
   if (!fits || !take_loop(g, p, t)) return false;
   if (!is_odd(p) || !choose_groups(g, p, t)) {
     *p = was;

@@ -76,7 +76,7 @@ void cuda_lines_plan(CudaGemm *p) {
   for (int s = 0; s < 2; s++) {
     CudaSide *side = &p->side[s];
     const Node *in = p->core->in[side->x];
-    bool fits = p->inner == p->padded && node_numel(in) < INT32_MAX;
+    bool fits = node_numel(in) < INT32_MAX;
     if (!fits || !side->stored || side->panel.size || side->shift || !side->axes.n) continue;
     if (!cuda_side_divides(p->core, side->x)) plan_lines(p, s);
   }

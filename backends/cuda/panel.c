@@ -4,7 +4,8 @@
  * same sectors again and again. A panel is what a tile needs as runs of memory, from sector to sector, each element once; the
  * tile is made of it, from shared memory to shared memory. The loops along which the operand is contiguous divide into an inner
  * part, one run of `span` elements, and an outer one, of several runs: filter rows in a convolution. Where positions are a stride
- * apart dilated taps are a run, too: holes between them are of other positions, or small. Along the loops across a run
+ * apart dilated taps are a run, too: holes between them are of other positions, or small; so are short runs one behind the
+ * other, backwards, as taps of a gradient are. Along the loops across a run
  * moves by a row of elements and, where inner loops carry, by a jump. As long as jumps are short, all positions of a run need
  * one area of memory; where they are not, as between images, positions divide into pieces with areas of their own.
  *   contiguous along K    the panel holds the whole sum, or there are several of a chunk of it each, of at least a step;
@@ -193,7 +194,6 @@ static bool find_lanes(const CudaGemm *p, const CudaMoves *along, int tile, Cuda
   enum { LANES = 32, FEWEST = 8 };
   to->lanes = tile < LANES ? tile : LANES;
   if (to->gap == 0 && !to->turned) return true;
-  if (p->inner != p->padded) return false;
   while (to->lanes > 1 && !in_banks(p, along, to, to->lanes)) to->lanes /= 2;
   return to->lanes >= FEWEST || to->lanes == tile;
 }
@@ -223,7 +223,7 @@ static bool try_panel(CudaGemm *p, int s, bool k_major, bool chunks, bool turn, 
   if (turn && !panel.turned) return false;
   panel.inner = i;
   if (chunks) first = chunk_loops(along, i, panel.span);
-  if (panel.span == 1 || (chunks && (first == 0 || p->inner != p->padded || !floats))) return false;
+  if (panel.span == 1 || (chunks && (first == 0 || !floats))) return false;
   while (i-- > first) panel.runs *= along->ext[i];
   if (k_major) panel.chunk = panel.runs * panel.span;
   int64_t needed = panel.reach;

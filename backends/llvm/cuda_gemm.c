@@ -56,23 +56,22 @@ void gemm_place_sums(Gemm *m, const Aff *t, const Aff *kk, int vec, Index *ix, V
   Gen *g = m->g;
   const CudaGemm *p = m->p;
   const CudaAxes *k = &p->k;
-  CudaAxes inner = {.n = p->tail, .total = p->inner}, outer = *k;
-  for (int i = 0; i < p->tail; i++) inner.axis[i] = k->axis[k->n - p->tail + i];
-  outer.n -= p->tail;
-  Aff q, r;
+  const Axis *last = &k->axis[k->n - 1];
   if (p->even) {
-    aff_divmod(g, t, p->padded / CUDA_STEP, &q, &r);
+    CudaAxes inner = {.n = 1, .axis = {*last}, .total = last->ext}, outer = *k;
+    Aff q, r;
+    outer.n--;
+    aff_divmod(g, t, last->ext / CUDA_STEP, &q, &r);
     r = aff_mul(r, CUDA_STEP);
     r = aff_add(g, &r, kk);
-  } else {
-    Aff at = aff_mul(*t, CUDA_STEP);
-    at = aff_add(g, &at, kk);
-    at = gemm_keep(g, &at, k->total / p->inner * p->padded, vec, ok);
-    aff_divmod(g, &at, p->padded, &q, &r);
+    r = gemm_keep(g, &r, last->ext, vec, ok);
+    gemm_place(g, &inner, r, ix);
+    gemm_place(g, &outer, q, ix);
+    return;
   }
-  r = gemm_keep(g, &r, p->inner, vec, ok);
-  gemm_place(g, &inner, r, ix);
-  gemm_place(g, &outer, q, ix);
+  Aff at = aff_mul(*t, CUDA_STEP);
+  at = aff_add(g, &at, kk);
+  gemm_place(g, k, gemm_keep(g, &at, k->total, vec, ok), ix);
 }
 
 /* ---- reading ---- */
