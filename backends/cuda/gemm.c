@@ -193,7 +193,7 @@ static void plan_stages(Gen *g, CudaGemm *p, const CudaTarget *t) {
 
 /* ---- tiles ---- */
 
-static CudaMath math_of(DType t, const CudaTarget *target) {
+CudaMath cuda_gemm_math(DType t, const CudaTarget *target) {
   if (target->sm < 80 || t == DT_FLOAT64) return CUDA_F32;
   if (t == DT_BFLOAT16) return CUDA_BF16; /* these products are exact */
   return t == DT_FLOAT16 ? CUDA_TF32 : target->math;
@@ -247,7 +247,7 @@ static void choose_tile(CudaGemm *p, DType t, int64_t bytes, const CudaTarget *t
   p->tile = shape;
   for (int i = N_TILINGS - 1; i >= 0; i--) {
     const CudaTiling *r = &tilings[i];
-    if (r->type == type && r->math == math_of(t, target) && r->bm == shape->bm &&
+    if (r->type == type && r->math == cuda_gemm_math(t, target) && r->bm == shape->bm &&
         r->bn == shape->bn)
       p->tile = r;
   }
@@ -279,9 +279,12 @@ int cuda_side_pitch(const CudaGemm *p, int side) {
                    by_mn[] = {[CUDA_F32] = 4, [CUDA_TF32] = 8, [CUDA_BF16] = 4};
   const CudaSide *s = &p->side[side];
   int pad = (s->k_major ? by_k : by_mn)[p->tile->math];
-  if (!s->k_major && (s->tile < CUDA_NARROW || p->groups > 1))
-    pad = 0; /* copies are of several rows */
+  if (!s->k_major && s->tile % CUDA_NARROW) pad = 0; /* copies are of several rows */
   return (s->k_major ? CUDA_STEP : s->tile) + (p->tile->type == DT_FLOAT64 ? pad / 2 : pad);
+}
+
+int64_t cuda_result_pitch(const CudaGemm *p) {
+  return p->tile->bn + (p->tile->math == CUDA_F32 ? 16 / dtype_info[p->tile->type].size : 8);
 }
 
 int cuda_side_rows(const CudaGemm *p, int side) {
@@ -304,7 +307,7 @@ int64_t cuda_gemm_part(const CudaGemm *p) { return div_up(node_numel(p->core), 8
 
 int64_t cuda_gemm_shared(const CudaGemm *p) {
   int64_t in = cuda_lines_at(p, 1) + cuda_lines_size(p, 1),
-          out = p->out_pitch * p->rows / p->tile->parts;
+          out = cuda_result_pitch(p) * p->rows / p->tile->parts;
   return (in > out ? in : out) * dtype_info[p->tile->type].size;
 }
 
@@ -340,7 +343,8 @@ static void plan_results(CudaGemm *p) {
         dense *= c->ext[l];
       }
   }
-  if (p->groups > 1 || (flat && every && p->columns.total % 8)) p->vec = 1;
+  bool ends = p->columns.total % 8 || (p->groups > 1 && p->width % 8);
+  if (ends && (p->groups > 1 || (flat && every))) p->vec = 1;
   p->flat = p->vec == 1 && every && flat;
   p->turn = p->vec == 1 && every && !flat;
 }
@@ -422,6 +426,7 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   /* classes leave their sums whole */
   int64_t bytes = whole ? node_numel(c) * dtype_info[c->dtype].size : INT64_MAX;
   if (!cuda_groups_plan(g, p, t, bytes)) {
+    plan_tail(p, t);
     choose_tile(p, c->dtype, bytes, t);
     for (int s = 0; s < 2; s++) plan_side(g, p, s, t);
     plan_panels(p, t);
@@ -441,8 +446,6 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
                                                                    : 4;
   plan_results(p);
   p->pack = p->vec > 1 && reads_neighbours(g, last);
-  p->out_pitch =
-      p->tile->bn + (p->tile->math == CUDA_F32 ? 16 / dtype_info[p->tile->type].size : 8);
   for (int s = 0; s < 2; s++) p->stage_size += cuda_side_rows(p, s) * cuda_side_pitch(p, s);
   pad_stages(p);
   return p;

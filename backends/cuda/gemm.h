@@ -38,8 +38,9 @@ typedef struct CudaPanel {
   int64_t
       row; /* of chunks: rows of an area start at multiples of so many elements and do not overlap; or 0 */
   int64_t length, pitch; /* of an area; between areas */
-  /* with groups: contiguous elements of one, of those of a block, of all, which is a pixel in memory; between pixels of an area */
-  int64_t unit, wide, all, pixel;
+  /* with groups: contiguous elements of one, of those of a block, of all, which is a pixel in memory; between pixels of an area,
+   * which holds every so many-th of memory; pixels of an area between neighbouring taps of a run */
+  int64_t unit, wide, all, pixel, every, hop;
 } CudaPanel;
 enum { CUDA_PANEL_AHEAD = 2 /* steps that panels are ahead of the tiles made of them */ };
 
@@ -59,7 +60,7 @@ typedef struct CudaSide {
   int tile;       /* rows or columns of a block; of groups, one after the other */
   int64_t blocks; /* along them */
   bool k_major;   /* rows of summed elements; otherwise the summed index is the row */
-  int vec;        /* neighbouring elements read at once: of 16 bytes, or 1 */
+  int vec;        /* neighbouring elements moved at once, 1 or of at most 16 bytes */
   bool stored;    /* it lies in memory, nothing is computed as it is read; */
   bool direct;    /* as what shared memory holds, and there is cp.async, */
   bool async;     /* by which the tile is filled */
@@ -90,8 +91,7 @@ typedef struct CudaGemm {
   bool pack;           /* what follows the product reads neighbours for them */
   int ahead;           /* steps that copies are ahead of the products */
   int threads;
-  int64_t stage_size,
-      out_pitch; /* elements of shared memory: of a stage; between rows of results */
+  int64_t stage_size; /* elements of shared memory */
 } CudaGemm;
 
 /* The product of one class; NULL: not a matrix product worth it. */
@@ -99,6 +99,7 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class);
 /* Elements between rows of a side's tile in shared memory, and rows. */
 int cuda_side_pitch(const CudaGemm *p, int side);
 int cuda_side_rows(const CudaGemm *p, int side);
+int64_t cuda_result_pitch(const CudaGemm *p); /* between rows of results there */
 /* Runs of 8 go to four rows so far apart in shared memory that they are in different banks: with 2, row i of eight is row
  * i % 4 * 2 + i / 4 of the tile; with 1, row i. */
 int cuda_near_rows(const CudaGemm *p, int side);
@@ -109,6 +110,8 @@ int64_t cuda_gemm_part(const CudaGemm *p);          /* elements between parts of
 int64_t cuda_gemm_shared(const CudaGemm *p);        /* bytes */
 int64_t cuda_shared_most(const CudaTarget *t);      /* bytes that a block may have */
 
+/* How the target multiplies such elements. */
+CudaMath cuda_gemm_math(DType t, const CudaTarget *target);
 /* Parts of a sum over `steps` at most, whose results have `bytes`. */
 int64_t cuda_most_splits(int64_t blocks, int64_t steps, int64_t bytes);
 
@@ -141,8 +144,8 @@ int64_t cuda_side_fixed(const Node *c, int x);   /* the element at which all loo
 bool cuda_panel_whole(const CudaGemm *p, int s); /* all of the sum is in it from the start */
 /* Gives the side a panel of at most so many elements; false: it stays as it is. */
 bool cuda_panel_plan(CudaGemm *p, int s, int64_t most);
-/* The same for groups, whose sizes and orientation are known. */
-bool cuda_panel_groups(CudaGemm *p, int s, int64_t most);
+/* The same for groups, whose sizes and orientation are known; chunks: not of the whole sum, if that has no room. */
+bool cuda_panel_groups(CudaGemm *p, int s, bool chunks, int64_t most);
 int cuda_panel_lanes(const CudaGemm *p, int s); /* neighbours along it that a warp reads, at most */
 int64_t cuda_side_held(const CudaGemm *p, int s); /* rows or columns of a group in a block */
 

@@ -9,7 +9,7 @@
  *           so far apart that neighbours along the runs and pixels are in different banks. */
 #include "gemm.h"
 
-enum { MOST_GROUPS = 8, MOST_COLUMNS = 32, ROWS = 32 /* of a warp */, BANKS = 32 };
+enum { MOST_GROUPS = 8, MOST_COLUMNS = 64, ROWS = 64 /* of a warp */, FEW_ROWS = 32, BANKS = 32 };
 
 /* Contiguous elements along the loops. */
 static int64_t run_of(const CudaMoves *m) {
@@ -25,13 +25,30 @@ static bool by_pixels(const CudaMoves *m, int64_t n, int64_t all) {
   return n == 1;
 }
 
+/* Runs have the taps side by side if positions fill what is between them. Areas hold the pixels that positions and taps step to. */
+static void find_steps(const CudaMoves *along, const CudaMoves *across, CudaPanel *to) {
+  enum { MOST = 8 /* positions between taps */ };
+  int i = along->n;
+  for (to->span = 1; to->span < to->unit;) to->span *= along->ext[--i];
+  int64_t row = across->n ? across->by[across->n - 1] / to->all : 1;
+  int64_t tap = i ? along->by[i - 1] / to->all : 0;
+  to->every = row;
+  to->hop = 1;
+  if (tap > 0 && tap <= MOST * row) {
+    to->every = common_factor(tap, row);
+    to->hop = tap / to->every;
+    for (; i > 0 && along->by[i - 1] == tap * to->all * (to->span / to->unit); i--)
+      to->span *= along->ext[i - 1];
+  }
+  to->inner = i;
+}
+
 /* Does the side's operand consist of pixels? *side: what lies in them. */
 static bool find_pixels(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
   const Node *c = p->core;
   CudaSide *side = &p->side[s];
   const Node *in = c->in[side->x];
-  if (kernel_input(g->k, in) < 0 || in->dtype != DT_FLOAT32 || cuda_side_divides(c, side->x))
-    return false;
+  if (kernel_input(g->k, in) < 0 || cuda_side_divides(c, side->x)) return false;
   CudaMoves own = cuda_side_moves(c, side->x, &side->axes),
             sum = cuda_side_moves(c, side->x, &p->k),
             batch = cuda_side_moves(c, side->x, &p->batch);
@@ -39,21 +56,25 @@ static bool find_pixels(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
   int64_t unit = run_of(side->k_major ? &sum : &own), all = unit * c->ext[p->group];
   side->panel = (CudaPanel){.unit = unit, .all = all};
   side->stored = true;
-  side->direct = t->sm >= 80;
-  side->vec = 1;
+  side->direct = t->sm >= 80 && in->dtype == DT_FLOAT32;
+  side->vec = (side->k_major ? unit | p->k.axis[p->k.n - 1].ext : unit) % 4 ? 1 : 4;
   side->run = CUDA_STEP;
-  side->per = CUDA_SECTOR / 4;
-  return unit > 1 && cuda_side_move(c, side->x, p->group) == unit &&
-         cuda_side_fixed(c, side->x) % all == 0 && by_pixels(&own, side->k_major ? 1 : unit, all) &&
-         by_pixels(&sum, side->k_major ? unit : 1, all) && by_pixels(&batch, 1, all);
+  side->per = CUDA_SECTOR / dtype_info[in->dtype].size;
+  if (unit < 2 || cuda_side_move(c, side->x, p->group) != unit ||
+      cuda_side_fixed(c, side->x) % all || !by_pixels(&own, side->k_major ? 1 : unit, all) ||
+      !by_pixels(&sum, side->k_major ? unit : 1, all) || !by_pixels(&batch, 1, all))
+    return false;
+  find_steps(side->k_major ? &sum : &own, side->k_major ? &own : &sum, &side->panel);
+  return side->panel.every > 0;
 }
 
-/* Are so many neighbours along runs, of which each begins a pixel, in different banks? */
-static bool apart(int64_t unit, int64_t pixel, int lanes) {
-  for (int64_t first = 0; first < unit; first++) {
+/* Are so many neighbours along runs, taps one after the other, in different banks? */
+static bool apart(const CudaPanel *panel, int vec, int lanes) {
+  int64_t unit = panel->unit, tap = panel->hop * panel->pixel;
+  for (int64_t first = 0; first < unit; first += vec) {
     uint32_t used = 0;
     for (int64_t i = first; i < first + lanes; i++) {
-      uint32_t bank = UINT32_C(1) << (i / unit * pixel + i % unit) % BANKS;
+      uint32_t bank = UINT32_C(1) << (i / unit * tap + i % unit) % BANKS;
       if (used & bank) return false;
       used |= bank;
     }
@@ -71,8 +92,8 @@ static void place_pixels(CudaGemm *p, int s) {
   panel->lanes = cuda_panel_lanes(p, s);
   if (s == 1 && !side->k_major) return; /* a pixel */
   for (;; panel->lanes /= 2)
-    for (panel->pixel = panel->wide; panel->pixel <= most; panel->pixel++)
-      if (apart(panel->unit, panel->pixel, panel->lanes)) return;
+    for (panel->pixel = panel->wide; panel->pixel <= most; panel->pixel += side->vec)
+      if (apart(panel, side->vec, panel->lanes)) return;
 }
 
 /* Would blocks of n groups have sectors of their own? */
@@ -80,15 +101,17 @@ static bool are_whole(const CudaGemm *p, int64_t n) {
   const CudaPanel *a = &p->side[0].panel, *b = &p->side[1].panel;
   int64_t all = p->core->ext[p->group], columns = p->side[1].axes.total;
   if (n == all) return true;
-  return (a->unit * n | b->unit * n | columns * n | a->all | b->all | columns * all) % 8 == 0;
+  int64_t ends = a->unit * n | b->unit * n | columns * n | a->all | b->all | columns * all;
+  return ends % p->side[0].per == 0;
 }
 
-static void plan_tile(Gen *g, CudaGemm *p, int columns) {
+static void plan_tile(Gen *g, CudaGemm *p, const CudaTarget *t, int columns) {
   CudaTiling *tile = arena_new_of(g->a, CudaTiling);
   int n = p->groups;
-  *tile = (CudaTiling){.math = CUDA_F32,
+  bool narrow = columns < CUDA_NARROW;
+  *tile = (CudaTiling){.math = narrow ? CUDA_F32 : cuda_gemm_math(p->core->dtype, t),
                        .type = DT_FLOAT32,
-                       .bm = ROWS * n,
+                       .bm = p->rows * n,
                        .bn = columns * n,
                        .warps_m = n,
                        .warps_n = n,
@@ -96,23 +119,24 @@ static void plan_tile(Gen *g, CudaGemm *p, int columns) {
                        .parts = 1,
                        .rate = 40};
   p->tile = tile;
-  p->threads = ROWS * n;
-  p->rows = ROWS;
+  p->threads = 32 * n;
   p->width = (int)p->side[1].axes.total * n;
   p->side[0].tile = tile->bm;
   p->side[1].tile = tile->bn;
-  p->side[0].blocks = div_up(p->side[0].axes.total, ROWS);
+  p->side[0].blocks = div_up(p->side[0].axes.total, p->rows);
   p->side[1].blocks = p->core->ext[p->group] / n;
 }
 
 /* Panels for so many groups, if they fit. */
-static bool try_groups(Gen *g, CudaGemm *p, int columns, int64_t room) {
-  plan_tile(g, p, columns);
+static bool try_groups(Gen *g, CudaGemm *p, const CudaTarget *t, int columns, bool chunks) {
+  int64_t room = cuda_shared_most(t) / 4;
+  plan_tile(g, p, t, columns);
+  if (p->rows * cuda_result_pitch(p) > room) return false;
   for (int s = 0; s < 2; s++)
     room -= p->tile->stages * cuda_side_rows(p, s) * cuda_side_pitch(p, s);
   for (int s = 0; s < 2; s++) {
     place_pixels(p, s);
-    if (!cuda_panel_groups(p, s, room)) return false;
+    if (!cuda_panel_groups(p, s, chunks, room)) return false;
     room -= p->side[s].panel.size;
   }
   return true;
@@ -134,28 +158,32 @@ static bool take_loop(Gen *g, CudaGemm *p, const CudaTarget *t) {
   return false;
 }
 
-/* As many groups as fit, of whole sectors if possible. */
+/* As many groups as fit, of whole sectors if possible; rather than fewer rows of a warp or panels of a part of the sum. */
 static bool choose_groups(Gen *g, CudaGemm *p, const CudaTarget *t) {
-  int64_t all = p->core->ext[p->group], n = p->side[1].axes.total, room = cuda_shared_most(t) / 4;
-  int columns = n <= 8 ? 8 : n <= 16 ? 16 : MOST_COLUMNS;
-  for (int whole = 1; whole >= 0; whole--)
+  int64_t all = p->core->ext[p->group], n = p->side[1].axes.total;
+  int columns = 8;
+  while (columns < n) columns *= 2;
+  for (int way = 0; way < 8; way++) {
+    p->rows = way & 1 || way > 3 ? FEW_ROWS : ROWS;
+    if (p->rows > FEW_ROWS && p->side[0].axes.total <= FEW_ROWS) continue;
     for (p->groups = MOST_GROUPS; p->groups > 1; p->groups--)
-      if (all % p->groups == 0 && (!whole || are_whole(p, p->groups)) &&
-          try_groups(g, p, columns, room))
+      if (all % p->groups == 0 && (way > 3 || are_whole(p, p->groups)) &&
+          try_groups(g, p, t, columns, way & 2))
         return true;
+  }
   return false;
 }
 
-/* Do groups share sectors, and are elements not copied by fours, which is faster? Of tiles of 16 columns there are none else. */
+/* Do groups share sectors? */
 static bool is_odd(const CudaGemm *p) {
-  int64_t n = p->side[1].axes.total, all = n | p->side[0].panel.unit | p->side[1].panel.unit;
-  return all % 8 && (all % 4 || (n > 8 && n <= 16));
+  const CudaSide *a = &p->side[0], *b = &p->side[1];
+  return (b->axes.total | a->panel.unit | b->panel.unit) % a->per;
 }
 
 bool cuda_groups_plan(Gen *g, CudaGemm *p, const CudaTarget *t, int64_t bytes) {
   CudaGemm was = *p;
   int64_t n = p->side[1].axes.total;
-  bool fits = n > 1 && n <= MOST_COLUMNS && p->core->dtype == DT_FLOAT32;
+  bool fits = n > 1 && n <= MOST_COLUMNS && p->core->dtype != DT_FLOAT64;
   if (!fits || !take_loop(g, p, t)) return false;
   if (!is_odd(p) || !choose_groups(g, p, t)) {
     *p = was;

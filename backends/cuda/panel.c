@@ -100,6 +100,7 @@ static void place_chunks(CudaPanel *to) {
   to->slots = to->chunk >= REACH - 1 ? 2 : 4;
   int64_t left = (BANKS - to->slots * reach % BANKS) % BANKS;
   more = to->slots == 2 ? left / 2 : left / 3;
+  if (to->unit) more -= more % 4; /* elements may be copied by fours */
   int64_t to_next = to->sign * (reach + more);
   area += ((to_next - area) % BANKS + BANKS) % BANKS;
   to->size = area * to->slots;
@@ -260,10 +261,12 @@ int64_t cuda_side_held(const CudaGemm *p, int s) {
   return p->groups == 1 ? p->side[s].tile : s ? p->side[s].axes.total : p->rows;
 }
 
-/* Areas hold pixels side by side. */
+/* Areas hold some pixels side by side; what steps to others is far away. */
 static void scale(CudaMoves *m, const CudaPanel *panel) {
+  const int64_t of = panel->all * panel->every, far = INT64_C(1) << 40;
   for (int i = 0; i < m->n; i++)
-    if (m->by[i] % panel->all == 0) m->by[i] = m->by[i] / panel->all * panel->pixel;
+    if (m->by[i] % panel->all == 0)
+      m->by[i] = m->by[i] % of ? far : m->by[i] / of * panel->pixel;
 }
 
 /* Parts of `per` that n neighbours from a multiple of n on lie in, at most; there are `total`. */
@@ -276,7 +279,7 @@ static int64_t touched(int64_t total, int64_t n, int64_t per) {
   return most;
 }
 
-bool cuda_panel_groups(CudaGemm *p, int s, int64_t most) {
+bool cuda_panel_groups(CudaGemm *p, int s, bool chunks, int64_t most) {
   CudaSide *side = &p->side[s];
   CudaPanel panel = side->panel;
   bool k_major = side->k_major;
@@ -286,15 +289,11 @@ bool cuda_panel_groups(CudaGemm *p, int s, int64_t most) {
   scale(&sum, &panel);
   const CudaMoves *along = k_major ? &sum : &own, *across = k_major ? &own : &sum;
   int64_t held = cuda_side_held(p, s), positions = k_major ? held : CUDA_STEP;
-  int i = along->n;
-  panel.sign = panel.runs = panel.span = 1;
+  panel.sign = panel.runs = 1;
   panel.slots = k_major ? 1 : STREAM;
-  while (panel.span < panel.unit) panel.span *= along->ext[--i];
-  for (panel.reach = panel.pixel; i > 0 && along->by[i - 1] == panel.reach; i--) {
-    panel.span *= along->ext[i - 1];
-    panel.reach *= along->ext[i - 1];
-  }
-  while (i-- > 0) panel.runs *= along->ext[i];
+  panel.gap = (panel.hop - 1) * panel.pixel; /* other positions fill it */
+  panel.reach = panel.span / panel.unit * panel.hop * panel.pixel;
+  for (int i = 0; i < panel.inner; i++) panel.runs *= along->ext[i];
   if (k_major)
     panel.chunk = panel.runs * panel.span;
   else
@@ -303,9 +302,16 @@ bool cuda_panel_groups(CudaGemm *p, int s, int64_t most) {
   panel.pieces = touched(k_major ? side->axes.total : p->k.total, positions, panel.per);
   if (across->n && across->by[across->n - 1] - panel.reach >= GAP / 4) return false;
   place_areas(&panel);
-  if (panel.size > most) return false;
+  int first = chunks && k_major ? chunk_loops(along, panel.inner, panel.span) : 0;
+  if (panel.size > most && first > 0) {
+    for (int i = 0; i < first; i++) panel.runs /= along->ext[i];
+    panel.chunk = panel.runs * panel.span;
+    place_chunks(&panel);
+  }
+  while (panel.chunk && panel.lanes > side->vec && !in_banks(p, along, &panel, panel.lanes))
+    panel.lanes /= 2;
   side->panel = panel;
-  return true;
+  return panel.size <= most;
 }
 
 bool cuda_panel_whole(const CudaGemm *p, int s) {

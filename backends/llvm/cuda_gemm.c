@@ -110,18 +110,20 @@ typedef struct Chunk {
   Aff over;     /* 1: of the next step's stage */
 } Chunk;
 
-/* Tiles are read row by row, those of shorter runs in parts. */
+/* Tiles are read row by row, those of shorter runs in parts, rows of more than a block's threads in several rounds. */
 static Chunk chunk_place(Gemm *m, int s, int j) {
   const CudaSide *side = &m->p->side[s];
   int width = (side->k_major ? side->run : side->tile) / side->vec;
-  int rows = m->p->threads / width, height = side->k_major ? side->tile : CUDA_STEP;
+  int threads = m->p->threads, rounds = width > threads ? width / threads : 1;
+  int rows = threads * rounds / width, height = side->k_major ? side->tile : CUDA_STEP;
   Chunk c = {.over = aff_k(0)};
-  Aff r, step = aff_k((int64_t)j * rows % height);
-  aff_divmod(m->g, &m->tid, width, &c.row, &r);
+  Aff r, at = m->tid, step = aff_k((int64_t)(j / rounds) * rows % height);
+  at.k += (int64_t)(j % rounds) * threads;
+  aff_divmod(m->g, &at, width, &c.row, &r);
   c.row = aff_add(m->g, &c.row, &step);
   if (side->k_major && side->run == CUDA_STEP && side->vec != 2) c.row = spread_rows(m, s, c.row);
   c.col = aff_mul(r, side->vec);
-  c.col.k += (int64_t)j * rows / height * width;
+  c.col.k += (int64_t)(j / rounds) * rows / height * width;
   c.own = side->k_major ? c.row : c.col;
   c.k = side->k_major ? c.col : c.row;
   return c;
@@ -263,7 +265,7 @@ static void read_chunk(Gemm *m, int s, int j, const Step *t, Val *v) {
   Index loops = loops_at(m, s, &c, &t->t, &ok);
   bool any = operand_index(m, s, &loops, &ix, &ok);
   if (any && side->panel.size) {
-    v[0] = gemm_panel_read(m, s, t, &loops, ok);
+    gemm_panel_read(m, s, t, &loops, ok, v);
     return;
   }
   if (any && side->vec > 1) {

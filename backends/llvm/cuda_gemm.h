@@ -61,17 +61,17 @@ bool gemm_in_part(const Gemm *m, int s, const Step *t, int i, int n);
 void gemm_panel_start(Gemm *m, int s); /* the chunk that the sum starts in; the whole panel */
 /* What step t is the first to need, or the very first one besides that. */
 void gemm_panel_copy(Gemm *m, int s, const Step *t, bool first);
-/* The element of the operand at these loops, 0 where `ok` does not hold; of the panel of step t. */
-Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok);
+/* v = the side's vec elements of the operand at these loops, 0 where `ok` does not hold; of the panel of step t. */
+void gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok, Val *v);
 
 /* cuda_moves.c */
 /* n elements of a side by lanes for which `use` (NULL: always) holds; where `ok` (NULL: always) does not, zeros. By cp.async, or
  * loaded, to be stored by gemm_moved. */
 void gemm_move(Gemm *m, int s, int n, Val to, Val from, Val ok, Val use);
 void gemm_moved(Gemm *m);
-/* A float of shared memory, 0 where `ok` (NULL: always) does not hold. Lanes whose `phase` of 0..phases-1 differs are in rows
+/* v = n floats of shared memory, 0 where `ok` (NULL: always) does not hold. Lanes whose `phase` of 0..phases-1 differs are in rows
  * that may be anywhere in the banks: they are served one phase after the other. */
-Val gemm_load(Gemm *m, Val from, const Aff *phase, int phases, Val ok);
+void gemm_load(Gemm *m, Val from, const Aff *phase, int phases, Val ok, int n, Val *v);
 
 /* cuda_lines.c */
 void gemm_lines_start(Gemm *m, int s); /* the table of the side's rows */

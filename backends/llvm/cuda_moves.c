@@ -30,32 +30,47 @@ static void add_operands(Str *code, int from, int n) {
 
 static const char *vector_suffix(int n) { return n == 1 ? "" : n == 2 ? ".v2" : ".v4"; }
 
+/* The opening of a load to n registers, which are 0 before it; an address is the operand behind them. */
+static void start_load(Gemm *m, int size, int n, Str *code, Str *limits) {
+  Words w = words_of(size);
+  str_init(code, m->g->a);
+  str_init(limits, m->g->a);
+  str_add(code, "{");
+  for (int i = 0; i < n; i++) {
+    str_fmt(code, " mov.%s $%d, %s;", w.type, i, w.zero);
+    str_fmt(limits, "=&%s,", w.limit);
+  }
+  str_add(limits, "l");
+}
+
+/* v[0..n-1] = what it loads. */
+static void end_load(Gemm *m, int size, int n, Str *code, Str *limits, int n_args,
+                     LLVMTypeRef *types, Val *args, Val *v) {
+  Gen *g = m->g;
+  LLVMTypeRef each[GEMM_VEC];
+  for (int i = 0; i < n; i++) each[i] = word_type(g, size);
+  str_add(code, " }");
+  LLVMTypeRef result = n > 1 ? LLVMStructTypeInContext(g->c, each, (unsigned)n, 0) : each[0];
+  LLVMTypeRef type = LLVMFunctionType(result, types, (unsigned)n_args, 0);
+  Val load = LLVMGetInlineAsm(type, code->s, code->n, limits->s, limits->n, 1, 0,
+                              LLVMInlineAsmDialectATT, 0);
+  Val all = LLVMBuildCall2(g->b, type, load, args, (unsigned)n_args, "");
+  for (int i = 0; i < n; i++)
+    v[i] = n > 1 ? LLVMBuildExtractValue(g->b, all, (unsigned)i, "") : all;
+}
+
 /* v[0..n-1] = elements of global memory where `when` (NULL: always) holds, else 0. */
 static void load_lanes(Gemm *m, int size, int n, Val from, Val when, Val *v) {
   Gen *g = m->g;
   Words w = words_of(size);
-  LLVMTypeRef each[GEMM_VEC], args[2] = {g->i64, g->i1};
   Str code, limits;
-  str_init(&code, g->a);
-  str_init(&limits, g->a);
-  str_add(&code, "{");
-  for (int i = 0; i < n; i++) {
-    each[i] = word_type(g, size);
-    str_fmt(&code, " mov.%s $%d, %s;", w.type, i, w.zero);
-    str_fmt(&limits, "=&%s,", w.limit);
-  }
+  start_load(m, size, n, &code, &limits);
   str_fmt(&code, " @$%d ld.global%s.%s ", n + 1, vector_suffix(n), w.type);
   add_operands(&code, 0, n);
-  str_fmt(&code, ", [$%d]; }", n);
-  str_add(&limits, "l,b");
-  LLVMTypeRef result = n > 1 ? LLVMStructTypeInContext(g->c, each, (unsigned)n, 0) : each[0];
-  LLVMTypeRef type = LLVMFunctionType(result, args, 2, 0);
-  Val load =
-      LLVMGetInlineAsm(type, code.s, code.n, limits.s, limits.n, 1, 0, LLVMInlineAsmDialectATT, 0);
-  Val given[2] = {LLVMBuildPtrToInt(g->b, from, g->i64, ""), always(g, when)};
-  Val all = LLVMBuildCall2(g->b, type, load, given, 2, "");
-  for (int i = 0; i < n; i++)
-    v[i] = n > 1 ? LLVMBuildExtractValue(g->b, all, (unsigned)i, "") : all;
+  str_fmt(&code, ", [$%d];", n);
+  str_add(&limits, ",b");
+  Val args[2] = {LLVMBuildPtrToInt(g->b, from, g->i64, ""), always(g, when)};
+  end_load(m, size, n, &code, &limits, 2, (LLVMTypeRef[]){g->i64, g->i1}, args, v);
 }
 
 /* To shared memory, by lanes for which `when` (NULL: all) holds. */
@@ -144,7 +159,7 @@ void gemm_moved(Gemm *m) {
   m->n_moved = 0;
 }
 
-Val gemm_load(Gemm *m, Val from, const Aff *phase, int phases, Val ok) {
+void gemm_load(Gemm *m, Val from, const Aff *phase, int phases, Val ok, int n, Val *v) {
   enum { MOST = 40 };
   Gen *g = m->g;
   int size = dtype_info[m->p->tile->type].size;
@@ -152,24 +167,19 @@ Val gemm_load(Gemm *m, Val from, const Aff *phase, int phases, Val ok) {
   LLVMTypeRef types[1 + MOST] = {g->i64};
   Val args[1 + MOST], at = aff_value(g, phase);
   Str code, limits;
-  str_init(&code, g->a);
-  str_init(&limits, g->a);
-  str_fmt(&code, "{ mov.%s $0, %s;", w.type, w.zero);
-  str_fmt(&limits, "=&%s,l", w.limit);
+  start_load(m, size, n, &code, &limits);
   for (int i = 0; i < phases; i++) {
     gen_at(g, gen_depth(g, at));
     Val now = LLVMBuildICmp(g->b, LLVMIntEQ, at, gen_i64(g, i), "");
     args[1 + i] = gen_and(g, phases == 1 ? NULL : now, ok);
     if (!args[1 + i]) args[1 + i] = LLVMConstInt(g->i1, 1, 0);
     types[1 + i] = g->i1;
-    str_fmt(&code, " @$%d ld.shared.%s $0, [$1];", 2 + i, w.type);
+    str_fmt(&code, " @$%d ld.shared%s.%s ", n + 1 + i, vector_suffix(n), w.type);
+    add_operands(&code, 0, n);
+    str_fmt(&code, ", [$%d];", n);
     str_add(&limits, ",b");
   }
-  str_add(&code, " }");
-  LLVMTypeRef type = LLVMFunctionType(word_type(g, size), types, (unsigned)(1 + phases), 0);
-  Val load =
-      LLVMGetInlineAsm(type, code.s, code.n, limits.s, limits.n, 1, 0, LLVMInlineAsmDialectATT, 0);
   gen_at(g, g->depth);
   args[0] = LLVMBuildPtrToInt(g->b, from, g->i64, "");
-  return LLVMBuildCall2(g->b, type, load, args, (unsigned)(1 + phases), "");
+  end_load(m, size, n, &code, &limits, 1 + phases, types, args, v);
 }

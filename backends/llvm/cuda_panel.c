@@ -64,7 +64,8 @@ static Val moved(Gemm *m, int s, const Loops *l, int from, Aff at, Space in) {
   for (int i = l->n - 1; i >= from; i--) {
     Aff here = at;
     int64_t by = cuda_side_move(m->p->core, m->p->side[s].x, l->at[i]);
-    if (in == AREA && panel->unit && by % panel->all == 0) by = by / panel->all * panel->pixel;
+    if (in == AREA && panel->unit && by % panel->all == 0)
+      by = by / (panel->all * panel->every) * panel->pixel;
     if (i > from) aff_divmod(g, &at, m->p->core->ext[l->at[i]], &at, &here);
     here = aff_mul(here, by);
     sum = add(g, sum, aff_value(g, &here));
@@ -75,9 +76,9 @@ static Val moved(Gemm *m, int s, const Loops *l, int from, Aff at, Space in) {
 /* Where element `in` of a run lies in it. */
 static Val in_run(Gemm *m, int s, Aff in) {
   const CudaPanel *panel = &m->p->side[s].panel;
-  if (panel->gap || panel->turned) {
+  if (panel->gap || panel->turned || panel->unit) {
     Loops runs = loops_of(m, along(m, s));
-    Val at = moved(m, s, &runs, panel->inner, in, MEMORY);
+    Val at = moved(m, s, &runs, panel->inner, in, AREA);
     return panel->back ? add(m->g, at, gen_i64(m->g, panel->back)) : at;
   }
   in = aff_mul(in, panel->sign);
@@ -175,7 +176,8 @@ static Val in_part(Gemm *m, const CudaPanel *panel, Val run, Val i, Val use) {
 
 /* Are pixels copied one by one? */
 static bool by_pixels(const CudaPanel *panel) {
-  return panel->unit && (panel->wide < panel->all || panel->pixel > panel->wide);
+  return panel->unit &&
+         (panel->wide < panel->all || panel->pixel > panel->wide || panel->every > 1);
 }
 
 /* Do pixels begin anywhere in a sector? */
@@ -183,30 +185,44 @@ static bool begin_anywhere(const CudaSide *side) {
   return side->panel.wide % side->per || side->panel.all % side->per;
 }
 
-/* Lanes for a pixel, whole requests. */
+/* Lanes for n elements that begin anywhere in a sector, whole requests. */
+static int64_t lanes_of(const CudaSide *side, int64_t n) {
+  return ((n + side->per - 1) / side->vec + 31) / 32 * 32;
+}
+
+/* Lanes of n elements, whole passes over the banks. */
+static int64_t whole_passes(const CudaSide *side, int64_t n) {
+  return (n + 31) / 32 * 32 / side->vec;
+}
+
 static int64_t pixel_lanes(const CudaSide *side) {
-  return (side->panel.wide + (begin_anywhere(side) ? side->per - 1 : 0) + 31) / 32 * 32;
+  const CudaPanel *panel = &side->panel;
+  if (begin_anywhere(side)) return lanes_of(side, panel->wide);
+  return panel->pixel > panel->wide ? whole_passes(side, panel->wide) : panel->wide / side->vec;
 }
 
 static int64_t area_lanes(const CudaSide *side) {
   const CudaPanel *panel = &side->panel;
-  if (!by_pixels(panel)) return (panel->length + side->per - 1 + 31) / 32 * 32;
-  return (panel->length + panel->pixel - 1) / panel->pixel * pixel_lanes(side);
+  if (!by_pixels(panel)) return lanes_of(side, panel->length);
+  int64_t n = (panel->length + panel->pixel - 1) / panel->pixel * pixel_lanes(side);
+  return whole_passes(side, n * side->vec);
 }
 
-/* What a lane copies: element i of an area that starts at `start` in memory. */
+/* What a lane copies: elements from i on of an area that starts at `start` in memory. */
 static Val lane_element(Gemm *m, int s, const Aff *lane, Val start, Val *i, Val *use) {
   Gen *g = m->g;
   const CudaSide *side = &m->p->side[s];
   const CudaPanel *panel = &side->panel;
+  Aff pixel, in, to, from;
   if (!by_pixels(panel)) {
-    *i = sub(g, aff_value(g, lane), gen_and(g, start, gen_i64(g, side->per - 1)));
+    in = aff_mul(*lane, side->vec);
+    *i = sub(g, aff_value(g, &in), gen_and(g, start, gen_i64(g, side->per - 1)));
     return add(g, start, *i);
   }
-  Aff pixel, in, to, from;
   aff_divmod(g, lane, pixel_lanes(side), &pixel, &in);
   to = aff_mul(pixel, panel->pixel);
-  from = aff_mul(pixel, panel->all);
+  from = aff_mul(pixel, panel->all * panel->every);
+  in = aff_mul(in, side->vec);
   start = add(g, start, aff_value(g, &from));
   Val place = aff_value(g, &in);
   if (begin_anywhere(side)) {
@@ -295,7 +311,7 @@ static void copy_panel(Gemm *m, int s, const Step *t, Aff chunk) {
   gen_at(g, g->depth);
   Val source = LLVMBuildInBoundsGEP2(g->b, mem_type(g, in->dtype), g->bufs[gen_info(g, in)->input],
                                      &element, 1, "");
-  gemm_move(m, s, 1, gemm_shared(m, target), source, NULL, use);
+  gemm_move(m, s, side->vec, gemm_shared(m, target), source, NULL, use);
   gemm_moved(m);
   loop_close(g, &loop, LOOP_PLAIN);
 }
@@ -323,20 +339,15 @@ void gemm_panel_copy(Gemm *m, int s, const Step *t, bool first) {
   loop_close(g, &inside, LOOP_PLAIN);
 }
 
-/* Where element `in` of a run, of the loops' group, lies in it. */
-static Val in_pixels(Gemm *m, const CudaPanel *panel, Aff in, const Index *loops) {
-  Gen *g = m->g;
-  Aff pixel, rest, first = aff_mul(m->block[1], -m->p->groups);
-  Aff group = aff_add(g, &loops->d[m->p->group], &first);
-  aff_divmod(g, &in, panel->unit, &pixel, &rest);
-  pixel = aff_mul(pixel, panel->pixel);
+/* Where the loops' group lies in its pixel. */
+static Val in_pixel(Gemm *m, const CudaPanel *panel, const Index *loops) {
+  Aff first = aff_mul(m->block[1], -m->p->groups);
+  Aff group = aff_add(m->g, &loops->d[m->p->group], &first);
   group = aff_mul(group, panel->unit);
-  rest = aff_add(g, &rest, &pixel);
-  rest = aff_add(g, &rest, &group);
-  return aff_value(g, &rest);
+  return aff_value(m->g, &group);
 }
 
-Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok) {
+void gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok, Val *v) {
   Gen *g = m->g;
   const CudaPanel *panel = &m->p->side[s].panel;
   Loops places = loops_of(m, across(m, s));
@@ -355,17 +366,17 @@ Val gemm_panel_read(Gemm *m, int s, const Step *t, const Index *loops, Val ok) {
   area = add(g, area, sub(g, aff_value(g, &run), aff_value(g, &e.run)));
   gen_at(g, gen_depth(g, area));
   area = LLVMBuildNSWMul(g->b, area, gen_i64(g, panel->pitch), "");
-  Val inside = panel->unit ? in_pixels(m, panel, in, loops) : in_run(m, s, in);
-  Val at = add(g, moved(m, s, &places, panel->outer, place, AREA), inside);
+  Val at = add(g, moved(m, s, &places, panel->outer, place, AREA), in_run(m, s, in));
+  if (panel->unit) at = add(g, at, in_pixel(m, panel, loops));
   at = add(g, sub(g, at, start), area);
   at = add(g, at, panel_base(m, s, panel->chunk ? aff_value(g, &chunk) : t->n));
   gen_at(g, g->depth);
   Val from = gemm_shared(m, at);
   int tile = m->p->side[s].k_major ? CUDA_STEP : m->p->side[s].tile;
   bool split = 32 % tile && tile % 32; /* warps begin anywhere in a row of the tile */
-  int phases = split ? 32 / tile + 2 : 32 / panel->lanes;
+  int phases = split ? 32 / tile + 2 : 32 / panel->lanes, vec = m->p->side[s].vec;
   Aff phase;
-  aff_divmod(g, &m->tid, split ? tile : panel->lanes, &phase, &rest);
+  aff_divmod(g, &m->tid, (split ? tile : panel->lanes) / vec, &phase, &rest);
   aff_divmod(g, &phase, phases, &rest, &phase);
-  return gemm_load(m, from, &phase, phases, ok);
+  gemm_load(m, from, &phase, phases, ok, vec, v);
 }

@@ -97,7 +97,7 @@ static Val fma_row(Gemm *m, int s, int i) {
   return add(g, base, r);
 }
 
-enum { MOST_ROWS = 8, MOST_EACH = 4 };
+enum { MOST_ROWS = 16, MOST_EACH = 4 };
 typedef Val Values[MOST_ROWS][MOST_EACH];
 
 /* The thread's rows at k..k+each-1. */
@@ -148,7 +148,7 @@ static void fma_spill(Gemm *m, int part) {
     Val row = add(g, m->lane[0], gen_i64(g, 8 * i));
     if (m->p->groups == 1) row = add(g, times(g, m->warp[0], 8 * rows), row);
     for (int c = 0; c < cols; c += n) {
-      Val at = add(g, times(g, row, m->p->out_pitch), fma_row(m, 1, c));
+      Val at = add(g, times(g, row, cuda_result_pitch(m->p)), fma_row(m, 1, c));
       store_sums(m, at, n, &m->sum[(part * rows + i) * cols + c]);
     }
   }
@@ -237,9 +237,10 @@ static void mma_spill(Gemm *m) {
   for (int i = 0; i < rows; i++)
     for (int j = 0; j < cols; j++)
       for (int x = 0; x < 4; x += 2) {
-        Val r = add(g, times(g, m->warp[0], share(m, 0)), gen_i64(g, 16 * i + x / 2 * 8));
+        Val r = gen_i64(g, 16 * i + x / 2 * 8);
+        if (m->p->groups == 1) r = add(g, times(g, m->warp[0], share(m, 0)), r);
         Val c = add(g, times(g, m->warp[1], share(m, 1)), gen_i64(g, 8 * j));
-        Val at = add(g, times(g, add(g, r, lane), m->p->out_pitch), add(g, c, t2));
+        Val at = add(g, times(g, add(g, r, lane), cuda_result_pitch(m->p)), add(g, c, t2));
         store_sums(m, at, 2, &m->sum[(i * cols + j) * 4 + x]);
       }
 }

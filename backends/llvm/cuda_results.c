@@ -117,8 +117,8 @@ static Aff group_column(Gemm *m, Place *r) {
   enum { BANKS = 32 };
   Gen *g = m->g;
   const CudaGemm *p = m->p;
-  int each = p->tile->bn / p->groups, of = BANKS / each, parts = (p->groups + of - 1) / of,
-      rows = 30 / p->width + 2;
+  int each = p->tile->bn / p->groups, of = each < BANKS ? BANKS / each : 1,
+      parts = (p->groups + of - 1) / of, rows = 30 / p->width + 2;
   Aff group, in, rest, part, row;
   aff_divmod(g, &r->col, p->side[1].axes.total, &group, &in);
   aff_divmod(g, &group, of, &part, &rest);
@@ -134,7 +134,7 @@ static Aff group_column(Gemm *m, Place *r) {
 static int row_threads(const Gemm *m) {
   const CudaGemm *p = m->p;
   int per = in_a_sector(m);
-  return p->groups > 1 ? (p->width + per - 1) / per * per : p->width / p->vec;
+  return (p->groups > 1 ? (p->width + per - 1) / per * per : p->width) / p->vec;
 }
 
 static Place row_place(Gemm *m, int part, Aff at) {
@@ -194,21 +194,20 @@ void gemm_results(Gemm *m, int part) {
   Loop inside;
   if (r.ok) inside = cuda_if(g, r.ok);
   Index ix = result_at(m, mm, n);
-  Aff from = aff_mul(r.row, p->out_pitch);
+  Aff from = aff_mul(r.row, cuda_result_pitch(p));
   from = aff_add(g, &from, &column);
   Val first = aff_value(g, &from), sum[GEMM_VEC];
   gen_at(g, g->depth);
-  if (p->vec > 1) {
+  if (r.phases > 1)
+    gemm_load(m, gemm_shared(m, first), &r.phase, r.phases, NULL, p->vec, sum);
+  else if (p->vec > 1) {
     LLVMTypeRef t = LLVMVectorType(gemm_type(m), (unsigned)p->vec);
     Val all = LLVMBuildLoad2(g->b, t, gemm_shared(m, first), "");
     LLVMSetAlignment(all, 16);
     for (int i = 0; i < p->vec; i++)
       sum[i] = LLVMBuildExtractElement(g->b, all, LLVMConstInt(g->i32, (uint64_t)i, 0), "");
-  } else {
-    Val place = gemm_shared(m, first);
-    sum[0] = r.phases == 1 ? LLVMBuildLoad2(g->b, gemm_type(m), place, "")
-                           : gemm_load(m, place, &r.phase, r.phases, NULL);
-  }
+  } else
+    sum[0] = LLVMBuildLoad2(g->b, gemm_type(m), gemm_shared(m, first), "");
   store_results(m, &ix, sum);
   if (r.ok) loop_close(g, &inside, LOOP_PLAIN);
   loop_close(g, &loop, LOOP_PLAIN);
