@@ -149,6 +149,15 @@ static const Larger large[] = {
     {"conv2d_transpose", "Input=2x20x9x11 Filter=20x5x4x4 strides=[2,2] paddings=[1,1] groups=4",
      NULL, DT_FLOAT32, 0},
     {"conv3d", "Input=1x12x5x7x6 Filter=20x3x3x3x3 paddings=[1,1,1] groups=4", NULL, DT_FLOAT32, 0},
+    /* ... copied by fours, on tensor cores, taps with holes, chunks of a sum, more columns than 32 */
+    {"conv2d", "Input=3x32x11x9 Filter=24x4x3x3 paddings=[1,1] groups=8", NULL, DT_FLOAT32, 0},
+    {"conv2d", "Input=1x80x11x9 Filter=80x20x3x3 paddings=[1,1] groups=4", "tf32", DT_FLOAT32,
+     4e-3},
+    {"conv2d", "Input=1x112x10x9 Filter=112x28x3x3 groups=4", NULL, DT_FLOAT32, 0},
+    {"conv2d", "Input=2x40x13x9 Filter=24x10x5x5 paddings=[4,4] dilations=[2,2] groups=4", NULL,
+     DT_FLOAT32, 0},
+    {"conv2d", "Input=2x66x7x9 Filter=70x33x3x3 paddings=[1,1] groups=2", NULL, DT_FLOAT32, 0},
+    {"conv2d", "Input=2x40x11x9 Filter=40x20x1x1 strides=[2,2] groups=2", NULL, DT_FLOAT32, 0},
     /* maps: vectors, broadcasts, transposes */
     {"elementwise_add", "X=64x1024 Y=1024", NULL, DT_FLOAT32, 0},
     {"elementwise_mul", "X=40x1000 Y=40x1000", NULL, DT_FLOAT32, 0},

@@ -358,6 +358,18 @@ static const Case grouped[] = {
     {"conv2d", "Input=1x112x9x10 Filter=112x7x3x3 paddings=[1,1] strides=[2,2] groups=16", NULL,
      1.05, 1.25},
     {"conv2d", "Input=1x40x14x14 Filter=40x5x3x3 paddings=[1,1] groups=8", "tf32", 1.05, 0},
+    /* copied by fours; taps with holes, chunks of a sum, more columns than 32 */
+    GROUPED("Input=1x32x14x14 Filter=32x4x3x3 paddings=[1,1] groups=8"),
+    GROUPED("Input=1x80x14x14 Filter=80x20x3x3 paddings=[1,1] groups=4"),
+    GROUPED("Input=1x112x10x14 Filter=112x28x3x3 paddings=[1,1] groups=4"),
+    GROUPED("Input=1x80x14x14 Filter=80x10x5x5 paddings=[4,4] dilations=[2,2] groups=8"),
+    GROUPED("Input=1x66x10x14 Filter=66x33x3x3 paddings=[1,1] groups=2"),
+    {"conv2d", "Input=1x80x14x14 Filter=80x20x3x3 paddings=[1,1] groups=4", "tf32", 1.05, 0},
+};
+static const Case grouped_types[] = {
+    GROUPED("Input=1x80x14x14 Filter=80x20x3x3 paddings=[1,1] groups=4"),
+    GROUPED("Input=1x40x14x14 Filter=40x5x3x3 paddings=[1,1] groups=8"),
+    GROUPED("Input=1x32x14x14 Filter=32x4x3x3 paddings=[1,1] groups=8"),
 };
 
 /* In other types and where there is no cp.async: lines and panels through registers, results of other sizes. */
@@ -397,10 +409,11 @@ static const struct {
   const char *architecture;
   int n; /* of them; converting transposes of bfloat16 count as products */
   const Case *cases;
-} types[] = {{DT_FLOAT16, "80", 11, typed},       {DT_BFLOAT16, "90", 6, typed},
-             {DT_FLOAT16, "75", 6, typed},        {DT_FLOAT32, "75", 8, typed},
-             {DT_FLOAT64, "80", 6, typed},        {DT_FLOAT32, "75", 3, three_stages},
-             {DT_FLOAT16, "75", 2, three_stages}, {DT_FLOAT64, "80", 7, doubles}};
+} types[] = {{DT_FLOAT16, "80", 11, typed},        {DT_BFLOAT16, "90", 6, typed},
+             {DT_FLOAT16, "75", 6, typed},         {DT_FLOAT32, "75", 8, typed},
+             {DT_FLOAT64, "80", 6, typed},         {DT_FLOAT32, "75", 3, three_stages},
+             {DT_FLOAT16, "75", 2, three_stages},  {DT_FLOAT64, "80", 7, doubles},
+             {DT_FLOAT16, "80", 3, grouped_types}, {DT_FLOAT32, "75", 2, grouped_types}};
 
 /* One or several filters of each channel: no products but sums, of copied boxes. */
 static const Case depthwise[] = {

@@ -296,7 +296,7 @@ int cuda_near_rows(const CudaGemm *p, int side) {
 }
 
 int64_t cuda_panel_at(const CudaGemm *p, int side) {
-  return p->stage_size * p->tile->stages + (side ? p->side[0].panel.size : 0);
+  return p->stage_size * p->tile->stages + (side ? div_up(p->side[0].panel.size, 4) * 4 : 0);
 }
 
 int64_t cuda_lines_at(const CudaGemm *p, int side) {

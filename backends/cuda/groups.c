@@ -6,10 +6,11 @@
  * are read as panels (panel.c), in which the groups lie side by side as in memory. The tiles made of them hold one group after the
  * other; each warp multiplies those of one group. Results go back as rows of all groups of the block.
  *   pixel   what of memory is between neighbours of all other loops: the runs of all groups. A panel holds those of the block,
- *           so far apart that neighbours along the runs and pixels are in different banks. */
+ *           so far apart that neighbours along the runs and pixels are in different banks, and of the pixels those that
+ *           positions and taps step to. */
 #include "gemm.h"
 
-enum { MOST_GROUPS = 8, MOST_COLUMNS = 64, ROWS = 64 /* of a warp */, FEW_ROWS = 32, BANKS = 32 };
+enum { MOST_GROUPS = 16, MOST_COLUMNS = 64, ROWS = 64 /* of a warp */, FEW_ROWS = 32, BANKS = 32 };
 
 /* Contiguous elements along the loops. */
 static int64_t run_of(const CudaMoves *m) {
@@ -48,7 +49,8 @@ static bool find_pixels(Gen *g, CudaGemm *p, int s, const CudaTarget *t) {
   const Node *c = p->core;
   CudaSide *side = &p->side[s];
   const Node *in = c->in[side->x];
-  if (kernel_input(g->k, in) < 0 || cuda_side_divides(c, side->x)) return false;
+  if (kernel_input(g->k, in) < 0 || in->dtype != c->dtype || cuda_side_divides(c, side->x))
+    return false;
   CudaMoves own = cuda_side_moves(c, side->x, &side->axes),
             sum = cuda_side_moves(c, side->x, &p->k),
             batch = cuda_side_moves(c, side->x, &p->batch);
@@ -129,7 +131,7 @@ static void plan_tile(Gen *g, CudaGemm *p, const CudaTarget *t, int columns) {
 
 /* Panels for so many groups, if they fit. */
 static bool try_groups(Gen *g, CudaGemm *p, const CudaTarget *t, int columns, bool chunks) {
-  int64_t room = cuda_shared_most(t) / 4;
+  int64_t room = cuda_shared_most(t) / 4 - 4;
   plan_tile(g, p, t, columns);
   if (p->rows * cuda_result_pitch(p) > room) return false;
   for (int s = 0; s < 2; s++)
@@ -165,11 +167,14 @@ static bool choose_groups(Gen *g, CudaGemm *p, const CudaTarget *t) {
   while (columns < n) columns *= 2;
   for (int way = 0; way < 8; way++) {
     p->rows = way & 1 || way > 3 ? FEW_ROWS : ROWS;
-    if (p->rows > FEW_ROWS && p->side[0].axes.total <= FEW_ROWS) continue;
-    for (p->groups = MOST_GROUPS; p->groups > 1; p->groups--)
+    if (p->rows > FEW_ROWS && (p->side[0].axes.total <= FEW_ROWS || columns > CUDA_NARROW))
+      continue;
+    for (int i = 2; i <= MOST_GROUPS; i++) {
+      p->groups = way > 3 ? MOST_GROUPS + 2 - i : i;
       if (all % p->groups == 0 && (way > 3 || are_whole(p, p->groups)) &&
           try_groups(g, p, t, columns, way & 2))
         return true;
+    }
   }
   return false;
 }

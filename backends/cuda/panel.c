@@ -265,8 +265,7 @@ int64_t cuda_side_held(const CudaGemm *p, int s) {
 static void scale(CudaMoves *m, const CudaPanel *panel) {
   const int64_t of = panel->all * panel->every, far = INT64_C(1) << 40;
   for (int i = 0; i < m->n; i++)
-    if (m->by[i] % panel->all == 0)
-      m->by[i] = m->by[i] % of ? far : m->by[i] / of * panel->pixel;
+    if (m->by[i] % panel->all == 0) m->by[i] = m->by[i] % of ? far : m->by[i] / of * panel->pixel;
 }
 
 /* Parts of `per` that n neighbours from a multiple of n on lie in, at most; there are `total`. */
@@ -308,10 +307,11 @@ bool cuda_panel_groups(CudaGemm *p, int s, bool chunks, int64_t most) {
     panel.chunk = panel.runs * panel.span;
     place_chunks(&panel);
   }
+  if (panel.size > most) return false;
   while (panel.chunk && panel.lanes > side->vec && !in_banks(p, along, &panel, panel.lanes))
     panel.lanes /= 2;
   side->panel = panel;
-  return panel.size <= most;
+  return true;
 }
 
 bool cuda_panel_whole(const CudaGemm *p, int s) {
