@@ -296,7 +296,9 @@ int cuda_near_rows(const CudaGemm *p, int side) {
 }
 
 int64_t cuda_panel_at(const CudaGemm *p, int side) {
-  return p->stage_size * p->tile->stages + (side ? div_up(p->side[0].panel.size, 4) * 4 : 0);
+  int64_t first = p->side[0].panel.size;
+  if (p->groups > 1) first = div_up(first, 4) * 4; /* elements may be copied by fours */
+  return p->stage_size * p->tile->stages + (side ? first : 0);
 }
 
 int64_t cuda_lines_at(const CudaGemm *p, int side) {
@@ -426,7 +428,6 @@ CudaGemm *cuda_gemm_plan(Gen *g, const CudaTarget *t, int class) {
   /* classes leave their sums whole */
   int64_t bytes = whole ? node_numel(c) * dtype_info[c->dtype].size : INT64_MAX;
   if (!cuda_groups_plan(g, p, t, bytes)) {
-    plan_tail(p, t);
     choose_tile(p, c->dtype, bytes, t);
     for (int s = 0; s < 2; s++) plan_side(g, p, s, t);
     plan_panels(p, t);
