@@ -235,6 +235,9 @@ static void test_channels_last(void **state) {
                              {1, 50, 50, 70, 1, 7, 3, 3, 1, 1, 1},
                              {1, 46, 47, 3, 1, 64, 7, 7, 2, 1, 3}};
   for (size_t i = 0; i < sizeof few / sizeof *few; i++) check_channels_last(&few[i], 3);
+  micro_isa = "AVX2"; /* where the machine has AVX-512 too */
+  for (size_t i = 0; i < 2 && tile_isa() != ISA_NONE; i++) check_channels_last(&few[i], 3);
+  micro_isa = NULL;
   check_channels_last(&(Nhwc){1, 60, 60, 400, 1, 3, 1, 1, 1, 1, 0}, 2);
   /* a small image */
   check_channels_last(&(Nhwc){1, 14, 14, 16, 1, 32, 3, 3, 2, 1, 1}, 3);
