@@ -125,6 +125,12 @@ static void verify_share(void *user, int thread, int64_t begin, int64_t end) {
     if (!cache_block_holds(&b->x->mapped, b->first + i)) b->damaged = 1;
 }
 
+static void map_share(void *user, int thread, int64_t begin, int64_t end) {
+  const Blocks *b = user;
+  (void)thread;
+  cache_map_blocks(&b->x->mapped, begin, end);
+}
+
 static void clear_share(void *user, int thread, int64_t begin, int64_t end) {
   const Blocks *b = user;
   (void)thread;
@@ -165,6 +171,7 @@ static bool constants_hold(Executable *x, Arena *a, Pool *pool) {
 static bool map_kept(Executable *x, Scope *scope, Arena *a, const Str *key, Pool *pool) {
   const Graph *g = x->graph;
   if (!cache_map(key->s, key->n, &x->mapped)) return false;
+  pool_run(pool, all_blocks(x), map_share, &(Blocks){.x = x});
   x->unverified = !x->mapped.verified;
   if (x->mapped.n != kept_size(x) || !constants_hold(x, a, pool)) {
     x->unverified = false;

@@ -273,7 +273,9 @@ typedef struct CacheValue {
 /* False: there is none, or its head is damaged. Sets no error. */
 bool cache_map(const void *key, size_t n_key, CacheValue *v);
 void cache_unmap(CacheValue *v);
-void cache_note_verified(const CacheValue *v);              /* all its blocks hold */
+void cache_note_verified(const CacheValue *v); /* all its blocks hold */
+/* Pages of these blocks are mapped at once, rather than by a fault each. */
+void cache_map_blocks(const CacheValue *v, int64_t begin, int64_t end);
 bool cache_block_holds(const CacheValue *v, int64_t block); /* any thread */
 /* May so many bytes be put there? Each process has the room once. */
 bool cache_takes_large(size_t n);

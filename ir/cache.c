@@ -274,9 +274,6 @@ bool cache_map(const void *key, size_t n_key, CacheValue *v) {
   }
   vfs_table.close(fd);
   if (v->map && is_large(v->map, v->n_map, key, n_key, v)) {
-#ifdef MADV_POPULATE_READ
-    madvise(v->map, v->n_map, MADV_POPULATE_READ); /* a refusal costs speed only */
-#endif
     v->verified = is_noted(v);
     return true;
   }
@@ -287,6 +284,14 @@ bool cache_map(const void *key, size_t n_key, CacheValue *v) {
 void cache_unmap(CacheValue *v) {
   vfs_unmap(v->map, v->n_map);
   *v = (CacheValue){.map = NULL};
+}
+
+void cache_map_blocks(const CacheValue *v, int64_t begin, int64_t end) {
+#ifdef MADV_POPULATE_READ
+  size_t at = (size_t)begin * CACHE_BLOCK, to = (size_t)end * CACHE_BLOCK;
+  if (to > v->n_map) to = v->n_map;
+  if (at < to) madvise(v->map + at, to - at, MADV_POPULATE_READ); /* a refusal costs speed only */
+#endif
 }
 
 bool cache_block_holds(const CacheValue *v, int64_t block) {
