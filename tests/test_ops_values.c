@@ -297,6 +297,12 @@ static const ValueCase kinks[] = {
 /* Attributes in another type than that of the row: whole numbers for real ones, one number for a list. */
 static const ValueCase types[] = {
     {"Out=Y = assign_value() {dtype=5, shape=[2], fp32_values=[1, 2]}", "A 1 =0", {{"Y", V(1, 2)}}},
+    {"Out=Y = assign_value() {dtype=5, shape=[3], values=scalars [1.5, 2, true]}",
+     "A 1 =0",
+     {{"Y", V(1.5, 2, 1)}}},
+    {"Out=Y = assign_value() {dtype=3, shape=[2], values=scalars [7, -2]}",
+     "A 1 =0",
+     {{"Y", V(7, -2)}}},
     {"Out=Y = fill() {dtype=5, shape=[2], value=[3, 4]}", "A 1 =0", {{"Y", V(3, 4)}}},
     {"Out=Y = nearest_interp_v2(X=A) {scale=[2, 1]}", "A 1x1x1x2 =1,2", {{"Y", V(1, 2, 1, 2)}}},
     {"Out=Y = nearest_interp_v2(X=A) {scale=2}",

@@ -102,7 +102,8 @@ bool x_assign_value(Expand *x) {
   size_t k = 0;
   while (k < sizeof lists / sizeof *lists && lists[k].type != t) k++;
   const int64_t *dims = op_intlist(x->op, "shape", &rank);
-  const Attr *a = op_list(x->op, lists[k].attr);
+  const Attr *a = op_list(x->op, lists[k].attr), *any = op_attr(x->op, "values");
+  if (any && any->type == AT_SCALARS && any->n > 0) a = any; /* PaddlePaddle 3 */
   if (rank > KL_VAR_RANK) return err_set(E_SHP_002, "shape has %d dimensions", rank);
   int64_t numel;
   if (!dims_numel(t, rank, dims, &numel)) return false;
@@ -114,10 +115,13 @@ bool x_assign_value(Expand *x) {
   }
   if (!tensor_make(&v, x->g->arena, t, rank, dims)) return false;
   for (int i = 0; i < a->n; i++) {
-    if (t == DT_INT64)
-      ((int64_t *)v.data)[i] = a->is[i];
+    Scalar s = a == any        ? a->scalars[i]
+               : lists[k].real ? (Scalar){.type = 3, .r = a->fs[i]}
+                               : (Scalar){.type = 2, .i = a->is[i]};
+    if (t == DT_INT64 && s.type < 3)
+      ((int64_t *)v.data)[i] = s.i;
     else
-      tensor_set(&v, i, lists[k].real ? a->fs[i] : (double)a->is[i]);
+      tensor_set(&v, i, s.type < 3 ? (double)s.i : s.r);
   }
   return x_out(x, "Out", g_data(x->g, t, rank, dims, v.data, op_out(x->op, "Out", 0)));
 }
