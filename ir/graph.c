@@ -292,6 +292,34 @@ int kernel_input(const Kernel *k, const Node *n) {
   }
 }
 
+Node *scatter_rows(const Node *n) {
+  const Node *v = n->in[1];
+  if (v->prim != P_VIEW || node_numel(v) <= node_numel(v->in[0])) return NULL;
+  Node *x = v->in[0];
+  int64_t rows = 1;
+  for (int d = 0, l = -1; d < x->rank; d++) {
+    const AffDim *m = &v->map[0][d];
+    if (m->l0 < 0 && m->l1 < 0 && m->off == 0 && x->dims[d] == 1) continue;
+    if (m->l0 <= l || m->l0 > n->i || !aff_is_loop(m, m->l0)) return NULL;
+    l = m->l0;
+    if (v->dims[l] != x->dims[d]) return NULL;
+    if (l < n->i) rows *= x->dims[d];
+  }
+  bool all = rows == numel_of((int)n->i, v->dims), none = rows == 1;
+  return (all || none) && rows * v->dims[n->i] == node_numel(x) ? x : NULL;
+}
+
+int kernel_index(const Kernel *k, int64_t step[3]) {
+  const Node *n = k->core;
+  int i = kernel_input(k, n->in[1]);
+  int64_t count = n->in[1]->dims[n->i];
+  Node *x = i < 0 ? scatter_rows(n) : NULL;
+  step[2] = x == NULL;
+  step[1] = x ? 1 : numel_of(n->rank - (int)n->i - 1, n->dims + n->i + 1);
+  step[0] = x && node_numel(x) == count ? 0 : count * step[1];
+  return x ? kernel_input(k, x) : i;
+}
+
 int kernel_operand(const Kernel *k) {
   for (int x = 0; k->kind == K_CONTRACT && x < 2; x++)
     if (kernel_input(k, k->core->in[x]) < 0) return x;

@@ -41,7 +41,8 @@ typedef enum KernelKind {
  *   aligned inputs are state that only the epilogue reads. One operand of core may be computed inside where
  *   it is read (kernel_operand): by maps from one input of its shape and smaller ones.
  * K_SCATTER, K_SORT, K_CONCAT, K_CALL: core is the node; operands are inputs (K_CALL's outputs: the call and its OUTs;
- *   K_CONCAT: the producers of operands may be inlined like in a map; K_SCATTER: base may share the output's buffer).
+ *   K_CONCAT: the producers of operands may be inlined like in a map; K_SCATTER: base may share the output's buffer, and the
+ *   index may be what scatter_rows says).
  * K_ATTENTION: core is the CONTRACT that sums values with weights; outputs[0] is core, ext its dims, reduce = 0. Inside are another
  *   CONTRACT, which makes the scores, and what a K_LOOP that reduces the last axis of the scores' shape makes of them, the
  *   weights in the end; scores are read at the point only. Further outputs are values of that K_LOOP's row shape.
@@ -96,6 +97,12 @@ static inline bool kernel_sweeps(const Kernel *k, const Node *n) {
 
 /* The input of k that holds n, or what n is a reshape of; -1: none. In graph.c. */
 int kernel_input(const Kernel *k, const Node *n);
+/* What a SCATTER's index is spread from: one for all of a row behind the axis, of each item before it or of all alike. NULL: it is
+ * not like that. */
+Node *scatter_rows(const Node *n);
+/* The input of a K_SCATTER that holds its index, or -1. What (o, i, j) of [outer, n, inner] goes by is its element
+ * o * step[0] + i * step[1] + j * step[2]. */
+int kernel_index(const Kernel *k, int64_t step[3]);
 /* Of a K_CONTRACT: which operand of core it computes from its inputs; -1: both are inputs. */
 int kernel_operand(const Kernel *k);
 

@@ -112,8 +112,9 @@ static Timing timing_of(const Fuse *f, const Kernel *k) {
  * that the epilogue updates, and core is stored elsewhere. */
 static bool aligned(const Fuse *f, const Group *s, const Kernel *k, const Use *u, const Timing *t) {
   if (k->kind == K_SCATTER) {
-    Node **in = k->core->in, *base = node_base(in[0]);
-    return u->node == in[0] && node_base(in[1]) != base && node_base(in[2]) != base;
+    Node **in = k->core->in, *base = node_base(in[0]), *rows = scatter_rows(k->core);
+    return u->node == in[0] && node_base(in[1]) != base && node_base(in[2]) != base &&
+           (!rows || node_base(rows) != base);
   }
   if (k->kind == K_CONTRACT)
     return s->writes_state && !f->state_write[k->core->id] && u->node->prim == P_STATE &&

@@ -193,7 +193,8 @@ static void forced(Fuse *f) {
     if (!node_is_core(n)) continue;
     f->root[i] = true;
     if (n->prim == P_CONTRACT) end_epilogue(f, n);
-    for (int k = 0; k < n->n_in; k++) make_root(f, n->in[k]);
+    Node *rows = n->prim == P_SCATTER ? scatter_rows(n) : NULL;
+    for (int k = 0; k < n->n_in; k++) make_root(f, k == 1 && rows ? rows : n->in[k]);
   }
   force_checks(f);
 }

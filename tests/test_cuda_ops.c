@@ -219,6 +219,11 @@ static const Larger large[] = {
     {"multiplex", "X=0x33,0x33 Ids=0x2:int32:0..1", NULL, DT_FLOAT32, 0},
     {"shuffle_channel", "X=1x0x1x3 group=3", NULL, DT_FLOAT32, 0},
     {"logcumsumexp", "X=0x4", NULL, DT_FLOAT32, 0},
+    /* scatters of gradients: an index for each row, of each item or of all, or for each element */
+    {"gather", "X=100x50 Index=37:int32:0..99", NULL, DT_FLOAT32, 0},
+    {"index_select", "X=5x50x7 Index=13:int32:0..49 dim=1", NULL, DT_FLOAT64, 0},
+    {"take_along_axis", "Input=9x33x4 Index=9x5x1:int64:0..2 Axis=1", NULL, DT_FLOAT32, 0},
+    {"take_along_axis", "Input=9x33x4 Index=1x5x4:int64:0..2 Axis=1", NULL, DT_FLOAT32, 0},
     /* tables of indices, which are copied with what they point to */
     {"bilinear_interp_v2", "X=2x5x15x17 out_h=31 out_w=40", NULL, DT_FLOAT32, 0},
     {"nearest_interp_v2", "X=2x5x15x17 out_h=31 out_w=9", NULL, DT_FLOAT64, 0},

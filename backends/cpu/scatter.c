@@ -1,7 +1,7 @@
 /* K_SCATTER: base with updates added or stored at given indices along one axis.
  *
- * Base is [outer, size, inner], index and updates are [outer, n, inner]. Elements of different (outer, inner) never meet, so
- * a task takes a block of columns of one outer item and applies the updates in order. */
+ * Base is [outer, size, inner], index and updates are [outer, n, inner], the index perhaps spread from fewer. Elements of
+ * different (outer, inner) never meet, so a task takes a block of columns of one outer item and applies the updates in order. */
 #include "cpu.h"
 
 enum { COLUMNS = 256 };
@@ -13,6 +13,7 @@ typedef struct Scatter {
   int base, idx, upd, out; /* slots */
   int64_t outer, size, n, inner, block, blocks;
   int bytes, idx_bytes; /* of an element */
+  int64_t step[3];      /* kernel_index */
   UpdateFn *update;
   IndexFn *index;
 } Scatter;
@@ -79,7 +80,9 @@ static void scatter_columns(const Scatter *s, void *const *bufs, int64_t o, int6
   int64_t at[COLUMNS];
   for (int64_t i = 0; i < s->n && s->size > 0; i++) {
     int64_t from = (o * s->n + i) * s->inner + j0;
-    s->index(idx + from * s->idx_bytes, n, s->size, at);
+    int64_t which = o * s->step[0] + i * s->step[1] + j0 * s->step[2];
+    s->index(idx + which * s->idx_bytes, s->step[2] ? n : 1, s->size, at);
+    for (int64_t j = 1; j < n && !s->step[2]; j++) at[j] = at[0];
     for (int64_t j = 0; j < n; j++) at[j] = at[j] * s->inner + j;
     s->update(to, at, upd + from * s->bytes, n);
   }
@@ -101,7 +104,7 @@ bool scatter_code(Arena *a, const Kernel *k, KernelCode *code) {
   const Node *n = k->core;
   Scatter *s = arena_new_of(a, Scatter);
   s->base = kernel_input(k, n->in[0]);
-  s->idx = kernel_input(k, n->in[1]);
+  s->idx = kernel_index(k, s->step);
   s->upd = kernel_input(k, n->in[2]);
   s->out = k->inputs.n;
   if (s->base < 0 || s->idx < 0 || s->upd < 0)

@@ -298,8 +298,10 @@ static bool plan_nest(Planning *p, LoopPart part) {
 /* ---- scatter, sort ---- */
 
 static bool stored(const Planning *p) {
+  int64_t step[3];
   for (int i = 0; i < p->k->core->n_in; i++)
-    if (kernel_input(p->k, p->k->core->in[i]) < 0)
+    if (kernel_input(p->k, p->k->core->in[i]) < 0 &&
+        (p->k->kind != K_SCATTER || i != 1 || kernel_index(p->k, step) < 0))
       return err_set(E_GEN_002, "kernel %s: an operand is not stored", quoted(p->k->name));
   return true;
 }

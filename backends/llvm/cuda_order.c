@@ -42,7 +42,9 @@ static int slot_of(const Kernel *k, const Node *n) {
 void cuda_scatter(Gen *g, const CudaLaunch *l) {
   const Kernel *k = g->k;
   const Node *n = k->core, *ni = n->in[1], *nu = n->in[2];
-  int base = slot_of(k, n->in[0]), idx = slot_of(k, ni), upd = slot_of(k, nu), out = k->inputs.n;
+  int64_t step[3];
+  int base = slot_of(k, n->in[0]), idx = kernel_index(k, step), upd = slot_of(k, nu),
+      out = k->inputs.n;
   int64_t outer = numel_of((int)n->i, n->dims), classes = l->stage->classes;
   int64_t inner = numel_of(n->rank - (int)n->i - 1, n->dims + n->i + 1);
   int64_t size = n->dims[n->i], count = ni->dims[n->i];
@@ -63,7 +65,9 @@ void cuda_scatter(Gen *g, const CudaLaunch *l) {
   Loop each = loop_open(g, gen_i64(g, 0), gen_i64(g, count), one, 0, count - 1, &var);
   gen_at(g, g->depth);
   Val u = plus(g, plus(g, times(g, o, count * inner), j), times(g, each.phi, inner));
-  Val i = val_load(g, ni->dtype, element(g, ni->dtype, idx, u));
+  Val which = plus(g, times(g, o, step[0]), times(g, each.phi, step[1]));
+  which = plus(g, which, times(g, j, step[2]));
+  Val i = val_load(g, ni->dtype, element(g, ni->dtype, idx, which));
   i = LLVMBuildIntCast2(g->b, i, g->i64, dtype_info[ni->dtype].class == 'i', "");
   i = gen_max(g, gen_min(g, i, gen_i64(g, size - 1)), gen_i64(g, 0));
   Val is_mine = LLVMBuildICmp(g->b, LLVMIntEQ, rest(g, i, classes), class, "");
