@@ -156,7 +156,7 @@ static const Larger large[] = {
     {"conv2d", "Input=1x112x10x9 Filter=112x28x3x3 groups=4", NULL, DT_FLOAT32, 0},
     {"conv2d", "Input=2x40x13x9 Filter=24x10x5x5 paddings=[4,4] dilations=[2,2] groups=4", NULL,
      DT_FLOAT32, 0},
-    {"conv2d", "Input=2x66x7x9 Filter=70x33x3x3 paddings=[1,1] groups=2", NULL, DT_FLOAT32, 0},
+    {"conv2d", "Input=1x72x7x9 Filter=72x36x3x3 paddings=[1,1] groups=2", NULL, DT_FLOAT32, 0},
     {"conv2d", "Input=2x40x11x9 Filter=40x20x1x1 strides=[2,2] groups=2", NULL, DT_FLOAT32, 0},
     /* maps: vectors, broadcasts, transposes */
     {"elementwise_add", "X=64x1024 Y=1024", NULL, DT_FLOAT32, 0},

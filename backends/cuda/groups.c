@@ -165,6 +165,8 @@ static bool choose_groups(Gen *g, CudaGemm *p, const CudaTarget *t) {
   int64_t all = p->core->ext[p->group], n = p->side[1].axes.total;
   int columns = 8;
   while (columns < n) columns *= 2;
+  if (columns > CUDA_NARROW && (p->side[0].vec == 1 || p->side[1].vec == 1))
+    return false; /* registers */
   for (int way = 0; way < 8; way++) {
     p->rows = way & 1 || way > 3 ? FEW_ROWS : ROWS;
     if (p->rows > FEW_ROWS && (p->side[0].axes.total <= FEW_ROWS || columns > CUDA_NARROW))
