@@ -226,6 +226,15 @@ static void test_views(void **state) {
                       g_permute(g, g_permute(g, back, (int[]){3, 2, 1, 0}), (int[]){3, 2, 1, 0}))));
     VIEW_CASE((back = g_slice(g, x, I64(2, 0, 0, 69), I64(-1, 1, 1, -1), large),
                g_permute(g, back, (int[]){2, 3, 1, 0})));
+    VIEW_CASE(g_permute(g, g_reshape(g, x, 4, I64(4, 3, 100, 252)),
+                        (int[]){0, 2, 3, 1})); /* rows of a few elements */
+    VIEW_CASE(g_permute(g, g_reshape(g, x, 3, I64(7, 4, 10800)), (int[]){0, 2, 1}));
+    VIEW_CASE(g_permute(g, g_reshape(g, x, 2, I64(2, 151200)), (int[]){1, 0}));
+    VIEW_CASE(
+        (back = g_reshape(g, x, 4, I64(4, 3, 100, 252)),
+         g_permute(g, g_pad(g, back, I64(0, 0, 1, 2), I64(0, 0, 3, 5), 0), (int[]){0, 2, 3, 1})));
+    VIEW_CASE((back = g_slice(g, x, I64(2, 0, 0, 69), I64(-1, 1, 1, -1), large),
+               g_permute(g, back, (int[]){1, 2, 3, 0})));
 #undef VIEW_CASE
   }
 }

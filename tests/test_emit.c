@@ -141,6 +141,9 @@ static Kernel *vector_kernel(Case *c, int which) {
   case 7:
     y = g_random(g, DT_FLOAT32, 4, x->dims, 0, 7, false);
     return case_kernel(c, K_LOOP, NULL, 1, &y, 0);
+  case 8:
+    y = g_permute(g, g_reshape(g, x, 3, I64(4, 3, 3072)), (int[]){0, 2, 1});
+    return case_kernel(c, K_LOOP, NULL, 1, &y, 0);
   default: return NULL;
   }
 }

@@ -210,8 +210,10 @@ typedef struct Nest {
   Axis out[KL_LOOPS], sum[KL_LOOPS];
   bool columns; /* sums, and the inner loop runs over results */
   bool inner;   /* out[n_out-1] is the inner loop, not part of the rows */
-  bool by_row;  /* one task is one index of out[0] */
-  bool unroll;  /* sums are so short that all their points are done at once, without accumulators */
+  int few; /* its dimensions from this one on, of n_few points, are done in each of its iterations; 0: none are */
+  int64_t n_few;
+  bool by_row; /* one task is one index of out[0] */
+  bool unroll; /* sums are so short that all their points are done at once, without accumulators */
   int64_t block, n_block; /* of the inner loop */
   int across; /* transposition: this axis is done `tile` indices at a time per block of the inner loop */
   int64_t tile;   /* divides the axis; 0: no transposition */

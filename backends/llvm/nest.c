@@ -171,11 +171,10 @@ static bool has_loop(const Axis *a, const AffDim *m, const int64_t *ext) {
          (m->l1 >= a->first && m->l1 <= a->last && ext[m->l1] > 1);
 }
 
-/* The axis along which a view of something large steps through memory, while it jumps along the inner loop; -1: none. */
+/* The axis along which a view steps through memory, while it jumps along the inner loop; -1: none. */
 static int axis_across(const Nest *t, const Node *v) {
   const Node *x = v->prim == P_VIEW ? v->in[0] : NULL;
   if (!x || !same_dims(v, t->rank, t->ext)) return -1;
-  if (node_numel(x) * dtype_info[x->dtype].size < LARGE) return -1;
   int last = x->rank - 1;
   bool jumps = false;
   while (last > 0 && x->dims[last] == 1) last--;
@@ -187,12 +186,35 @@ static int axis_across(const Nest *t, const Node *v) {
   return -1;
 }
 
-/* A transposition goes by small tiles, so that a line of memory that was read is used before it is lost. */
+static bool only_maps(const Gen *g, const Nest *t) {
+  return !t->red && !t->by_row && g->k->kind == K_LOOP && !g->gpu;
+}
+
+/* What is transposed into rows of a few elements (an image to channels last) goes by one loop over the rows, each of whose
+ * iterations does a row: LLVM reads vectors along memory and interleaves them. */
+static void plan_few(const Gen *g, Nest *t) {
+  enum { FEW = 4 };
+  if (!only_maps(g, t) || t->n_out < 2) return;
+  Axis *row = &t->out[t->n_out - 2], *last = row + 1;
+  if (last->ext > FEW) return;
+  for (int i = 0; i < g->k->nodes.n && !t->few; i++)
+    if (axis_across(t, g->k->nodes.v[i]) == t->n_out - 2) t->few = last->first;
+  if (!t->few) return;
+  t->n_few = last->ext;
+  row->ext *= last->ext;
+  row->last = last->last;
+  t->n_out--;
+}
+
+/* A transposition of something large goes by small tiles, so that a line of memory that was read is used before it is lost. */
 static void plan_tiles(const Gen *g, Nest *t) {
   t->across = -1;
-  if (t->red || !t->inner || t->by_row || g->k->kind != K_LOOP) return;
-  for (int i = 0; i < g->k->nodes.n && t->across < 0; i++)
-    t->across = axis_across(t, g->k->nodes.v[i]);
+  if (!only_maps(g, t) || !t->inner || t->few) return;
+  for (int i = 0; i < g->k->nodes.n && t->across < 0; i++) {
+    const Node *v = g->k->nodes.v[i];
+    if (v->n_in && node_numel(v->in[0]) * dtype_info[v->in[0]->dtype].size >= LARGE)
+      t->across = axis_across(t, v);
+  }
   for (int64_t n = ACROSS / 2; n >= 4 && t->across >= 0 && !t->tile; n /= 2)
     if (t->out[t->across].ext % n == 0) t->tile = n;
   if (t->tile && t->block > ACROSS) t->block = ACROSS;
@@ -204,11 +226,11 @@ static int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 static void align_tasks(Nest *t) {
   const Axis *first = &t->out[0];
   if (!t->n_out || first->first != 0 || t->by_row || t->ext[0] < 2 || t->rows == 0) return;
-  int64_t per = t->rows / t->ext[0], n = t->rows_per_task;
+  int64_t per = t->rows / t->ext[0], n = t->rows_per_task, step = t->few ? t->n_few : 1;
   if (t->n_out == 1 && t->inner) {
     per = first->ext / t->ext[0];
     if (t->n_block < 2 || per < t->block / 2) return;
-    for (n = t->block; n > t->block / 2 && per % n; n--) {}
+    for (n = t->block; n > t->block / 2 && per % n; n -= step) {}
     if (per % n) return;
     t->block = n;
     t->n_block = t->rows = blocks(first->ext, n);
@@ -226,12 +248,14 @@ void nest_plan(Gen *g, int i, Nest *t) {
   t->n_sums = product(t->rank, t->ext, t->red);
   t->unroll = t->red && !t->contract && t->n_sums > 0 && t->n_sums <= UNROLL && !row_by_row;
   nest_axes(g, t);
+  plan_few(g, t);
   const Axis *last = t->n_out ? &t->out[t->n_out - 1] : NULL;
   t->columns = !t->unroll && !row_by_row && column_mode(g, t);
   t->inner = !g->gpu && last && (!t->red || t->unroll || t->columns);
   t->block = t->inner ? last->ext : 1;
   if (t->columns && t->block > 2 * COLUMNS) t->block = COLUMNS;
-  if (!t->columns && t->block > CHUNK && !t->by_row) t->block = CHUNK;
+  if (!t->columns && t->block > CHUNK && !t->by_row)
+    t->block = CHUNK - (t->few ? CHUNK % (64 * t->n_few) : 0);
   plan_tiles(g, t);
   t->n_block = t->inner ? blocks(last->ext, t->block ? t->block : 1) : 1;
   t->rows = t->n_block;

@@ -20,6 +20,10 @@ Index domain_index(const Work *w, bool row) {
   const Nest *t = w->t;
   Index ix = {.rank = t->rank};
   place_axes(&ix, t->n_out, t->out, w->out);
+  if (t->few) {
+    const Axis *last = &t->out[t->n_out - 1];
+    aff_divmod(w->g, &w->out[t->n_out - 1], t->n_few, &ix.d[last->first], &ix.d[t->few]);
+  }
   if (!row) place_axes(&ix, t->n_sum, t->sum, w->sum);
   if (row && t->contract) ix.rank = t->contract->rank;
   return ix;
