@@ -97,6 +97,21 @@ static bool take(Control *c, Frame *f, const Step *s, Frame *child) {
   return true;
 }
 
+/* Nothing of what the block has overwritten flows to where it was before: a variable without an X@GRAD of its own. */
+static bool clear_overwritten(Control *c, Frame *f, const Step *s) {
+  for (int i = 0; i < s->n_links; i++) {
+    const GradLink *l = &s->links[i];
+    const Ref *to = l->x >= 0 ? step_out(s, x_grad_slot(s), l->x) : NULL;
+    const Ref *r = l->og >= 0 && !to && l->unwritten ? step_in(s, "Out@GRAD", l->og) : NULL;
+    Value *v = r && r->slot >= 0 ? ref_get(c, f, r) : NULL;
+    if (!v) continue;
+    Value *zero = v->kind == V_TENSOR ? value_zeros(c, &v->t) : value_share(v);
+    value_drop(c, v);
+    if (!ref_set(c, f, r, zero)) return false;
+  }
+  return true;
+}
+
 static Value *kept_frames(Control *c, Frame *f, const Step *s, const char *slot) {
   const Ref *r = step_in(s, slot, 0);
   Value *v = r && r->slot >= 0 ? ref_get(c, f, r) : NULL;
@@ -112,10 +127,11 @@ static Value *kept_frames(Control *c, Frame *f, const Step *s, const char *slot)
 
 static HostResult step_back(Control *c, Frame *f, Step *s) {
   if (f->count > 0) return run_back(c, f, s, f->frames->frames[--f->count]);
+  bool ok = !f->frames->n || clear_overwritten(c, f, s);
   Value *frames = f->frames;
   f->frames = NULL;
   value_drop(c, frames);
-  return finish(c, f, s);
+  return ok ? finish(c, f, s) : HOST_FAIL;
 }
 
 HostResult run_while_grad(Control *c, Frame *f, Step *s) {
@@ -141,20 +157,6 @@ HostResult run_conditional_grad(Control *c, Frame *f, Step *s) {
   if (err_any() || !begin(c, f, s)) return HOST_FAIL;
   if (f->frames && f->frames->n) return run_back(c, f, s, f->frames->frames[0]);
   return finish(c, f, s);
-}
-
-/* Nothing of what the branch has overwritten flows to where it was before. */
-static bool clear_overwritten(Control *c, Frame *f, const Step *s) {
-  for (int i = 0; i < s->n_links; i++) {
-    const GradLink *l = &s->links[i];
-    const Ref *r = l->og >= 0 && l->x < 0 && l->unwritten ? step_in(s, "Out@GRAD", l->og) : NULL;
-    Value *v = r && r->slot >= 0 ? ref_get(c, f, r) : NULL;
-    if (!v) continue;
-    Value *zero = v->kind == V_TENSOR ? value_zeros(c, &v->t) : value_share(v);
-    value_drop(c, v);
-    if (!ref_set(c, f, r, zero)) return false;
-  }
-  return true;
 }
 
 HostResult after_conditional_grad(Control *c, Frame *f, Step *s, Frame *child) {

@@ -357,6 +357,61 @@ static void recurrent(void **state) {
   check_recurrent(RECURRENT("true"));
 }
 
+/* ---- a loop, whose gradient is given ---- */
+
+/* z = tanh(z), h = 1.3 z: h is overwritten without being read, and its gradient has no place in X@GRAD */
+#define OVERWRITTEN(steps)                                                                         \
+  "program\n"                                                                                      \
+  "block 0 {\n"                                                                                    \
+  "  var x float64 [2, 2] parameter persistable\n"                                                 \
+  "  var h float64 [2, 2]\n  var z float64 [2, 2]\n  var q float64 [2, 2]\n  var loss float64 "    \
+  "[1]\n  var i int64 [1]\n  var n int64 [1]\n  var c bool [1]\n  var sc step_scopes\n"            \
+  "  var loss@GRAD float64 [1]\n  var q@GRAD float64 [2, 2]\n  var h@GRAD float64 [2, 2]\n"        \
+  "  var z@GRAD float64 [2, 2]\n  var a float64 [2, 2]\n  var b float64 [2, 2]\n"                  \
+  "  var x@GRAD float64 [2, 2]\n"                                                                  \
+  "  h = scale(X=x) {scale=1.1}\n  z = scale(X=x) {scale=0.5}\n"                                   \
+  "  i = fill_constant() {shape=[1]L, value=0.0, dtype=3}\n"                                       \
+  "  n = fill_constant() {shape=[1]L, value=" steps ", dtype=3}\n  c = less_than(X=i, Y=n)\n"      \
+  "  Out=[c, z, i, h], StepScopes=sc = while(X=[n, z, i, h], Condition=c) {sub_block=block 1}\n"   \
+  "  q = elementwise_mul(X=h, Y=z)\n  loss = mean(X=q)\n"                                          \
+  "  loss@GRAD = fill_any_like(X=loss) {value=1.0}\n"                                              \
+  "  X@GRAD=q@GRAD = mean_grad(X=q, Out@GRAD=loss@GRAD)\n"                                         \
+  "  X@GRAD=h@GRAD, Y@GRAD=z@GRAD = elementwise_mul_grad(X=h, Y=z, Out@GRAD=q@GRAD)\n"             \
+  "  X@GRAD=[@EMPTY@, z@GRAD, @EMPTY@, @EMPTY@] = while_grad(X=[n, z, i, h], Out=[c, z, i, h], "   \
+  "Out@GRAD=[h@GRAD, z@GRAD], StepScopes=sc) {sub_block=block 2}\n"                                \
+  "  a = scale(X=h@GRAD) {scale=1.1}\n  b = scale(X=z@GRAD) {scale=0.5}\n"                         \
+  "  x@GRAD = sum(X=[a, b])\n"                                                                     \
+  "}\n"                                                                                            \
+  "block 1 parent 0 {\n"                                                                           \
+  "  var t float64 [2, 2]\n"                                                                       \
+  "  t = tanh(X=z)\n  h = scale(X=t) {scale=1.3}\n  z = assign(X=t)\n"                             \
+  "  i = increment(X=i)\n  c = less_than(X=i, Y=n)\n"                                              \
+  "}\n"                                                                                            \
+  "block 2 parent 0 forward 1 {\n"                                                                 \
+  "  var h@GRAD float64 [2, 2]\n  var z@GRAD float64 [2, 2]\n  var d float64 [2, 2]\n"             \
+  "  var e float64 [2, 2]\n"                                                                       \
+  "  d = scale(X=h@GRAD) {scale=1.3}\n  e = sum(X=[z@GRAD, d])\n"                                  \
+  "  X@GRAD=z@GRAD = tanh_grad(Out=t, Out@GRAD=e)\n"                                               \
+  "}\n"
+
+static void overwritten(void **state) {
+  (void)state;
+  static const char *const texts[] = {OVERWRITTEN("0.0"), OVERWRITTEN("1.0"), OVERWRITTEN("3.0")};
+  for (int i = 0; i < 6; i++) {
+    Program *p = prog_parse(texts[i / 2], strlen(texts[i / 2]), "given.kl");
+    check(p && prog_verify(p));
+    kl_exec *exe = kl_exec_new((kl_exec_options){.threads = 2, .interpret = i % 2});
+    kl_tensor x = {.dtype = KL_FLOAT64,
+                   .rank = 2,
+                   .dims = {2, 2},
+                   .data = (double[]){0.3, -0.8, 1.1, 0.5}};
+    check(kl_set(exe, "x", &x));
+    check_given(exe, (const kl_program *)p, "x");
+    kl_exec_free(exe);
+    prog_free(p);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(loop),
@@ -371,6 +426,7 @@ int main(void) {
       cmocka_unit_test(lists),
       cmocka_unit_test(list_as_variable),
       cmocka_unit_test(growing),
+      cmocka_unit_test(overwritten),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
