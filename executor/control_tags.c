@@ -247,7 +247,8 @@ HostResult run_sequence_erase(Control *c, Frame *f, Step *s) {
   if (!x) return HOST_FAIL;
   if (!x->lod) return op_refuses(s, "X", "has no sequences"), HOST_FAIL;
   int64_t rows = tensor_numel(&x->t), n = tensor_numel(&x->lod->t) - 1, kept = 0;
-  if (x->t.rank < 1 || x->t.dims[0] != rows) return op_refuses(s, "X", "must be [T, 1]"), HOST_FAIL;
+  if (x->t.rank < 1 || x->t.rank > 2 || x->t.dims[0] != rows)
+    return op_refuses(s, "X", "must be [T, 1]"), HOST_FAIL;
   const int64_t *from = x->lod->t.data;
   Arena *a = arena_scratch();
   int64_t *at = arena_array(a, int64_t, rows + 1), *offset = arena_array(a, int64_t, n + 1);

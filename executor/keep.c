@@ -2,9 +2,9 @@
  *
  * In: an executable for the host and the scope that it runs with. Out: its kept memory: mapped from the disk cache, or new and
  * to be filled by the first run, and then put there beside the next ones. What is kept is a function of the kernels that make it
- * and of the state that they read. So the key of the entry holds the version of the code, the processor, all of those kernels, and where the
- * values of the state were read from (value_origin): none of their bytes needs to be read. State that came from no file,
- * or was changed since, is not looked for.
+ * and of the state that they read. So the key of the entry holds the version of the code, the processor, all of those kernels,
+ * and where the values of the state were read from (value_origin): none of their bytes needs to be read. State that came from
+ * no file, or was changed since, is not looked for.
  *
  * Mapping reads the entry's head. Each kernel's part is verified when the kernel needs it for the first time, which brings it
  * into the processor's caches; a part that is damaged is made again in its place. When a run has verified all, later processes
@@ -200,6 +200,8 @@ void kept_take(Executable *x, Scope *scope, Pool *pool) {
   x->to_store = known && cache_takes_large(kept_size(x));
   if (x->to_store) pool_run(pool, all_blocks(x), clear_share, &(Blocks){.x = x});
 }
+
+/* ---- to the disk ---- */
 
 typedef struct KeptWriter {
   Arena *a;

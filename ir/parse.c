@@ -62,6 +62,11 @@ static bool fail(Text *k, const char *expected) {
   return err_set(E_TXT_001, "expected %s, found %s", expected, text);
 }
 
+static bool refuse(Text *k, const char *at) {
+  k->s = at;
+  return false;
+}
+
 static bool charge(Text *k, size_t n) {
   k->cost += n;
   return k->cost <= k->limit ||
@@ -159,10 +164,7 @@ static bool attribute(Text *k, const OpDef *def) {
   skip(k);
   const char *at = k->s;
   if (!name(k, &a.name, "the name of an attribute")) return false;
-  if (def && *at != '"' && !opdef_takes(def, a.name)) {
-    k->s = at;
-    return false;
-  }
+  if (def && *at != '"' && !opdef_takes(def, a.name)) return refuse(k, at);
   if (!expect(k, '=')) return false;
   skip(k);
   at = k->s;
@@ -298,9 +300,9 @@ static bool operator_line(Text *k, Block *b) {
   op->outs.v = take_slots(k, k->outs.v, op->outs.n = op->outs.cap = k->outs.n);
   op->attrs.v = take_attrs(k, &op->attrs.n);
   op->attrs.cap = op->attrs.n;
-  if (op_names_differ(op, k->tmp)) return op_link_attrs(op), line_end(k);
-  k->s = start;
-  return false;
+  if (!op_names_differ(op, k->tmp)) return refuse(k, start);
+  op_link_attrs(op);
+  return line_end(k);
 }
 
 /* ---- variables ---- */
@@ -311,10 +313,7 @@ static bool dims(Text *k, Var *v) {
   while (!accept(k, ']')) {
     int64_t d;
     if (!integer(k, -1, INT64_MAX, &d, "a dimension (-1 if unknown) or \"]\"")) return false;
-    if (v->rank == KL_VAR_RANK) {
-      k->deep--;
-      return err_set(E_SHP_002, "more than %d dimensions", KL_VAR_RANK);
-    }
+    if (v->rank == KL_VAR_RANK) return err_set(E_SHP_002, "more than %d dimensions", KL_VAR_RANK);
     v->dims[v->rank++] = d;
     if (!another(k, ']')) return false;
   }
@@ -372,10 +371,7 @@ static bool variable_line(Text *k, Block *b, bool param) {
   const char *twice = repeated_name(k->tmp, k->attrs.v, k->attrs.n, sizeof(Attr));
   if (twice) err_set(E_PRO_002, "attribute %s is there twice", quoted(twice));
   Var *v = twice ? NULL : block_add_var(b, w.name, w.kind, w.dtype, w.rank, w.dims);
-  if (!v) {
-    k->s = start;
-    return false;
-  }
+  if (!v) return refuse(k, start);
   v->paddle_dtype = w.paddle_dtype;
   v->lod_level = w.lod_level;
   v->persistable = w.persistable;
@@ -400,10 +396,7 @@ static bool block(Text *k, int position) {
       !integer(k, INT32_MIN, INT32_MAX, &forward, "the index of the forward block"))
     return false;
   if (!expect(k, '{')) return false;
-  if (!check_block_head(position, idx, parent, forward)) {
-    k->s = start;
-    return false;
-  }
+  if (!check_block_head(position, idx, parent, forward)) return refuse(k, start);
   if (!charge(k, 512)) return false;
   Block *b = position ? prog_add_block(k->p, (int)parent, (int)forward) : k->p->blocks.v[0];
   skip_lines(k);
@@ -451,8 +444,7 @@ static bool program(Text *k) {
   }
   if (k->s != k->end || !blocks) return fail(k, blocks ? "\"block\" or the end" : "\"block 0 {\"");
   if (prog_check_blocks(k->p)) return true;
-  k->s = NULL; /* the error names the operator; it is not where reading ended */
-  return false;
+  return refuse(k, NULL); /* the error names the operator; it is not where reading ended */
 }
 
 /* Adds line and column of the place where parsing stopped. */

@@ -32,6 +32,14 @@ static void test_unknown_dims(void **state) {
       {"Out=Y = gather(X=A, Index=I)", "A -1x4; I -1:int64", "[-1, 4]"},
       {"Out=Y = lookup_table_v2(W=A, Ids=I)", "A 10x4; I -1x3:int64", "[-1, 3, 4]"},
       {"Out=Y = expand_v2(X=A) {shape=[-1,5]}", "A -1x1", "[-1, 5]"},
+      {"loss=Y, warprnntgrad=G = warprnnt(input=A, label=I, input_lengths=J, label_lengths=J)",
+       "A 2x3x4x5; I -1x-1:int32; J 2:int32", "[2]"},
+      {"out_q=Y = fused_rotary_position_embedding(q=A, sin=B, cos=B)", "A 2x3x2x4; B 1x-1x1x4",
+       "[2, 3, 2, 4]"},
+      {"out_q=Y = fused_rotary_position_embedding(q=A, sin=B, cos=B, position_ids=I)",
+       "A 2x3x2x4; B 1x5x1x4; I -1x-1:int64", "[2, 3, 2, 4]"},
+      {"out=Y, softmax=P, softmax_lse=L, seed_offset=O = flash_attn(q=A, k=A, v=A, attn_mask=B)",
+       "A 1x3x2x2; B -1x1x-1x-1", "[1, 3, 2, 2]"},
   };
   (void)state;
   for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -87,6 +95,12 @@ static void test_refusals(void **state) {
        "A 1x2x1x4", "without sin and cos"},
       {E_SHP_006, "Out=Y = psroi_pool(X=A, ROIs=B) {output_channels=3, pooled_height=2}",
        "A 1x4x2x2; B 1x4", "output_channels times the cells"},
+      {E_SHP_006, "out_q=Y, out_k=K = fused_rotary_position_embedding(q=A, k=B)",
+       "A 1x1x1x4; B 1x3x1x4", "positions of q, k and v"},
+      {E_MEM_002, "out_q=Y = fused_rotary_position_embedding(q=A)", "A 0x4194304x1x128", "angles"},
+      {E_MEM_002, "Out=Y = fused_embedding_seq_pool(W=A, Ids=I)",
+       "A 0x68719476736; I 0x68719476736:int64", "68719476736 times 68719476736"},
+      {E_SHP_006, "X@GRAD=Y = cvm_grad(X=A, CVM=B, Y@GRAD=A)", "A 3x1; B 3x2", "1 columns"},
       {E_TYP_002, "Out=Y = gather(X=A, Index=I)", "A 3; I 2", "int32 or int64"},
   };
   (void)state;

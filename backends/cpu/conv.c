@@ -5,7 +5,8 @@
  * conv_find.c says what convolution it is, conv_cut.c how it is cut into tiles of MR positions by NV vectors of columns. A tile
  * is summed over taps and channels by one microkernel; along w, taps and channels are neighbours in memory and so one sum
  * (Georganas et al., High-performance deep learning via a single building block, arXiv 1906.06440). B is packed into panels as
- * wide as a tile; of few columns, which fill no vector, the tiles are dot products (FORM_DOT). Where windows leave A, the rows that a task reads are copied with zeros around them. */
+ * wide as a tile; of few columns, which fill no vector, the tiles are dot products (FORM_DOT). Where windows leave A, the rows
+ * that a task reads are copied with zeros around them. */
 #include "conv.h"
 
 /* Panels of B: of one tap smaller, so that A and what is fetched for the next pass stay in the L2 cache beside it. The taps of a

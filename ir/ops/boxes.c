@@ -1,6 +1,6 @@
 /* Boxes of object detection: anchors laid over a feature map (numbers that follow from shapes and attributes, computed here),
  * boxes relative to them, and overlaps. A box is x1, y1, x2, y2. */
-#include "ops.h"
+#include "sequence.h"
 
 #include <math.h>
 #include <string.h>
@@ -310,14 +310,6 @@ bool x_iou_similarity(Expand *x) {
   return r && x_out(x, "Out", g_reshape(g, r, 2, (int64_t[]){n, m}));
 }
 
-/* Of every row of a table, the row of its sequence, which `of` holds. */
-static Node *of_sequence(Graph *g, Node *of, const Lod *l) {
-  int64_t n = l->offset[l->n], *row = arena_array(g->arena, int64_t, n + 1);
-  for (int64_t i = 0; i < l->n; i++)
-    for (int64_t k = l->offset[i]; k < l->offset[i + 1]; k++) row[k] = i;
-  return ops_take(g, of, g_data(g, DT_INT64, 1, &n, row, "row"), 0);
-}
-
 /* A sequence of boxes [T, 4 K] for each image; ImInfo [N, 3]: its height, width, and how much larger the network sees it. */
 bool x_box_clip(Expand *x) {
   Graph *g = x->g;
@@ -333,7 +325,7 @@ bool x_box_clip(Expand *x) {
   if (!ops_same("sequences of Input and rows of ImInfo", l->n, info->dims[0])) return false;
   int64_t n = v->dims[0], dims[] = {n, node_numel(v) / (n ? n : 1) / 2, 2};
   if (n == 0) return x_out(x, "Output", v);
-  info = of_sequence(g, info, l);
+  info = seq_spread(g, info, l);
   for (int k = 0; k < 2; k++) {
     Node *side = ops_div(g, ops_cut(g, info, 1, 1 - k, 1, 1), ops_cut(g, info, 1, 2, 1, 1));
     most[k] = ops_plus(g, g_map1(g, P_FLOOR, ops_plus(g, side, 0.5)), -1);

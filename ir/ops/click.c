@@ -1,11 +1,17 @@
 /* What models of clicks on advertisements are made of: cvm, which takes the counts of shows and clicks in front of an embedding
  * for its logarithm and rate, and data_norm, which normalises by sums that the training itself accumulates: their "gradients"
  * are the counts and sums of the batch. */
-#include "ops.h"
+#include "sequence.h"
 
 #include <string.h>
 
 /* ---- cvm ---- */
+
+static bool has_counts(const Node *v) {
+  int64_t d = v->dims[1];
+  return d < 0 || d >= 2 ||
+         err_set(E_SHP_006, "X has %lld columns, shows and clicks are 2", (long long)d);
+}
 
 bool x_cvm(Expand *x) {
   Graph *g = x->g;
@@ -13,8 +19,7 @@ bool x_cvm(Expand *x) {
   bool use = op_bool(x->op, "use_cvm");
   if (!ops_rank(v, "X", 2, 2) || !ops_float(v, "X")) return false;
   int64_t d = v->dims[1];
-  if (d >= 0 && d < 2)
-    return err_set(E_SHP_006, "X has %lld columns, shows and clicks are 2", (long long)d);
+  if (!has_counts(v)) return false;
   if (!ops_known(v))
     return x_out(x, "Y",
                  ops_blank(g, v->dtype, 2, (int64_t[]){v->dims[0], use || d < 0 ? d : d - 2}));
@@ -30,17 +35,16 @@ bool x_cvm(Expand *x) {
 bool x_cvm_grad(Expand *x) {
   Graph *g = x->g;
   Node *v = x_in(x, "X"), *cvm = x_in(x, "CVM"), *gy = x_in(x, "Y@GRAD");
-  if (!ops_rank(v, "X", 2, 2) || !ops_rank(cvm, "CVM", 2, 2) || !ops_rank(gy, "Y@GRAD", 2, 2))
+  if (!ops_rank(v, "X", 2, 2) || !ops_rank(cvm, "CVM", 2, 2) || !ops_rank(gy, "Y@GRAD", 2, 2) ||
+      !has_counts(v))
     return false;
-  if (!ops_known(v) || !ops_known(cvm)) return x_out(x, "X@GRAD", ops_blank_like(g, v));
+  if (!ops_known(v) || !ops_known(cvm) || !ops_known(gy))
+    return x_out(x, "X@GRAD", ops_blank_like(g, v));
   int64_t n = v->dims[0], d = v->dims[1], from = op_bool(x->op, "use_cvm") ? 2 : 0;
   const Lod *l = v->lod ? lod_read(g, v->lod) : NULL;
   if (l) {
-    int64_t *row = arena_array(g->arena, int64_t, n + 1);
     if (!ops_same("rows of CVM and sequences of X", cvm->dims[0], l->n)) return false;
-    for (int64_t i = 0; i < l->n; i++)
-      for (int64_t k = l->offset[i]; k < l->offset[i + 1]; k++) row[k] = i;
-    cvm = ops_take(g, cvm, g_data(g, DT_INT64, 1, &n, row, "row"), 0);
+    cvm = seq_spread(g, cvm, l);
   }
   if (!cvm || !ops_same("rows of X and of CVM", n, cvm->dims[0])) return false;
   Node *parts[] = {ops_cut(g, cvm, 1, 0, 1, 2), ops_cut(g, gy, 1, from, 1, d - 2)};

@@ -52,6 +52,8 @@ bool x_rms_norm(Expand *x) {
 
 /* ---- rotary positions ---- */
 
+enum { MOST_ANGLES = 1 << 28 };
+
 typedef struct Rotary {
   Node *sin, *cos; /* [B or 1, S, 1, D] */
   bool halves;     /* pairs (i, i + D/2), else (2i, 2i + 1) */
@@ -74,7 +76,7 @@ static void own_angles(Graph *g, int64_t s, int64_t d, Rotary *r) {
 static Node *angles_of(Expand *x, const char *slot, Node *at, int64_t s, int64_t d) {
   Graph *g = x->g;
   Node *v = optional(x, slot);
-  if (!v || !ops_known(v)) return NULL;
+  if (!v) return NULL;
   int64_t rows = d > 0 ? node_numel(v) / d : 0, table[] = {rows, d};
   if (!ops_same("elements of sin and cos, and positions times head size", node_numel(v), rows * d))
     return NULL;
@@ -99,7 +101,7 @@ static bool rotary_read(Expand *x, const Node *q, Rotary *r) {
     err_help("Connect sin and cos, [1, S, 1, D].");
     return false;
   }
-  if (s > 1 << 22) return err_set(E_MEM_002, "more than %d positions", 1 << 22);
+  if (s * d > MOST_ANGLES) return err_set(E_MEM_002, "more than %d angles", MOST_ANGLES);
   if (!given) return own_angles(x->g, s, d, r), r->sin && r->cos;
   if (at && (!ops_index(at, "position_ids") || !ops_rank(at, "position_ids", 2, 2) ||
              !ops_same("positions of q and of position_ids", s, at->dims[1])))
@@ -134,15 +136,21 @@ static Node *rotated(Graph *g, const Rotary *r, Node *v, bool back) {
 
 static bool rotary(Expand *x, const char *const (*slots)[2], bool back) {
   Graph *g = x->g;
+  static const char *const tables[] = {"sin", "cos", "position_ids"};
   Rotary r = {0};
+  const Node *first = NULL;
   bool known = true;
   for (int i = 0; i < 3; i++) {
-    Node *v = optional(x, slots[i][0]);
+    Node *v = optional(x, slots[i][0]), *table = optional(x, tables[i]);
     if (err_any() || (v && (!ops_rank(v, slots[i][0], 4, 4) || !ops_float(v, slots[i][0]))))
       return false;
-    known = known && (!v || ops_known(v));
-    if (v && known && !r.sin && !rotary_read(x, v, &r)) return false;
+    known = known && (!v || ops_known(v)) && (!table || ops_known(table));
+    if (!first) first = v;
+    if (v && (!ops_same("positions of q, k and v", first->dims[1], v->dims[1]) ||
+              !ops_same("numbers in a head of q, k and v", first->dims[3], v->dims[3])))
+      return false;
   }
+  if (first && known && !rotary_read(x, first, &r)) return false;
   for (int i = 0; i < 3; i++) {
     Node *v = optional(x, slots[i][0]);
     if (v && !x_out(x, slots[i][1], known ? rotated(g, &r, v, back) : ops_blank_like(g, v)))
@@ -207,7 +215,7 @@ bool x_flash_attn(Expand *x) {
     return false;
   int64_t h = q->dims[2], dims[] = {q->dims[0], h, q->dims[1], k->dims[1]},
           out[] = {q->dims[0], q->dims[1], h, v->dims[3]};
-  if (!ops_known(q) || !ops_known(k) || !ops_known(v))
+  if (!ops_known(q) || !ops_known(k) || !ops_known(v) || (mask && !ops_known(mask)))
     return x_out(x, "out", ops_blank(g, q->dtype, 4, out)) &&
            x_out(x, "softmax", ops_blank(g, q->dtype, 4, dims)) &&
            x_out(x, "softmax_lse", ops_blank(g, DT_FLOAT32, 3, dims));

@@ -45,6 +45,13 @@ Node *seq_rows(Graph *g, Node *x, int64_t n, const int64_t *at) {
   return g_select(g, ops_along(g, mask, x->rank, 0), v, g_const(g, x->dtype, 0));
 }
 
+Node *seq_spread(Graph *g, Node *x, const Lod *l) {
+  int64_t n = seq_n_rows(l), *row = arena_array(g->arena, int64_t, n + 1);
+  for (int64_t i = 0; i < l->n; i++)
+    for (int64_t k = l->offset[i]; k < l->offset[i + 1]; k++) row[k] = i;
+  return ops_take(g, x, g_data(g, DT_INT64, 1, &n, row, "row"), 0);
+}
+
 /* Position k of each sequence, [N * width]: its row, -1 behind the end. */
 static int64_t *padded_rows(Graph *g, const Lod *l, int64_t width) {
   int64_t *at = arena_array(g->arena, int64_t, l->n * width + 1);

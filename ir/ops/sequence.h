@@ -16,6 +16,8 @@ int64_t seq_longest(const Lod *l);
 const Lod *seq_lod(Graph *g, int64_t n, const int64_t *len);
 /* The rows at[0..n-1] of x; a negative one reads as zeros. */
 Node *seq_rows(Graph *g, Node *x, int64_t n, const int64_t *at);
+/* Of each row of sequences, row i of x if it is of sequence i. */
+Node *seq_spread(Graph *g, Node *x, const Lod *l);
 /* [T, ...] -> [N, width, ...], zeros behind the ends. */
 Node *seq_wide(Graph *g, Node *x, const Lod *l, int64_t width);
 /* An input with its sequences. In shape inference *l is NULL, and the result's rows are not known. */

@@ -112,7 +112,9 @@ bool x_fused_embedding_seq_pool(Expand *x) {
   if (op_word(x->op, "combiner", 1, words) < 0 || !ops_rank(w, "W", 2, 2) ||
       !seq_read(x, "Ids", &ids, &l) || !ops_rank(ids, "Ids", 1, 2) || !ops_index(ids, "Ids"))
     return false;
-  int64_t k = ids->rank == 2 ? ids->dims[1] : 1, d = w->dims[1], wide = k < 0 || d < 0 ? -1 : k * d;
+  int64_t k = ids->rank == 2 ? ids->dims[1] : 1, d = w->dims[1], wide = -1;
+  if (k >= 0 && d >= 0 && !mul_ok(k, d, &wide))
+    return err_set(E_MEM_002, "rows of %lld times %lld numbers", (long long)k, (long long)d);
   if (!l || wide < 0 || w->dims[0] < 0)
     return x_out(x, "Out", ops_blank(g, w->dtype, 2, (int64_t[]){-1, wide}));
   int64_t rows = seq_n_rows(l), n = rows * k, width = seq_longest(l);

@@ -123,7 +123,7 @@ bool x_warprnnt(Expand *x) {
   Node *in = x_in(x, "input"), *label = x_in(x, "label"), *own[2] = {NULL}, *grad[2] = {NULL};
   Transducer k;
   if (!transducer_read(x, in, label, &k)) return false;
-  if (!ops_known(in) || k.b == 0 || k.t == 0)
+  if (!ops_known(in) || !ops_known(label) || k.b == 0 || k.t == 0)
     return x_out(x, "loss", ops_blank(g, in->dtype, 1, in->dims)) &&
            x_out(x, "warprnntgrad", ops_blank_like(g, in));
   k.steps = checked_lengths(x, "input_lengths", k.b, 1, k.t);
