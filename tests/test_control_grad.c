@@ -357,6 +357,42 @@ static void recurrent(void **state) {
   check_recurrent(RECURRENT("true"));
 }
 
+/* Hidden and Cell both count. */
+static const char lstm_program[] =
+    "program\n"
+    "block 0 {\n"
+    "  var x float64 [3, 4] parameter persistable\n  var w float64 [1, 4] parameter persistable\n"
+    "  var b float64 [1, 7] parameter persistable\n"
+    "  var h float64 [3, 1]\n  var c float64 [3, 1]\n  var g float64 [3, 4]\n  var p float64 [3, "
+    "1]\n"
+    "  var q float64 [3, 1]\n  var loss float64 [1]\n"
+    "  var y float64 [3, 4] lod 1\n  y = lod_reset(X=x) {target_lod=[0, 2, 3]}\n"
+    "  Hidden=h, Cell=c, BatchGate=g, BatchCellPreAct=p = lstm(Input=y, Weight=w, Bias=b)\n"
+    "  q = elementwise_mul(X=h, Y=c)\n  loss = mean(X=q)\n"
+    "}\n";
+
+static void lstm_cell(void **state) {
+  (void)state;
+  static const char *const names[] = {"x", "w", "b"};
+  static const int rows[] = {3, 1, 1}, columns[] = {4, 4, 7};
+  Program *p = prog_parse(lstm_program, strlen(lstm_program), "given.kl");
+  ParamGrad *grads;
+  int n = 0;
+  check(p && prog_verify(p) && append_backward(p, "loss", 0, NULL, &n, &grads));
+  for (int k = 0; k < 2; k++) {
+    kl_exec *exe = kl_exec_new((kl_exec_options){.threads = 2, .interpret = k});
+    for (int i = 0; i < 3; i++) {
+      double v[12];
+      for (int e = 0; e < 12; e++) v[e] = sin(1 + 3.7 * (i * 12 + e));
+      kl_tensor t = {.dtype = KL_FLOAT64, .rank = 2, .dims = {rows[i], columns[i]}, .data = v};
+      check(kl_set(exe, names[i], &t));
+    }
+    for (int i = 0; i < 3; i++) check_given(exe, (const kl_program *)p, names[i]);
+    kl_exec_free(exe);
+  }
+  prog_free(p);
+}
+
 /* ---- a loop, whose gradient is given ---- */
 
 /* z = tanh(z), h = 1.3 z: h is overwritten without being read, and its gradient has no place in X@GRAD */
@@ -427,6 +463,7 @@ int main(void) {
       cmocka_unit_test(list_as_variable),
       cmocka_unit_test(growing),
       cmocka_unit_test(overwritten),
+      cmocka_unit_test(lstm_cell),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
