@@ -404,13 +404,11 @@ const Attr *op_attr(const Op *op, const char *name) {
   return d && !d->required ? &d->dflt : NULL;
 }
 
-const Attr *op_list(const Op *op, const char *name) {
+const Attr *op_list(const Op *op, const char *name, Arena *arena) {
   const Attr *a = op_attr(op, name);
   const AttrDef *d = op->def ? opdef_attr(op->def, name) : NULL;
   if (!a || !d || a->type == d->dflt.type) return a;
-  Arena *arena = op->block->prog->arena;
-  Attr *copy = arena_new_of(arena, Attr);
-  *copy = *a;
+  Attr *copy = arena_dup(arena, a, sizeof *a);
   return attr_coerce(copy, d->dflt.type, arena) ? copy : a;
 }
 

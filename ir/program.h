@@ -147,8 +147,8 @@ const char *op_in(const Op *op, const char *slot, int i); /* NULL if absent or "
 const char *op_out(const Op *op, const char *slot, int i);
 /* Explicit, else the row's default, else NULL */
 const Attr *op_attr(const Op *op, const char *name);
-const Attr *op_list(const Op *op,
-                    const char *name); /* the same, in the type of the operator's row */
+/* The same, in the type of the operator's row: perhaps a copy, in the arena */
+const Attr *op_list(const Op *op, const char *name, Arena *arena);
 /* Also BOOL, LONG and FLOAT, coerced as Paddle does */
 int64_t op_int(const Op *op, const char *name);
 double op_float(const Op *op, const char *name);

@@ -308,6 +308,12 @@ static const ValueCase types[] = {
     {"Out=Y = nearest_interp_v2(X=A) {scale=2}",
      "A 1x1x1x2 =1,2",
      {{"Y", V(1, 1, 2, 2, 1, 1, 2, 2)}}},
+    {"X@GRAD=Y = nearest_interp_v2_grad(X=A, Out@GRAD=B) {scale=[2, 1]}",
+     "A 1x1x1x2 =1,2; B 1x1x2x2 =1,2,3,4",
+     {{"Y", V(4, 6)}}},
+    {"X@GRAD=Y = tile_grad(X=A, Out@GRAD=B) {repeat_times=[2.0]F}",
+     "A 2 =1,2; B 4 =1,2,3,4",
+     {{"Y", V(4, 6)}}},
     {"ParamOut=P, VelocityOut=W = lars_momentum(Param=A, Grad=G, Velocity=B, LearningRate=L) "
      "{mu=0.0, lars_weight_decay=1.0}",
      "A 2 =3,4; G 2 =0,5; B 2 =0,0; L 1 =1",

@@ -9,7 +9,7 @@ enum { MAX_PRIORS = 4096, MAX_BOXES = 1 << 22 };
 
 /* A list attribute of numbers. */
 static const double *floats_of(Expand *x, const char *name, int *n) {
-  const Attr *a = op_list(x->op, name);
+  const Attr *a = op_list(x->op, name, x->g->arena);
   bool list = a && a->type == AT_FLOATS;
   *n = list ? a->n : 0;
   return list ? a->fs : NULL;

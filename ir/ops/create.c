@@ -102,7 +102,7 @@ bool x_assign_value(Expand *x) {
   size_t k = 0;
   while (k < sizeof lists / sizeof *lists && lists[k].type != t) k++;
   const int64_t *dims = op_intlist(x->op, "shape", &rank);
-  const Attr *a = op_list(x->op, lists[k].attr), *any = op_attr(x->op, "values");
+  const Attr *a = op_list(x->op, lists[k].attr, x->g->arena), *any = op_attr(x->op, "values");
   if (any && any->type == AT_SCALARS && any->n > 0) a = any; /* PaddlePaddle 3 */
   if (rank > KL_VAR_RANK) return err_set(E_SHP_002, "shape has %d dimensions", rank);
   int64_t numel;
@@ -262,7 +262,7 @@ bool x_fill(Expand *x) {
   int rank;
   Tensor v;
   int64_t numel;
-  const Attr *a = op_list(x->op, "value");
+  const Attr *a = op_list(x->op, "value", x->g->arena);
   const int64_t *dims = op_intlist(x->op, "shape", &rank);
   if (!dtype_of(x, "dtype", &t)) return false;
   if (rank > KL_VAR_RANK) return err_set(E_SHP_002, "shape has %d dimensions", rank);

@@ -30,7 +30,7 @@ static bool lars(Expand *x, int i, double decay) {
 bool x_lars_momentum(Expand *x);
 bool x_lars_momentum(Expand *x) {
   int n = x_n_in(x, "Param");
-  const Attr *decay = op_list(x->op, "lars_weight_decay");
+  const Attr *decay = op_list(x->op, "lars_weight_decay", x->g->arena);
   if (x_n_in(x, "Grad") != n || x_n_in(x, "Velocity") != n || x_n_in(x, "LearningRate") != n)
     return err_set(E_OPR_002, "Param, Grad, Velocity and LearningRate must be equally many");
   if (!decay || decay->n < 1) return err_set(E_OPR_003, "lars_weight_decay has no value");

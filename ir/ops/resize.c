@@ -31,7 +31,7 @@ static bool resize_by_one(Resize *r, double scale) {
 static bool resize_scale(Expand *x, Resize *r) {
   const Attr *a = op_attr(x->op, "scale");
   if (a && !attr_info[a->type].list) return resize_by_one(r, op_float(x->op, "scale"));
-  a = op_list(x->op, "scale");
+  a = op_list(x->op, "scale", x->g->arena);
   int n = a && a->type == AT_FLOATS ? a->n : 0;
   if (n != 0 && n != 1 && n != r->n_sp) {
     err_set(E_OPR_003, "scale has %d values for %d spatial dimensions", n, r->n_sp);
