@@ -207,8 +207,8 @@ static uint64_t sum_node(uint64_t h, const Node *n) {
   for (int x = 0; x < 2; x++)
     for (int d = 0; n->map[x] && d < n->in[x]->rank; d++) {
       const AffDim *m = &n->map[x][d];
-      h = mix(mix(mix(h, (int64_t)m->l0 << 32 ^ m->l1), (int64_t)m->c0 << 32 ^ m->c1), m->off);
-      h = mix(h, m->div);
+      h = mix(mix(mix(mix(h, m->l0), m->l1), m->c0), m->c1);
+      h = mix(mix(h, m->off), m->div);
     }
   return h;
 }
