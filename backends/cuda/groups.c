@@ -10,7 +10,14 @@
  *           positions and taps step to. */
 #include "gemm.h"
 
-enum { MOST_GROUPS = 16, MOST_COLUMNS = 64, ROWS = 64 /* of a warp */, FEW_ROWS = 32, BANKS = 32 };
+enum {
+  MOST_GROUPS = 16,
+  LEAST_COLUMNS = 8,
+  MOST_COLUMNS = 64,
+  ROWS = 64 /* of a warp */,
+  FEW_ROWS = 32,
+  BANKS = 32
+};
 
 /* Contiguous elements along the loops. */
 static int64_t run_of(const CudaMoves *m) {
@@ -160,17 +167,29 @@ static bool take_loop(Gen *g, CudaGemm *p, const CudaTarget *t) {
   return false;
 }
 
-/* As many groups as fit, of whole sectors if possible; rather than fewer rows of a warp or panels of a part of the sum. */
+static bool sums_across(const CudaGemm *p) { return !p->side[0].k_major && !p->side[1].k_major; }
+
+/* Do panels of several groups take fewer instructions than rows of one group take time for the sectors that groups share? Sums
+ * across both operands, as of a filter's gradient, copy and read both panels in each step: by fours, for few products or those of
+ * tensor cores. Elements one by one are too many in wide tiles. */
+static bool pays(const CudaGemm *p, const CudaTarget *t, int columns) {
+  bool single = p->side[0].vec == 1 || p->side[1].vec == 1;
+  bool exact = columns < CUDA_NARROW || cuda_gemm_math(p->core->dtype, t) == CUDA_F32;
+  if (sums_across(p)) return !single && (columns == LEAST_COLUMNS || !exact);
+  return !single || columns < CUDA_NARROW;
+}
+
+/* As many groups as fit, of whole sectors if possible; rather than fewer rows of a warp, which sums across both operands do not
+ * take, or panels of a part of the sum. */
 static bool choose_groups(Gen *g, CudaGemm *p, const CudaTarget *t) {
   int64_t all = p->core->ext[p->group], n = p->side[1].axes.total;
-  int columns = 8;
+  int columns = LEAST_COLUMNS;
   while (columns < n) columns *= 2;
-  if (columns > CUDA_NARROW && (p->side[0].vec == 1 || p->side[1].vec == 1))
-    return false; /* registers */
+  if (!pays(p, t, columns)) return false;
+  bool few = p->side[0].axes.total <= FEW_ROWS || columns > CUDA_NARROW;
   for (int way = 0; way < 8; way++) {
     p->rows = way & 1 || way > 3 ? FEW_ROWS : ROWS;
-    if (p->rows > FEW_ROWS && (p->side[0].axes.total <= FEW_ROWS || columns > CUDA_NARROW))
-      continue;
+    if (few ? p->rows == ROWS : p->rows == FEW_ROWS && sums_across(p)) continue;
     for (int i = 2; i <= MOST_GROUPS; i++) {
       p->groups = way > 3 ? MOST_GROUPS + 2 - i : i;
       if (all % p->groups == 0 && (way > 3 || are_whole(p, p->groups)) &&
@@ -201,10 +220,10 @@ bool cuda_groups_plan(Gen *g, CudaGemm *p, const CudaTarget *t, int64_t bytes) {
   for (int a = 0; a < p->side[1].axes.n; a++)
     p->columns.axis[p->columns.n++] = p->side[1].axes.axis[a];
   p->steps = div_up(p->k.total, CUDA_STEP);
-  bool splits = !p->side[0].k_major && !p->side[1].k_major;
-  p->splits = splits ? cuda_most_splits(p->side[0].blocks * p->side[1].blocks * p->batch.total,
-                                        p->steps, bytes)
-                     : 1;
+  p->splits = sums_across(p)
+                  ? cuda_most_splits(p->side[0].blocks * p->side[1].blocks * p->batch.total,
+                                     p->steps, bytes)
+                  : 1;
   p->per = div_up(p->steps, p->splits);
   p->splits = div_up(p->steps, p->per);
   return true;
