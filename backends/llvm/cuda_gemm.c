@@ -488,16 +488,22 @@ static void place_block(Gemm *m, const CudaLaunch *l) {
   m->count = gen_min(g, m->count, LLVMBuildNSWSub(g->b, gen_i64(g, p->steps), m->first, ""));
 }
 
+/* Do the sums, and what a step of lines reads beside them, ask for more registers than there are? */
+static bool takes_registers(const Gemm *m) {
+  const CudaGemm *p = m->p;
+  bool held = false;
+  for (int s = 0; s < 2; s++) held |= p->side[s].lines.on && !p->side[s].direct;
+  int words = m->n_sum * dtype_info[p->tile->type].size / 4;
+  return held && words >= 32 && p->tile->math == CUDA_F32;
+}
+
 void cuda_gemm(Gen *g, const CudaLaunch *l) {
   Gemm m = {.g = g, .p = l->stage->gemm, .parts = 1};
   m.memory = dynamic_memory(g);
   m.tid = cuda_index(g, "tid.x", m.p->threads);
   place_block(&m, l);
   gemm_start(&m);
-  for (int s = 0; s < 2; s++)
-    if (m.p->side[s].lines.on && !m.p->side[s].direct && m.n_sum >= 32 &&
-        m.p->tile->math == CUDA_F32)
-      m.parts = 4;
+  if (takes_registers(&m)) m.parts = 4;
   sum_steps(&m);
   for (int part = 0; part < m.p->tile->parts; part++) {
     cuda_barrier(g); /* what was there has been read */
