@@ -169,18 +169,20 @@ static bool take_loop(Gen *g, CudaGemm *p, const CudaTarget *t) {
 
 static bool sums_across(const CudaGemm *p) { return !p->side[0].k_major && !p->side[1].k_major; }
 
+static bool is_single(const CudaGemm *p) { return p->side[0].vec == 1 || p->side[1].vec == 1; }
+
 /* Do panels of several groups take fewer instructions than rows of one group take time for the sectors that groups share? Sums
  * across both operands, as of a filter's gradient, copy and read both panels in each step: by fours, for few products or those of
  * tensor cores. Elements one by one are too many in wide tiles. */
 static bool pays(const CudaGemm *p, const CudaTarget *t, int columns) {
-  bool single = p->side[0].vec == 1 || p->side[1].vec == 1;
   bool exact = columns < CUDA_NARROW || cuda_gemm_math(p->core->dtype, t) == CUDA_F32;
-  if (sums_across(p)) return !single && (columns == LEAST_COLUMNS || !exact);
-  return !single || columns < CUDA_NARROW;
+  if (sums_across(p)) return !is_single(p) && (columns == LEAST_COLUMNS || !exact);
+  return !is_single(p) || columns < CUDA_NARROW;
 }
 
 /* As many groups as fit, of whole sectors if possible; rather than fewer rows of a warp, which sums across both operands do not
- * take, or panels of a part of the sum. */
+ * take, or panels of a part of the sum. Elements go one by one to rows of a power of two of groups: others keep registers in
+ * memory, as each row has a place of its own in its group. */
 static bool choose_groups(Gen *g, CudaGemm *p, const CudaTarget *t) {
   int64_t all = p->core->ext[p->group], n = p->side[1].axes.total;
   int columns = LEAST_COLUMNS;
@@ -192,6 +194,7 @@ static bool choose_groups(Gen *g, CudaGemm *p, const CudaTarget *t) {
     if (few ? p->rows == ROWS : p->rows == FEW_ROWS && sums_across(p)) continue;
     for (int i = 2; i <= MOST_GROUPS; i++) {
       p->groups = way > 3 ? MOST_GROUPS + 2 - i : i;
+      if (is_single(p) && (p->groups & (p->groups - 1))) continue;
       if (all % p->groups == 0 && (way > 3 || are_whole(p, p->groups)) &&
           try_groups(g, p, t, columns, way & 2))
         return true;
