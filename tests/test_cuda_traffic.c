@@ -133,6 +133,8 @@ static const Case odd[] = {
     {"reduce_mean", "X=6x50x31 dim=[0,2]", NULL, 1.05, 0},
     {"reduce_sum", "X=31x257 dim=[0]", NULL, 1.05, 0},
     {"reduce_mean", "X=28x9x15x4 dim=[0,1,3]", NULL, 1.05, 0},
+    {"reduce_sum", "X=8x576x20 dim=[1]", NULL, 1.05, 0}, /* a filter's bias, the channels last */
+    {"reduce_max", "X=3x700x10 dim=[1]", NULL, 1.05, 0},
     {"reduce_sum", "X=2x4x1001 dim=[1]", NULL, 1.05, 0},
     {"layer_norm", "X=5x5001 Scale=5001 Bias=5001", NULL, 1.05, 0},
     {"layer_norm", "X=33x7001 Scale=7001 Bias=7001", NULL, 1.05, 0},

@@ -229,10 +229,11 @@ static bool reads_columns(Gen *g, const Nest *t, int *bytes) {
   bool plain = cuda_accesses(g, t, &all);
   for (int i = 0; i < all.n && plain; i++) {
     const CudaAccess *x = &all.v[i];
+    const Axis *columns = &t->out[t->n_out - 1];
     int64_t along, down;
-    plain = x->known && cuda_axis_step(t, &t->out[0], x->step, &along) &&
+    plain = x->known && cuda_axis_step(t, columns, x->step, &along) &&
             cuda_axis_step(t, &t->sum[0], x->step, &down) &&
-            (down == 0 || (along == 1 && down == t->rows));
+            (down == 0 || (along == 1 && down == columns->ext));
     if (x->bytes < *bytes) *bytes = x->bytes;
   }
   for (int r = 0; r < t->roots.n; r++) {
@@ -242,21 +243,24 @@ static bool reads_columns(Gen *g, const Nest *t, int *bytes) {
   return plain;
 }
 
-/* Columns of a matrix whose rows begin anywhere: a block has all of them, and as many lanes as make whole sectors, so that its
- * threads always do neighbouring elements, each of its own column. */
+/* Columns of a matrix, or of each of a stack, whose rows begin anywhere: a block has all of a matrix, and as many lanes as make
+ * whole sectors, so that its threads always do neighbouring elements, each of its own column. */
 static void whole_rows(Gen *g, const Nest *t, CudaStage *s) {
   enum { MOST_THREADS = 768, MOST_POINTS = 1 << 14 /* if there were blocks for many processors */ };
-  int bytes = 8, lanes = 1;
-  if (t->rows > 2 * s->teams && t->rows * t->n_sums > MOST_POINTS) return;
   if ((s->spans && (s->spans->lines || s->spans->boxes)) || !s->columns || t->contract ||
-      t->n_out != 1 || t->n_sum != 1 || t->sum[0].last > t->out[0].first ||
-      t->rows > MOST_THREADS || t->rows * t->n_sums > SMALL || !reads_columns(g, t, &bytes) ||
-      t->rows * bytes % CUDA_SECTOR == 0)
+      t->n_out > 2 || t->n_sum != 1)
     return;
-  while (t->rows * lanes * bytes % CUDA_SECTOR) lanes *= 2;
-  while (2 * t->rows * lanes <= MOST_TEAM && LEAST_POINTS * lanes <= t->n_sums) lanes *= 2;
-  if (t->rows * lanes > MOST_THREADS) return;
-  s->teams = (int)t->rows;
+  const Axis *out = &t->out[t->n_out - 1];
+  int64_t columns = out->ext, points = columns * t->n_sums;
+  int bytes = 8, lanes = 1;
+  if (columns > 2 * s->teams && points > MOST_POINTS) return;
+  if (t->sum[0].last > out->first || columns > MOST_THREADS || points > SMALL ||
+      !reads_columns(g, t, &bytes) || columns * bytes % CUDA_SECTOR == 0)
+    return;
+  while (columns * lanes * bytes % CUDA_SECTOR) lanes *= 2;
+  while (2 * columns * lanes <= MOST_TEAM && LEAST_POINTS * lanes <= t->n_sums) lanes *= 2;
+  if (columns * lanes > MOST_THREADS) return;
+  s->teams = (int)columns;
   s->lanes = lanes;
   s->spans = cuda_team_spans(g, t, s->teams, s->lanes * s->teams, false, 0);
 }
