@@ -39,7 +39,7 @@ PLUGINS  := $(filter frontend/examples/custom_%,$(EX_SRC))
 EXAMPLES := $(patsubst frontend/examples/%.c,$(B)/examples/%,$(filter-out $(PLUGINS),$(EX_SRC))) \
             $(PLUGINS:frontend/examples/%.c=$(B)/examples/%.so)
 
-.PHONY: all help demo test check check-ptx bless bench peers-test fuzz loc install deps-build deps-test clean
+.PHONY: all help demo test check check-ptx check-traffic bless bench peers-test fuzz loc install deps-build deps-test clean
 .SECONDARY:
 all: $(B)/kiln $(B)/libkiln.so $(B)/libkiln.a $(B)/libkiln-codegen.so $(EXAMPLES)
 
@@ -51,6 +51,7 @@ help:
 #: make test      install what is missing, build (also with sanitizers), run all tests
 #: make check     house rules: includes, formatting, warnings with gcc and clang, sizes
 #: make check-cudasim   compare the CUDA simulator with the toolkit's header, make its PTX anew with nvcc
+#: make check-traffic  sectors of memory that the networks' CUDA kernels touch on the simulator, over the least
 #: make check-ptx assemble the networks' CUDA kernels with ptxas: registers, spills, shared memory, occupancy
 #: make bless     rewrite the expected output of the golden tests
 #: make docs      rewrite the pages that come from the tables: operators, error codes, flags
@@ -98,6 +99,9 @@ tests/cudasim/ptx/%.ptx: tests/cudasim/ptx/%.cu
 check-ptx: deps-test
 	@$(MAKE) --no-print-directory -s -j$$(nproc) all $(B)/bench/nets $(B)/bench/ptx_check
 	@tests/check_ptx.sh $(B) all
+check-traffic: deps-test
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all $(SIM_LIBS) $(SIM) $(B)/bench/nets
+	@tests/check_traffic.sh $(B) all
 
 bless: tests
 	@KILN_BLESS=1 $(B)/tests/test_golden

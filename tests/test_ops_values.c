@@ -222,6 +222,10 @@ static const ValueCase shapes[] = {
 
 /* The number of steps in a unit is rounded before it multiplies X: -0.2823535 is 49.5 steps of its scale but for that. */
 static const ValueCase roundings[] = {
+    {"Out=Y = lgamma(X=A)",
+     "A 4 =0.5,7.5,12.25,-0.5",
+     {{"Y", V(0.5723649429247004, 7.534364236758734, 18.115669505710894, 1.265512123484645)}}},
+    {"Out=Y = lgamma(X=A)", "A 1:float32 =100000", {{"Y", V(1051287.7089736566)}}},
     {"Out=Y, OutScale=Z = fake_quantize_abs_max(X=A)",
      "A 2:float32 =-0.2823535,0.7244221",
      {{"Y", V(-49, 127)}, {"Z", V(0.7244221)}}},

@@ -218,13 +218,16 @@ void gemm_results(Gemm *m, int part) {
 Val cuda_sum_parts(Gen *g, Node *n, const Index *ix) {
   const CudaGemm *p = g->sums;
   Aff lin = index_linear(g, ix, n->dims, 0, n->rank);
-  int buf = g->k->inputs.n + g->k->outputs.n;
+  int64_t at =
+      lin.k; /* neighbours are constant steps from one address, so that LLVM makes vectors of them */
+  DType t = p->tile->type;
   Val sum = NULL;
+  lin.k = 0;
+  Val first = emit_address(g, g->k->inputs.n + g->k->outputs.n, t, &lin);
+  gen_at(g, g->depth);
   for (int64_t s = 0; s < p->splits; s++) {
-    Aff skip = aff_k(s * cuda_gemm_part(p)), at = aff_add(g, &lin, &skip);
-    Val from = emit_address(g, buf, p->tile->type, &at);
-    gen_at(g, g->depth);
-    Val v = val_load(g, p->tile->type, from);
+    Val step = gen_i64(g, at + s * cuda_gemm_part(p));
+    Val v = val_load(g, t, LLVMBuildGEP2(g->b, mem_type(g, t), first, &step, 1, ""));
     sum = sum ? LLVMBuildFAdd(g->b, sum, v, "") : v;
   }
   return sum;

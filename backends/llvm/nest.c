@@ -174,7 +174,7 @@ static bool has_loop(const Axis *a, const AffDim *m, const int64_t *ext) {
 /* The axis along which a view steps through memory, while it jumps along the inner loop; -1: none. */
 static int axis_across(const Nest *t, const Node *v) {
   const Node *x = v->prim == P_VIEW ? v->in[0] : NULL;
-  if (!x || !same_dims(v, t->rank, t->ext)) return -1;
+  if (!x || x->rank == 0 || !same_dims(v, t->rank, t->ext)) return -1;
   int last = x->rank - 1;
   bool jumps = false;
   while (last > 0 && x->dims[last] == 1) last--;
