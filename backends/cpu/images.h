@@ -34,11 +34,11 @@ bool images_tile(const Plan *plan, ImagesPlan *p);
 bool images_winograd_plan(Plan *plan, ImagesPlan *p);
 bool images_back_plan(Plan *plan, ImagesPlan *p);
 /* What both need: is p of their form? Cycles of its sums, about; of `tiles` times 36 products for `vectors` of 16 images, that are
- * transformed in so many cycles per channel and filter. A phase, of a task for each filter, that transforms the filter. */
+ * transformed in so many cycles per channel and filter. Phases: one that transforms the filters, and that of so many tasks. */
 bool images_winograd_fits(const Facts *f, const ImagesPlan *p);
 double images_sum_cycles(const ImagesPlan *p);
 double images_tile_cycles(const ImagesPlan *p, double vectors, double read, double write);
-KernelFn images_winograd_pack;
+void images_winograd_phases(Plan *plan, ImagesPlan *p, KernelFn *tasks, int64_t n);
 
 /* X as windows are read from it; strides in elements. */
 typedef struct Windows {
@@ -49,6 +49,15 @@ typedef struct Windows {
  * `step` apart. */
 void images_window(const Windows *s, const float *x, int64_t y0, int64_t x0, int64_t images,
                    float *to, int64_t step, int64_t channel);
+
+/* Tiles of 2 x 2 positions of 16 images, n that are `apart`; h, w: between rows and columns. high, wide: have they two? */
+typedef struct Tiles {
+  Isa isa;
+  int64_t n, apart, h, w;
+  bool high, wide;
+} Tiles;
+/* Those at x, zeros for what is not there, as 36 points `step` apart, each of all tiles. */
+void images_spread(const Tiles *s, const float *x, float *to, int64_t step);
 
 /* ---- gradients of filters ---- */
 

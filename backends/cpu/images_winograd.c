@@ -38,6 +38,16 @@ INLINE void filter_line(const Wide *g, int s, Wide *to, int t) {
   to[5 * t] = g[4 * s];
 }
 
+/* Two results to 6 points `t` apart: the transpose of what makes them of points. */
+INLINE void spread2(Vec a, Vec b, float *to, int64_t t) {
+  AT(to) = a;
+  AT(to + t) = a + P * b;
+  AT(to + 2 * t) = a - P * b;
+  AT(to + 3 * t) = a + Q * b;
+  AT(to + 4 * t) = a - Q * b;
+  AT(to + 5 * t) = b;
+}
+
 /* ---- tiles: of LANES images, and LANES channels of a filter ---- */
 
 /* A window to POINTS places `step` apart. */
@@ -62,6 +72,15 @@ INLINE void write_tile(const float *p, int64_t step, float *c, int64_t line, int
   }
 }
 
+/* Four results, of 2 x 2, to 36 points `step` apart. */
+INLINE void spread4(const float *const e[4], float *to, int64_t step) {
+  _Alignas(64) float half[2 * N * LANES];
+  spread2(FROM(e[0]), FROM(e[2]), half, 2 * LANES);
+  spread2(FROM(e[1]), FROM(e[3]), half + LANES, 2 * LANES);
+  for (int y = 0; y < N; y++)
+    spread2(FROM(half + 2 * y * LANES), FROM(half + (2 * y + 1) * LANES), to + N * y * step, step);
+}
+
 /* The first n channels, `channel` apart, to POINTS places `step` apart. */
 INLINE void read_filter(const float *w, int64_t tap_h, int64_t tap_w, int64_t channel, int64_t n,
                         float *to, int64_t step) {
@@ -81,6 +100,7 @@ typedef struct Forms {
                 int64_t wide);
   void (*filter)(const float *w, int64_t tap_h, int64_t tap_w, int64_t channel, int64_t n,
                  float *to, int64_t step);
+  void (*spread)(const float *const e[4], float *to, int64_t step);
 } Forms;
 #define FORMS(ISA, ...)                                                                            \
   __VA_ARGS__ static void read_##ISA(const float *x, int64_t line, int64_t pixel, float *to,       \
@@ -94,6 +114,9 @@ typedef struct Forms {
   __VA_ARGS__ static void filter_##ISA(const float *w, int64_t tap_h, int64_t tap_w,               \
                                        int64_t channel, int64_t n, float *to, int64_t step) {      \
     read_filter(w, tap_h, tap_w, channel, n, to, step);                                            \
+  }                                                                                                \
+  __VA_ARGS__ static void spread_##ISA(const float *const e[4], float *to, int64_t step) {         \
+    spread4(e, to, step);                                                                          \
   }
 #if defined(__x86_64__)
 FORMS(AVX512, __attribute__((target("avx512f"))))
@@ -103,7 +126,7 @@ FORMS(NEON, )
 #endif
 
 static const Forms forms[] = {
-#define ISA(id, here) [ISA_##id] = {read_##id, write_##id, filter_##id},
+#define ISA(id, here) [ISA_##id] = {read_##id, write_##id, filter_##id, spread_##id},
 #include "tiles.def"
 };
 
@@ -115,8 +138,7 @@ static int64_t window_step(const ImagesPlan *p, int64_t width) {
 }
 
 /* A task has a filter, which goes back if the results do. */
-void images_winograd_pack(const void *self, void *const *bufs, int64_t begin, int64_t end,
-                          RunCtx *ctx) {
+static void pack(const void *self, void *const *bufs, int64_t begin, int64_t end, RunCtx *ctx) {
   const Plan *plan = self;
   const ImagesPlan *p = plan->images;
   const PartAxis *h = &p->h[0], *v = &p->v[0];
@@ -163,6 +185,15 @@ void images_window(const Windows *s, const float *x, int64_t y0, int64_t x0, int
       copy_window(s, from, y0, x0, copy);
       forms[s->isa].read(copy, N * LANES, LANES, at, step);
     }
+}
+
+void images_spread(const Tiles *s, const float *x, float *to, int64_t step) {
+  static const float zeros[LANES];
+  for (int64_t i = 0; i < s->n; i++, x += s->apart, to += LANES) {
+    const float *const e[4] = {x, s->wide ? x + s->w : zeros, s->high ? x + s->h : zeros,
+                               s->high && s->wide ? x + s->h + s->w : zeros};
+    forms[s->isa].spread(e, to, step);
+  }
 }
 
 typedef struct Tile {
@@ -277,25 +308,30 @@ static bool is_faster(const ImagesPlan *p) {
          GAIN * images_sum_cycles(p);
 }
 
+void images_winograd_phases(Plan *plan, ImagesPlan *p, KernelFn *tasks, int64_t n) {
+  Work *w = &plan->work;
+  p->winograd = p->pack = true;
+  p->pitch = p->channels;
+  p->cuts = 1;
+  w->workspace = POINTS * matrix(p) * plan->facts.size;
+  w->fn[0] = pack;
+  w->n_tasks[0] = p->filters;
+  w->fn[1] = tasks;
+  w->n_tasks[1] = n;
+  w->n_phases = 2;
+}
+
 bool images_winograd_plan(Plan *plan, ImagesPlan *p) {
   enum { LEAST_TASKS = 4 };
   const Facts *f = &plan->facts;
-  Work *w = &plan->work;
   int64_t tiles = div_up(p->rows, M);
   bool panels =
       p->panels.size * p->tile.lanes % LANES == 0 && (!p->panels.more || p->tile.lanes == LANES);
   if (!(plan->conv_error >= SUM_ERROR) || !images_winograd_fits(f, p) || !panels ||
       tiles < LEAST_TASKS || !is_faster(p))
     return false; /* NaN: nothing is allowed */
-  p->winograd = p->pack = true;
-  p->pitch = p->channels;
-  p->cuts = 1;
-  w->workspace = POINTS * matrix(p) * f->size;
-  w->scratch = POINTS * (window_step(p, widest(p)) + widest(p) * (p->blocks.size + 1)) * f->size;
-  w->fn[0] = images_winograd_pack;
-  w->n_tasks[0] = p->filters;
-  w->fn[1] = tasks;
-  w->n_tasks[1] = tiles;
-  w->n_phases = 2;
+  images_winograd_phases(plan, p, tasks, tiles);
+  plan->work.scratch =
+      POINTS * (window_step(p, widest(p)) + widest(p) * (p->blocks.size + 1)) * f->size;
   return true;
 }

@@ -25,15 +25,9 @@ INLINE void add_tile(const float *p, int64_t step, float *c, int64_t line, int64
   }
 }
 
-typedef struct Forms {
-  void (*read)(const float *const e[4], float *to, int64_t step);
-  void (*add)(const float *p, int64_t step, float *c, int64_t line, int64_t pixel,
-              const int64_t y[2], const int64_t x[2]);
-} Forms;
+typedef void Add(const float *p, int64_t step, float *c, int64_t line, int64_t pixel,
+                 const int64_t y[2], const int64_t x[2]);
 #define FORMS(ISA, ...)                                                                            \
-  __VA_ARGS__ static void read_##ISA(const float *const e[4], float *to, int64_t step) {           \
-    spread4(e, to, step);                                                                          \
-  }                                                                                                \
   __VA_ARGS__ static void add_##ISA(const float *p, int64_t step, float *c, int64_t line,          \
                                     int64_t pixel, const int64_t y[2], const int64_t x[2]) {       \
     add_tile(p, step, c, line, pixel, y, x);                                                       \
@@ -45,24 +39,12 @@ FORMS(AVX2, __attribute__((target("avx2"))))
 FORMS(NEON, )
 #endif
 
-static const Forms forms[] = {
-#define ISA(id, here) [ISA_##id] = {read_##id, add_##id},
+static Add *const adders[] = {
+#define ISA(id, here) [ISA_##id] = add_##id,
 #include "tiles.def"
 };
 
 /* ---- running ---- */
-
-/* The positions (y, i).. of X, of all channels, as POINTS matrices. */
-static void read_all(const ImagesPlan *p, const float *x, int64_t y, int64_t i, float *to) {
-  static const float zeros[LANES];
-  bool high = y + 1 < p->size_h, wide = i + 1 < p->size_w;
-  x += y * p->x_h + i * p->x_w;
-  for (int64_t c = 0; c < p->channels; c++, x += p->x_c, to += LANES) {
-    const float *const e[4] = {x, wide ? x + p->x_w : zeros, high ? x + p->x_h : zeros,
-                               high && wide ? x + p->x_h + p->x_w : zeros};
-    forms[p->tile.isa].read(e, to, p->channels * LANES);
-  }
-}
 
 /* sum: POINTS matrices of filters by images. */
 static void multiply_all(const ImagesPlan *p, const float *w, const float *x, float *sum) {
@@ -92,8 +74,7 @@ static void add_all(const ImagesPlan *p, const float *sum, float *c, int64_t y0,
   inside(x0, p->v[0].n, x);
   c += y0 * p->c_h + x0 * p->c_w;
   for (int64_t o = 0; o < p->filters; o++)
-    forms[p->tile.isa].add(sum + o * LANES, p->filters * LANES, c + o * p->c_o, p->c_h, p->c_w, y,
-                           x);
+    adders[p->tile.isa](sum + o * LANES, p->filters * LANES, c + o * p->c_o, p->c_h, p->c_w, y, x);
 }
 
 static void clear(const ImagesPlan *p, float *c) {
@@ -108,13 +89,15 @@ static void tasks(const void *self, void *const *bufs, int64_t begin, int64_t en
   const ImagesPlan *p = plan->images;
   const float *w = bufs[plan->frame.ws];
   float *window = ctx->scratch, *sum = window + POINTS * p->channels * LANES;
+  Tiles s = {p->tile.isa, p->channels, p->x_c, p->x_h, p->x_w, false, false};
   for (int64_t t = begin; t < end; t++) {
     const float *x = (const float *)bufs[plan->frame.x[p->x]] + p->x_base + t * LANES;
     float *c = (float *)bufs[plan->frame.out] + t * LANES;
     clear(p, c);
     for (int64_t y = 0; y < p->size_h; y += M)
       for (int64_t i = 0; i < p->size_w; i += M) {
-        read_all(p, x, y, i, window);
+        s.high = y + 1 < p->size_h, s.wide = i + 1 < p->size_w;
+        images_spread(&s, x + y * p->x_h + i * p->x_w, window, p->channels * LANES);
         multiply_all(p, w, window, sum);
         add_all(p, sum, c, y - p->h[0].in - (TAPS - 1), i - p->v[0].in - (TAPS - 1));
       }
@@ -128,7 +111,6 @@ bool images_back_plan(Plan *plan, ImagesPlan *p) {
   static const double READ = 90, ADD = 260, GAIN = 0.9;
   const Facts *f = &plan->facts;
   ImagesPlan q = *p;
-  Work *w = &plan->work;
   int64_t n = p->images / LANES, tiles = div_up(p->size_h, M) * div_up(p->size_w, M);
   bool fewer = p->size_h < p->h[0].n && p->size_w < p->v[0].n;
   if (!(plan->conv_error >= SUM_ERROR) || !images_winograd_fits(f, p) || !fewer || n < LEAST_TASKS)
@@ -140,14 +122,8 @@ bool images_back_plan(Plan *plan, ImagesPlan *p) {
     return false;
   *p = q;
   p->images = n * LANES;
-  p->winograd = p->back = p->pack = true;
-  p->cuts = 1;
-  w->workspace = POINTS * p->filters * p->channels * f->size;
-  w->scratch = POINTS * LANES * (p->channels + p->filters) * f->size;
-  w->fn[0] = images_winograd_pack;
-  w->n_tasks[0] = p->filters;
-  w->fn[1] = tasks;
-  w->n_tasks[1] = n;
-  w->n_phases = 2;
+  p->back = true;
+  images_winograd_phases(plan, p, tasks, n);
+  plan->work.scratch = POINTS * LANES * (p->channels + p->filters) * f->size;
   return true;
 }

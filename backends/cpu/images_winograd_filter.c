@@ -43,14 +43,9 @@ INLINE void write_taps(const float *sum, int64_t step, int64_t n, float *to, int
   }
 }
 
-typedef struct Forms {
-  void (*read)(const float *const e[4], float *to, int64_t step);
-  void (*write)(const float *sum, int64_t step, int64_t n, float *to, int64_t tap_h, int64_t tap_w);
-} Forms;
+typedef void Write(const float *sum, int64_t step, int64_t n, float *to, int64_t tap_h,
+                   int64_t tap_w);
 #define FORMS(ISA, ...)                                                                            \
-  __VA_ARGS__ static void read_##ISA(const float *const e[4], float *to, int64_t step) {           \
-    spread4(e, to, step);                                                                          \
-  }                                                                                                \
   __VA_ARGS__ static void write_##ISA(const float *sum, int64_t step, int64_t n, float *to,        \
                                       int64_t tap_h, int64_t tap_w) {                              \
     write_taps(sum, step, n, to, tap_h, tap_w);                                                    \
@@ -62,8 +57,8 @@ FORMS(AVX2, __attribute__((target("avx2"))))
 FORMS(NEON, )
 #endif
 
-static const Forms forms[] = {
-#define ISA(id, here) [ISA_##id] = {read_##id, write_##id},
+static Write *const writers[] = {
+#define ISA(id, here) [ISA_##id] = write_##id,
 #include "tiles.def"
 };
 
@@ -80,16 +75,11 @@ static int64_t sum_step(const ImagesGrad *p) { return p->filters * p->channels +
 /* Filters o..o+n-1 of tile t, all its images. */
 static void read_tile(const ImagesGrad *p, const float *d, int64_t t, int64_t o, int64_t n,
                       float *to) {
-  static const float zeros[LANES];
   int64_t y = t / across(p) * M, x = t % across(p) * M;
-  bool high = y + 1 < p->h.n, wide = x + 1 < p->w.n;
+  const Tiles s = {p->tile.isa, p->images / LANES, LANES,         p->h.d,
+                   p->w.d,      y + 1 < p->h.n,    x + 1 < p->w.n};
   for (int64_t i = o; i < o + n; i++, to += p->pitch)
-    for (int64_t at = 0; at < p->images; at += LANES) {
-      const float *from = d + y * p->h.d + x * p->w.d + i * p->d_o + at;
-      const float *const e[4] = {from, wide ? from + p->w.d : zeros, high ? from + p->h.d : zeros,
-                                 high && wide ? from + p->h.d + p->w.d : zeros};
-      forms[p->tile.isa].read(e, to + at, d_step(p));
-    }
+    images_spread(&s, d + y * p->h.d + x * p->w.d + i * p->d_o, to, d_step(p));
 }
 
 /* A block of filters by all channels; sums over k images of tiles. */
@@ -142,9 +132,8 @@ static void tasks(const void *self, void *const *bufs, int64_t begin, int64_t en
                                : (float *)bufs[plan->frame.out];
     for (int64_t o = 0; o < p->filters; o++)
       for (int64_t c = 0; c < p->channels; c += LANES)
-        forms[p->tile.isa].write(sum + o * p->channels + c, sum_step(p),
-                                 least(LANES, p->channels - c), to + o * p->c_o + c, p->h.c,
-                                 p->w.c);
+        writers[p->tile.isa](sum + o * p->channels + c, sum_step(p), least(LANES, p->channels - c),
+                             to + o * p->c_o + c, p->h.c, p->w.c);
   }
 }
 

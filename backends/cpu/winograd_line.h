@@ -40,23 +40,4 @@ INLINE void spread6(const float *p, int64_t s, float *to, int64_t t) {
   AT(to + 5 * t) = p5;
 }
 
-/* Two results to 6 points `t` apart: the transpose of what makes them of points. */
-INLINE void spread2(Vec a, Vec b, float *to, int64_t t) {
-  AT(to) = a;
-  AT(to + t) = a + P * b;
-  AT(to + 2 * t) = a - P * b;
-  AT(to + 3 * t) = a + Q * b;
-  AT(to + 4 * t) = a - Q * b;
-  AT(to + 5 * t) = b;
-}
-
-/* Four results, of 2 x 2, to 36 points `step` apart. */
-INLINE void spread4(const float *const e[4], float *to, int64_t step) {
-  _Alignas(64) float half[2 * 6 * LANES];
-  spread2(FROM(e[0]), FROM(e[2]), half, 2 * LANES);
-  spread2(FROM(e[1]), FROM(e[3]), half + LANES, 2 * LANES);
-  for (int y = 0; y < 6; y++)
-    spread2(FROM(half + 2 * y * LANES), FROM(half + (2 * y + 1) * LANES), to + 6 * y * step, step);
-}
-
 #endif
