@@ -356,7 +356,7 @@ static void moved_box(Graph *g, Node *prior, Node *var, Node *move, int k, doubl
 bool x_box_decoder_and_assign(Expand *x) {
   Graph *g = x->g;
   Node *prior = x_in(x, "PriorBox"), *move = x_in(x, "TargetBox"), *score = x_in(x, "BoxScore"),
-       *var = x_n_in(x, "PriorBoxVar") > 0 ? x_in(x, "PriorBoxVar") : NULL, *end[4];
+       *var = x_in(x, "PriorBoxVar"), *end[4];
   if (!ops_rank(prior, "PriorBox", 2, 2) || !ops_rank(move, "TargetBox", 2, 2) ||
       !ops_rank(score, "BoxScore", 2, 2) || (var && !ops_rank(var, "PriorBoxVar", 1, 1)))
     return false;
@@ -428,7 +428,7 @@ bool x_collect_fpn_proposals(Expand *x) {
 }
 
 bool x_distribute_fpn_proposals(Expand *x) {
-  Node *boxes = x_in(x, "FpnRois"), *number = x_n_in(x, "RoisNum") > 0 ? x_in(x, "RoisNum") : NULL;
+  Node *boxes = x_in(x, "FpnRois"), *number = x_in(x, "RoisNum");
   int64_t lo = op_int(x->op, "min_level"), hi = op_int(x->op, "max_level"), images = 1;
   int n = x_n_out(x, "MultiFpnRois"), counts = x_n_out(x, "MultiLevelRoIsNum");
   if (!ops_rank(boxes, "FpnRois", 2, 2) || (number && !ops_rank(number, "RoisNum", 1, 1)))

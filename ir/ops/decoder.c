@@ -6,15 +6,11 @@
 #include <math.h>
 #include <string.h>
 
-static Node *optional(Expand *x, const char *slot) {
-  return x_n_in(x, slot) > 0 ? x_in(x, slot) : NULL;
-}
-
 /* ---- rms_norm ---- */
 
 /* v of the shape of its dimensions axis.. from n elements; NULL passes through. */
 static bool tail_shaped(Expand *x, const char *slot, const Node *in, int axis, Node **v) {
-  *v = optional(x, slot);
+  *v = x_in(x, slot);
   if (!*v || !ops_known(*v) || !ops_known(in)) return !err_any();
   if (!ops_same("elements of a weight and normalised elements", node_numel(*v),
                 ops_prod(in->dims, axis, in->rank)))
@@ -26,7 +22,7 @@ static bool tail_shaped(Expand *x, const char *slot, const Node *in, int axis, N
 /* (x + bias + residual) over the root of its mean square, times norm_weight, plus norm_bias. */
 bool x_rms_norm(Expand *x) {
   Graph *g = x->g;
-  Node *v = x_in(x, "x"), *bias = optional(x, "bias"), *residual = optional(x, "residual"), *w, *b;
+  Node *v = x_in(x, "x"), *bias = x_in(x, "bias"), *residual = x_in(x, "residual"), *w, *b;
   int axis;
   if (!v || !ops_float(v, "x") ||
       !ops_axis("begin_norm_axis", op_int(x->op, "begin_norm_axis"), v->rank, &axis))
@@ -75,7 +71,7 @@ static void own_angles(Graph *g, int64_t s, int64_t d, Rotary *r) {
 /* A table of S rows of D, of any rank, at the positions `at` [B, S] or all in turn. */
 static Node *angles_of(Expand *x, const char *slot, Node *at, int64_t s, int64_t d) {
   Graph *g = x->g;
-  Node *v = optional(x, slot);
+  Node *v = x_in(x, slot);
   if (!v) return NULL;
   int64_t rows = d > 0 ? node_numel(v) / d : 0, table[] = {rows, d};
   if (!ops_same("elements of sin and cos, and positions times head size", node_numel(v), rows * d))
@@ -92,7 +88,7 @@ static Node *angles_of(Expand *x, const char *slot, Node *at, int64_t s, int64_t
 
 static bool rotary_read(Expand *x, const Node *q, Rotary *r) {
   int64_t s = q->dims[1], d = q->dims[3];
-  Node *at = optional(x, "position_ids");
+  Node *at = x_in(x, "position_ids");
   r->halves = !op_bool(x->op, "use_neox_rotary_style");
   if (d % 2) return err_set(E_SHP_006, "heads of %lld numbers are not made of pairs", (long long)d);
   bool given = x_n_in(x, "sin") > 0 && x_n_in(x, "cos") > 0;
@@ -141,7 +137,7 @@ static bool rotary(Expand *x, const char *const (*slots)[2], bool back) {
   const Node *first = NULL;
   bool known = true;
   for (int i = 0; i < 3; i++) {
-    Node *v = optional(x, slots[i][0]), *table = optional(x, tables[i]);
+    Node *v = x_in(x, slots[i][0]), *table = x_in(x, tables[i]);
     if (err_any() || (v && (!ops_rank(v, slots[i][0], 4, 4) || !ops_float(v, slots[i][0]))))
       return false;
     known = known && (!v || ops_known(v)) && (!table || ops_known(table));
@@ -152,7 +148,7 @@ static bool rotary(Expand *x, const char *const (*slots)[2], bool back) {
   }
   if (first && known && !rotary_read(x, first, &r)) return false;
   for (int i = 0; i < 3; i++) {
-    Node *v = optional(x, slots[i][0]);
+    Node *v = x_in(x, slots[i][0]);
     if (v && !x_out(x, slots[i][1], known ? rotated(g, &r, v, back) : ops_blank_like(g, v)))
       return false;
   }
@@ -208,7 +204,7 @@ static bool attention_read(Expand *x, Node **q, Node **k, Node **v) {
 /* softmax(q k' / sqrt(D) + attn_mask) v; softmax_lse: the logarithms of what the rows are divided by. */
 bool x_flash_attn(Expand *x) {
   Graph *g = x->g;
-  Node *q, *k, *v, *mask = optional(x, "attn_mask");
+  Node *q, *k, *v, *mask = x_in(x, "attn_mask");
   int64_t none[] = {2};
   if (!attention_read(x, &q, &k, &v) ||
       !x_out(x, "seed_offset", g_full_int(g, DT_INT64, 0, 1, none)))

@@ -6,10 +6,6 @@
 
 #include <string.h>
 
-static Node *given(Expand *x, const char *slot) {
-  return x_n_in(x, slot) > 0 ? x_in(x, slot) : NULL;
-}
-
 static Node *product(Graph *g, Node *a, Node *b, bool ta, bool tb) {
   return a && b ? g_matmul(g, a, b, ta, tb) : NULL;
 }
@@ -76,7 +72,7 @@ bool x_svd_grad(Expand *x);
 bool x_svd_grad(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *u = x_in(x, "U"), *s = x_in(x, "S"), *vt = x_in(x, "VH"), *outer = NULL;
-  Node *gu = given(x, "U@GRAD"), *gs = given(x, "S@GRAD"), *gv = given(x, "VH@GRAD");
+  Node *gu = x_in(x, "U@GRAD"), *gs = x_in(x, "S@GRAD"), *gv = x_in(x, "VH@GRAD");
   if (!a || !u || !s || !vt || err_any()) return false;
   if (!ops_known(a) || (!gu && !gs && !gv))
     return x_out(x, "X@GRAD", ops_known(a) ? ops_zeros(g, a) : ops_blank_like(g, a));
@@ -115,7 +111,7 @@ bool x_qr_grad(Expand *x);
 bool x_qr_grad(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *q = x_in(x, "Q"), *r = x_in(x, "R");
-  Node *gq = given(x, "Q@GRAD"), *gr = given(x, "R@GRAD");
+  Node *gq = x_in(x, "Q@GRAD"), *gr = x_in(x, "R@GRAD");
   if (!a || !q || !r || err_any()) return false;
   if (!ops_known(a) || (!gq && !gr))
     return x_out(x, "X@GRAD", ops_known(a) ? ops_zeros(g, a) : ops_blank_like(g, a));
@@ -133,7 +129,7 @@ bool x_qr_grad(Expand *x) {
 bool x_lu_grad(Expand *x);
 bool x_lu_grad(Expand *x) {
   Graph *g = x->g;
-  Node *a = x_in(x, "X"), *out = x_in(x, "Out"), *gy = given(x, "Out@GRAD"),
+  Node *a = x_in(x, "X"), *out = x_in(x, "Out"), *gy = x_in(x, "Out@GRAD"),
        *pivots = x_in(x, "Pivots");
   if (!a || !out || !pivots || err_any()) return false;
   if (!ops_known(a) || !gy)
@@ -170,7 +166,7 @@ static Node *widened(Graph *g, Node *v, const Node *like) {
 bool x_lu_unpack_grad(Expand *x);
 bool x_lu_unpack_grad(Expand *x) {
   Graph *g = x->g;
-  Node *a = x_in(x, "X"), *gl = given(x, "L@GRAD"), *gu = given(x, "U@GRAD");
+  Node *a = x_in(x, "X"), *gl = x_in(x, "L@GRAD"), *gu = x_in(x, "U@GRAD");
   if (!a || err_any()) return false;
   if (!ops_known(a)) return x_out(x, "X@GRAD", ops_blank_like(g, a));
   Node *r = sum(g, widened(g, lower(g, gl, 0), a), widened(g, upper(g, gu, 1), a));

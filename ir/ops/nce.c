@@ -12,7 +12,7 @@ typedef struct Nce {
 } Nce;
 
 static Node *vector_in(Expand *x, const char *slot, int64_t n) {
-  Node *v = x_n_in(x, slot) > 0 ? x_in(x, slot) : NULL;
+  Node *v = x_in(x, slot);
   if (!v || !ops_same("the elements of a vector", n, ops_prod(v->dims, 0, v->rank))) return NULL;
   return ops_reshape(x->g, v, 1, &n);
 }
@@ -136,7 +136,7 @@ bool x_nce_grad(Expand *x) {
   Node *samples = x_in(x, "SampleLabels"), *gy = x_in(x, "Cost@GRAD"), *own[3], *grad[3] = {NULL},
        *scores;
   if (!nce_read(x, &k) || !samples || !gy) return false;
-  Node *like[] = {k.in, k.weight, x_n_in(x, "Bias") > 0 ? x_in(x, "Bias") : NULL};
+  Node *like[] = {k.in, k.weight, x_in(x, "Bias")};
   bool known = ops_known(k.in) && k.true_n >= 0;
   int n = like[2] ? 3 : 2;
   own[0] = k.in = g_alias(g, k.in), own[1] = k.weight = g_alias(g, k.weight),

@@ -69,7 +69,7 @@ static Node *norm_dx(Graph *g, const Norm *n, Node *gs) {
 /* A gradient of Scale or Bias as a vector of len, in that input's element type. */
 static bool norm_param(Expand *x, const char *slot, Node *sum, int64_t len) {
   const char *out = arena_fmt(x->g->arena, "%s@GRAD", slot);
-  Node *of = x_n_in(x, slot) > 0 ? x_in(x, slot) : NULL;
+  Node *of = x_in(x, slot);
   if (!sum || err_any()) return false;
   return x_out(x, out, g_cast(x->g, ops_reshape(x->g, sum, 1, &len), of ? of->dtype : sum->dtype));
 }

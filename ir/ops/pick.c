@@ -144,8 +144,7 @@ static Node *summed_to(Graph *g, Node *v, const Node *like) {
 
 bool x_set_value_grad(Expand *x) {
   Graph *g = x->g;
-  Node *gy = x_in(x, "Out@GRAD"),
-       *value = x_n_in(x, "ValueTensor") > 0 ? x_in(x, "ValueTensor") : NULL;
+  Node *gy = x_in(x, "Out@GRAD"), *value = x_in(x, "ValueTensor");
   Target t;
   int64_t dims[KL_RANK];
   if (!gy || !target_read(x, gy, &t)) return false;
@@ -202,7 +201,7 @@ bool x_crop_tensor(Expand *x) {
 
 bool x_crop(Expand *x) {
   int64_t shape[KL_RANK], off[KL_RANK];
-  Node *like = x_n_in(x, "Y") > 0 ? x_in(x, "Y") : NULL;
+  Node *like = x_in(x, "Y");
   int n = like ? like->rank : ops_list(x, NULL, NULL, "shape", shape, KL_RANK);
   int m = ops_list(x, NULL, "Offsets", "offsets", off, KL_RANK);
   if (like) memcpy(shape, like->dims, sizeof shape);

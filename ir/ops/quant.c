@@ -121,8 +121,8 @@ bool x_fake_channel_wise_quantize_dequantize_abs_max(Expand *x) { return by_chan
 static Node *moving_scale(Expand *x, Node *v) {
   Graph *g = x->g;
   double rate = op_float(x->op, "moving_rate");
-  Node *state = x_n_in(x, "InState") > 0 ? x_in(x, "InState") : NULL;
-  Node *accum = x_n_in(x, "InAccum") > 0 ? x_in(x, "InAccum") : NULL;
+  Node *state = x_in(x, "InState");
+  Node *accum = x_in(x, "InAccum");
   if (!v || !state || !accum) {
     err_set(E_OPR_002, "InState and InAccum are needed unless is_test is set");
     return NULL;

@@ -253,7 +253,7 @@ bool x_lstm(Expand *x) {
 static bool gru_weights(Expand *x, Layer *l) {
   Graph *g = x->g;
   int64_t d = l->d, all = 3 * d * d;
-  l->bias = x_n_in(x, "Bias") > 0 ? x_in(x, "Bias") : NULL;
+  l->bias = x_in(x, "Bias");
   if (x_n_in(x, "Bias") > 0 &&
       (!ops_rank(l->bias, "Bias", 2, 2) || !ops_same("rows of Bias", l->bias->dims[0], 1) ||
        !ops_same("columns of Bias and of Weight", l->bias->dims[1], l->w->dims[1])))

@@ -156,7 +156,7 @@ typedef struct Deform {
 static bool deform_read(Expand *x, Deform *d) {
   memset(d, 0, sizeof *d);
   d->in = x_in(x, "Input"), d->offset = x_in(x, "Offset"), d->filter = x_in(x, "Filter");
-  d->mask = opdef_in(x->op->def, "Mask") && x_n_in(x, "Mask") > 0 ? x_in(x, "Mask") : NULL;
+  d->mask = x_in(x, "Mask");
   d->groups = op_int(x->op, "groups"), d->parts = op_int(x->op, "deformable_groups");
   d->w.n_sp = 2;
   if (!ops_rank(d->in, "Input", 4, 4) || !ops_rank(d->offset, "Offset", 4, 4) ||

@@ -265,7 +265,7 @@ bool x_sequence_concat(Expand *x) {
 
 bool x_sequence_pad(Expand *x) {
   Graph *g = x->g;
-  Node *v, *pad = x_n_in(x, "PadValue") > 0 ? x_in(x, "PadValue") : NULL;
+  Node *v, *pad = x_in(x, "PadValue");
   const Lod *l;
   int64_t width = op_int(x->op, "padded_length"), dims[KL_RANK] = {-1, width < 0 ? -1 : width},
           unknown = -1;
@@ -348,7 +348,7 @@ bool x_sequence_conv(Expand *x) {
 
 bool x_lod_reset(Expand *x) {
   Graph *g = x->g;
-  Node *v = x_in(x, "X"), *y = x_n_in(x, "Y") > 0 ? x_in(x, "Y") : NULL;
+  Node *v = x_in(x, "X"), *y = x_in(x, "Y");
   int n;
   const int64_t *given = op_intlist(x->op, "target_lod", &n);
   if (!v) return false;

@@ -356,7 +356,7 @@ bool x_expand_v2(Expand *x) {
 
 bool x_expand_as_v2(Expand *x) {
   int64_t dims[KL_RANK];
-  Node *in = x_in(x, "X"), *y = x_n_in(x, "Y") > 0 ? x_in(x, "Y") : NULL;
+  Node *in = x_in(x, "X"), *y = x_in(x, "Y");
   if (!in || (x_n_in(x, "Y") > 0 && !y)) return false;
   int n = y ? y->rank : ops_list(x, NULL, NULL, "target_shape", dims, KL_RANK);
   for (int i = 0; y && i < n; i++) dims[i] = y->dims[i] < 0 ? OPS_UNKNOWN : y->dims[i];

@@ -256,7 +256,7 @@ static Node *layer(Expand *x, int i, Node *v) {
   bool before = op_bool(x->op, "pre_layer_norm");
   double eps = op_float(x->op, "epsilon");
   Node *scale = of_layer(x, "LnScale", i), *shift = of_layer(x, "LnBias", i);
-  Node *mask = x_n_in(x, "SrcMask") > 0 ? x_in(x, "SrcMask") : NULL;
+  Node *mask = x_in(x, "SrcMask");
   Node *h = before ? ops_normed(g, v, scale, shift, eps) : v;
   Node *qkv = three(g, h, of_layer(x, "QKVW", i), of_layer(x, "QKVBias", i), 0, false,
                     !op_bool(x->op, "trans_qkvw"));
