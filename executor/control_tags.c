@@ -17,6 +17,24 @@ static Value *offsets_value(Control *c, int64_t n, const int64_t *offset) {
   return v;
 }
 
+/* A list attribute. */
+typedef struct Numbers {
+  const int64_t *v;
+  int n;
+} Numbers;
+
+static Numbers numbers(const Op *op, const char *attr) {
+  Numbers l;
+  l.v = op_intlist(op, attr, &l.n);
+  return l;
+}
+
+static bool holds(const Numbers *l, double v) {
+  for (int i = 0; i < l->n; i++)
+    if (v == (double)l->v[i]) return true;
+  return false;
+}
+
 /* ---- viterbi_decode ---- */
 
 typedef struct Viterbi {
@@ -98,13 +116,13 @@ HostResult run_viterbi_decode(Control *c, Frame *f, Step *s) {
 
 /* What the tags of a scheme mean; -1: the scheme has no such tag. */
 typedef struct Scheme {
-  const char *name;
   int tags, begin, inside, end, single;
 } Scheme;
-static const Scheme schemes[] = {{"IOB", 2, 0, 1, -1, -1},
-                                 {"IOE", 2, -1, 0, 1, -1},
-                                 {"IOBES", 4, 0, 1, 2, 3},
-                                 {"plain", 1, -1, -1, -1, -1}};
+static const char *const scheme_words[] = {"IOB", "IOE", "IOBES", "plain"};
+static const Scheme schemes[] = {{2, 0, 1, -1, -1},
+                                 {2, -1, 0, 1, -1},
+                                 {4, 0, 1, 2, 3},
+                                 {1, -1, -1, -1, -1}};
 
 typedef struct Chunk {
   int64_t first, last, type;
@@ -147,22 +165,15 @@ static bool find_chunks(Arena *a, const Scheme *k, int64_t types, const Tensor *
   return true;
 }
 
-static bool excluded(const Op *op, int64_t type) {
-  int n;
-  const int64_t *v = op_intlist(op, "excluded_chunk_types", &n);
-  for (int i = 0; i < n; i++)
-    if (v[i] == type) return true;
-  return false;
-}
-
-/* count: chunks found, chunks of the label, chunks of both. */
-static void count_chunks(const Op *op, const Chunks *found, const Chunks *label, int64_t *count) {
-  for (int i = 0; i < found->n; i++) count[0] += !excluded(op, found->v[i].type);
-  for (int i = 0; i < label->n; i++) count[1] += !excluded(op, label->v[i].type);
+/* count: chunks found, chunks of the label, chunks of both; but for those of types that do not count. */
+static void count_chunks(const Numbers *excluded, const Chunks *found, const Chunks *label,
+                         int64_t *count) {
+  for (int i = 0; i < found->n; i++) count[0] += !holds(excluded, (double)found->v[i].type);
+  for (int i = 0; i < label->n; i++) count[1] += !holds(excluded, (double)label->v[i].type);
   for (int i = 0, k = 0; i < found->n && k < label->n;) {
     const Chunk *x = &found->v[i], *y = &label->v[k];
     bool same = x->first == y->first && x->last == y->last && x->type == y->type;
-    count[2] += same && !excluded(op, x->type);
+    count[2] += same && !holds(excluded, (double)x->type);
     i += x->last <= y->last;
     k += y->last <= x->last;
   }
@@ -193,24 +204,23 @@ static int64_t tag_sequences(Control *c, Frame *f, Step *s, const Value *label, 
   return n;
 }
 
+/* In the order of the operator's row. */
 static bool put_scores(Control *c, Frame *f, Step *s, const int64_t *count) {
-  static const char *const slots[] = {"Precision",      "Recall",         "F1-Score",
-                                      "NumInferChunks", "NumLabelChunks", "NumCorrectChunks"};
   float p = count[0] ? (float)count[2] / (float)count[0] : 0,
         r = count[1] ? (float)count[2] / (float)count[1] : 0,
         scores[] = {p, r, count[2] ? 2 * p * r / (p + r) : 0};
   for (int i = 0; i < 6; i++) {
-    if (!step_out(s, slots[i], 0)) continue;
+    const char *slot = s->op->def->outs[i].name;
+    if (!step_out(s, slot, 0)) continue;
     Value *v = value_tensor(c, i < 3 ? DT_FLOAT32 : DT_INT64, 1, (int64_t[]){1});
     tensor_set(&v->t, 0, i < 3 ? (double)scores[i] : (double)count[i - 3]);
-    if (!op_result(c, f, s, slots[i], 0, v)) return false;
+    if (!op_result(c, f, s, slot, 0, v)) return false;
   }
   return true;
 }
 
 HostResult run_chunk_eval(Control *c, Frame *f, Step *s) {
-  static const char *const words[] = {"IOB", "IOE", "IOBES", "plain"};
-  int k = op_word(s->op, "chunk_scheme", 4, words);
+  int k = op_word(s->op, "chunk_scheme", 4, scheme_words);
   Value *found = k < 0 ? NULL : tags_in(c, f, s, "Inference", 0),
         *label = found ? tags_in(c, f, s, "Label", 0) : NULL;
   if (!label) return HOST_FAIL;
@@ -218,13 +228,14 @@ HostResult run_chunk_eval(Control *c, Frame *f, Step *s) {
     return op_refuses(s, "Inference", "has not as many elements as Label"), HOST_FAIL;
   Arena *a = arena_scratch();
   Chunks chunks[2] = {0};
+  Numbers excluded = numbers(s->op, "excluded_chunk_types");
   int64_t *first, *length, count[3] = {0}, types = op_int(s->op, "num_chunk_types");
   int64_t n = tag_sequences(c, f, s, label, a, &first, &length);
   bool ok = n >= 0;
   for (int64_t i = 0; i < n && ok; i++) {
     ok = find_chunks(a, &schemes[k], types, &found->t, first[i], length[i], &chunks[0]) &&
          find_chunks(a, &schemes[k], types, &label->t, first[i], length[i], &chunks[1]);
-    if (ok) count_chunks(s->op, &chunks[0], &chunks[1], count);
+    if (ok) count_chunks(&excluded, &chunks[0], &chunks[1], count);
   }
   arena_free(a);
   value_drop(c, found);
@@ -234,14 +245,6 @@ HostResult run_chunk_eval(Control *c, Frame *f, Step *s) {
 
 /* ---- sequence_erase ---- */
 
-static bool erased(const Op *op, double v) {
-  int n;
-  const int64_t *token = op_intlist(op, "tokens", &n);
-  for (int i = 0; i < n; i++)
-    if (v == (double)token[i]) return true;
-  return false;
-}
-
 HostResult run_sequence_erase(Control *c, Frame *f, Step *s) {
   Value *x = tags_in(c, f, s, "X", 0);
   if (!x) return HOST_FAIL;
@@ -250,11 +253,12 @@ HostResult run_sequence_erase(Control *c, Frame *f, Step *s) {
   if (x->t.rank < 1 || x->t.rank > 2 || x->t.dims[0] != rows)
     return op_refuses(s, "X", "must be [T, 1]"), HOST_FAIL;
   const int64_t *from = x->lod->t.data;
+  Numbers tokens = numbers(s->op, "tokens");
   Arena *a = arena_scratch();
   int64_t *at = arena_array(a, int64_t, rows + 1), *offset = arena_array(a, int64_t, n + 1);
   for (int64_t i = 0; i < n; i++) {
     for (int64_t k = from[i]; k < from[i + 1]; k++)
-      if (!erased(s->op, tensor_get(&x->t, k))) at[kept++] = k;
+      if (!holds(&tokens, tensor_get(&x->t, k))) at[kept++] = k;
     offset[i + 1] = kept;
   }
   Value *out = value_tensor(c, x->t.dtype, x->t.rank, (int64_t[]){kept, 1});

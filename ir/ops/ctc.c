@@ -357,12 +357,12 @@ bool x_viterbi_decode(Expand *x) {
 }
 
 bool x_chunk_eval(Expand *x) {
-  static const char *const slots[] = {"Precision",      "Recall",         "F1-Score",
-                                      "NumInferChunks", "NumLabelChunks", "NumCorrectChunks"};
   int64_t one = 1;
   if (!ops_index(x_in(x, "Inference"), "Inference") || !ops_index(x_in(x, "Label"), "Label"))
     return false;
   for (int i = 0; i < 6; i++)
-    if (!x_out(x, slots[i], ops_blank(x->g, i < 3 ? DT_FLOAT32 : DT_INT64, 1, &one))) return false;
+    if (!x_out(x, x->op->def->outs[i].name,
+               ops_blank(x->g, i < 3 ? DT_FLOAT32 : DT_INT64, 1, &one)))
+      return false;
   return true;
 }
