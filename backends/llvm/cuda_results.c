@@ -215,13 +215,13 @@ void gemm_results(Gemm *m, int part) {
 
 /* ---- split sums ---- */
 
+/* Neighbours are constant steps from one address: LLVM makes vectors of them. */
 Val cuda_sum_parts(Gen *g, Node *n, const Index *ix) {
   const CudaGemm *p = g->sums;
   Aff lin = index_linear(g, ix, n->dims, 0, n->rank);
-  int64_t at =
-      lin.k; /* neighbours are constant steps from one address, so that LLVM makes vectors of them */
   DType t = p->tile->type;
   Val sum = NULL;
+  int64_t at = lin.k;
   lin.k = 0;
   Val first = emit_address(g, g->k->inputs.n + g->k->outputs.n, t, &lin);
   gen_at(g, g->depth);
