@@ -279,7 +279,7 @@ static bool slice_end(Control *c, Frame *f, Step *s, const char *tensor, const c
   double v;
   int count;
   const char *slot = step_in(s, tensor, 0) ? tensor : step_in(s, list, 0) ? list : NULL;
-  const int64_t *ints = op_intlist(s->op, attr, &count);
+  const int64_t *ints = op_intlist(s->op, attr, c->arena, &count);
   if (slot && !op_number(c, f, s, slot, &v)) return false;
   if (!slot && count < 1) return err_set(E_OPR_003, "%s is empty", attr);
   *at = slot ? (int64_t)v : ints[0];
@@ -295,9 +295,9 @@ static bool slice_range(Control *c, Frame *f, Step *s, int64_t n, int64_t *from,
 }
 
 /* With decrease_axis one element, otherwise an array of some. */
-static bool is_element(const Step *s) {
+static bool is_element(const Control *c, const Step *s) {
   int n;
-  op_intlist(s->op, "decrease_axis", &n);
+  op_intlist(s->op, "decrease_axis", c->arena, &n);
   return n > 0;
 }
 
@@ -305,7 +305,7 @@ HostResult run_array_slice(Control *c, Frame *f, Step *s) {
   int64_t from, to;
   Value *a = array_in(c, f, s, "Input"), *v = NULL;
   if (!a || !slice_range(c, f, s, a->n, &from, &to)) return HOST_FAIL;
-  if (!is_element(s)) {
+  if (!is_element(c, s)) {
     v = value_new(c, V_ARRAY);
     for (int64_t i = from; i < to; i++) array_put(c, v, i - from, value_share(a->items[i]));
   } else if (from < a->n)

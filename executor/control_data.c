@@ -128,9 +128,9 @@ static int by_row(const void *a, const void *b, void *user) {
   return order ? order : (x > y) - (x < y);
 }
 
-static bool make_rows(Step *s, const Tensor *t, Rows *r) {
+static bool make_rows(Control *c, Step *s, const Tensor *t, Rows *r) {
   int n;
-  const int64_t *axis = op_intlist(s->op, "axis", &n);
+  const int64_t *axis = op_intlist(s->op, "axis", c->arena, &n);
   *r = (Rows){.t = t, .axis = -1, .n = tensor_numel(t), .outer = 1, .inner = 1};
   if (n == 0) return true;
   if (axis[0] < -t->rank || axis[0] >= t->rank)
@@ -187,7 +187,7 @@ static bool give_distinct(Control *c, Frame *f, Step *s, const Rows *r, Arena *a
 static HostResult distinct(Control *c, Frame *f, Step *s, bool sorted, const char *index) {
   Rows r;
   Value *v = op_tensor(c, f, s, "X");
-  if (!v || !make_rows(s, &v->t, &r)) return HOST_FAIL;
+  if (!v || !make_rows(c, s, &v->t, &r)) return HOST_FAIL;
   Arena *a = arena_scratch();
   int64_t *order = arena_array(a, int64_t, r.n + 1);
   for (int64_t i = 0; i < r.n; i++) order[i] = i;

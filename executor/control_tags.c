@@ -23,9 +23,9 @@ typedef struct Numbers {
   int n;
 } Numbers;
 
-static Numbers numbers(const Op *op, const char *attr) {
+static Numbers numbers(Control *c, const Op *op, const char *attr) {
   Numbers l;
-  l.v = op_intlist(op, attr, &l.n);
+  l.v = op_intlist(op, attr, c->arena, &l.n);
   return l;
 }
 
@@ -228,7 +228,7 @@ HostResult run_chunk_eval(Control *c, Frame *f, Step *s) {
     return op_refuses(s, "Inference", "has not as many elements as Label"), HOST_FAIL;
   Arena *a = arena_scratch();
   Chunks chunks[2] = {0};
-  Numbers excluded = numbers(s->op, "excluded_chunk_types");
+  Numbers excluded = numbers(c, s->op, "excluded_chunk_types");
   int64_t *first, *length, count[3] = {0}, types = op_int(s->op, "num_chunk_types");
   int64_t n = tag_sequences(c, f, s, label, a, &first, &length);
   bool ok = n >= 0;
@@ -253,7 +253,7 @@ HostResult run_sequence_erase(Control *c, Frame *f, Step *s) {
   if (x->t.rank < 1 || x->t.rank > 2 || x->t.dims[0] != rows)
     return op_refuses(s, "X", "must be [T, 1]"), HOST_FAIL;
   const int64_t *from = x->lod->t.data;
-  Numbers tokens = numbers(s->op, "tokens");
+  Numbers tokens = numbers(c, s->op, "tokens");
   Arena *a = arena_scratch();
   int64_t *at = arena_array(a, int64_t, rows + 1), *offset = arena_array(a, int64_t, n + 1);
   for (int64_t i = 0; i < n; i++) {

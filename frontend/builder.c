@@ -146,7 +146,8 @@ bool op_set_attrs(Op *op, const char *text) {
 static int list_outputs(const Op *op) {
   int n = 0;
   if (opdef_attr(op->def, "num")) n = (int)op_int(op, "num");
-  if (n <= 0 && opdef_attr(op->def, "sections")) op_intlist(op, "sections", &n);
+  if (n <= 0 && opdef_attr(op->def, "sections"))
+    op_intlist(op, "sections", op->block->prog->arena, &n);
   for (int i = 0; n <= 0 && i < op->def->n_ins; i++) {
     const Slot *s = op->def->ins[i].list ? op_ins(op, op->def->ins[i].name) : NULL;
     n = s ? s->n : 0;

@@ -141,13 +141,7 @@ bool expand_gradient(Expand *x) {
   d.op = arena_new_of(g->arena, Op);
   d.op->type = fwd->name;
   d.op->def = fwd;
-  for (int i = 0; i < x->op->attrs.n; i++) {
-    Attr a = x->op->attrs.v[i];
-    const AttrDef *row = opdef_attr(fwd, a.name);
-    if (row && attr_info[a.type].list && attr_info[row->dflt.type].list)
-      attr_coerce(&a, row->dflt.type, g->arena);
-    vec_add(g->arena, &d.op->attrs, a);
-  }
+  for (int i = 0; i < x->op->attrs.n; i++) vec_add(g->arena, &d.op->attrs, x->op->attrs.v[i]);
   for (int s = 0; s < fwd->n_ins; s++)
     if (!derive_input(&d, &fwd->ins[s])) return false;
   if (g->shapes_only) { /* a gradient has the shape of what it is the gradient of */

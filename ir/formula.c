@@ -74,7 +74,7 @@ static Value attr_value(Formula *f, const Attr *a) {
   case AT_INTS:
   case AT_LONGS:
   case AT_BOOLS: {
-    const int64_t *v = op_intlist(f->x->op, a->name, &n);
+    const int64_t *v = op_intlist(f->x->op, a->name, f->x->g->arena, &n);
     return (Value){.kind = V_LIST, .n = n, .list = v};
   }
   case AT_FLOATS:

@@ -441,13 +441,13 @@ const char *op_str(const Op *op, const char *name) {
   return a && a->type == AT_STRING && a->s ? a->s : "";
 }
 
-const int64_t *op_intlist(const Op *op, const char *name, int *n) {
+const int64_t *op_intlist(const Op *op, const char *name, Arena *arena, int *n) {
   const Attr *a = op_attr(op, name);
   *n = 0;
   if (!a) return NULL;
   const AttrInfo *t = &attr_info[a->type];
-  if (t->list && t->elem == 'f' && op->block) { /* PaddlePaddle reads FLOATS as LONGS */
-    int64_t *v = arena_array(op->block->prog->arena, int64_t, a->n);
+  if (t->list && t->elem == 'f') { /* PaddlePaddle reads FLOATS as LONGS */
+    int64_t *v = arena_array(arena, int64_t, a->n);
     for (int i = 0; i < a->n; i++) v[i] = to_int(a->fs[i]);
     *n = a->n;
     return v;

@@ -159,8 +159,8 @@ int op_word(const Op *op, const char *name, int n, const char *const *words);
 /* How rows that meet become one: the words of reduce_op (messages) and pooltype (segments). */
 typedef enum Reduction { REDUCE_SUM, REDUCE_MEAN, REDUCE_MAX, REDUCE_MIN, REDUCE_N } Reduction;
 extern const char *const reduction_words[REDUCE_N];
-/* A scalar INT counts as a list of one */
-const int64_t *op_intlist(const Op *op, const char *name, int *n);
+/* A scalar INT counts as a list of one; FLOATS are converted, in the arena */
+const int64_t *op_intlist(const Op *op, const char *name, Arena *arena, int *n);
 int op_role(const Op *op);         /* op_role, default ROLE_FORWARD */
 int op_index(const Op *op);        /* position in its block */
 const char *op_text(const Op *op); /* "op 47 `matmul_v2`", with the user's file:line if kept */

@@ -165,9 +165,9 @@ static void editing(void **state) {
   op_set_int(op, "axis", 4);
   assert_int_equal(op->attrs.n, 8);
   int n;
-  const int64_t *v = op_intlist(op, "dims", &n); /* the default */
+  const int64_t *v = op_intlist(op, "dims", p->arena, &n); /* the default */
   assert_true(n == 2 && v[0] == 1 && v[1] == 2);
-  v = op_intlist(op, "axis", &n);
+  v = op_intlist(op, "axis", p->arena, &n);
   assert_true(n == 1 && v[0] == 4);
   assert_null(op_attr(op, "must"));
   assert_string_equal(op_str(op, "axis"), "");

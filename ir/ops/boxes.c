@@ -137,7 +137,7 @@ bool x_density_prior_box(Expand *x) {
   int n_size, n_ratio, n_density;
   const double *size = floats_of(x, "fixed_sizes", &n_size),
                *ratio = floats_of(x, "fixed_ratios", &n_ratio);
-  const int64_t *density = op_intlist(x->op, "densities", &n_density);
+  const int64_t *density = op_intlist(x->op, "densities", x->g->arena, &n_density);
   if (!image_size(x, &a)) return false;
   if (n_size != n_density)
     return err_set(E_OPR_003, "%d fixed_sizes, %d densities", n_size, n_density);

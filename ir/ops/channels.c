@@ -90,7 +90,7 @@ bool x_temporal_shift_grad(Expand *x) { return shifted(x, true); }
 /* The n dimensions of the result behind the channels: output_size, or what the window would have pooled. */
 static bool unpool_size(Expand *x, const Node *in, int n, int64_t *size) {
   int n_given;
-  const int64_t *given = op_intlist(x->op, "output_size", &n_given);
+  const int64_t *given = op_intlist(x->op, "output_size", x->g->arena, &n_given);
   int64_t k[3], stride[3], pad[3];
   if (!ops_ints(x, "ksize", n, 1, INT32_MAX, k) ||
       !ops_ints(x, "strides", n, 1, INT32_MAX, stride) ||

@@ -20,7 +20,7 @@ bool ops_axis(const char *attr, int64_t axis, int rank, int *out) {
 
 bool ops_axes(Expand *x, const char *attr, int rank, uint32_t *set) {
   int n, axis;
-  const int64_t *v = op_intlist(x->op, attr, &n);
+  const int64_t *v = op_intlist(x->op, attr, x->g->arena, &n);
   *set = 0;
   for (int i = 0; i < n; i++) {
     if (!ops_axis(attr, v[i], rank, &axis)) return false;
@@ -67,7 +67,7 @@ bool ops_same(const char *what, int64_t a, int64_t b) {
 
 bool ops_ints(Expand *x, const char *attr, int n, int64_t lo, int64_t hi, int64_t *out) {
   int have;
-  const int64_t *v = op_intlist(x->op, attr, &have);
+  const int64_t *v = op_intlist(x->op, attr, x->g->arena, &have);
   if (have != n && have != 1) {
     err_set(E_OPR_003, "%s has %d values, %d needed", attr, have, n);
     err_help("Give %s one value for each spatial dimension.", attr);
@@ -186,7 +186,7 @@ int ops_list(Expand *x, const char *list_slot, const char *slot, const char *att
   if (t) return list_of_tensor(x, slot, t, v, max);
   if (slot && x_n_in(x, slot) > 0) return -1;
   if (!attr) return 0;
-  const int64_t *a = op_intlist(x->op, attr, &n);
+  const int64_t *a = op_intlist(x->op, attr, x->g->arena, &n);
   if (n > max) return err_set(E_SHP_002, "%s has %d values, at most %d", attr, n, max), -1;
   for (int i = 0; i < n; i++) v[i] = a[i];
   return known_list(v, n);
@@ -276,7 +276,7 @@ bool ops_paddings(Expand *x, Window *w, const int64_t *in) {
   if (alg < 0) return false;
   if (alg == 3) alg = 0;
   int n;
-  const int64_t *p = op_intlist(x->op, "paddings", &n);
+  const int64_t *p = op_intlist(x->op, "paddings", x->g->arena, &n);
   for (int i = 0; i < w->n_sp; i++) {
     w->lo[i] = w->hi[i] = 0;
     if (alg == 1) {

@@ -82,7 +82,7 @@ bool x_unique(Expand *x);
 bool x_unique(Expand *x) {
   Node *n = x_in(x, "X");
   int count, axis = 0;
-  const int64_t *axes = op_intlist(x->op, "axis", &count);
+  const int64_t *axes = op_intlist(x->op, "axis", x->g->arena, &count);
   int64_t dims[KL_RANK] = {-1};
   if (!n || (count > 0 && !ops_axis("axis", axes[0], n->rank, &axis))) return false;
   for (int d = 0; count > 0 && d < n->rank; d++) dims[d] = d == axis ? -1 : n->dims[d];

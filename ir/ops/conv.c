@@ -103,8 +103,8 @@ bool x_conv3d(Expand *x) { return conv(x, 3); }
 /* out = (in-1)*stride - lo - hi + dil*(k-1) + 1, enlarged by output_padding or to output_size, both below one stride. */
 static bool transposed_out(Expand *x, const Conv *c, int64_t *out) {
   int n_pad, n_size, n_sp = c->win.n_sp;
-  const int64_t *pad = op_intlist(x->op, "output_padding", &n_pad);
-  const int64_t *size = op_intlist(x->op, "output_size", &n_size);
+  const int64_t *pad = op_intlist(x->op, "output_padding", x->g->arena, &n_pad);
+  const int64_t *size = op_intlist(x->op, "output_size", x->g->arena, &n_size);
   if ((n_pad && n_pad != n_sp) || (n_size && n_size != n_sp)) {
     err_set(E_OPR_003, "output_padding has %d and output_size %d values, %d or none needed", n_pad,
             n_size, n_sp);

@@ -36,7 +36,7 @@ static bool shape_of(Expand *x, int *rank, int64_t *dims) {
 static bool shape_like(Expand *x, int *rank, int64_t *dims) {
   Node *like = x_in(x, "Input");
   int from, to;
-  const int64_t *shape = op_intlist(x->op, "shape", rank);
+  const int64_t *shape = op_intlist(x->op, "shape", x->g->arena, rank);
   if (!like) return false;
   if (*rank > KL_VAR_RANK) return err_set(E_SHP_002, "shape has %d dimensions", *rank);
   if (!ops_axis("input_dim_idx", op_int(x->op, "input_dim_idx"), like->rank, &from) ||
@@ -101,7 +101,7 @@ bool x_assign_value(Expand *x) {
   if (!dtype_of(x, "dtype", &t)) return false;
   size_t k = 0;
   while (k < sizeof lists / sizeof *lists && lists[k].type != t) k++;
-  const int64_t *dims = op_intlist(x->op, "shape", &rank);
+  const int64_t *dims = op_intlist(x->op, "shape", x->g->arena, &rank);
   const Attr *a = op_list(x->op, lists[k].attr, x->g->arena), *any = op_attr(x->op, "values");
   if (any && any->type == AT_SCALARS && any->n > 0) a = any; /* PaddlePaddle 3 */
   if (rank > KL_VAR_RANK) return err_set(E_SHP_002, "shape has %d dimensions", rank);
@@ -263,7 +263,7 @@ bool x_fill(Expand *x) {
   Tensor v;
   int64_t numel;
   const Attr *a = op_list(x->op, "value", x->g->arena);
-  const int64_t *dims = op_intlist(x->op, "shape", &rank);
+  const int64_t *dims = op_intlist(x->op, "shape", x->g->arena, &rank);
   if (!dtype_of(x, "dtype", &t)) return false;
   if (rank > KL_VAR_RANK) return err_set(E_SHP_002, "shape has %d dimensions", rank);
   if (!dims_numel(t, rank, dims, &numel)) return false;

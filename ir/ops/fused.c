@@ -245,7 +245,7 @@ static const char *activation_text(Expand *x) {
 
 static const char *unless_empty(Expand *x, const char *attr, const char *text) {
   int n;
-  op_intlist(x->op, attr, &n);
+  op_intlist(x->op, attr, x->g->arena, &n);
   return n ? text : "";
 }
 
@@ -334,7 +334,7 @@ bool x_fusion_transpose_flatten_concat(Expand *x) {
   Graph *g = x->g;
   int n = x_n_in(x, "X"), rank, at, perm[KL_RANK];
   Node **part = arena_array(g->arena, Node *, n);
-  const int64_t *axis = op_intlist(x->op, "trans_axis", &rank);
+  const int64_t *axis = op_intlist(x->op, "trans_axis", x->g->arena, &rank);
   for (int i = 0; i < n; i++) {
     Node *v = x_in_at(x, "X", i);
     if (!ops_rank(v, "X", rank, rank) ||

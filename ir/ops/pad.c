@@ -21,7 +21,7 @@ static bool pad_amount(int64_t v, const char *attr) {
 
 static bool pad_read(Expand *x, const Node *in, int64_t *lo, int64_t *hi) {
   int n;
-  const int64_t *p = op_intlist(x->op, "paddings", &n);
+  const int64_t *p = op_intlist(x->op, "paddings", x->g->arena, &n);
   if (!in) return false;
   if (n != 2 * in->rank) {
     err_set(E_OPR_003, "paddings has %d values for %d dimensions", n, in->rank);

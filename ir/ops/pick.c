@@ -32,7 +32,7 @@ static bool target_read(Expand *x, const Node *in, Target *t) {
   int64_t start[KL_RANK], end[KL_RANK], step[KL_RANK];
   memset(t, 0, sizeof *t);
   int n;
-  const int64_t *axes = op_intlist(x->op, "axes", &n);
+  const int64_t *axes = op_intlist(x->op, "axes", x->g->arena, &n);
   if (n > in->rank) return err_set(E_SHP_003, "%d axes for %d dimensions", n, in->rank);
   int a = ops_list(x, "StartsTensorList", NULL, "starts", start, KL_RANK);
   int b = ops_list(x, "EndsTensorList", NULL, "ends", end, KL_RANK);
@@ -72,8 +72,8 @@ static Node *target_mask(Graph *g, const Node *in, const Target *t) {
 /* The shape of a value in the box: without the dimensions of decrease_axes, but with none_axes. */
 static int value_dims(Expand *x, const Node *in, const Target *t, int64_t *dims) {
   int n_drop, n_none, rank = 0;
-  const int64_t *drop = op_intlist(x->op, "decrease_axes", &n_drop),
-                *none = op_intlist(x->op, "none_axes", &n_none);
+  const int64_t *drop = op_intlist(x->op, "decrease_axes", x->g->arena, &n_drop),
+                *none = op_intlist(x->op, "none_axes", x->g->arena, &n_none);
   for (int d = 0; d < in->rank; d++) {
     bool gone = false;
     for (int i = 0; i < n_drop; i++) gone |= drop[i] == d;
@@ -96,7 +96,7 @@ static Node *listed_value(Expand *x, DType t) {
   static const char *const names[] = {"bool_values", "int32_values", "int64_values",
                                       "fp32_values", "fp64_values",  "fp16_values"};
   int rank, n = 0;
-  const int64_t *shape = op_intlist(x->op, "shape", &rank);
+  const int64_t *shape = op_intlist(x->op, "shape", x->g->arena, &rank);
   const Attr *a = op_attr(x->op, "values");
   for (int i = 0; i < 6 && !(a && a->n > 0); i++) a = op_attr(x->op, names[i]);
   n = a ? a->n : 0;

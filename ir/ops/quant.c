@@ -186,7 +186,7 @@ bool x_fake_channel_wise_dequantize_max_abs(Expand *x) {
   Graph *g = x->g;
   Node *v = x_in(x, "X");
   int n, scales = x_n_in(x, "Scales"), axis;
-  const int64_t *bits = op_intlist(x->op, "quant_bits", &n);
+  const int64_t *bits = op_intlist(x->op, "quant_bits", x->g->arena, &n);
   if (!ops_float(v, "X")) return false;
   if (scales < 1 || scales > 2 || n < scales)
     return err_set(E_OPR_003, "%d Scales and %d quant_bits", scales, n);

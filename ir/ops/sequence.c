@@ -350,7 +350,7 @@ bool x_lod_reset(Expand *x) {
   Graph *g = x->g;
   Node *v = x_in(x, "X"), *y = x_in(x, "Y");
   int n;
-  const int64_t *given = op_intlist(x->op, "target_lod", &n);
+  const int64_t *given = op_intlist(x->op, "target_lod", x->g->arena, &n);
   if (!v) return false;
   if (g->shapes_only) return x_out(x, "Out", g_alias(g, v));
   if (y && y->lod && (v->rank == 0 || y->lod->offset[y->lod->n] != v->dims[0]))
@@ -381,7 +381,7 @@ bool x_im2sequence(Expand *x) {
   Node *v = x_in(x, "X");
   Window w = {.n_sp = 2, .dil = {1, 1}};
   int n;
-  const int64_t *p = op_intlist(x->op, "paddings", &n);
+  const int64_t *p = op_intlist(x->op, "paddings", x->g->arena, &n);
   int64_t out[2];
   if (!ops_rank(v, "X", 4, 4) || !ops_ints(x, "kernels", 2, 1, INT32_MAX, w.k) ||
       !ops_ints(x, "strides", 2, 1, INT32_MAX, w.stride))

@@ -105,7 +105,7 @@ bool x_transpose(Expand *x) {
   Node *in = x_in(x, "X");
   int n, perm[KL_RANK];
   uint32_t seen = 0;
-  const int64_t *axis = op_intlist(x->op, "axis", &n);
+  const int64_t *axis = op_intlist(x->op, "axis", x->g->arena, &n);
   if (!in) return false;
   bool ok = n == in->rank;
   for (int i = 0; i < n && ok; i++) {
@@ -131,7 +131,7 @@ bool x_squeeze(Expand *x) {
   int64_t dims[KL_RANK];
   int n, rank = 0, a;
   uint32_t drop = 0;
-  const int64_t *axes = op_intlist(x->op, "axes", &n);
+  const int64_t *axes = op_intlist(x->op, "axes", x->g->arena, &n);
   if (!in) return false;
   for (int i = 0; i < n; i++) {
     if (!ops_axis("axes", axes[i], in->rank, &a)) return false;

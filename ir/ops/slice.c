@@ -16,7 +16,7 @@ typedef struct Box {
 static bool box_axes(Expand *x, const Node *in, Box *b) {
   int n;
   uint32_t seen = 0;
-  const int64_t *axes = op_intlist(x->op, "axes", &n);
+  const int64_t *axes = op_intlist(x->op, "axes", x->g->arena, &n);
   if (n > in->rank) return err_set(E_SHP_003, "%d axes for %d dimensions", n, in->rank);
   for (int i = 0; i < n; i++) {
     if (!ops_axis("axes", axes[i], in->rank, &b->axes[i])) return false;

@@ -28,7 +28,7 @@ static Node *rolled(Graph *g, Node *v, int axis, int64_t shift, bool back) {
 static bool roll(Expand *x, Node *in, const char *out, bool back) {
   Node *v = in;
   int n_axis, a;
-  const int64_t *axis = op_intlist(x->op, "axis", &n_axis);
+  const int64_t *axis = op_intlist(x->op, "axis", x->g->arena, &n_axis);
   int64_t shift[KL_RANK];
   int n = in ? ops_list(x, NULL, "ShiftsTensor", "shifts", shift, KL_RANK) : -1;
   if (n < 0) return false;

@@ -5,7 +5,7 @@
 
 static bool unfold_window(Expand *x, Window *w) {
   int n;
-  const int64_t *p = op_intlist(x->op, "paddings", &n);
+  const int64_t *p = op_intlist(x->op, "paddings", x->g->arena, &n);
   w->n_sp = 2;
   if (!ops_ints(x, "kernel_sizes", 2, 1, INT32_MAX, w->k) ||
       !ops_ints(x, "strides", 2, 1, INT32_MAX, w->stride) ||

@@ -21,7 +21,7 @@ typedef struct Yolo {
 static bool yolo_read(Expand *x, Yolo *y) {
   int n;
   y->x = x_in(x, "X"), y->image = x_in(x, "ImgSize");
-  y->sizes = op_intlist(x->op, "anchors", &n);
+  y->sizes = op_intlist(x->op, "anchors", x->g->arena, &n);
   y->anchors = n / 2, y->classes = op_int(x->op, "class_num"),
   y->down = op_int(x->op, "downsample_ratio");
   y->iou = op_bool(x->op, "iou_aware");
@@ -120,7 +120,8 @@ typedef struct YoloLoss {
 static bool loss_attrs(Expand *x, YoloLoss *l) {
   int n, m;
   int64_t classes = op_int(x->op, "class_num"), down = op_int(x->op, "downsample_ratio");
-  l->sizes = op_intlist(x->op, "anchors", &n), l->own = op_intlist(x->op, "anchor_mask", &m);
+  l->sizes = op_intlist(x->op, "anchors", x->g->arena, &n),
+  l->own = op_intlist(x->op, "anchor_mask", x->g->arena, &m);
   l->all = n / 2;
   if (n < 2 || n % 2 || n > MAX_ANCHORS || m < 1 || m > MAX_ANCHORS || classes < 1 ||
       classes > INT32_MAX || down < 1 || down > INT32_MAX)
