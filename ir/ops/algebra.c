@@ -178,7 +178,6 @@ static bool diagonal_of(Expand *x, const Node *in, Node *y, Node **values, Node 
   return *values && *at;
 }
 
-bool x_fill_diagonal_tensor(Expand *x);
 bool x_fill_diagonal_tensor(Expand *x) {
   Node *in = x_in(x, "X"), *y = x_in(x, "Y"), *v = NULL, *at = NULL;
   if (!in || !y) return false;
@@ -186,7 +185,6 @@ bool x_fill_diagonal_tensor(Expand *x) {
   return diagonal_of(x, in, y, &v, &at) && x_out(x, "Out", g_select(x->g, at, v, in));
 }
 
-bool x_fill_diagonal_tensor_grad(Expand *x);
 bool x_fill_diagonal_tensor_grad(Expand *x) {
   Node *gy = x_in(x, "Out@GRAD"), *at = NULL;
   if (!gy || !ops_known(gy)) return gy && x_out(x, "X@GRAD", gy);

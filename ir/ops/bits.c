@@ -16,7 +16,6 @@ static bool next_numbers(const CustomOp *op, int n_in, const Tensor *in, int n_o
 }
 static const CustomOp next_call = {"nextafter", "X Y -> Out", NULL, next_numbers, NULL, NULL};
 
-bool x_nextafter(Expand *x);
 bool x_nextafter(Expand *x) {
   Graph *g = x->g;
   Node *v[] = {x_in(x, "x"), x_in(x, "y")};
@@ -50,7 +49,6 @@ static bool unpacked_rows(const CustomOp *op, int n_in, const Tensor *in, int n_
 }
 static const CustomOp unpacked_call = {"unpack", "W Ids -> Out", NULL, unpacked_rows, NULL, NULL};
 
-bool x_lookup_table_dequant(Expand *x);
 bool x_lookup_table_dequant(Expand *x) {
   Graph *g = x->g;
   Node *v[] = {x_in(x, "W"), x_in(x, "Ids")};

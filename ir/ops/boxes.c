@@ -445,7 +445,6 @@ bool x_distribute_fpn_proposals(Expand *x) {
 }
 
 /* Shapes only, as above (executor/control_rpn.c). */
-bool x_generate_proposals(Expand *x);
 bool x_generate_proposals(Expand *x) {
   Node *scores = x_in(x, "Scores");
   if (!ops_rank(scores, "Scores", 4, 4)) return false;

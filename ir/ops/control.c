@@ -3,14 +3,12 @@
 #include "ops.h"
 
 /* Their variables are declared by who makes the operator. */
-bool x_control(Expand *x);
 bool x_control(Expand *x) {
   (void)x;
   return true;
 }
 
 /* Out has type and shape of the first X; for an array those of its elements. */
-bool x_like_x(Expand *x);
 bool x_like_x(Expand *x) {
   Node *n = x_in_at(x, "X", 0);
   for (int i = 0; n && i < x_n_out(x, "Out"); i++)
@@ -18,10 +16,8 @@ bool x_like_x(Expand *x) {
   return n != NULL;
 }
 
-bool x_print(Expand *x);
 bool x_print(Expand *x) { return x_out(x, "Out", ops_blank_like(x->g, x_in(x, "In"))); }
 
-bool x_is_empty(Expand *x);
 bool x_is_empty(Expand *x) {
   Node *n = x_in(x, "X");
   if (!n) return false;
@@ -29,12 +25,10 @@ bool x_is_empty(Expand *x) {
   return x_out(x, "Out", g_full_int(x->g, DT_BOOL, node_numel(n) == 0, 0, NULL));
 }
 
-bool x_array_length(Expand *x);
 bool x_array_length(Expand *x) {
   return x_out(x, "Out", ops_blank(x->g, DT_INT64, 1, (int64_t[]){1}));
 }
 
-bool x_array_to_tensor(Expand *x);
 bool x_array_to_tensor(Expand *x) {
   Node *n = x_in(x, "X");
   int64_t dims[KL_RANK], unknown = -1;
@@ -48,19 +42,16 @@ bool x_array_to_tensor(Expand *x) {
 
 /* ---- shapes that depend on values ---- */
 
-bool x_where_index(Expand *x);
 bool x_where_index(Expand *x) {
   Node *n = x_in(x, "Condition");
   return n && x_out(x, "Out", ops_blank(x->g, DT_INT64, 2, (int64_t[]){-1, n->rank}));
 }
 
-bool x_masked_select(Expand *x);
 bool x_masked_select(Expand *x) {
   Node *n = x_in(x, "X");
   return n && x_out(x, "Y", ops_blank(x->g, n->dtype, 1, (int64_t[]){-1}));
 }
 
-bool x_segment_pool(Expand *x);
 bool x_segment_pool(Expand *x) {
   Node *n = x_in(x, "X");
   int64_t dims[KL_RANK] = {-1};
@@ -72,13 +63,11 @@ bool x_segment_pool(Expand *x) {
          x_out(x, "SummedIds", ops_blank(x->g, n->dtype, 2, (int64_t[]){-1, 1}));
 }
 
-bool x_segment_pool_grad(Expand *x);
 bool x_segment_pool_grad(Expand *x) {
   Node *n = x_in(x, "X");
   return n && x_out(x, "X@GRAD", ops_blank_like(x->g, n));
 }
 
-bool x_unique(Expand *x);
 bool x_unique(Expand *x) {
   Node *n = x_in(x, "X");
   int count, axis = 0;

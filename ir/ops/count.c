@@ -37,13 +37,10 @@ static bool running(Expand *x, bool smallest) {
   return i && x_out(x, "out", g_gather(g, n, i, axis)) && x_out(x, "indices", g_cast(g, i, t));
 }
 
-bool x_cummax(Expand *x);
 bool x_cummax(Expand *x) { return running(x, false); }
-bool x_cummin(Expand *x);
 bool x_cummin(Expand *x) { return running(x, true); }
 
 /* What came from position i goes back there. */
-bool x_running_grad(Expand *x);
 bool x_running_grad(Expand *x) {
   Node *n = x_in(x, "x"), *i = x_in(x, "indices"), *gy = x_in(x, "out@GRAD");
   int axis;
@@ -73,7 +70,6 @@ static Node *mode_index(Graph *g, Node *n) {
   return g_gather(g, order, run ? g_argmax(g, run, 1u << r, true, DT_INT64) : NULL, r);
 }
 
-bool x_mode(Expand *x);
 bool x_mode(Expand *x) {
   Graph *g = x->g;
   Node *in = x_in(x, "X"), *i;
@@ -107,7 +103,6 @@ static Node *row_of(Graph *g, Node *n) {
   return g_reshape(g, n, 1, &all);
 }
 
-bool x_histogram(Expand *x);
 bool x_histogram(Expand *x) {
   Graph *g = x->g;
   Node *n = x_in(x, "X");
@@ -140,7 +135,6 @@ bool x_histogram(Expand *x) {
                          g_cast(g, in, DT_INT64), 0, false));
 }
 
-bool x_bincount(Expand *x);
 bool x_bincount(Expand *x) {
   Graph *g = x->g;
   Node *n = x_in(x, "X"), *w = x_in(x, "Weights");

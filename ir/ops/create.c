@@ -64,7 +64,6 @@ static Node *filled(Expand *x, DType t, int rank, const int64_t *dims) {
   return NULL;
 }
 
-bool x_fill_constant(Expand *x);
 bool x_fill_constant(Expand *x) {
   DType t;
   int rank;
@@ -75,7 +74,6 @@ bool x_fill_constant(Expand *x) {
   return x_out(x, "Out", v ? g_expand_to(x->g, g_cast(x->g, v, t), rank, dims) : NULL);
 }
 
-bool x_fill_constant_batch_size_like(Expand *x);
 bool x_fill_constant_batch_size_like(Expand *x) {
   DType t;
   int rank;
@@ -84,7 +82,6 @@ bool x_fill_constant_batch_size_like(Expand *x) {
          x_out(x, "Out", filled(x, t, rank, dims));
 }
 
-bool x_assign_value(Expand *x);
 bool x_assign_value(Expand *x) {
   static const struct {
     DType type;
@@ -133,7 +130,6 @@ static Node *on_diagonal(Graph *g, int rank, const int64_t *dims, int64_t offset
   return g_map2(g, P_EQ, g_map2(g, P_SUB, column, row), g_full_int(g, DT_INT64, offset, 0, NULL));
 }
 
-bool x_eye(Expand *x);
 bool x_eye(Expand *x) {
   DType t;
   int64_t rows = op_int(x->op, "num_rows"), columns = op_int(x->op, "num_columns");
@@ -153,7 +149,6 @@ static Node *sequence(Graph *g, Node *start, Node *step, int64_t n) {
   return g_map2(g, P_ADD, g_map2(g, P_MUL, i, step), start);
 }
 
-bool x_range(Expand *x);
 bool x_range(Expand *x) {
   static const char *const slots[] = {"Start", "End", "Step"};
   Node *v[3];
@@ -189,7 +184,6 @@ static Node *evenly(Expand *x, DType t) {
   return sequence(g, a, step, n);
 }
 
-bool x_linspace(Expand *x);
 bool x_linspace(Expand *x) {
   DType t;
   if (!dtype_of(x, "dtype", &t)) return false;
@@ -197,7 +191,6 @@ bool x_linspace(Expand *x) {
   return x_out(x, "Out", s ? g_cast(x->g, s, t) : NULL);
 }
 
-bool x_logspace(Expand *x);
 bool x_logspace(Expand *x) {
   DType t;
   if (!dtype_of(x, "dtype", &t)) return false;
@@ -228,12 +221,9 @@ static bool triangle(Expand *x, const char *rows_attr, const char *columns_attr,
   return x_out(x, "out", v ? g_cast(x->g, v, t) : NULL);
 }
 
-bool x_tril_indices(Expand *x);
 bool x_tril_indices(Expand *x) { return triangle(x, "rows", "cols", true); }
-bool x_triu_indices(Expand *x);
 bool x_triu_indices(Expand *x) { return triangle(x, "row", "col", false); }
 
-bool x_shape(Expand *x);
 bool x_shape(Expand *x) {
   Node *n = x_in(x, "Input");
   int32_t v[KL_RANK];
@@ -248,7 +238,6 @@ bool x_shape(Expand *x) {
   return x_out(x, "Out", g_data(x->g, DT_INT32, 1, &rank, v, "shape"));
 }
 
-bool x_size(Expand *x);
 bool x_size(Expand *x) {
   Node *n = x_in(x, "Input");
   if (!n) return false;
@@ -256,7 +245,6 @@ bool x_size(Expand *x) {
   return x_out(x, "Out", g_full_int(x->g, DT_INT64, node_numel(n), 0, NULL));
 }
 
-bool x_fill(Expand *x);
 bool x_fill(Expand *x) {
   DType t;
   int rank;
@@ -275,7 +263,6 @@ bool x_fill(Expand *x) {
   return x_out(x, "Out", g_data(x->g, t, rank, dims, v.data, op_out(x->op, "Out", 0)));
 }
 
-bool x_one_hot_v2(Expand *x);
 bool x_one_hot_v2(Expand *x) {
   Graph *g = x->g;
   Node *v = x_in(x, "X");
@@ -326,7 +313,6 @@ static bool random_float(Expand *x, DType *t) {
   return err_set(E_TYP_002, "dtype is %s, a floating type is needed", dtype_info[*t].name);
 }
 
-bool x_uniform_random(Expand *x);
 bool x_uniform_random(Expand *x) {
   DType t;
   int rank;
@@ -338,7 +324,6 @@ bool x_uniform_random(Expand *x) {
   return random_out(x, spread(x->g, u, op_float(x->op, "min"), op_float(x->op, "max")), t);
 }
 
-bool x_uniform_random_batch_size_like(Expand *x);
 bool x_uniform_random_batch_size_like(Expand *x) {
   DType t;
   int rank;
@@ -359,7 +344,6 @@ static Node *gaussian(Expand *x, DType t, int rank, const int64_t *dims) {
   return spread(g, z, mean, mean + op_float(x->op, "std"));
 }
 
-bool x_gaussian_random(Expand *x);
 bool x_gaussian_random(Expand *x) {
   DType t;
   int rank;
@@ -368,7 +352,6 @@ bool x_gaussian_random(Expand *x) {
          random_out(x, gaussian(x, t, rank, dims), t);
 }
 
-bool x_gaussian_random_batch_size_like(Expand *x);
 bool x_gaussian_random_batch_size_like(Expand *x) {
   DType t;
   int rank;
@@ -377,7 +360,6 @@ bool x_gaussian_random_batch_size_like(Expand *x) {
          random_out(x, gaussian(x, t, rank, dims), t);
 }
 
-bool x_gaussian_inplace(Expand *x);
 bool x_gaussian_inplace(Expand *x) {
   Node *v = x_in(x, "x");
   if (!ops_float(v, "x")) return false;
@@ -398,7 +380,6 @@ static Node *erf_inverse(Graph *g, Node *x) {
   return g_map2(g, P_MUL, p, x);
 }
 
-bool x_truncated_gaussian_random(Expand *x);
 bool x_truncated_gaussian_random(Expand *x) {
   DType t;
   int rank;
@@ -410,7 +391,6 @@ bool x_truncated_gaussian_random(Expand *x) {
   return random_out(x, spread(x->g, z, mean, mean + sqrt(2.0) * op_float(x->op, "std")), t);
 }
 
-bool x_randint(Expand *x);
 bool x_randint(Expand *x) {
   Graph *g = x->g;
   DType t;
@@ -425,7 +405,6 @@ bool x_randint(Expand *x) {
   return random_out(x, g_map2c(g, P_MIN, v, (double)(high - 1)), t);
 }
 
-bool x_randperm(Expand *x);
 bool x_randperm(Expand *x) {
   DType t;
   int64_t n = op_int(x->op, "n");
@@ -434,7 +413,6 @@ bool x_randperm(Expand *x) {
   return random_out(x, g_argsort(x->g, uniform(x, DT_FLOAT64, 1, &n, 0), false), t);
 }
 
-bool x_bernoulli(Expand *x);
 bool x_bernoulli(Expand *x) {
   Node *p = x_in(x, "X");
   if (!ops_float(p, "X")) return false;

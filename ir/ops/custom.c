@@ -118,7 +118,6 @@ static bool expand_custom_grad(Expand *x, const OpDef *fwd) {
   return true;
 }
 
-bool x_custom(Expand *x);
 bool x_custom(Expand *x) {
   const OpDef *def = x->op->def;
   return def->forward ? expand_custom_grad(x, def->forward) : expand_custom(x, def->custom);

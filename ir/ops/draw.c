@@ -53,7 +53,6 @@ static Node *checked(Graph *g, Node *p, int64_t least) {
   return ops_times(g, g_check(g, n, least, p->dims[1] + 1, false, 0, E_DAT_002), 0);
 }
 
-bool x_multinomial(Expand *x);
 bool x_multinomial(Expand *x) {
   Graph *g = x->g;
   Node *p = x_in(x, "X");
@@ -78,7 +77,6 @@ bool x_multinomial(Expand *x) {
   return at && x_out(x, "Out", g_reshape(g, at, rank, shape));
 }
 
-bool x_sampling_id(Expand *x);
 bool x_sampling_id(Expand *x) {
   Graph *g = x->g;
   Node *p = x_in(x, "X");
@@ -94,7 +92,6 @@ bool x_sampling_id(Expand *x) {
   return at && x_out(x, "Out", g_reshape(g, at, 1, &n));
 }
 
-bool x_gumbel_softmax(Expand *x);
 bool x_gumbel_softmax(Expand *x) {
   Graph *g = x->g;
   Node *v = x_in(x, "X");
@@ -119,7 +116,6 @@ bool x_gumbel_softmax(Expand *x) {
 
 /* ---- numbers in the shape of an input ---- */
 
-bool x_exponential(Expand *x);
 bool x_exponential(Expand *x) {
   Node *v = x_in(x, "X");
   double rate = op_float(x->op, "lambda");
@@ -128,7 +124,6 @@ bool x_exponential(Expand *x) {
   return x_out(x, "Out", ops_times(x->g, g_map1(x->g, P_LOG, uniform_like(x, v, 0)), -1 / rate));
 }
 
-bool x_uniform_random_inplace(Expand *x);
 bool x_uniform_random_inplace(Expand *x) {
   Node *v = x_in(x, "X");
   double lo = op_float(x->op, "min"), hi = op_float(x->op, "max");

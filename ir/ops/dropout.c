@@ -65,7 +65,6 @@ bool x_dropout_grad(Expand *x) {
 }
 
 /* Noise is what X is multiplied by. */
-bool x_rrelu(Expand *x);
 bool x_rrelu(Expand *x) {
   Graph *g = x->g;
   Node *n = x_in(x, "X");

@@ -224,7 +224,6 @@ static bool eigenvalues(Expand *x, Node *a, Node **y) {
   return true;
 }
 
-bool x_eigh(Expand *x);
 bool x_eigh(Expand *x) {
   Node *y[2];
   return eigenvalues(x, x_in(x, "X"), y) && x_out(x, "Eigenvalues", y[0]) &&
@@ -242,14 +241,12 @@ static bool singular_values(Expand *x, Node *a, bool full, Node **y) {
   return true;
 }
 
-bool x_svd(Expand *x);
 bool x_svd(Expand *x) {
   Node *y[3];
   return singular_values(x, x_in(x, "X"), op_bool(x->op, "full_matrices"), y) &&
          x_out(x, "U", y[0]) && x_out(x, "S", y[1]) && x_out(x, "VH", y[2]);
 }
 
-bool x_qr(Expand *x);
 bool x_qr(Expand *x) {
   static const char *const words[] = {"reduced", "complete", "r"};
   Node *a = x_in(x, "X"), *y[2];
@@ -261,7 +258,6 @@ bool x_qr(Expand *x) {
   return x_out(x, "Q", y[0]) && x_out(x, "R", y[1]);
 }
 
-bool x_lu(Expand *x);
 bool x_lu(Expand *x) {
   Node *a = x_in(x, "X"), *y[3];
   if (!matrix_in(a, "X", false)) return false;
@@ -294,7 +290,6 @@ Node *ops_pivots(Graph *g, Node *pivots, DType t, int64_t m) {
   return p;
 }
 
-bool x_lu_unpack(Expand *x);
 bool x_lu_unpack(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *pivots = x_in(x, "Pivots");
@@ -318,7 +313,6 @@ bool x_lu_unpack(Expand *x) {
          x_out(x, "U", g_select(g, g_map2c(g, P_LE, below_diagonal(g, u), 0), u, zero));
 }
 
-bool x_slogdeterminant(Expand *x);
 bool x_slogdeterminant(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "Input"), *y[2];
@@ -344,7 +338,6 @@ static Node *count_above(Graph *g, Node *s, Node *limit, DType t) {
   return hit ? g_reduce(g, P_RSUM, hit, 1u << (s->rank - 1), false) : NULL;
 }
 
-bool x_matrix_rank(Expand *x);
 bool x_matrix_rank(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *y[3], *s = NULL, *limit = NULL;
@@ -375,7 +368,6 @@ bool x_matrix_rank(Expand *x) {
 }
 
 /* The shortest of the solutions, by singular values: those below rcond times the largest count as 0. */
-bool x_lstsq(Expand *x);
 bool x_lstsq(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *b = x_in(x, "Y"), *y[3];

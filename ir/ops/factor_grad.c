@@ -68,7 +68,6 @@ static Node *skewed(Graph *g, Node *gap, Node *a) {
   return a ? ops_mul(g, gap, ops_sub(g, a, turned(g, a))) : NULL;
 }
 
-bool x_svd_grad(Expand *x);
 bool x_svd_grad(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *u = x_in(x, "U"), *s = x_in(x, "S"), *vt = x_in(x, "VH"), *outer = NULL;
@@ -107,7 +106,6 @@ static Node *qr_gradient(Graph *g, Node *q, Node *r, Node *gq, Node *gr) {
   return product(g, sum(g, gq, product(g, q, both, false, false)), ops_inverse(g, r), false, true);
 }
 
-bool x_qr_grad(Expand *x);
 bool x_qr_grad(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *q = x_in(x, "Q"), *r = x_in(x, "R");
@@ -126,7 +124,6 @@ bool x_qr_grad(Expand *x) {
   return x_out(x, "X@GRAD", joined(g, left, right, 1));
 }
 
-bool x_lu_grad(Expand *x);
 bool x_lu_grad(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *out = x_in(x, "Out"), *gy = x_in(x, "Out@GRAD"),
@@ -163,7 +160,6 @@ static Node *widened(Graph *g, Node *v, const Node *like) {
   return v ? g_pad(g, v, lo, hi, 0) : NULL;
 }
 
-bool x_lu_unpack_grad(Expand *x);
 bool x_lu_unpack_grad(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *gl = x_in(x, "L@GRAD"), *gu = x_in(x, "U@GRAD");

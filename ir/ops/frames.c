@@ -31,7 +31,6 @@ static bool hop_of(Expand *x, int64_t *hop) {
          err_set(E_OPR_003, "hop_length is %lld", (long long)*hop);
 }
 
-bool x_frame(Expand *x);
 bool x_frame(Expand *x) {
   Node *v = x_in(x, "X");
   int64_t length = op_int(x->op, "frame_length"), hop;
@@ -43,7 +42,6 @@ bool x_frame(Expand *x) {
 }
 
 /* The gradient of framing, of the frames as what comes in. */
-bool x_overlap_add(Expand *x);
 bool x_overlap_add(Expand *x) {
   Graph *g = x->g;
   Node *v = x_in(x, "X"), *gx;

@@ -10,7 +10,6 @@ bool x_copies(Expand *x) {
   return true;
 }
 
-bool x_share_buffer(Expand *x);
 bool x_share_buffer(Expand *x) {
   for (int i = 0; i < x_n_out(x, "XOut") && i < x_n_in(x, "X"); i++)
     if (!x_out_at(x, "XOut", i, x_in_at(x, "X", i))) return false;
@@ -261,16 +260,11 @@ static bool fused_binary(Expand *x, char sign) {
                                          : "v"));
 }
 
-bool x_fused_elementwise_add(Expand *x);
 bool x_fused_elementwise_add(Expand *x) { return fused_binary(x, '+'); }
-bool x_fused_elementwise_sub(Expand *x);
 bool x_fused_elementwise_sub(Expand *x) { return fused_binary(x, '-'); }
-bool x_fused_elementwise_mul(Expand *x);
 bool x_fused_elementwise_mul(Expand *x) { return fused_binary(x, '*'); }
-bool x_fused_elementwise_div(Expand *x);
 bool x_fused_elementwise_div(Expand *x) { return fused_binary(x, '/'); }
 
-bool x_fused_matmul(Expand *x);
 bool x_fused_matmul(Expand *x) {
   const char *act = activation_text(x);
   if (!act) return false;
@@ -289,7 +283,6 @@ bool x_fused_matmul(Expand *x) {
           unless_empty(x, "fused_reshape_Out", "v = reshape2(v, shape=fused_reshape_Out); ")));
 }
 
-bool x_fused_conv2d(Expand *x);
 bool x_fused_conv2d(Expand *x) {
   const char *act = activation_text(x);
   if (!act) return false;
@@ -301,7 +294,6 @@ bool x_fused_conv2d(Expand *x) {
                    x_n_in(x, "ResidualData") > 0 ? "ResidualData," : "", act));
 }
 
-bool x_fused_softplus(Expand *x);
 bool x_fused_softplus(Expand *x) {
   const char *act = activation_text(x);
   return act &&
@@ -312,7 +304,6 @@ bool x_fused_softplus(Expand *x) {
 
 /* ---- chains ---- */
 
-bool x_fusion_repeated_fc_relu(Expand *x);
 bool x_fusion_repeated_fc_relu(Expand *x) {
   Graph *g = x->g;
   Node *v = x_in(x, "X");
@@ -329,7 +320,6 @@ bool x_fusion_repeated_fc_relu(Expand *x) {
   return x_out(x, "Out", v);
 }
 
-bool x_fusion_transpose_flatten_concat(Expand *x);
 bool x_fusion_transpose_flatten_concat(Expand *x) {
   Graph *g = x->g;
   int n = x_n_in(x, "X"), rank, at, perm[KL_RANK];

@@ -71,7 +71,6 @@ static Node *cross_entropy_of(Expand *x, Node *l, int axis) {
   return label ? unless_ignored(g, label, ignore, negative(g, g_gather(g, l, label, axis))) : NULL;
 }
 
-bool x_softmax_with_cross_entropy(Expand *x);
 bool x_softmax_with_cross_entropy(Expand *x) {
   Graph *g = x->g;
   Node *v = x_in(x, "Logits");
@@ -88,7 +87,6 @@ bool x_softmax_with_cross_entropy(Expand *x) {
          x_out(x, "Loss", cross_entropy_of(x, l, axis));
 }
 
-bool x_softmax_with_cross_entropy_grad(Expand *x);
 bool x_softmax_with_cross_entropy_grad(Expand *x) {
   Graph *g = x->g;
   Node *p = x_in(x, "Softmax"), *gl = x_in(x, "Loss@GRAD");
@@ -114,14 +112,12 @@ bool x_softmax_with_cross_entropy_grad(Expand *x) {
 
 /* ---- cross entropy of probabilities ---- */
 
-bool x_cross_entropy(Expand *x);
 bool x_cross_entropy(Expand *x) {
   Node *p = x_in(x, "X");
   if (!ops_float(p, "X") || !ops_rank(p, "X", 1, KL_VAR_RANK)) return false;
   return x_out(x, "Y", cross_entropy_of(x, log_of(x->g, p), p->rank - 1));
 }
 
-bool x_cross_entropy2(Expand *x);
 bool x_cross_entropy2(Expand *x) {
   Graph *g = x->g;
   Node *p = x_in(x, "X");
@@ -135,7 +131,6 @@ bool x_cross_entropy2(Expand *x) {
          x_out(x, "Y", unless_ignored(g, label, ignore, negative(g, log_of(g, match))));
 }
 
-bool x_cross_entropy_grad2(Expand *x);
 bool x_cross_entropy_grad2(Expand *x) {
   Graph *g = x->g;
   Node *shape = x_in(x, "XShape"), *match = x_in(x, "MatchX"), *gy = x_in(x, "Y@GRAD");
@@ -161,7 +156,6 @@ static Node *class_weights(Expand *x, Node *v, Node *label) {
   return g_gather(g, g_expand_to(g, ops_along(g, w, v->rank, 1), v->rank, v->dims), label, 1);
 }
 
-bool x_nll_loss(Expand *x);
 bool x_nll_loss(Expand *x) {
   static const char *const words[] = {"mean", "sum", "none"};
   Graph *g = x->g;
@@ -190,7 +184,6 @@ bool x_nll_loss(Expand *x) {
 
 /* ---- metrics ---- */
 
-bool x_accuracy(Expand *x);
 bool x_accuracy(Expand *x) {
   Graph *g = x->g;
   Node *top = x_in(x, "Indices"), *label = x_in(x, "Label");
@@ -256,7 +249,6 @@ static Node *tree_loss(Expand *x, Node *in, Node *w, Node *bias, bool cut, Node 
   return out ? g_reduce(g, P_RSUM, out, 2, true) : NULL;
 }
 
-bool x_hierarchical_sigmoid(Expand *x);
 bool x_hierarchical_sigmoid(Expand *x) {
   Graph *g = x->g;
   Node *in = x_in(x, "X"), *w = x_in(x, "W"), *label = x_in(x, "Label"), *pre;
@@ -273,7 +265,6 @@ bool x_hierarchical_sigmoid(Expand *x) {
   return out && x_out(x, "PreOut", pre) && x_out(x, "Out", out);
 }
 
-bool x_hierarchical_sigmoid_grad(Expand *x);
 bool x_hierarchical_sigmoid_grad(Expand *x) {
   static const char *const slots[] = {"X", "W", "Bias"}, *const grads[] = {"X@GRAD", "W@GRAD",
                                                                            "Bias@GRAD"};

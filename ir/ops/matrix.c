@@ -107,9 +107,7 @@ Node *ops_inverse(Graph *g, Node *a) {
   return a ? g_call(g, &inverse_call, false, 1, &a, a->dtype, a->rank, a->dims) : NULL;
 }
 
-bool x_inverse(Expand *x);
 bool x_inverse(Expand *x) { return matrix_call(x, &inverse_call, "Input", "Output", 0); }
-bool x_determinant(Expand *x);
 bool x_determinant(Expand *x) { return matrix_call(x, &determinant_call, "Input", "Out", 2); }
 
 static Node *transposed(Graph *g, Node *a) {
@@ -119,7 +117,6 @@ static Node *transposed(Graph *g, Node *a) {
   return a ? g_permute(g, a, perm) : NULL;
 }
 
-bool x_cholesky(Expand *x);
 bool x_cholesky(Expand *x) {
   bool upper = op_bool(x->op, "upper");
   Node *a = x_in(x, "X");
@@ -134,7 +131,6 @@ bool x_cholesky(Expand *x) {
   return x_out(x, "Out", transposed(x->g, l));
 }
 
-bool x_multi_dot(Expand *x);
 bool x_multi_dot(Expand *x) {
   Graph *g = x->g;
   int n = x_n_in(x, "X");
@@ -158,7 +154,6 @@ bool x_multi_dot(Expand *x) {
   return x_out(x, "Out", ops_reshape(g, y, rank, dims));
 }
 
-bool x_matrix_power(Expand *x);
 bool x_matrix_power(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *y = NULL;
@@ -193,7 +188,6 @@ static Node *power_sum(Graph *g, Node *b, Node *gy, int64_t n) {
   return s;
 }
 
-bool x_matrix_power_grad(Expand *x);
 bool x_matrix_power_grad(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *gy = x_in(x, "Out@GRAD");

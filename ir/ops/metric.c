@@ -1,4 +1,4 @@
-/* Counting what a classifier got right, and the labels that a decoder found. */
+/* Counting what a classifier got right (precision_recall, mean_iou, auc), and the labels that a decoder found (ctc_align). */
 #include "ops.h"
 
 /* ---- precision_recall: columns true positive, false positive, true negative, false negative ---- */
@@ -44,7 +44,6 @@ static Node *is_class(Expand *x, const char *slot, int64_t n, int64_t classes) {
   return v ? g_map2(g, P_EQ, v, g_iota(g, v->dtype, 2, (int64_t[]){n, classes}, 1)) : NULL;
 }
 
-bool x_precision_recall(Expand *x);
 bool x_precision_recall(Expand *x) {
   Graph *g = x->g;
   int64_t classes = op_int(x->op, "class_number"), n, six = 6, dims[] = {classes, 4};
@@ -90,7 +89,6 @@ static Node *with_earlier(Expand *x, const char *slot, Node *now) {
 }
 
 /* Correct are points of a class that were found; wrong are those missed, and others that were taken for it. */
-bool x_mean_iou(Expand *x);
 bool x_mean_iou(Expand *x) {
   Graph *g = x->g;
   Node *found = x_in(x, "Predictions"), *label = x_in(x, "Labels");
@@ -122,7 +120,6 @@ bool x_mean_iou(Expand *x) {
 /* ---- ctc_align ---- */
 
 /* A label stays unless it is blank or repeats the one before; the place of each is how many stay before it. */
-bool x_ctc_align(Expand *x);
 bool x_ctc_align(Expand *x) {
   Graph *g = x->g;
   Node *v = x_in(x, "Input"), *len = NULL;
@@ -159,4 +156,69 @@ bool x_ctc_align(Expand *x) {
                 g_full_int(g, DT_INT64, t, 0, NULL)); /* one place more, for what goes */
   Node *room = g_full_int(g, v->dtype, op_int(x->op, "padding_value"), 2, (int64_t[]){n, t + 1});
   return x_out(x, "Output", ops_cut(g, g_scatter(g, room, at, v, 1, true), 1, 0, 1, t));
+}
+
+/* ---- auc ---- */
+
+/* A histogram with this batch's counts. With slide_steps 1 it is [last batch, window, steps]: the window is this batch. */
+static Node *auc_count(Graph *g, Node *stat, Node *bin, Node *hit, int64_t n, int64_t slide,
+                       Node **window) {
+  int64_t all = slide ? 2 * n + 1 : n;
+  Node *flat = g_reshape(g, stat, 1, &all), *zero = g_full_int(g, stat->dtype, 0, 1, &n);
+  *window = g_scatter(g, slide ? zero : flat, bin, g_cast(g, hit, stat->dtype), 0, false);
+  if (!slide) return *window ? g_reshape(g, *window, stat->rank, stat->dims) : NULL;
+  Node *before = ops_cut(g, flat, 0, 0, 1, n), *sum = ops_cut(g, flat, 0, n, 1, n);
+  Node *now = *window, *part[] = {now, ops_add(g, ops_sub(g, sum, before), now),
+                                  ops_plus(g, ops_cut(g, flat, 0, 2 * n, 1, 1), 1)};
+  *window = part[1];
+  return part[1] ? g_reshape(g, g_concat(g, 3, part, 0), stat->rank, stat->dims) : NULL;
+}
+
+/* The trapezoids under the curve, from the highest score down; 0 unless there are samples of both kinds. */
+static Node *auc_area(Graph *g, Node *pos, Node *neg, int64_t n) {
+  Node *v[2] = {pos, neg}, *sum[2], *before[2], *total[2];
+  int64_t one = 1, lo = 0, hi = n - 1;
+  for (int k = 0; k < 2; k++) {
+    Node *c = v[k] ? g_cast(g, v[k], DT_FLOAT64) : NULL; /* running sums from the last bin */
+    Node *w = c ? g_window(g, c, 0, 1, &n, &one, &one, &lo, &hi, 0) : NULL;
+    sum[k] = w ? g_reduce(g, P_RSUM, w, 2, false) : NULL;
+    before[k] = ops_sub(g, sum[k], c);
+    total[k] = c ? g_reduce(g, P_RSUM, c, 1, false) : NULL;
+  }
+  Node *area =
+      ops_mul(g, ops_sub(g, sum[1], before[1]), ops_times(g, ops_add(g, sum[0], before[0]), 0.5));
+  Node *all = ops_mul(g, total[0], total[1]), *none = all ? g_map2c(g, P_EQ, all, 0) : NULL;
+  return area ? g_select(g, none, g_const(g, DT_FLOAT64, 0),
+                         ops_div(g, g_reduce(g, P_RSUM, area, 1, false), all))
+              : NULL;
+}
+
+bool x_auc(Expand *x) {
+  Graph *g = x->g;
+  Node *p = x_in(x, "Predict"), *label = x_in(x, "Label"),
+       *stat[2] = {x_in(x, "StatPos"), x_in(x, "StatNeg")}, *window[2];
+  int64_t n = op_int(x->op, "num_thresholds") + 1, slide = op_int(x->op, "slide_steps");
+  if (!ops_rank(p, "Predict", 2, 2) || !ops_index(label, "Label") || !stat[0] || !stat[1])
+    return false;
+  if (slide != 0 && slide != 1)
+    return err_set(E_OPR_004, "slide_steps is %lld, supported are 0 and 1", (long long)slide);
+  if (n < 2 || n > 1 << 24) return err_set(E_OPR_003, "num_thresholds is %lld", (long long)n - 1);
+  if (!ops_known(p) || !ops_known(stat[0]) || !ops_known(stat[1]))
+    return x_out(x, "StatPosOut", ops_blank_like(g, stat[0])) &&
+           x_out(x, "StatNegOut", ops_blank_like(g, stat[1])) &&
+           x_out(x, "AUC", ops_blank(g, DT_FLOAT64, 0, NULL));
+  int64_t rows = p->dims[0];
+  Node *score = g_reshape(g, ops_cut(g, p, 1, p->dims[1] - 1, 1, 1), 1, &rows);
+  Node *bin = g_check(g, g_cast(g, ops_times(g, score, (double)(n - 1)), DT_INT64), 0, n, false, 0,
+                      E_DAT_002);
+  Node *positive = g_cast(g, g_reshape(g, label, 1, &rows), DT_BOOL);
+  for (int k = 0; k < 2 && positive; k++) {
+    if (!ops_same("the size of the statistics and what the thresholds need",
+                  ops_prod(stat[k]->dims, 0, stat[k]->rank), slide ? 2 * n + 1 : n))
+      return false;
+    Node *now =
+        auc_count(g, stat[k], bin, g_map2c(g, P_EQ, positive, k == 0), n, slide, &window[k]);
+    if (!x_out(x, k ? "StatNegOut" : "StatPosOut", now)) return false;
+  }
+  return positive && x_out(x, "AUC", auc_area(g, window[0], window[1], n));
 }

@@ -106,7 +106,6 @@ static Node *nce_cost(Expand *x, const Nce *k, Node *samples, Node **scores) {
   return cost;
 }
 
-bool x_nce(Expand *x);
 bool x_nce(Expand *x) {
   Graph *g = x->g;
   Nce k = {0};
@@ -128,7 +127,6 @@ bool x_nce(Expand *x) {
          x_out(x, "SampleLabels", both);
 }
 
-bool x_nce_grad(Expand *x);
 bool x_nce_grad(Expand *x) {
   static const char *const slots[] = {"Input@GRAD", "Weight@GRAD", "Bias@GRAD"};
   Graph *g = x->g;

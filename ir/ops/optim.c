@@ -1,5 +1,5 @@
-/* Optimisers with lists of parameters. LARS: You, Gitman, Ginsburg, "Large Batch Training of
- * Convolutional Networks", 2017. */
+/* Optimisers with lists of parameters: merged_adam and merged_momentum, which are the plain operators one by one, and lars_momentum:
+ * You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", 2017. */
 #include "ops.h"
 
 static Node *norm2(Graph *g, Node *n) {
@@ -27,7 +27,6 @@ static bool lars(Expand *x, int i, double decay) {
          x_out_at(x, "ParamOut", i, g_map2(g, P_SUB, p, velocity));
 }
 
-bool x_lars_momentum(Expand *x);
 bool x_lars_momentum(Expand *x) {
   int n = x_n_in(x, "Param");
   const Attr *decay = op_list(x->op, "lars_weight_decay", x->g->arena);
@@ -38,3 +37,40 @@ bool x_lars_momentum(Expand *x) {
     if (!lars(x, i, decay->fs[i < decay->n ? i : decay->n - 1])) return false;
   return true;
 }
+
+/* ---- one by one ---- */
+
+/* The operator `type` for each element of the list slots. */
+static bool one_by_one(Expand *x, const char *type) {
+  Arena *a = x->g->arena;
+  const Op *whole = x->op;
+  int n = x_n_in(x, "Param");
+  for (int i = 0; i < n; i++) {
+    Op *op = arena_new_of(a, Op); /* nodes keep it */
+    *op = *whole;
+    op->type = type, op->def = opdef_find(type);
+    op->ins = op->outs = (SlotVec){0};
+    for (int k = 0; k < 2; k++) {
+      const SlotVec *from = k ? &whole->outs : &whole->ins;
+      for (int s = 0; s < from->n; s++) {
+        Slot one = {from->v[s].name, from->v[s].n > i, from->v[s].args + i};
+        if (one.n) vec_add(a, k ? &op->outs : &op->ins, one);
+      }
+    }
+    op->attrs.v = arena_array(a, Attr, whole->attrs.n + 1);
+    op->attrs.n = op->attrs.cap = whole->attrs.n;
+    for (int k = 0; k < whole->attrs.n; k++) {
+      Attr *at = &op->attrs.v[k];
+      *at = whole->attrs.v[k];
+      if (at->type == AT_STRINGS && at->n > i)
+        *at = (Attr){.name = at->name, .type = AT_STRING, .s = at->ss[i]};
+      if (at->type == AT_FLOATS && at->n > i)
+        *at = (Attr){.name = at->name, .type = AT_FLOAT, .f = at->fs[i]};
+    }
+    if (!expand_op(x, op)) return false;
+  }
+  return true;
+}
+
+bool x_merged_adam(Expand *x) { return one_by_one(x, "adam"); }
+bool x_merged_momentum(Expand *x) { return one_by_one(x, "momentum"); }

@@ -1,5 +1,5 @@
 /* Padding: pad (all dimensions, constant), pad2d and pad3d (spatial dimensions; constant, reflect, replicate/edge, circular). The
- * modes other than constant are concatenations of slices of the tensor itself. */
+ * modes other than constant are concatenations of slices of the tensor itself. And what takes borders away: crop and crop_tensor. */
 #include "ops.h"
 
 #include <string.h>
@@ -149,3 +149,62 @@ bool x_pad3d(Expand *x) {
   int64_t lo[3] = {p[4], p[2], p[0]}, hi[3] = {p[5], p[3], p[1]}; /* front, top, left */
   return pad_spatial(x, 3, (PadMode)mode, op_float(x->op, "value"), lo, hi);
 }
+
+/* ---- crops ---- */
+
+static bool cropped(Expand *x, const int64_t *shape, const int64_t *off, int n, int n_off) {
+  Node *in = x_in(x, "X");
+  int64_t from[KL_RANK], step[KL_RANK], size[KL_RANK];
+  if (!in) return false;
+  if ((n != in->rank && n != 0) || (n_off != in->rank && n_off != 0))
+    return err_set(E_OPR_003, "%d sizes and %d offsets for %d dimensions", n, n_off, in->rank);
+  bool known = ops_known(in);
+  for (int d = 0; d < in->rank; d++) {
+    from[d] = n_off ? off[d] : 0, step[d] = 1;
+    size[d] = n ? shape[d] : -1;
+    if (from[d] == OPS_UNKNOWN || size[d] == OPS_UNKNOWN)
+      known = false, size[d] = -1;
+    else if (size[d] == -1 && in->dims[d] >= 0)
+      size[d] = in->dims[d] - from[d];
+    if (!known || (from[d] >= 0 && size[d] >= 0 && size[d] <= in->dims[d] - from[d])) continue;
+    return err_set(E_SHP_007, "%lld elements from %lld on of %lld in dimension %d",
+                   (long long)size[d], (long long)from[d], (long long)in->dims[d], d);
+  }
+  return x_out(x, "Out",
+               known ? g_slice(x->g, in, from, step, size)
+                     : ops_blank(x->g, in->dtype, in->rank, size));
+}
+
+bool x_crop_tensor(Expand *x) {
+  int64_t shape[KL_RANK], off[KL_RANK];
+  int n = ops_list(x, "ShapeTensor", "Shape", "shape", shape, KL_RANK);
+  int m = ops_list(x, "OffsetsTensor", "Offsets", "offsets", off, KL_RANK);
+  return n >= 0 && m >= 0 && cropped(x, shape, off, n, m);
+}
+
+bool x_crop(Expand *x) {
+  int64_t shape[KL_RANK], off[KL_RANK];
+  Node *like = x_in(x, "Y");
+  int n = like ? like->rank : ops_list(x, NULL, NULL, "shape", shape, KL_RANK);
+  int m = ops_list(x, NULL, "Offsets", "offsets", off, KL_RANK);
+  if (like) memcpy(shape, like->dims, sizeof shape);
+  return n >= 0 && m >= 0 && cropped(x, shape, off, n, m);
+}
+
+/* The gradient in a box of zeros. */
+static bool uncropped(Expand *x, const char *list) {
+  Node *in = x_in(x, "X"), *gy = x_in(x, "Out@GRAD");
+  int64_t off[KL_RANK], hi[KL_RANK];
+  int n = ops_list(x, list, "Offsets", "offsets", off, KL_RANK);
+  if (n < 0 || !in || !gy || !ops_rank(gy, "Out@GRAD", in->rank, in->rank)) return false;
+  bool known = ops_known(in) && ops_known(gy) && (n == 0 || n == in->rank);
+  for (int d = 0; d < in->rank; d++) {
+    if (n == 0) off[d] = 0;
+    known = known && off[d] != OPS_UNKNOWN;
+    hi[d] = known ? in->dims[d] - off[d] - gy->dims[d] : 0;
+  }
+  return x_out(x, "X@GRAD", known ? g_pad(x->g, gy, off, hi, 0) : ops_blank_like(x->g, in));
+}
+
+bool x_crop_tensor_grad(Expand *x) { return uncropped(x, "OffsetsTensor"); }
+bool x_crop_grad(Expand *x) { return uncropped(x, NULL); }

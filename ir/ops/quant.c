@@ -52,7 +52,6 @@ static Node *rounded(Graph *g, Node *v, bool away) {
   return g_select(g, g_map2c(g, P_LT, v, 0), ops_times(g, m, -1), m);
 }
 
-bool x_dequantize_log(Expand *x);
 bool x_dequantize_log(Expand *x) {
   Graph *g = x->g;
   Node *v = x_in(x, "X"), *dict = x_in(x, "Dict");

@@ -190,7 +190,6 @@ static Node *has_points(Graph *g, Node *points, bool rows) {
 }
 
 /* The largest of the points of a region's row that are in each cell, then the largest of those rows. */
-bool x_roi_pool(Expand *x);
 bool x_roi_pool(Expand *x) {
   Graph *g = x->g;
   Regions r = {0};
@@ -217,7 +216,6 @@ bool x_roi_pool(Expand *x) {
          x_out(x, "Argmax", g_select(g, some, at, g_full_int(g, DT_INT64, -1, 0, NULL)));
 }
 
-bool x_roi_pool_grad(Expand *x);
 bool x_roi_pool_grad(Expand *x) {
   Graph *g = x->g;
   Regions r = {0};

@@ -82,9 +82,7 @@ static bool lstm(Expand *x, const char *type, ExpandFn *f) {
   return expanded_as(x, op, f);
 }
 
-bool x_cudnn_lstm(Expand *x);
 bool x_cudnn_lstm(Expand *x) { return lstm(x, "rnn", x_rnn); }
-bool x_cudnn_lstm_grad(Expand *x);
 bool x_cudnn_lstm_grad(Expand *x) { return lstm(x, "rnn_grad", x_rnn_grad); }
 
 /* ---- batch_norm with an activation ---- */
@@ -122,7 +120,6 @@ static void put_attr(Op *op, Arena *a, Attr add) {
 static const char *const bn_acts[] = {"identity", "relu", "sigmoid", "tanh"};
 
 /* Channels are last. */
-bool x_fused_batch_norm_act(Expand *x);
 bool x_fused_batch_norm_act(Expand *x) {
   Graph *g = x->g;
   int act = op_word(x->op, "act_type", 4, bn_acts);
@@ -140,7 +137,6 @@ bool x_fused_batch_norm_act(Expand *x) {
 }
 
 /* The gradient before the activation, from what came out of it. */
-bool x_fused_batch_norm_act_grad(Expand *x);
 bool x_fused_batch_norm_act_grad(Expand *x) {
   Graph *g = x->g;
   int act = op_word(x->op, "act_type", 4, bn_acts);
@@ -182,7 +178,5 @@ static bool fusion_rnn(Expand *x, ExpandFn *f) {
   return expanded_as(x, op, f);
 }
 
-bool x_fusion_lstm(Expand *x);
 bool x_fusion_lstm(Expand *x) { return fusion_rnn(x, x_lstm); }
-bool x_fusion_gru(Expand *x);
 bool x_fusion_gru(Expand *x) { return fusion_rnn(x, x_gru); }

@@ -130,7 +130,6 @@ static bool take_result(Second *s, Node *y, const char *name) {
 }
 
 /* Through T_grad. An input that is absent has the shape of its gradient. */
-bool x_second(Expand *x);
 bool x_second(Expand *x) {
   Second s;
   if (!second_start(&s, x, true)) return false;
@@ -159,7 +158,6 @@ bool x_second(Expand *x) {
 }
 
 /* Through T, derived, as normalisation needs: the statistics depend on X. Bias, and running statistics, need not be there. */
-bool x_second_norm(Expand *x);
 bool x_second_norm(Expand *x) {
   Graph *g = x->g;
   Second s;
@@ -196,7 +194,6 @@ static Node *aligned(Expand *x, Node *y, const Node *like) {
 }
 
 /* With q = x / y given and dx = dq / y: dy = -dq q / y. */
-bool x_second_div(Expand *x);
 bool x_second_div(Expand *x) {
   Graph *g = x->g;
   Second s = {.x = x};
@@ -219,7 +216,6 @@ bool x_second_div(Expand *x) {
   return !err_any() && second_end(&s);
 }
 
-bool x_second_reshape(Expand *x);
 bool x_second_reshape(Expand *x) {
   Node *v = x_in(x, "DDX"), *like = x_in(x, "DOut");
   return v && like && x_out(x, "DDOut", ops_reshape(x->g, v, like->rank, like->dims));

@@ -424,7 +424,6 @@ bool x_tile(Expand *x) {
   return x_out(x, "Out", ops_blank(x->g, v->dtype, rank, dims));
 }
 
-bool x_expand_as(Expand *x);
 bool x_expand_as(Expand *x) {
   int64_t times[KL_RANK];
   Node *v = x_in(x, "X"), *like = x_in(x, "target_tensor");

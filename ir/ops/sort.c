@@ -8,7 +8,6 @@
 #include <math.h>
 #include <string.h>
 
-bool x_sum(Expand *x);
 bool x_sum(Expand *x) {
   Node *s = x_in_at(x, "X", 0);
   for (int i = 1; i < x_n_in(x, "X"); i++) s = g_map2(x->g, P_ADD, s, x_in_at(x, "X", i));
@@ -36,7 +35,6 @@ static Node *grouped(Expand *x, int *at) {
   return ops_reshape(x->g, n, n->rank + 1, dims);
 }
 
-bool x_maxout(Expand *x);
 bool x_maxout(Expand *x) {
   int at;
   Node *r = grouped(x, &at);
@@ -44,7 +42,6 @@ bool x_maxout(Expand *x) {
 }
 
 /* Of several that are largest, the first one. */
-bool x_maxout_grad(Expand *x);
 bool x_maxout_grad(Expand *x) {
   Graph *g = x->g;
   int at;
@@ -74,7 +71,6 @@ static Node *delayed(Graph *g, Node *n, int axis) {
   return g_pad(g, n, lo, hi, 0);
 }
 
-bool x_cumsum(Expand *x);
 bool x_cumsum(Expand *x) {
   Graph *g = x->g;
   Node *n = x_in(x, "X");
@@ -114,7 +110,6 @@ static bool sort_axis(Expand *x, const Node *n, int *axis) {
   return ops_rank(n, "X", 1, KL_VAR_RANK) && ops_axis("axis", a, n->rank, axis);
 }
 
-bool x_argsort(Expand *x);
 bool x_argsort(Expand *x) {
   Node *n = x_in(x, "X");
   int axis;
@@ -123,7 +118,6 @@ bool x_argsort(Expand *x) {
   return x_out(x, "Indices", i) && x_out(x, "Out", g_gather(x->g, n, i, axis));
 }
 
-bool x_top_k(Expand *x);
 bool x_top_k(Expand *x) {
   Graph *g = x->g;
   Node *n = x_in(x, "X");
@@ -149,7 +143,6 @@ bool x_top_k(Expand *x) {
 }
 
 /* The gradient of argsort and top_k: what came from position i goes back there. */
-bool x_sorted_grad(Expand *x);
 bool x_sorted_grad(Expand *x) {
   Node *n = x_in(x, "X"), *i = x_in(x, "Indices"), *gy = x_in(x, "Out@GRAD");
   int axis;
@@ -166,7 +159,6 @@ static Node *halfway(Graph *g, Node *const v[2]) {
 }
 
 /* NaN sorts behind all numbers: of c numbers the median lies between those at (c-1)/2 and c/2. */
-bool x_nanmedian(Expand *x);
 bool x_nanmedian(Expand *x) {
   Graph *g = x->g;
   Node *n = x_in(x, "X");

@@ -40,9 +40,7 @@ static bool bessel(Expand *x, int n) {
   return x_out(x, "out", n == 1 ? g_select(g, minus, ops_times(g, y, -1), y) : y);
 }
 
-bool x_i0e(Expand *x);
 bool x_i0e(Expand *x) { return bessel(x, 0); }
-bool x_i1e(Expand *x);
 bool x_i1e(Expand *x) { return bessel(x, 1); }
 
 /* The sum of (v + k)^-s over k = 0, 1, 2, ..., for v > 0 and s > 1. */
@@ -62,7 +60,6 @@ static Node *hurwitz(Graph *g, Node *v, double s) {
   return ops_add(g, sum, ops_mul(g, p, ops_plus(g, tail, 0.5)));
 }
 
-bool x_polygamma(Expand *x);
 bool x_polygamma(Expand *x) {
   Graph *g = x->g;
   Node *v = x_in(x, "x");

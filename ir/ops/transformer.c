@@ -186,9 +186,7 @@ static const Part attention_part = {A_N,
                                     {"AttnDropoutMaskOut", "DropoutMaskOut"},
                                     {4, 3}};
 
-bool x_fused_attention(Expand *x);
 bool x_fused_attention(Expand *x) { return part_forward(x, &attention_part); }
-bool x_fused_attention_grad(Expand *x);
 bool x_fused_attention_grad(Expand *x) { return part_grad(x, &attention_part); }
 
 /* ---- feed-forward ---- */
@@ -221,9 +219,7 @@ static const Part feedforward_part = {F_N,
                                       {"Dropout1Mask", "Dropout2Mask"},
                                       {3, 3}};
 
-bool x_fused_feedforward(Expand *x);
 bool x_fused_feedforward(Expand *x) { return part_forward(x, &feedforward_part); }
-bool x_fused_feedforward_grad(Expand *x);
 bool x_fused_feedforward_grad(Expand *x) { return part_grad(x, &feedforward_part); }
 
 /* ---- the end of either ---- */
@@ -240,9 +236,7 @@ static const Part residual_part = {5,
                                    {"DropoutMaskOut", NULL},
                                    {3, 0}};
 
-bool x_fused_residual_norm(Expand *x);
 bool x_fused_residual_norm(Expand *x) { return part_forward(x, &residual_part); }
-bool x_fused_residual_norm_grad(Expand *x);
 bool x_fused_residual_norm_grad(Expand *x) { return part_grad(x, &residual_part); }
 
 /* ---- all layers of inference ---- */
@@ -272,7 +266,6 @@ static Node *layer(Expand *x, int i, Node *v) {
   return before ? v : ops_normed(g, v, scale, shift, eps);
 }
 
-bool x_fused_multi_transformer(Expand *x);
 bool x_fused_multi_transformer(Expand *x) {
   static const char *const not_here[] = {"CacheKV",      "PreCaches",       "TimeStep",
                                          "RotaryPosEmb", "BeamCacheOffset", "SeqLengths"};
