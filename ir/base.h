@@ -129,6 +129,10 @@ void *arena_alloc(Arena *a, size_t n); /* zeroed, 16-byte aligned */
 void *arena_dup(Arena *a, const void *p, size_t n);
 char *arena_str(Arena *a, const char *s);
 char *arena_strn(Arena *a, const char *s, size_t n);
+/* printf and strtod for numbers with a point, whatever locale the program that we are part of has chosen */
+int text_vfmt(char *to, size_t size, const char *fmt, va_list ap);
+int text_fmt(char *to, size_t size, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+double text_double(const char *s, char **end);
 char *arena_fmt(Arena *a, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 #define arena_new_of(a, T) ((T *)arena_alloc((a), sizeof(T)))
 #define arena_array(a, T, n) ((T *)arena_alloc((a), sizeof(T) * (size_t)(n)))

@@ -231,7 +231,7 @@ static Value b_num(Formula *f, int n, const Value *v) {
   (void)n;
   if (v[0].kind == V_NUM) return v[0];
   if (v[0].kind != V_TEXT) return fm_fail(f, "num() takes a text");
-  return fm_num(strtod(v[0].text, NULL));
+  return fm_num(text_double(v[0].text, NULL));
 }
 
 /* cast(x, to): to is a number of VarType (-1: x's own type), a tensor of that type, or its name. */

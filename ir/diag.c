@@ -28,9 +28,9 @@ ErrCode err_find(const char *name) {
   return E_NONE;
 }
 
-/* vsnprintf that marks what it had to cut off. */
+/* text_vfmt that marks what it had to cut off. */
 static void put(char *to, size_t size, const char *fmt, va_list ap) {
-  int n = vsnprintf(to, size, fmt, ap);
+  int n = text_vfmt(to, size, fmt, ap);
   if (n < 0) *to = 0;
   if (n >= (int)size && size > 4) memcpy(to + size - 4, "...", 4);
 }

@@ -17,7 +17,7 @@ static bool differ(Compare *c, const char *fmt, ...) {
   char b[1024];
   va_list ap;
   va_start(ap, fmt);
-  vsnprintf(b, sizeof b, fmt, ap);
+  text_vfmt(b, sizeof b, fmt, ap);
   va_end(ap);
   str_add(c->why, b);
   return false;

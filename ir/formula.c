@@ -231,7 +231,7 @@ static Value primary(Formula *f) {
   if (accept(f, "!")) return unary(f, false);
   if (isdigit((unsigned char)*f->p) || *f->p == '.') {
     char *end;
-    double v = strtod(f->p, &end);
+    double v = text_double(f->p, &end);
     if (end == f->p) return fm_fail(f, "a malformed number");
     f->p = end;
     return fm_num(v);

@@ -93,7 +93,7 @@ static bool number(Reader *r, double *v) {
   }
   buf[n] = 0;
   char *stop;
-  *v = strtod(buf, &stop);
+  *v = text_double(buf, &stop);
   if (n == 0 || *stop) return fail(r, "a number");
   r->p += n;
   return true;

@@ -14,7 +14,6 @@
  * \n \t \r \\ \' \" \xHH. Floating-point numbers are printed with the fewest digits that read back as the same value,
  * whatever the locale. */
 #include "ir.h"
-#include <locale.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,13 +59,6 @@ void text_quote(Str *out, const char *s, char quote) {
   str_addn(out, &quote, 1);
 }
 
-static double read_double(const char *s, char **end) {
-  locale_t c = newlocale(LC_ALL_MASK, "C", (locale_t)0);
-  double v = strtod_l(s, end, c);
-  freelocale(c);
-  return v;
-}
-
 void text_float(Str *out, double v, bool single) {
   char b[40];
   if (single) v = (double)(float)v;
@@ -75,10 +67,8 @@ void text_float(Str *out, double v, bool single) {
     return;
   }
   for (int digits = single ? 6 : 15; digits <= 17; digits++) {
-    snprintf(b, sizeof b, "%.*g", digits, v);
-    for (char *p = b; *p; p++)
-      if (!strchr("0123456789+-e", *p)) *p = '.';
-    double back = read_double(b, NULL);
+    text_fmt(b, sizeof b, "%.*g", digits, v);
+    double back = text_double(b, NULL);
     if (single ? (float)back == (float)v : back == v) break;
   }
   str_add(out, b);
@@ -201,7 +191,7 @@ static bool read_number(const char **s, bool *is_int, int64_t *i, double *f, Att
     return true;
   }
   if (p[0] == '0' && (p[1] | 32) == 'x') return false;
-  *f = read_double(start, &end);
+  *f = text_double(start, &end);
   if (isinf(*f)) *wide = AT_FLOAT64;
   if (end == start || isinf(*f)) return false;
   *s = end;

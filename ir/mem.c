@@ -6,6 +6,7 @@
  * entries are tombstones until the next rehash or the next enumeration. */
 #include "ir.h"
 #include <malloc.h>
+#include <locale.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -200,14 +201,34 @@ char *arena_strn(Arena *a, const char *s, size_t n) {
 
 char *arena_str(Arena *a, const char *s) { return s ? arena_strn(a, s, strlen(s)) : NULL; }
 
+/* glibc gives one that is there already: nothing is allocated, nothing to free */
+static locale_t c_locale(void) { return newlocale(LC_ALL_MASK, "C", (locale_t)0); }
+
+int text_vfmt(char *to, size_t size, const char *fmt, va_list ap) {
+  locale_t own = uselocale(c_locale());
+  int n = vsnprintf(to, size, fmt, ap);
+  uselocale(own);
+  return n;
+}
+
+int text_fmt(char *to, size_t size, const char *fmt, ...) {
+  va_list ap;
+  va_start(ap, fmt);
+  int n = text_vfmt(to, size, fmt, ap);
+  va_end(ap);
+  return n;
+}
+
+double text_double(const char *s, char **end) { return strtod_l(s, end, c_locale()); }
+
 static char *vfmt(Arena *a, size_t *len, const char *fmt, va_list ap) {
   va_list again;
   va_copy(again, ap);
-  int n = vsnprintf(NULL, 0, fmt, again);
+  int n = text_vfmt(NULL, 0, fmt, again);
   va_end(again);
   *len = n < 0 ? 0 : (size_t)n;
   char *s = arena_alloc(a, *len + 1);
-  vsnprintf(s, *len + 1, fmt, ap);
+  text_vfmt(s, *len + 1, fmt, ap);
   return s;
 }
 
@@ -352,13 +373,13 @@ void str_add(Str *s, const char *text) { str_addn(s, text, strlen(text)); }
 void str_fmt(Str *s, const char *fmt, ...) {
   va_list ap;
   va_start(ap, fmt);
-  int n = vsnprintf(s->s + s->n, s->cap - s->n, fmt, ap);
+  int n = text_vfmt(s->s + s->n, s->cap - s->n, fmt, ap);
   va_end(ap);
   if (n < 0) return;
   if ((size_t)n >= s->cap - s->n) {
     str_room(s, (size_t)n);
     va_start(ap, fmt);
-    vsnprintf(s->s + s->n, s->cap - s->n, fmt, ap);
+    text_vfmt(s->s + s->n, s->cap - s->n, fmt, ap);
     va_end(ap);
   }
   s->n += (size_t)n;

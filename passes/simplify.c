@@ -135,7 +135,7 @@ static bool match(const char *pat, Node *n, Node *var[26]) {
     if (!*v) *v = n;
     return *v == n;
   }
-  if (*pat != '(') return const_is(n, strtod(pat, NULL));
+  if (*pat != '(') return const_is(n, text_double(pat, NULL));
   if (!has_head(pat, n->prim)) return false;
   split(pat, &n_args, args);
   if (n_args != n->n_in) return false;

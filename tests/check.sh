@@ -2,6 +2,7 @@
 # check.sh: the house rules that a machine can see. Prints what breaks one; exit 1 if anything does.
 #   includes      ir < passes, backends < executor < frontend < tools, and nothing upwards
 #   operators     no operator is known by name outside its row and functions, what emits it, and the tests
+#   numbers       read and written with a point in every locale
 #   files         at most 1000 lines; the longest files and functions are listed
 #   formatting    clang-format
 #   warnings      gcc (objects) and clang (syntax only), both with -Werror
@@ -49,6 +50,11 @@ done < <(for f in $(sources ir passes executor backends tools |
   grep -vE '^(ir/ops\.def|ir/prims\.def|ir/ops/|passes/(backward|backward_emit|optim)\.c)'); do
   sed -E 's,/\*.*\*/,,g' "$f" | grep -nE "$pattern" | sed "s,^,$f:,"
 done)
+
+# ---- numbers ----
+while IFS= read -r line; do
+  bad "a number read as the program's locale writes it (use text_double): $line"
+done < <(grep -nE '\b(strto(d|f|ld)|atof)\(' $(sources ir passes backends executor frontend tools))
 
 # ---- sizes ----
 while read -r n file; do

@@ -86,7 +86,7 @@ static int unknown_flag(const char *verb, const Usage *u, const char *arg) {
 static bool store_bytes(int64_t *to, const char *value) {
   static const char units[] = "KMG";
   char *end;
-  double v = strtod(value, &end);
+  double v = text_double(value, &end);
   const char *unit = *end ? strchr(units, *end & ~0x20) : NULL;
   for (int64_t i = unit ? unit - units + 1 : 0; i > 0; i--) v *= 1024;
   if (end == value || (*end && (!unit || end[1])) || !(v >= 1 && v < 0x1p62)) return false;
@@ -104,7 +104,7 @@ static bool store(const Flag *f, const char *value) {
   case FLAG_COUNT: *(int64_t *)f->to = strtoll(value, &end, 10); break;
   case FLAG_BYTES: return store_bytes(f->to, value);
   case FLAG_FLOAT:
-  case FLAG_ERROR: *(double *)f->to = strtod(value, &end); break;
+  case FLAG_ERROR: *(double *)f->to = text_double(value, &end); break;
   case FLAG_TEXT: return *(const char **)f->to = value, true;
   case FLAG_LIST: {
     List *l = f->to;

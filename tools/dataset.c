@@ -16,10 +16,10 @@ typedef struct Spec {
 
 static bool parse_number(const char *text, double *v) {
   char *end;
-  *v = strtod(text, &end);
+  *v = text_double(text, &end);
   if (end != text && *end == '/') {
     const char *den = end + 1;
-    double d = strtod(den, &end);
+    double d = text_double(den, &end);
     if (end == den || d == 0) return false;
     *v /= d;
   }

@@ -4,7 +4,7 @@
 set -u
 build="gcc make libc6-dev llvm-19-dev libprotobuf-c-dev protobuf-c-compiler libopenblas-dev zlib1g-dev
        dataset-fashion-mnist"
-test="$build libcmocka-dev clang clang-format pkg-config"
+test="$build libcmocka-dev clang clang-format pkg-config locales"
 
 case "${1-}" in
 build) want=$build ;;

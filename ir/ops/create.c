@@ -58,7 +58,7 @@ static Node *filled(Expand *x, DType t, int rank, const int64_t *dims) {
   if (!*text) return g_full(x->g, t, op_float(x->op, "value"), rank, dims);
   long long whole = strtoll(text, &end, 10);
   if (!*end) return g_full_int(x->g, t, whole, rank, dims);
-  double v = strtod(text, &end);
+  double v = text_double(text, &end);
   if (!*end) return g_full(x->g, t, v, rank, dims);
   err_set(E_OPR_003, "str_value %s is not a number", quoted(text));
   return NULL;
