@@ -6,10 +6,18 @@
 #include "ir.h"
 #include <string.h>
 
+static bool same_type(Graph *g, const Node *a, const Node *b) {
+  if (a->dtype == b->dtype) return true;
+  err_set(E_TYP_001, "%s: operands are %s and %s", g_who(g, P_CONTRACT),
+          shape_text(a->dtype, a->rank, a->dims), shape_text(b->dtype, b->rank, b->dims));
+  err_help("Insert a cast so that both have one element type.");
+  return false;
+}
+
 Node *g_contract(Graph *g, Node *a, Node *b, int rank, int n_loops, const int64_t *ext,
                  const AffDim *ma, const AffDim *mb) {
   Node *in[2] = {a, b};
-  if (!a || !b) return NULL;
+  if (!a || !b || !same_type(g, a, b)) return NULL;
   if (n_loops > KL_LOOPS || n_loops < rank) {
     err_set(E_SHP_002, "%s: a contraction over %d loops; at most %d are allowed",
             g_who(g, P_CONTRACT), n_loops, KL_LOOPS);
@@ -22,14 +30,6 @@ Node *g_contract(Graph *g, Node *a, Node *b, int rank, int n_loops, const int64_
   n->map[0] = arena_dup(g->arena, ma, (size_t)a->rank * sizeof *ma);
   n->map[1] = arena_dup(g->arena, mb, (size_t)b->rank * sizeof *mb);
   return n;
-}
-
-static bool same_type(Graph *g, const Node *a, const Node *b) {
-  if (a->dtype == b->dtype) return true;
-  err_set(E_TYP_001, "%s: operands are %s and %s", g_who(g, P_CONTRACT),
-          shape_text(a->dtype, a->rank, a->dims), shape_text(b->dtype, b->rank, b->dims));
-  err_help("Insert a cast so that both have one element type.");
-  return false;
 }
 
 static bool differ(int64_t a, int64_t b) { return a != b && a >= 0 && b >= 0; }

@@ -70,7 +70,8 @@ bool aff_same(const AffDim *a, const AffDim *b, int n) {
 }
 
 void view_canon(AffDim *map, int n, const int64_t *ext) {
-  for (AffDim *m = map; m < map + n; m++) {
+  for (int d = 0; d < n; d++) {
+    AffDim *m = &map[d];
     if (m->l0 >= 0 && (ext[m->l0] == 1 || m->c0 == 0)) m->l0 = -1, m->c0 = 0;
     if (m->l1 >= 0 && (ext[m->l1] == 1 || m->c1 == 0)) m->l1 = -1, m->c1 = 0;
     if (m->l1 >= 0 && (m->l0 < 0 || m->l0 > m->l1)) {

@@ -22,7 +22,9 @@ static void check_text(const char *id, int variant, const char *text) {
 #define VARS                                                                                       \
   "  var x float32 [2, 3, 8, 8] feed\n  var i int64 [4, 1] feed\n  var m float32 [4, 6] feed\n  "  \
   "param w float32 [4, 3, 3, 3]\n"                                                                 \
-  "  param v float32 [6, 5]\n  var y\n  var z\n"
+  "  param v float32 [6, 5]\n  var y\n  var z\n  var s float32 [6] feed\n  "                       \
+  "param p float32 [8, 3, 4]\n  param b float32 [3, 4]\n  var f float32 [8, 2, 2, 3, 3] feed\n  "  \
+  "var q float32 [2, 3, 8] feed\n"
 
 static void test_structure(void **state) {
   (void)state;
@@ -216,6 +218,13 @@ static const struct {
     {"Out=y, Mask=z = dropout(X=x)", "dropout_prob=nan", E_OPR_003},
     {"Out=y, Mask=z = dropout(X=x)", "dropout_prob=1.5", E_OPR_003},
     {"Out=y, Mask=z = dropout(X=x)", "dropout_prob=-0.1", E_OPR_003},
+    {"y = multihead_matmul(Bias=b, BiasQK=f, Input=q, W=p)", "head_number=2", E_SHP_002},
+    {"X@GRAD=y = lu_grad(Out=m, Out@GRAD=m, Pivots=i, X=s)", "", E_SHP_002},
+    {"X@GRAD=y = lu_grad(Out=s, Out@GRAD=s, Pivots=s, X=m)", "", E_SHP_002},
+    {"X@GRAD=y = qr_grad(Q=m, R=m, Q@GRAD=s, X=m)", "", E_SHP_002},
+    {"X@GRAD=y = svd_grad(U=m, S=s, VH=s, U@GRAD=m, X=m)", "", E_SHP_002},
+    {"X@GRAD=y = lu_unpack_grad(L@GRAD=s, Pivots=i, U@GRAD=s, X=m)", "", E_SHP_002},
+    {"Out=y = einsum(Operands=[i, m])", "equation='ij,kl->ikjl'", E_TYP_001},
 };
 
 static void test_refused(void **state) {

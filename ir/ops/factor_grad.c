@@ -12,6 +12,11 @@ static Node *product(Graph *g, Node *a, Node *b, bool ta, bool tb) {
 
 static Node *minus(Graph *g, Node *a) { return a ? ops_times(g, a, -1) : NULL; }
 
+/* May be absent. */
+static bool ranked(const Node *v, const char *slot, int rank) {
+  return !v || ops_rank(v, slot, rank, rank);
+}
+
 /* Absent is 0. */
 static Node *sum(Graph *g, Node *a, Node *b) { return a && b ? ops_add(g, a, b) : a ? a : b; }
 
@@ -72,7 +77,11 @@ bool x_svd_grad(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *u = x_in(x, "U"), *s = x_in(x, "S"), *vt = x_in(x, "VH"), *outer = NULL;
   Node *gu = x_in(x, "U@GRAD"), *gs = x_in(x, "S@GRAD"), *gv = x_in(x, "VH@GRAD");
-  if (!a || !u || !s || !vt || err_any()) return false;
+  if (!ops_rank(a, "X", 2, KL_VAR_RANK) || !ops_rank(u, "U", a->rank, a->rank) ||
+      !ops_rank(s, "S", a->rank - 1, a->rank - 1) || !ops_rank(vt, "VH", a->rank, a->rank) ||
+      !ranked(gu, "U@GRAD", a->rank) || !ranked(gs, "S@GRAD", s->rank) ||
+      !ranked(gv, "VH@GRAD", a->rank) || err_any())
+    return false;
   if (!ops_known(a) || (!gu && !gs && !gv))
     return x_out(x, "X@GRAD", ops_known(a) ? ops_zeros(g, a) : ops_blank_like(g, a));
   int64_t m = a->dims[a->rank - 2], n = a->dims[a->rank - 1], k = s->dims[s->rank - 1];
@@ -110,7 +119,10 @@ bool x_qr_grad(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *q = x_in(x, "Q"), *r = x_in(x, "R");
   Node *gq = x_in(x, "Q@GRAD"), *gr = x_in(x, "R@GRAD");
-  if (!a || !q || !r || err_any()) return false;
+  if (!ops_rank(a, "X", 2, KL_VAR_RANK) || !ops_rank(q, "Q", a->rank, a->rank) ||
+      !ops_rank(r, "R", a->rank, a->rank) || !ranked(gq, "Q@GRAD", a->rank) ||
+      !ranked(gr, "R@GRAD", a->rank) || err_any())
+    return false;
   if (!ops_known(a) || (!gq && !gr))
     return x_out(x, "X@GRAD", ops_known(a) ? ops_zeros(g, a) : ops_blank_like(g, a));
   int64_t m = a->dims[a->rank - 2], n = a->dims[a->rank - 1];
@@ -128,7 +140,10 @@ bool x_lu_grad(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *out = x_in(x, "Out"), *gy = x_in(x, "Out@GRAD"),
        *pivots = x_in(x, "Pivots");
-  if (!a || !out || !pivots || err_any()) return false;
+  if (!ops_rank(a, "X", 2, KL_VAR_RANK) || !ops_rank(out, "Out", a->rank, a->rank) ||
+      !ops_rank(pivots, "Pivots", a->rank - 1, a->rank - 1) || !ranked(gy, "Out@GRAD", a->rank) ||
+      err_any())
+    return false;
   if (!ops_known(a) || !gy)
     return x_out(x, "X@GRAD", ops_known(a) ? ops_zeros(g, a) : ops_blank_like(g, a));
   int64_t m = a->dims[a->rank - 2], n = a->dims[a->rank - 1], k = m < n ? m : n;
@@ -163,7 +178,9 @@ static Node *widened(Graph *g, Node *v, const Node *like) {
 bool x_lu_unpack_grad(Expand *x) {
   Graph *g = x->g;
   Node *a = x_in(x, "X"), *gl = x_in(x, "L@GRAD"), *gu = x_in(x, "U@GRAD");
-  if (!a || err_any()) return false;
+  if (!ops_rank(a, "X", 2, KL_VAR_RANK) || !ranked(gl, "L@GRAD", a->rank) ||
+      !ranked(gu, "U@GRAD", a->rank) || err_any())
+    return false;
   if (!ops_known(a)) return x_out(x, "X@GRAD", ops_blank_like(g, a));
   Node *r = sum(g, widened(g, lower(g, gl, 0), a), widened(g, upper(g, gu, 1), a));
   return x_out(x, "X@GRAD", r ? r : ops_zeros(g, a));

@@ -184,7 +184,9 @@ bool x_multihead_matmul(Expand *x) {
   Graph *g = x->g;
   Node *in = x_in(x, "Input"), *w = x_in(x, "W"), *b = x_in(x, "Bias"), *part[3];
   int64_t heads = op_int(x->op, "head_number");
-  if (!ops_rank(in, "Input", 3, 3) || !ops_rank(w, "W", 3, 3) || !b ||
+  bool biased = x_n_in(x, "BiasQK") > 0;
+  if ((biased && !ops_rank(x_in(x, "BiasQK"), "BiasQK", 1, 4)) || !ops_rank(in, "Input", 3, 3) ||
+      !ops_rank(w, "W", 3, 3) || !b ||
       !ops_same("width of Input and rows of W", in->dims[2], w->dims[0]) ||
       !ops_same("3 and the middle dimension of W", 3, w->dims[1]))
     return false;
@@ -202,7 +204,7 @@ bool x_multihead_matmul(Expand *x) {
   for (int i = 0; i < 3; i++)
     part[i] = g_reshape(g, ops_cut(g, all, 0, i, 1, 1), 4, (int64_t[]){n, heads, s, width / heads});
   Node *score = ops_times(g, g_matmul(g, part[0], part[1], false, true), op_float(x->op, "alpha"));
-  if (x_n_in(x, "BiasQK") > 0) score = ops_add(g, score, x_in(x, "BiasQK"));
+  if (biased) score = ops_add(g, score, x_in(x, "BiasQK"));
   Node *y = g_matmul(g, softmax_last(g, score), part[2], false, false);
   y = y ? g_permute(g, y, (int[]){0, 2, 1, 3}) : NULL;
   return y && x_out(x, "Out", g_reshape(g, y, 3, (int64_t[]){n, s, width}));
