@@ -230,6 +230,7 @@ expect_text "bench --start --profile" 0 out 'of bound' "$kiln" bench main.pdmode
 grep -q 'from exec() to the first result' out && pass "time to the first result" || bad "time to the first result" "$(cat out)"
 expect "bench --profile --json" 0 "$kiln" bench main.pdmodel --startup "$data/net_startup.kl" --feed-shape x=8x16 --feed-shape y=8x1 --reps 5 --profile --start --json &&
   valid_json "bench profile JSON" out
+expect_text "bench: more threads than cores" 0 out '^median ' timeout 60 "$kiln" bench main.pdmodel --startup "$data/net_startup.kl" --feed-shape x=8x16 --feed-shape y=8x1 --threads 257 --reps 5
 expect_text "bench --once" 0 out '^[L-]$' "$kiln" bench main.pdmodel --startup "$data/net_startup.kl" --once
 expect_text "verify" 0 out 'all checks passed' "$kiln" verify main.pdmodel --startup "$data/net_startup.kl" --feed-shape x=9x16 --feed-shape y=9x1
 sed 's/value=1.0}/value=1.001}/' "$data/net_main.kl" >wrong.kl
@@ -298,6 +299,19 @@ expect_text "an incomplete checkpoint is passed over" 0 err 'resumed at epoch' "
 ls -A cut | grep -q writing && bad "no leftovers of the killed run" "$(ls -A cut)" || pass "no leftovers of the killed run"
 expect_error "a new run into a folder with checkpoints" E-CKP-002 '--resume cut' "${small[@]}" --save cut
 expect_error "nothing to resume" E-CKP-001 'no complete checkpoint' "${train[@]}" "${feeds[@]}" --epochs 6 --resume nowhere
+cp -r cut moved
+for at in 'epoch 1 row -8 step 70 rows 8' 'epoch 1 row 501 step 70 rows 8' 'epoch -1 row 8 step 70 rows 8' 'epoch 9223372036854775807 row 8 step 70 rows 8' 'epoch 1 row 8 step 70 rows -1'; do
+  perl -e '
+    sub crc { my $c = 0xffffffff; for (unpack "C*", $_[0]) { $c ^= $_; $c = $c & 1 ? ($c >> 1) ^ 0xedb88320 : $c >> 1 for 1 .. 8 } $c ^ 0xffffffff }
+    local $/;
+    for my $dir (glob "moved/step-*") {
+      open F, "<", "$dir/extra"; my $x = <F>; open F, "<", "$dir/manifest"; my $m = <F>;
+      $x =~ s/^epoch .*? rows -?\d+/$ARGV[0]/ or die; my $n = length $x; my $crc = sprintf "%x", crc($x);
+      $m =~ s/extra \d+ [0-9a-f]+/extra $n $crc/ or die;
+      open F, ">", "$dir/extra"; print F $x; open F, ">", "$dir/manifest"; print F $m; close F
+    }' "$at"
+  expect_error "resume at ${at% step*}" E-CKP-001 'goes on at' "${small[@]}" --resume moved
+done
 expect_error "resume with another batch" E-CKP-001 '--batch 8' "${train[@]}" "${feeds[@]}" --batch 32 --epochs 6 --resume cut
 
 # ---- TensorBoard: each record's length and data carry their masked CRC-32C ----

@@ -186,6 +186,11 @@ static double run_once(Run *r) {
   return ok ? (wall_seconds() - t) * 1e3 : -1;
 }
 
+/* What measures the machine: threads beyond its cores reach no more, and each would take memory of its own. */
+static Pool *peak_pool(const Options *o) {
+  return pool_new(o->threads < sysconf(_SC_NPROCESSORS_ONLN) ? (int)o->threads : 0);
+}
+
 /* At least ten runs, and no more after a minute. The peak of this time stands between the parts. */
 static bool measure(const Options *o, Run *run, Result *r) {
   double begin = wall_seconds(), top[PARTS];
@@ -193,7 +198,7 @@ static bool measure(const Options *o, Run *run, Result *r) {
   r->first_ms = run_once(run);
   exec_profile_clear(run->e);
   for (int i = 0; r->first_ms >= 0 && i < PARTS; i++) {
-    Pool *pool = on_device(o) ? NULL : pool_new((int)o->threads);
+    Pool *pool = on_device(o) ? NULL : peak_pool(o);
     top[parts++] = pool ? peak_flops(pool, 0.01) : 0;
     pool_free(pool);
     for (int to = (int)((int64_t)r->n * (i + 1) / PARTS); n < to; n++) {
@@ -275,7 +280,7 @@ static bool report_result(const Options *o, Run *run, Result *r) {
   if (o->start && !measure_start(o, r)) return false;
   bool device = on_device(o);
   if (!device) {
-    Pool *pool = pool_new((int)o->threads);
+    Pool *pool = peak_pool(o);
     peak_roof(pool, &r->roof);
     pool_free(pool);
     r->bound_ms = exec_bound(run->e, &r->roof) * 1e3;

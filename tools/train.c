@@ -157,6 +157,11 @@ static bool resume(Train *t) {
         "resume with the same data, seed, batch and shuffling, so that training goes on exactly");
     return false;
   }
+  if (t->epoch < 0 || t->epoch >= INT64_MAX || t->row < 0 || t->row > rows || t->step < 0 ||
+      t->rows_done < 0 || t->rows_done > rows)
+    return err_set(E_CKP_001,
+                   "the checkpoint goes on at row %" PRId64 " of %" PRId64 " in epoch %" PRId64,
+                   t->row, rows, t->epoch);
   resume_sums(t, extra + used);
   exec_set_step(t->run, step);
   exec_options(t->run)->seed = t->exec.seed = seed;
