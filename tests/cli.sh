@@ -306,7 +306,7 @@ for at in 'epoch 1 row -8 step 70 rows 8' 'epoch 1 row 501 step 70 rows 8' 'epoc
     local $/;
     for my $dir (glob "moved/step-*") {
       open F, "<", "$dir/extra"; my $x = <F>; open F, "<", "$dir/manifest"; my $m = <F>;
-      $x =~ s/^epoch .*? rows -?\d+/$ARGV[0]/ or die; my $n = length $x; my $crc = sprintf "%x", crc($x);
+      $x =~ s/^epoch .*? rows -?\d+/$ARGV[0]/s or die; my $n = length $x; my $crc = sprintf "%x", crc($x);
       $m =~ s/extra \d+ [0-9a-f]+/extra $n $crc/ or die;
       open F, ">", "$dir/extra"; print F $x; open F, ">", "$dir/manifest"; print F $m; close F
     }' "$at"

@@ -24,7 +24,7 @@ static void check_text(const char *id, int variant, const char *text) {
   "param w float32 [4, 3, 3, 3]\n"                                                                 \
   "  param v float32 [6, 5]\n  var y\n  var z\n  var s float32 [6] feed\n  "                       \
   "param p float32 [8, 3, 4]\n  param b float32 [3, 4]\n  var f float32 [8, 2, 2, 3, 3] feed\n  "  \
-  "var q float32 [2, 3, 8] feed\n"
+  "var q float32 [2, 3, 8] feed\n  var n float32 [1, 1, 2147483648, 2] feed\n"
 
 static void test_structure(void **state) {
   (void)state;
@@ -224,6 +224,9 @@ static const struct {
     {"X@GRAD=y = qr_grad(Q=m, R=m, Q@GRAD=s, X=m)", "", E_SHP_002},
     {"X@GRAD=y = svd_grad(U=m, S=s, VH=s, U@GRAD=m, X=m)", "", E_SHP_002},
     {"X@GRAD=y = lu_unpack_grad(L@GRAD=s, Pivots=i, U@GRAD=s, X=m)", "", E_SHP_002},
+    {"y = pool2d(X=n)", "pooling_type='avg', ksize=[3, 3], adaptive=true", E_MEM_002},
+    {"y = repeat_interleave(X=n)", "dim=2, Repeats=2", E_MEM_002},
+    {"out=y = tril_indices()", "rows=100000, cols=20000, dtype=3", E_MEM_002},
     {"Out=y = einsum(Operands=[i, m])", "equation='ij,kl->ikjl'", E_TYP_001},
 };
 

@@ -429,6 +429,7 @@ bool x_add_position_encoding(Expand *x) {
   int64_t t = in->dims[1], c = in->dims[2], half = c / 2, dims[] = {1, t, c};
   if (c % 2 || !c)
     return err_set(E_SHP_006, "X has %lld columns, an even number is needed", (long long)c);
+  if (!ops_table("positions", t, c)) return false;
   double *v = arena_array(g->arena, double, t *c);
   for (int64_t p = 0; p < t; p++)
     for (int64_t k = 0; k < half; k++) {

@@ -149,14 +149,14 @@ bool x_density_prior_box(Expand *x) {
   }
   if (!anchors_alloc(x, &a)) return false;
   double *to = a.at;
-  int64_t step = (int64_t)((a.step_w + a.step_h) * 0.5);
+  double step = trunc((a.step_w + a.step_h) * 0.5);
   for (int64_t i = 0; a.at && i < a.h * a.w; i++) {
     double cx = ((double)(i % a.w) + a.offset) * a.step_w,
            cy = ((double)(i / a.w) + a.offset) * a.step_h;
     for (int s = 0; s < n_size; s++)
       for (int k = 0; k < n_ratio; k++)
         for (int64_t d = 0; d < density[s] * density[s]; d++, to += 4) {
-          double shift = (double)(step / density[s]), first = -(double)step / 2 + shift / 2,
+          double shift = trunc(step / (double)density[s]), first = -step / 2 + shift / 2,
                  q = sqrt(ratio[k]);
           centred(&a, to, cx + first + (double)(d % density[s]) * shift,
                   cy + first + (double)(d / density[s]) * shift, size[s] * q, size[s] / q, true);

@@ -58,6 +58,15 @@ bool ops_index(const Node *n, const char *slot) {
   return false;
 }
 
+bool ops_table(const char *what, int64_t rows, int64_t columns) {
+  enum { MOST = 1 << 24 };
+  int64_t n;
+  if (mul_ok(rows, columns, &n) && n <= MOST) return true;
+  err_set(E_MEM_002, "%s: a table of %lld x %lld numbers; at most %d are made while compiling",
+          what, (long long)rows, (long long)columns, MOST);
+  return false;
+}
+
 bool ops_same(const char *what, int64_t a, int64_t b) {
   if (a == b || a == -1 || b == -1) return true;
   err_set(E_SHP_006, "%s differ: %lld and %lld", what, (long long)a, (long long)b);

@@ -208,9 +208,7 @@ static bool triangle(Expand *x, const char *rows_attr, const char *columns_attr,
   if (!dtype_of(x, "dtype", &t)) return false;
   if (rows < 0 || columns < 0)
     return err_set(E_OPR_003, "%lld rows and %lld columns", (long long)rows, (long long)columns);
-  if (rows > 0 && columns > INT32_MAX / rows)
-    return err_set(E_MEM_002, "%lld x %lld elements are too many", (long long)rows,
-                   (long long)columns);
+  if (!ops_table("indices", rows, columns)) return false;
   int64_t *i = arena_array(x->g->arena, int64_t, 2 * rows * columns), *j = i + rows * columns;
   for (int64_t at = 0; at < rows * columns; at++) {
     int64_t above = at % columns - at / columns;

@@ -296,8 +296,9 @@ bool x_crf_decoding(Expand *x) {
   if (x_n_in(x, "Label") > 0 && path) {
     Node *label = g_reshape(g, x_in(x, "Label"), 2, path->dims);
     path = g_cast(g, g_map2(g, P_EQ, path, g_cast(g, label, DT_INT64)), DT_INT64);
-    Node *live = g_map2(g, P_LT, g_iota(g, c.length->dtype, 2, label ? label->dims : path->dims, 1),
-                        ops_along(g, c.length, 2, 0));
+    if (!path) return false;
+    Node *live =
+        g_map2(g, P_LT, g_iota(g, c.length->dtype, 2, path->dims, 1), ops_along(g, c.length, 2, 0));
     path = g_select(g, live, path, g_full_int(g, DT_INT64, 0, 0, NULL));
   }
   return x_out(x, "ViterbiPath", path);

@@ -19,6 +19,8 @@ bool ops_rank(const Node *n, const char *slot, int lo, int hi);
 bool ops_float(const Node *n, const char *slot);
 bool ops_index(const Node *n, const char *slot);
 /* E-SHP-006 unless both are unknown or equal. */
+/* Is a table of rows x columns numbers, made while compiling, one that a program may have? E_MEM_002 */
+bool ops_table(const char *what, int64_t rows, int64_t columns);
 bool ops_same(const char *what, int64_t a, int64_t b);
 /* An integer list attribute of exactly n values (a scalar counts for all) in lo..hi; E-OPR-003. */
 bool ops_ints(Expand *x, const char *attr, int n, int64_t lo, int64_t hi, int64_t *out);

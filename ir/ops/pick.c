@@ -91,6 +91,7 @@ bool x_repeat_interleave(Expand *x) {
     return false;
   int64_t n = in->dims[axis];
   if (n < 0) return ops_out_unknown(x, "Out", in->dtype, in->rank);
+  if (!ops_table("repeats", n, 1)) return false;
   int64_t *each = arena_array(g->arena, int64_t, n + 1);
   int given = x_n_in(x, "RepeatsTensor") > 0 ? ops_list(x, NULL, "RepeatsTensor", NULL, each,
                                                         (int)(n < INT32_MAX ? n : INT32_MAX))
@@ -100,9 +101,10 @@ bool x_repeat_interleave(Expand *x) {
   for (int64_t i = 0; i < n; i++) {
     if (!given) each[i] = times;
     if (each[i] == OPS_UNKNOWN) return ops_out_unknown(x, "Out", in->dtype, in->rank);
-    if (each[i] < 0 || !add_ok(total, each[i], &total) || total > 1 << 28)
+    if (each[i] < 0 || !add_ok(total, each[i], &total))
       return err_set(E_OPR_003, "an element repeated %lld times", (long long)each[i]);
   }
+  if (!ops_table("repeats", total, 1)) return false;
   idx = arena_array(g->arena, int64_t, total + 1);
   for (int64_t i = 0, at = 0; i < n; i++)
     for (int64_t k = 0; k < each[i]; k++) idx[at++] = i;

@@ -48,6 +48,7 @@ static bool pool_adaptive(Pool *p) {
       if (len > longest) longest = len;
     }
     p->win.k[i] = longest;
+    if (!ops_table("adaptive pooling", n, longest)) return false;
   }
   return true;
 }

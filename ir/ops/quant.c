@@ -74,6 +74,7 @@ static Node *levels(Graph *g, const Quant *q, Node *v, Node *scale) {
   Node *tiny = g_map2(g, P_LE, scale, g_const(g, scale->dtype, 1e-6));
   Node *by = g_select(g, tiny, ops_plus(g, scale, 1e-6), scale);
   if (q->away) v = g_map2(g, P_MAX, g_map2(g, P_MIN, v, scale), ops_times(g, scale, -1));
+  if (!v) return NULL;
   Node *per = ops_times(g, ops_div(g, g_const(g, v->dtype, 1), by), q->most);
   Node *n = rounded(g, ops_mul(g, v, per), q->away);
   return q->away ? n : g_map2c(g, P_MAX, g_map2c(g, P_MIN, n, q->most), -q->most - 1);

@@ -393,6 +393,7 @@ bool x_im2sequence(Expand *x) {
   }
   int64_t cols = v->dims[1] < 0 ? -1 : v->dims[1] * w.k[0] * w.k[1];
   if (!ops_known(v)) return x_out(x, "Out", ops_blank(g, v->dtype, 2, (int64_t[]){-1, cols}));
+  if (!ops_table("sequences", v->dims[0], 1)) return false;
   int64_t *len = arena_array(g->arena, int64_t, v->dims[0] + 1);
   for (int64_t i = 0; i < v->dims[0]; i++) len[i] = out[0] * out[1];
   const Lod *l = seq_lod(g, v->dims[0], len);

@@ -447,7 +447,7 @@ bool x_tile_grad(Expand *x) {
     return x_out(x, "X@GRAD", ops_blank_like(x->g, in));
   align_right(gy->rank, in->rank, in->dims, dims);
   for (int i = 0; i < gy->rank; i++) {
-    times[i] = gy->dims[i] / dims[i];
+    times[i] = dims[i] ? gy->dims[i] / dims[i] : 0;
     if (gy->dims[i] != times[i] * dims[i])
       return ops_same("a dimension of Out@GRAD and the tiled X", gy->dims[i], times[i] * dims[i]);
   }
