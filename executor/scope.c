@@ -92,7 +92,8 @@ static void show(Scope *s, void *user) {
   Request *r = user;
   serve(s, user);
   if (!r->entry) return;
-  r->entry->shown.data = r->data;
+  if (r->entry->shown.data != r->data)
+    r->entry->shown.data = r->data; /* others may be reading it */
   r->entry->pinned |= !r->alone;
 }
 

@@ -306,11 +306,11 @@ for at in 'epoch 1 row -8 step 70 rows 8' 'epoch 1 row 501 step 70 rows 8' 'epoc
     local $/;
     for my $dir (glob "moved/step-*") {
       open F, "<", "$dir/extra"; my $x = <F>; open F, "<", "$dir/manifest"; my $m = <F>;
-      $x =~ s/^epoch .*? rows -?\d+/$ARGV[0]/s or die; my $n = length $x; my $crc = sprintf "%x", crc($x);
+      $x =~ s/^epoch .*?\srows -?\d+/$ARGV[0]/s or die; my $n = length $x; my $crc = sprintf "%x", crc($x);
       $m =~ s/extra \d+ [0-9a-f]+/extra $n $crc/ or die;
       open F, ">", "$dir/extra"; print F $x; open F, ">", "$dir/manifest"; print F $m; close F
     }' "$at"
-  expect_error "resume at ${at% step*}" E-CKP-001 'goes on at' "${small[@]}" --resume moved
+  expect_error "resume at ${at% step*}" E-CKP-001 'no place in the data' "${small[@]}" --resume moved
 done
 expect_error "resume with another batch" E-CKP-001 '--batch 8' "${train[@]}" "${feeds[@]}" --batch 32 --epochs 6 --resume cut
 

@@ -160,8 +160,9 @@ static bool resume(Train *t) {
   if (t->epoch < 0 || t->epoch >= INT64_MAX || t->row < 0 || t->row > rows || t->step < 0 ||
       t->rows_done < 0 || t->rows_done > rows)
     return err_set(E_CKP_001,
-                   "the checkpoint goes on at row %" PRId64 " of %" PRId64 " in epoch %" PRId64,
-                   t->row, rows, t->epoch);
+                   "the checkpoint names no place in the data: epoch %" PRId64 ", row %" PRId64
+                   ", %" PRId64 " rows done of %" PRId64,
+                   t->epoch, t->row, t->rows_done, rows);
   resume_sums(t, extra + used);
   exec_set_step(t->run, step);
   exec_options(t->run)->seed = t->exec.seed = seed;
