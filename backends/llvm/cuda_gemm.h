@@ -54,8 +54,17 @@ void gemm_place_sums(Gemm *m, const Aff *t, const Aff *kk, int vec, Index *ix, V
 /* The first of `vec` neighbours, kept below n; both are multiples of vec; *ok (NULL: always) = it was. */
 Aff gemm_keep(Gen *g, const Aff *at, int64_t n, int vec, Val *ok);
 
+/* Where the stage of the step that is `n` after the first lies. */
+Val gemm_stage(Gemm *m, Val n);
 /* Is the i-th of a side's n rounds of reads in the step's part? Those by cp.async are in the first. */
 bool gemm_in_part(const Gemm *m, int s, const Step *t, int i, int n);
+
+/* cuda_chunk.c */
+int gemm_chunks(const Gemm *m, int s); /* of a thread in a step */
+/* Chunk j of step t, by cp.async; to v, vec elements of the side; from there. */
+void gemm_copy_chunk(Gemm *m, int s, int j, const Step *t);
+void gemm_read_chunk(Gemm *m, int s, int j, const Step *t, Val *v);
+void gemm_store_chunk(Gemm *m, int s, int j, Val n, const Val *v);
 
 /* cuda_panel.c */
 void gemm_panel_start(Gemm *m, int s); /* the chunk that the sum starts in; the whole panel */
