@@ -5,10 +5,13 @@
 
 typedef kl_var *Build(kl_var *x);
 Build net_mlp, net_lenet;
-Build
-    net_deep; /* updates of many small parameters become kernels of as many buffers as one may have */
-Build
-    net_mixed; /* running statistics are written at the exit, dropout needs the same random numbers */
+/* Updates of many small parameters become kernels of as many buffers as one may have. */
+Build net_deep;
+/* Running statistics are written at the exit, dropout needs the same random numbers. */
+Build net_mixed;
+/* Has an operator made of C functions, which fails from call net_bad_call on; net_made_calls counts them. */
+Build net_calls;
+extern int net_made_calls, net_bad_call;
 
 typedef struct Net {
   kl_net *net;
@@ -23,7 +26,9 @@ void net_free(Net *n);
 /* An executor that has run the startup program; NULL: an error. */
 kl_exec *net_start(const Net *n, const char *device, kl_exec_options o);
 bool net_step(kl_exec *exe, const Net *n, float *loss); /* loss NULL: nothing is fetched */
-void net_check(bool ok);                                /* fails the test with the error's text */
+/* The same, started only; exec_finish ends it. out: the loss. */
+bool net_start_step(kl_exec *exe, const Net *n, Tensor *out);
+void net_check(bool ok); /* fails the test with the error's text */
 /* All variables of both, relative to the largest element of each. */
 void expect_same_state(kl_exec *a, kl_exec *b, double most);
 #endif

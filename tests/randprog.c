@@ -16,158 +16,18 @@
 
 /* ---- the operators ---- */
 
-/* One way to use an operator.
- * ins    SLOT=KIND...: v any value, = one of the same shape, b something that broadcasts to it, p a positive number that
- *        does, m a matrix to multiply by, w a filter, d a filter per channel, t a transposed one, c a number per channel,
- *        l one for the last dimension, q a condition of the same shape, * three values of the same shape
- * attrs  %a an axis, %A axes, %P a permutation, %S a shape of as many elements, %D pairs for padding, %b true or false,
- *        %f the operand's element type, %t another, %z 0..2, %n 1..3, %i -3..3
- * size   how large the result is: 1 at most one, s as the operand, + the sum, * the product, # the product of as many
- *        terms as the longest dimension, ^ the exponential; o at most one, n normalised: rounding errors of large operands
- *        would show
- * jumps  needs operands that all executors have exactly: a rounding error would be a different result */
+/* One way to use an operator: randprog.def has the columns. */
+enum { JUMPS = 1, KEEPS = 2 };
 typedef struct Row {
   const char *type, *ins, *attrs;
-  int least, most; /* rank of the first operand */
+  int least, most;
   char size;
-  bool jumps, keeps; /* keeps: copies elements, so that the result is exact if the operands are */
+  int flags;
 } Row;
-
-#define U(type, attrs, size)                                                                       \
-  { type, "X=v", attrs, 0, 9, size, false, false }
-#define B(type, kind)                                                                              \
-  { type, "X=v Y=" kind, "axis=-1", 0, 9, '+', false, false }
 static const Row rows[] = {
-    U("relu", "", 's'),
-    U("tanh", "", '1'),
-    U("sigmoid", "", '1'),
-    U("gelu", "", 's'),
-    U("gelu", "approximate=true", 's'),
-    U("erf", "", '1'),
-    U("sin", "", 'o'),
-    U("cos", "", 'o'),
-    U("silu", "", 's'),
-    U("swish", "", 's'),
-    U("softplus", "", '+'),
-    U("softsign", "", '1'),
-    U("elu", "alpha=0.7", 's'),
-    U("leaky_relu", "alpha=0.1", 's'),
-    U("relu6", "", 's'),
-    U("hard_sigmoid", "", '1'),
-    U("hard_swish", "", 's'),
-    U("mish", "", 's'),
-    U("logsigmoid", "", 's'),
-    U("abs", "", 's'),
-    U("square", "", '*'),
-    U("exp", "", '^'),
-    U("tanh_shrink", "", 's'),
-    U("clip", "min=-0.5 max=0.7", '1'),
-    U("scale", "scale=-0.5 bias=0.25", 's'),
-    U("scale", "scale=2.0 bias=1.0 bias_after_scale=false", '+'),
-    U("pow", "factor=2.0", '*'),
-    B("elementwise_add", "b"),
-    B("elementwise_sub", "b"),
-    B("elementwise_max", "b"),
-    B("elementwise_min", "b"),
-    B("elementwise_add", "="),
-    B("elementwise_sub", "="),
-    B("elementwise_add", "="),
-    B("elementwise_max", "="),
-    {"elementwise_mul", "X=v Y=b", "axis=-1", 0, 9, '*', false, false},
-    {"elementwise_mul", "X=v Y==", "axis=-1", 0, 9, '*', false, false},
-    {"elementwise_div", "X=v Y=p", "axis=-1", 0, 9, '+', false, false},
-    {"elementwise_add", "X=v Y=c", "axis=1", 2, 9, '+', false, false},
-    {"sum", "X=*", "", 0, 9, '+', false, false},
-    {"floor", "X=v", "", 0, 9, 's', true, true},
-    {"sign", "X=v", "", 0, 9, '1', true, true},
-    {"round", "X=v", "", 0, 9, 's', true, true},
-    {"hard_shrink", "X=v", "", 0, 9, 's', true, true},
-    {"where", "Condition=q X=v Y==", "", 0, 9, 's', true, true},
-    {"where", "Condition=q X=v Y=b", "", 0, 9, 's', true, true},
-    {"reduce_sum", "X=v", "dim=%A keep_dim=%b", 1, 9, '#', false, false},
-    {"reduce_mean", "X=v", "dim=%A keep_dim=%b", 1, 9, 's', false, false},
-    {"reduce_max", "X=v", "dim=%A keep_dim=%b", 1, 9, 's', false, true},
-    {"reduce_min", "X=v", "dim=%A keep_dim=%b", 1, 9, 's', false, true},
-    {"reduce_sum", "X=v", "reduce_all=true", 0, 9, '#', false, false},
-    {"mean", "X=v", "", 0, 9, 's', false, false},
-    {"logsumexp", "X=v", "axis=%A keepdim=%b", 1, 9, '+', false, false},
-    {"p_norm", "X=v", "porder=1.0 axis=%a keepdim=%b", 1, 9, '#', false, false},
-    {"cumsum", "X=v", "axis=%a exclusive=%b reverse=%b", 1, 9, '#', false, false},
-    {"softmax", "X=v", "axis=%a", 1, 9, '1', false, false},
-    {"log_softmax", "X=v", "axis=%a", 1, 9, '+', false, false},
-    {"arg_max", "X=v", "axis=%aL keepdims=%b", 1, 9, 's', true, true},
-    {"top_k_v2", "X=v", "k=1 axis=%a largest=%b", 1, 9, 's', true, true},
-    {"argsort", "X=v", "axis=%a descending=%b", 1, 9, 's', true, true},
-    {"matmul_v2", "X=v Y=m", "", 1, 4, '#', false, false},
-    {"matmul_v2", "X=v Y==", "trans_y=true", 2, 4, '#', false, false},
-    {"matmul_v2", "X=v Y==", "trans_x=true", 2, 4, '#', false, false},
-    {"mul", "X=v Y=m", "", 2, 2, '#', false, false},
-    {"conv2d", "Input=v Filter=w", "strides=[%n,%n] paddings=[%z,%z] dilations=[%n,1]", 4, 4, '#',
-     false, false},
-    {"conv2d", "Input=v Filter=w", "padding_algorithm='SAME'", 4, 4, '#', false, false},
-    {"depthwise_conv2d", "Input=v Filter=d", "groups=3 paddings=[1,1] strides=[%n,1]", 4, 4, '#',
-     false, false},
-    {"conv2d_transpose", "Input=v Filter=t", "strides=[%n,%n] paddings=[%z,0]", 4, 4, '#', false,
-     false},
-    {"pool2d", "X=v",
-     "pooling_type='max' ksize=[%n,2] strides=[%n,%n] paddings=[0,%z] ceil_mode=%b", 4, 4, 's',
-     false, true},
-    {"pool2d", "X=v", "pooling_type='avg' ksize=[2,%n] strides=[1,%n] paddings=[%z,0] exclusive=%b",
-     4, 4, 's', false, false},
-    {"pool2d", "X=v", "pooling_type='avg' ksize=[1,1] global_pooling=true", 4, 4, 's', false,
-     false},
-    {"pool2d", "X=v", "pooling_type='avg' ksize=[2,2] adaptive=true", 4, 4, 's', false, false},
-    {"layer_norm", "X=v", "begin_norm_axis=%z epsilon=0.1", 2, 9, 'n', false, false},
-    {"layer_norm", "X=v Scale=l Bias=l", "begin_norm_axis=1 epsilon=0.1", 2, 2, 'n', false, false},
-    {"group_norm", "X=v", "groups=%n epsilon=0.1", 3, 4, 'n', false, false},
-    {"instance_norm", "X=v Scale=c Bias=c", "epsilon=0.1", 3, 4, 'n', false, false},
-    {"lrn", "X=v", "n=3 alpha=0.1", 4, 4, 's', false, false},
-    {"reshape2", "X=v", "shape=%S", 0, 9, 's', false, true},
-    {"reshape2", "X=v", "shape=[0,-1]", 1, 9, 's', false, true},
-    {"reshape2", "X=v", "shape=[-1]", 0, 9, 's', false, true},
-    {"transpose2", "X=v", "axis=%P", 1, 9, 's', false, true},
-    {"flatten_contiguous_range", "X=v", "start_axis=%z stop_axis=-1", 1, 9, 's', false, true},
-    {"squeeze2", "X=v", "axes=[%a]", 1, 9, 's', false, true},
-    {"unsqueeze2", "X=v", "axes=[%z]", 0, 4, 's', false, true},
-    {"slice", "Input=v", "axes=[%a] starts=[%z] ends=[%i]", 1, 9, 's', false, true},
-    {"slice", "Input=v", "axes=[0] starts=[0] ends=[1] decrease_axis=[0]", 1, 9, 's', false, true},
-    {"strided_slice", "Input=v", "axes=[%a] starts=[%i] ends=[100] strides=[%n]", 1, 9, 's', false,
-     true},
-    {"strided_slice", "Input=v", "axes=[%a] starts=[-1] ends=[-100] strides=[-%n]", 1, 9, 's',
-     false, true},
-    {"flip", "X=v", "axis=[%a]", 1, 9, 's', false, true},
-    {"roll", "X=v", "shifts=[%i]L axis=[%a]L", 1, 9, 's', false, true},
-    {"concat", "X=*", "axis=%a", 1, 9, 's', false, true},
-    {"concat", "X=v", "axis=%a", 1, 9, 's', false, true},
-    {"stack", "X=*", "axis=%z", 0, 4, 's', false, true},
-    {"split", "X=v", "num=2 axis=%a", 1, 9, 's', false, true},
-    {"unbind", "X=v", "axis=0", 1, 9, 's', false, true},
-    {"tile", "X=v", "repeat_times=[%n,%n]", 0, 4, 's', false, true},
-    {"expand_v2", "X=v", "shape=[2,-1]", 1, 1, 's', false, true},
-    {"expand_v2", "X=v", "shape=[3,-1,-1]", 2, 2, 's', false, true},
-    {"pad", "X=v", "paddings=%D pad_value=0.5", 1, 4, 's', false, true},
-    {"tril_triu", "X=v", "lower=%b diagonal=%i", 2, 4, 's', false, true},
-    {"gather", "X=v Index=g", "axis=0", 1, 9, 's', false, true},
-    {"index_select", "X=v Index=g", "dim=%a", 1, 9, 's', false, true},
-    {"scatter", "X=v Ids=g Updates=u", "overwrite=false", 1, 4, '+', false, false},
-    {"lookup_table_v2", "W=v Ids=g", "", 2, 2, 's', false, true},
-    {"pixel_shuffle", "X=v", "upscale_factor=1", 4, 4, 's', false, true},
-    {"dropout", "X=v", "dropout_prob=0.4 fix_seed=true seed=7", 0, 9, 's', false, true},
-    {"dropout", "X=v", "dropout_prob=0.3 dropout_implementation='upscale_in_train'", 0, 9, '+',
-     false, false},
-    {"assign", "X=v", "", 0, 9, 's', false, true},
-    {"fill_any_like", "X=v", "value=0.5", 0, 9, '1', false, true},
-    {"cast", "X=v", "in_dtype=%f out_dtype=%t", 0, 9, 's', true, true},
-    {"cast", "X=v", "in_dtype=%f out_dtype=5", 0, 9, 's', false, false},
-    {"cast", "X=v", "in_dtype=%f out_dtype=6", 0, 9, 's', false, false},
-    {"elementwise_pow", "X=v Y==", "axis=-1", 0, 9, '*', true, true},
-    {"elementwise_mod", "X=v Y==", "axis=-1", 0, 9, 's', true, true},
-    {"elementwise_floordiv", "X=v Y==", "axis=-1", 0, 9, '*', true, true},
-    {"less_than", "X=v Y==", "axis=-1", 0, 9, '1', true, true},
-    {"not_equal", "X=v Y=b", "axis=-1", 0, 9, '1', true, true},
-    {"label_smooth", "X=v", "epsilon=0.1", 2, 2, 's', false, false},
-    {"huber_loss", "X=v Y==", "delta=0.5", 0, 9, '+', false, false},
-    {"sigmoid_cross_entropy_with_logits", "X=v Label==", "", 1, 9, '*', false, false},
+#define ROW(...) {__VA_ARGS__},
+#include "randprog.def"
+#undef ROW
 };
 enum { N_ROWS = sizeof rows / sizeof *rows };
 
@@ -381,10 +241,11 @@ static void undo(Gen *g, int n_vars) {
 
 /* Appends the operator of the row to a value; false if it does not fit there. */
 static bool append(Gen *g, const Row *r, const Value *x) {
-  if (x->var->rank < r->least || x->var->rank > r->most || (r->jumps && !x->exact)) return false;
+  if (x->var->rank < r->least || x->var->rank > r->most || ((r->flags & JUMPS) && !x->exact))
+    return false;
   int n_vars = g->b->vars.n;
   double most = x->size, sum = 0, product = 1;
-  bool exact = r->keeps, fits = true;
+  bool exact = r->flags & KEEPS, fits = true;
   Op *op = block_add_op(g->b, r->type);
   assert_non_null(op->def);
   for (const char *c = r->ins; fits && *c; c += *c == ' ') {
@@ -399,7 +260,7 @@ static bool append(Gen *g, const Row *r, const Value *x) {
       if (!fits) break;
       op_add_in(op, slot, in.var->name);
       exact = exact && in.exact;
-      fits = !r->jumps || in.exact;
+      fits = !(r->flags & JUMPS) || in.exact;
       most = fmax(most, in.size), sum += in.size, product *= in.size;
     }
   }

@@ -1,11 +1,10 @@
 /* A corpus of hostile files: the programs, parameters, dictionaries and texts of tests/fixtures and tests/data, damaged in ways
  * that a fixed generator draws, and files of other kinds under their names. Each is written, loaded as a model, its shapes
  * inferred and its passes run; it must end under the rule of account.h.
- *
- * Fields of the wire format are found by walking it; a field is removed, doubled, given a hostile value, length or type, with
- * the lengths around it put right (so that the damage is found deep inside) or left wrong, or the file ends there. */
+ * Damage to fields of the wire format: damage.h. */
 #include "../executor/executor.h"
 #include "account.h"
+#include "damage.h"
 #include <math.h>
 #include <setjmp.h>
 #include <stdlib.h>
@@ -16,12 +15,6 @@
 
 static const char *folder;
 static Arena *arena;
-static uint64_t drawn;
-
-static uint32_t draw(uint32_t below) {
-  drawn = drawn * 6364136223846793005u + 1442695040888963407u;
-  return (uint32_t)(drawn >> 33) % below;
-}
 
 static const char *path_of(const char *name) {
   static char path[2][200];
@@ -96,176 +89,6 @@ static void check_program(const char *id, int variant, const Str *s) {
   load_model(id, variant, path_of("m.pdmodel"), NULL, s->n);
 }
 
-/* ---- fields of the wire format ---- */
-
-typedef struct Piece {
-  size_t tag, body, end; /* offsets; body: behind the tag and, if there is one, the length */
-  int type, parent;      /* -1: the file */
-} Piece;
-typedef VEC(Piece) Pieces;
-
-static bool varint(const uint8_t *b, size_t *at, size_t end, uint64_t *v) {
-  *v = 0;
-  for (int shift = 0; shift < 64 && *at < end; shift += 7) {
-    *v |= (uint64_t)(b[*at] & 127) << shift;
-    if (b[(*at)++] < 128) return true;
-  }
-  return false;
-}
-
-/* The field at *at, moved behind it; false: none of this format. */
-static bool take_piece(const uint8_t *b, size_t *at, size_t end, Piece *p) {
-  uint64_t tag, n = 0;
-  p->tag = *at;
-  if (!varint(b, at, end, &tag) || tag < 8 || tag >> 3 > 21) return false;
-  p->type = (int)(tag & 7);
-  p->body = *at;
-  if (p->type == 0 && !varint(b, at, end, &n)) return false;
-  if (p->type == 2 && !varint(b, at, end, &n)) return false;
-  if (p->type == 2) p->body = *at;
-  size_t skip = p->type == 1 ? 8 : p->type == 5 ? 4 : p->type == 2 ? (size_t)n : 0;
-  if (p->type > 5 || p->type == 3 || p->type == 4 || skip > end - *at) return false;
-  *at += skip;
-  p->end = *at;
-  return true;
-}
-
-static bool is_message(const uint8_t *b, size_t from, size_t to) {
-  Piece p;
-  while (from < to)
-    if (!take_piece(b, &from, to, &p)) return false;
-  return true;
-}
-
-/* All fields, those inside after the one that holds them. */
-static void find_pieces(const Str *s, Pieces *v) {
-  const uint8_t *b = (const uint8_t *)s->s;
-  size_t from = 0, to = s->n;
-  for (int of = -1; of < v->n; of++) {
-    if (of >= 0) {
-      from = v->v[of].body;
-      to = v->v[of].type == 2 ? v->v[of].end : from;
-    }
-    if (!is_message(b, from, to)) continue;
-    Piece p = {.parent = of};
-    while (from < to && take_piece(b, &from, to, &p)) vec_add(arena, v, p);
-  }
-}
-
-static void add_varint(Str *s, uint64_t v) {
-  for (; v > 127; v >>= 7) str_addn(s, (char[]){(char)(v | 128)}, 1);
-  str_addn(s, (char[]){(char)v}, 1);
-}
-
-/* The file with [from, to) replaced; the lengths of the fields around it follow. */
-static Str splice(const Str *file, const Pieces *v, int parent, size_t from, size_t to,
-                  const char *by, size_t n) {
-  Str mid;
-  str_init(&mid, arena);
-  str_addn(&mid, by, n);
-  for (int p = parent; p >= 0; p = v->v[p].parent) {
-    const Piece *o = &v->v[p];
-    Str out;
-    size_t tag = o->tag;
-    uint64_t unused;
-    varint((const uint8_t *)file->s, &tag, o->body, &unused);
-    str_init(&out, arena);
-    str_addn(&out, file->s + o->tag, tag - o->tag);
-    add_varint(&out, from - o->body + mid.n + (o->end - to));
-    str_addn(&out, file->s + o->body, from - o->body);
-    str_addn(&out, mid.s, mid.n);
-    str_addn(&out, file->s + to, o->end - to);
-    mid = out;
-    from = o->tag;
-    to = o->end;
-  }
-  Str out;
-  str_init(&out, arena);
-  str_addn(&out, file->s, from);
-  str_addn(&out, mid.s, mid.n);
-  str_addn(&out, file->s + to, file->n - to);
-  return out;
-}
-
-/* Another value for a field, with its tag. */
-static Str hostile_value(const Str *file, const Piece *p) {
-  static const uint64_t numbers[] = {0,
-                                     1,
-                                     7,
-                                     99,
-                                     INT32_MAX,
-                                     (uint64_t)INT32_MIN,
-                                     UINT64_MAX,
-                                     INT64_MAX,
-                                     (uint64_t)INT64_MIN,
-                                     (uint64_t)1 << 32,
-                                     24,
-                                     8};
-  static const struct {
-    const char *s;
-    size_t n;
-  } texts[] = {
-      {"", 0},        {"\xff\xfe\x80", 3}, {"a\0b", 3}, {"../../x", 7},         {"%n%s%n", 6},
-      {"@EMPTY@", 7}, {"\x1b[2J", 4},      {"x", 1},    {"\x08\x01\x08\x01", 4}};
-  static const float floats[] = {NAN, INFINITY, -INFINITY, -0.0f, 1e-45f, 3e38f};
-  static const double doubles[] = {(double)NAN, (double)INFINITY, -1e308, 5e-324};
-  uint64_t unused;
-  size_t body = p->tag;
-  Str s;
-  str_init(&s, arena);
-  varint((const uint8_t *)file->s, &body, p->end, &unused);
-  str_addn(&s, file->s + p->tag, body - p->tag);
-  if (p->type == 0) add_varint(&s, numbers[draw(sizeof numbers / sizeof *numbers)]);
-  if (p->type == 5) str_addn(&s, (const char *)&floats[draw(6)], 4);
-  if (p->type == 1) str_addn(&s, (const char *)&doubles[draw(4)], 8);
-  if (p->type != 2) return s;
-  size_t t = draw(sizeof texts / sizeof *texts);
-  add_varint(&s, texts[t].n);
-  str_addn(&s, texts[t].s, texts[t].n);
-  return s;
-}
-
-/* The length, or the whole head, of a field overwritten; nothing else follows. */
-static Str raw_head(const Str *file, const Piece *p) {
-  static const uint64_t lengths[] = {0,         1,          0x7f,      0xffff,
-                                     INT32_MAX, UINT32_MAX, INT64_MAX, UINT64_MAX};
-  static const char *const heads[] = {"\x0b",
-                                      "\x0c",
-                                      "\x0e",
-                                      "\x0f",
-                                      "\xff\xff\xff\xff\xff\x01",
-                                      "\x02",
-                                      "\x7f",
-                                      "\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01"};
-  Str s;
-  str_init(&s, arena);
-  str_addn(&s, file->s, p->tag);
-  if (p->type == 2 && draw(2)) {
-    str_addn(&s, file->s + p->tag, 1);
-    add_varint(&s, lengths[draw(8)]);
-  } else
-    str_add(&s, heads[draw(8)]);
-  str_addn(&s, file->s + p->body, file->n - p->body);
-  return s;
-}
-
-static Str damaged(const Str *file, const Pieces *v, int kind) {
-  const Piece *p = &v->v[draw((uint32_t)v->n)], *q = &v->v[draw((uint32_t)v->n)];
-  const char *own = file->s + p->tag;
-  Str s, cut = *file;
-  switch (kind) {
-  case 0: return splice(file, v, p->parent, p->tag, p->end, "", 0);                /* removed */
-  case 1: return splice(file, v, p->parent, p->end, p->end, own, p->end - p->tag); /* twice */
-  case 2: /* another field in its place */
-    return splice(file, v, p->parent, p->tag, p->end, file->s + q->tag, q->end - q->tag);
-  case 3:
-  case 4:
-  case 5: s = hostile_value(file, p); return splice(file, v, p->parent, p->tag, p->end, s.s, s.n);
-  case 6: return raw_head(file, p);
-  default: cut.n = draw(3) == 0 ? p->tag : draw(2) ? p->body : p->end - 1; return cut;
-  }
-}
-
 /* ---- programs ---- */
 
 #define FIXTURES "tests/fixtures/"
@@ -284,13 +107,13 @@ static void new_arena(void) {
 static void test_programs(void **state) {
   (void)state;
   for (int i = 0; i < N_PROGRAMS; i++) {
-    drawn = (uint64_t)i;
+    damage_seed((uint64_t)i);
     for (int k = 0; k < EACH; k++) {
       Str file = get_file(programs[i]);
       Pieces v = {0};
-      find_pieces(&file, &v);
+      damage_find(arena, &file, &v);
       assert_true(v.n > 100);
-      Str bad = damaged(&file, &v, k % 8);
+      Str bad = damage_file(arena, &file, &v, k % 8);
       check_program(programs[i], k, &bad);
       new_arena();
     }
@@ -301,12 +124,12 @@ static void test_programs(void **state) {
 static void test_twice(void **state) {
   (void)state;
   for (int k = 0; k < EACH; k++) {
-    drawn = (uint64_t)k + 1000;
+    damage_seed((uint64_t)k + 1000);
     Str file = get_file(programs[k % N_PROGRAMS]);
     for (int twice = 0; twice < 2; twice++) {
       Pieces v = {0};
-      find_pieces(&file, &v);
-      if (v.n) file = damaged(&file, &v, (int)draw(6));
+      damage_find(arena, &file, &v);
+      if (v.n) file = damage_file(arena, &file, &v, (int)damage_draw(6));
     }
     check_program("twice", k, &file);
     new_arena();
@@ -347,15 +170,15 @@ static void test_text(void **state) {
   static const char *const files[] = {"tests/data/net_main.kl", "tests/data/net_test.kl",
                                       "tests/data/net_startup.kl"};
   for (int k = 0; k < EACH; k++) {
-    drawn = (uint64_t)k;
+    damage_seed((uint64_t)k);
     Str file = get_file(files[k % 3]), bad;
     str_init(&bad, arena);
-    size_t from = draw((uint32_t)file.n), to;
+    size_t from = damage_draw((uint32_t)file.n), to;
     while (from && !strchr(" \n", file.s[from - 1])) from--;
     to = from + strcspn(file.s + from, " \n");
     if (k % 4 == 3) to = file.n; /* cut */
     str_addn(&bad, file.s, from);
-    str_add(&bad, words[draw(sizeof words / sizeof *words)]);
+    str_add(&bad, words[damage_draw(sizeof words / sizeof *words)]);
     if (k % 4 == 1) str_addn(&bad, file.s + from, to - from);
     str_addn(&bad, file.s + to, file.n - to);
     put_file("m.kl", bad.s, bad.n);
@@ -383,7 +206,8 @@ static int entry_fields(const Str *s, size_t at[][7], int most) {
     int64_t bytes = 1;
     size_t d = p + 20;
     uint64_t tag, v;
-    while (d < heads[5] && varint(b, &d, heads[5], &tag) && varint(b, &d, heads[5], &v))
+    while (d < heads[5] && damage_varint(b, &d, heads[5], &tag) &&
+           damage_varint(b, &d, heads[5], &v))
       bytes *= tag == 8 ? dtype_info[dtype_from_paddle((int)v)].size : (int64_t)v;
     p = at[n][6] = heads[5] + (size_t)bytes;
   }
@@ -396,22 +220,22 @@ static Str params_damaged(const Str *file, size_t at[][7], int n, int kind) {
                                     UINT64_MAX};
   static const uint64_t counts[] = {1, 1, 2, 17, (uint64_t)1 << 40};
   static const uint64_t lod[] = {16, 0, 3, 7, 0, 9, 15, 2, UINT64_MAX};
-  const size_t *e = at[draw((uint32_t)n)], *f = at[draw((uint32_t)n)];
+  const size_t *e = at[damage_draw((uint32_t)n)], *f = at[damage_draw((uint32_t)n)];
   Str s, cut = *file;
   str_init(&s, arena);
-  size_t field = draw(4), width = field == 1 ? 8 : 4;
+  size_t field = damage_draw(4), width = field == 1 ? 8 : 4;
   switch (kind) {
   case 0:
     str_addn(&s, file->s, e[field]);
-    str_addn(&s, (const char *)&values[draw(7)], width);
+    str_addn(&s, (const char *)&values[damage_draw(7)], width);
     str_addn(&s, file->s + e[field] + width, file->n - e[field] - width);
     return s;
-  case 1: cut.n = e[draw(7)]; return cut;
+  case 1: cut.n = e[damage_draw(7)]; return cut;
   case 2: /* levels of detail that are none */
     str_addn(&s, file->s, e[1]);
-    str_addn(&s, (const char *)&counts[draw(5)], 8);
-    str_addn(&s, (const char *)&lod[draw(9)], 8);
-    str_addn(&s, (const char *)&lod[draw(8)], 16 - 8 * draw(2));
+    str_addn(&s, (const char *)&counts[damage_draw(5)], 8);
+    str_addn(&s, (const char *)&lod[damage_draw(9)], 8);
+    str_addn(&s, (const char *)&lod[damage_draw(8)], 16 - 8 * damage_draw(2));
     str_addn(&s, file->s + e[2], file->n - e[2]);
     return s;
   case 3: /* another entry in its place */
@@ -420,12 +244,12 @@ static Str params_damaged(const Str *file, size_t at[][7], int n, int kind) {
     str_addn(&s, file->s + e[6], file->n - e[6]);
     return s;
   case 4: /* removed, or twice */
-    str_addn(&s, file->s, draw(2) ? e[0] : e[6]);
-    str_addn(&s, file->s + (draw(2) ? e[0] : e[6]), file->n - e[6]);
+    str_addn(&s, file->s, damage_draw(2) ? e[0] : e[6]);
+    str_addn(&s, file->s + (damage_draw(2) ? e[0] : e[6]), file->n - e[6]);
     return s;
   default: /* a byte of the head */
     str_addn(&s, file->s, file->n);
-    s.s[e[0] + draw((uint32_t)(e[5] - e[0]))] ^= (char)(1 << draw(8));
+    s.s[e[0] + damage_draw((uint32_t)(e[5] - e[0]))] ^= (char)(1 << damage_draw(8));
     return s;
   }
 }
@@ -438,7 +262,7 @@ static void test_params(void **state) {
               {"tests/data/static/net.pdmodel", "tests/data/static/all.pdiparams"}};
   for (int i = 0; i < 2; i++)
     for (int k = 0; k < EACH; k++) {
-      drawn = (uint64_t)(1000 * i + k);
+      damage_seed((uint64_t)(1000 * i + k));
       size_t at[64][7];
       Str file = get_file(rows[i].params);
       int n = entry_fields(&file, at, 64);
@@ -457,11 +281,12 @@ static void test_dictionaries(void **state) {
   static const char opcodes[] =
       "}])(tuesbcRhqrjXBCKJMN.0op\x81\x82\x85\x86\x87\x88\x89\x8a\x8c\x8e\x93\x94\x95\x96";
   for (int k = 0; k < EACH; k++) {
-    drawn = (uint64_t)k;
+    damage_seed((uint64_t)k);
     Str bad = get_file(files[k % 3]);
-    for (uint32_t times = draw(3) + 1; times; times--) {
-      size_t at = 2 + draw((uint32_t)bad.n - 2);
-      bad.s[at] = draw(2) ? opcodes[draw(sizeof opcodes - 1)] : (char)draw(256);
+    for (uint32_t times = damage_draw(3) + 1; times; times--) {
+      size_t at = 2 + damage_draw((uint32_t)bad.n - 2);
+      bad.s[at] =
+          damage_draw(2) ? opcodes[damage_draw(sizeof opcodes - 1)] : (char)damage_draw(256);
     }
     check_params(files[k % 3], k, "tests/data/static/net.pdmodel", &bad);
     new_arena();

@@ -1,9 +1,9 @@
 /* Failure everywhere: whole scenarios in which the n-th allocation is refused, or the n-th open, read, write, sync, close
  * or rename fails, for n = 1, 2, 3, ... until the scenario gets through (beyond 300, samples). Each time there is exactly
  * one coded error, nothing leaks, and the files that stood there before are as they were. */
+#include "snapshot.h"
 #include "util.h"
 #include "../frontend/internal.h"
-#include <dirent.h>
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -31,69 +31,6 @@ static void counting_free(void *p) {
 }
 
 static int open_files(void) { return files_in("/proc/self/fd"); }
-
-/* ---- what stands on disk ---- */
-
-typedef struct File {
-  char name[256];
-  uint8_t *data;
-  size_t n;
-} File;
-typedef struct Files {
-  int n;
-  File v[32];
-} Files;
-
-/* Of the folder and the folders in it, temporary and hidden ones too. */
-static void snapshot(const char *folder, const char *prefix, Files *f) {
-  DIR *d = opendir(folder);
-  assert_non_null(d);
-  for (struct dirent *e; (e = readdir(d));) {
-    char path[600];
-    if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
-    snprintf(path, sizeof path, "%.300s/%s", folder, e->d_name);
-    assert_true(f->n < 32);
-    if (vfs_is_dir(path)) {
-      char inner[256];
-      snprintf(inner, sizeof inner, "%.40s%.200s/", prefix, e->d_name);
-      snapshot(path, inner, f);
-      continue;
-    }
-    File *to = &f->v[f->n];
-    snprintf(to->name, sizeof to->name, "%.50s%.200s", prefix, e->d_name);
-    FILE *in = fopen(path, "rb");
-    assert_non_null(in);
-    to->data = malloc(1 << 20);
-    to->n = fread(to->data, 1, 1 << 20, in);
-    fclose(in);
-    f->n++;
-  }
-  closedir(d);
-}
-
-static void drop(Files *f) {
-  while (f->n) free(f->v[--f->n].data);
-}
-
-static const File *named(const Files *f, const char *name) {
-  for (int i = 0; i < f->n; i++)
-    if (!strcmp(f->v[i].name, name)) return &f->v[i];
-  return NULL;
-}
-
-static bool same_file(const File *a, const File *b) {
-  return a && b && a->n == b->n && !memcmp(a->data, b->data, a->n);
-}
-
-/* Every file of `now` is that of `before`, or all that differ are those of `after`. */
-static bool whole(const Files *now, const Files *before, const Files *after) {
-  bool old = now->n == before->n, new = now->n == after->n;
-  for (int i = 0; i < now->n; i++) {
-    old = old && same_file(&now->v[i], named(before, now->v[i].name));
-    new = new &&same_file(&now->v[i], named(after, now->v[i].name));
-  }
-  return old || new;
-}
 
 /* ---- what the scenarios work on ---- */
 
@@ -345,32 +282,32 @@ typedef struct Scenario {
   bool no_files; /* nothing to fail there */
 } Scenario;
 
-static Files before, after;
+static Snapshot before, after;
 
 static void restore(void) {
-  Files now = {0};
-  snapshot(w.folder, "", &now);
+  Snapshot now = {0};
+  snapshot_take(w.folder, &now);
   for (int i = 0; i < now.n; i++)
-    if (!named(&before, now.v[i].name)) unlink(in_folder(now.v[i].name));
+    if (!snapshot_file(&before, now.v[i].name)) unlink(in_folder(now.v[i].name));
   for (int i = 0; i < before.n; i++) {
-    const File *is = named(&now, before.v[i].name);
-    if (!same_file(&before.v[i], is)) put(before.v[i].name, before.v[i].data, before.v[i].n);
+    const File *is = snapshot_file(&now, before.v[i].name);
+    if (!snapshot_same(&before.v[i], is)) put(before.v[i].name, before.v[i].data, before.v[i].n);
   }
-  drop(&now);
+  snapshot_drop(&now);
 }
 
 static void untouched(const Scenario *s, const char *what, int n) {
-  Files now = {0};
+  Snapshot now = {0};
   if (!s->writes) return;
-  snapshot(w.folder, "", &now);
-  if (!whole(&now, &before, &after)) {
+  snapshot_take(w.folder, &now);
+  if (!snapshot_whole(&now, &before, &after)) {
     for (int i = 0; i < now.n; i++)
       print_error("  %s %s%s\n", now.v[i].name,
-                  same_file(&now.v[i], named(&before, now.v[i].name)) ? "old" : "",
-                  same_file(&now.v[i], named(&after, now.v[i].name)) ? "new" : "");
+                  snapshot_same(&now.v[i], snapshot_file(&before, now.v[i].name)) ? "old" : "",
+                  snapshot_same(&now.v[i], snapshot_file(&after, now.v[i].name)) ? "new" : "");
     fail_msg("%s, %s %d: the files are neither the old nor the new ones", s->name, what, n);
   }
-  drop(&now);
+  snapshot_drop(&now);
   restore();
 }
 
@@ -430,10 +367,10 @@ static void step_files(const Scenario *s, FailFile what) {
 }
 
 static void step_through(const Scenario *s) {
-  drop(&before), drop(&after);
-  snapshot(w.folder, "", &before);
+  snapshot_drop(&before), snapshot_drop(&after);
+  snapshot_take(w.folder, &before);
   if (!s->run()) fail_msg("%s: %s", s->name, kl_error()); /* also fills tables of the process */
-  snapshot(w.folder, "", &after);
+  snapshot_take(w.folder, &after);
   if (s->writes) restore();
   step_allocations(s, 4096);
   step_allocations(s, 1);
@@ -473,7 +410,7 @@ static int tear_down(void **state) {
   (void)state;
   kl_exec_free(w.exe), kl_exec_free(w.other);
   kl_net_free(w.net);
-  drop(&before), drop(&after);
+  snapshot_drop(&before), snapshot_drop(&after);
   scratch_remove(w.folder);
   return 0;
 }
