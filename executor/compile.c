@@ -1,7 +1,7 @@
 /* The whole compilation, top to bottom.
  *
- *   Program --expand--> Graph --passes: simplify constfold cse dce split fuse--> Kernels
- *           --schedule (backend: workspace)--> --order recompute memplan--> offsets --backend--> Executable
+ *   Program --expand--> Graph --passes up to fuse and what changes kernels--> Kernels --schedule (backend: workspace)-->
+ *           --order .. memplan--> offsets --backend--> Executable          (all passes, in order: passes/passes.def)
  *
  * In: a program, the shapes of its feeds and state, and what to fetch. Out: an Executable, or one diagnostic. */
 #include "internal.h"
@@ -212,6 +212,31 @@ bool choose_by(const ExecOptions *o, CompileRequest *r) {
                  "deterministic and tune exclude each other: choices by a rule are not measured");
 }
 
+/* What passes are to know of the request and of the backend. */
+static void set_terms(Graph *g, const CompileRequest *r, const PassOptions *passes,
+                      const Backend *backend) {
+  g->memory_budget = r->memory_budget;
+  g->conv_error = r->conv_error;
+  g->threads = r->threads;
+  g->tuning = passes->libraries ? TUNE_LIBRARY : r->tuning;
+  g->no_kinds = backend->no_kinds;
+  g->takes_operand = backend->takes_operand;
+  g->updates = backend->updates;
+  g->channels_last = backend->channels_last;
+  g->images_last = backend->images_last && backend->images_last();
+}
+
+/* Memory for kernels and their code; true: from here on none is asked for. */
+static bool generate(Executable *x, const PassOptions *passes) {
+  const Graph *g = x->graph;
+  x->code = arena_array(x->arena, KernelCode, g->kernels.n + 1);
+  x->seen = arena_array(x->arena, uint64_t, g->buffers.n + 1);
+  bind_kernels(x);
+  bind_states(x);
+  make_code(x, passes);
+  return x->module != NULL;
+}
+
 Executable *compile(const CompileRequest *r) {
   double t0 = now_seconds();
   const Backend *backend = backend_for(r->target);
@@ -230,7 +255,6 @@ Executable *compile(const CompileRequest *r) {
   x->arena = a;
   x->graph = g;
   x->backend = backend;
-
   x->options = (CompileOptions){
       .target = r->target ? arena_str(a, r->target) : NULL,
       .device = r->device,
@@ -238,30 +262,11 @@ Executable *compile(const CompileRequest *r) {
       .no_blas = r->no_blas,
   };
   passes.schedule = backend->schedule;
-  bool stopped = false;
-  g->memory_budget = r->memory_budget;
-  g->conv_error = r->conv_error;
-  g->threads = r->threads;
-  g->tuning = passes.libraries ? TUNE_LIBRARY : r->tuning;
-  g->no_kinds = backend->no_kinds;
-  g->takes_operand = backend->takes_operand;
-  g->updates = backend->updates;
-  g->channels_last = backend->channels_last;
-  g->images_last = backend->images_last && backend->images_last();
+  set_terms(g, r, &passes, backend);
   if (!r->memory_budget) g->options = &x->options; /* libraries may want more memory */
-  bool ok = passes_run(g, &passes, &stopped) && within_budget(g) &&
-            (r->no_code || is_planned(g, stopped));
-
-  if (ok && !r->no_code) {
-    int n = g->kernels.n;
-    x->code = arena_array(a, KernelCode, n + 1);
-    x->seen = arena_array(a, uint64_t, g->buffers.n + 1);
-    bind_kernels(x);
-    bind_states(x);
-    make_code(x, &passes);
-    ok = x->module != NULL; /* and from here on no memory is asked for */
-  }
-  if (!ok) {
+  bool stopped = false;
+  if (!passes_run(g, &passes, &stopped) || !within_budget(g) ||
+      (!r->no_code && (!is_planned(g, stopped) || !generate(x, &passes)))) {
     executable_free(x);
     return NULL;
   }

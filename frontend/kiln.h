@@ -45,7 +45,7 @@ typedef struct kl_net kl_net;         /* a network being built */
 typedef struct kl_program kl_program; /* blocks of operators and variables */
 typedef struct kl_var kl_var;         /* a variable of a program */
 typedef struct kl_scope
-    kl_scope; /* named tensors that outlive a run: parameters and optimiser state */
+    kl_scope;                   /* named tensors that outlive a run: parameters, optimiser state */
 typedef struct kl_exec kl_exec; /* compiles and runs programs */
 
 typedef enum kl_dtype {
@@ -75,8 +75,8 @@ typedef struct kl_tensor {
                  (const int64_t[]){__VA_ARGS__})
 #define kl_scalar(dtype, pointer) kl_tensor_over((dtype), (pointer), 0, NULL)
 KL_API kl_tensor kl_tensor_over(kl_dtype dtype, void *data, int rank, const int64_t *dims);
-KL_API int64_t kl_numel(const kl_tensor *t);
-KL_API void kl_tensor_free(kl_tensor *t); /* frees data that kl_run or kl_read_array allocated */
+KL_API int64_t kl_numel(const kl_tensor *t); /* the product of its dims */
+KL_API void kl_tensor_free(kl_tensor *t);    /* frees data that kl_run or kl_read_array allocated */
 
 /* ---- errors ---- */
 
@@ -84,8 +84,8 @@ KL_API bool kl_failed(void); /* has a call of this thread failed? */
 /* the whole message with place and help; "" if none; valid until the next call */
 KL_API const char *kl_error(void);
 KL_API const char *kl_error_code(void); /* "E-SHP-012", or "" */
-KL_API void kl_clear_error(void);
-KL_API const char *kl_version(void);
+KL_API void kl_clear_error(void);       /* after which building and running go on */
+KL_API const char *kl_version(void);    /* "0.1.0" */
 
 /* ---- building ---- */
 
@@ -101,6 +101,7 @@ KL_API const char *kl_name(const kl_var *v); /* valid as long as the variable */
 KL_API kl_var *kl_named_at(const char *at, kl_var *v, const char *name);
 /* in the main program; NULL if absent (no error) */
 KL_API kl_var *kl_find(kl_net *net, const char *name);
+/* No gradient flows through v into what made it, as none does into inputs. */
 KL_API void kl_stop_gradient(kl_var *v, bool stop);
 
 /* An input that is fed: kl_data(net, "x", KL_FLOAT32, -1, 784). -1 may have any size at run time. */
@@ -146,79 +147,85 @@ typedef struct kl_param {
   bool no_clip;   /* left out of gradient clipping */
 } kl_param;
 
-/* Layers. x [N, ...]; `act` names any operator with one input and one output. */
+/* Layers. x [N, ...]; `act` names any operator with one input and one output. Comments give what zeros stand for. Weights
+ * begin as kl_xavier_uniform, biases as 0, scales of normalisations as 1. */
 typedef struct kl_fc_args {
   kl_var *x;
   int64_t size;
   const char *act;
-  int flatten;
+  int flatten; /* dims from here on are features; 0: 1 */
   bool no_bias;
-  kl_param weight, bias;
+  kl_param weight, bias; /* [in, size], [size] */
   const char *at_;
 } kl_fc_args;
 typedef struct kl_conv2d_args {
   kl_var *x;
   int64_t filters, kernel;
+  /* those for w: as for h; stride, dilation, groups: 1 */
   int64_t kernel_w, stride, stride_w, pad, pad_w, dilation, dilation_w, groups;
-  const char *padding;
+  const char *padding; /* "SAME" or "VALID", instead of pad */
   const char *act;
-  bool no_bias, nhwc;
-  kl_param weight, bias;
+  bool no_bias, nhwc;    /* nhwc: x [N, H, W, C] */
+  kl_param weight, bias; /* [filters, C/groups, kernel, kernel_w], [filters] */
   const char *at_;
 } kl_conv2d_args;
 typedef struct kl_pool2d_args {
   kl_var *x;
-  const char *type;
-  int64_t kernel, stride, pad, kernel_w, stride_w, pad_w;
-  bool global, adaptive, ceil_mode, inclusive;
+  const char *type;                                       /* "max" or "avg" */
+  int64_t kernel, stride, pad, kernel_w, stride_w, pad_w; /* stride: kernel */
+  bool global, adaptive; /* over all of H, W; to kernel x kernel_w results */
+  bool ceil_mode;        /* windows that begin inside count, though they end outside */
+  bool inclusive;        /* means count padding */
   const char *at_;
 } kl_pool2d_args;
 typedef struct kl_batch_norm_args {
   kl_var *x;
-  double momentum, epsilon;
+  double momentum, epsilon; /* 0.9, of the running statistics; 1e-5 */
   const char *act;
-  bool is_test, use_global_stats, nhwc;
-  kl_param weight, bias;
-  const char *mean_name, *variance_name;
+  bool is_test, use_global_stats; /* by the running statistics; the latter in training, too */
+  bool nhwc;
+  kl_param weight, bias;                 /* [C] */
+  const char *mean_name, *variance_name; /* of the running statistics; NULL: new ones */
   const char *at_;
 } kl_batch_norm_args;
 typedef struct kl_layer_norm_args {
   kl_var *x;
-  int begin_axis;
-  double epsilon;
+  int begin_axis; /* dims from here on are normalised together; 0: 1 */
+  double epsilon; /* 1e-5 */
   bool no_weight, no_bias;
-  kl_param weight, bias;
+  kl_param weight, bias; /* [the product of those dims] */
   const char *at_;
 } kl_layer_norm_args;
 typedef struct kl_dropout_args {
   kl_var *x;
-  double prob;
-  bool upscale, is_test;
-  int64_t seed;
+  double prob;  /* of an element to become 0 */
+  bool upscale; /* training divides by 1 - prob; else inference multiplies by it */
+  bool is_test;
+  int64_t seed; /* 0: the net's */
   const char *at_;
 } kl_dropout_args;
 typedef struct kl_embedding_args {
   kl_var *ids;
   int64_t rows, columns;
   bool has_padding;
-  int64_t padding;
-  kl_param weight;
-  kl_dtype dtype;
+  int64_t padding; /* if it has: ids that give zeros, and no gradient */
+  kl_param weight; /* [rows, columns] */
+  kl_dtype dtype;  /* float32 */
   const char *at_;
 } kl_embedding_args;
 
 #define KL_ARGS_(type, ...) ((type){__VA_ARGS__, .at_ = KL_HERE})
-/* x, size: act(x * W + b); x is flattened to [N, in] at `flatten` (1) */
+/* x, size: act(x W + b), [N, size] */
 #define kl_fc(...) kl_fc_at(KL_ARGS_(kl_fc_args, __VA_ARGS__))
-/* x [N, C, H, W], filters, kernel; padding "SAME" or "VALID" instead of pad */
+/* x [N, C, H, W], filters, kernel: [N, filters, H', W'], H' = (H + 2 pad - dilation (kernel - 1) - 1) / stride + 1 */
 #define kl_conv2d(...) kl_conv2d_at(KL_ARGS_(kl_conv2d_args, __VA_ARGS__))
-/* x, "max" or "avg", kernel, stride (kernel), pad; inclusive: padding counts */
+/* x [N, C, H, W], type, kernel: [N, C, H', W'] */
 #define kl_pool2d(...) kl_pool2d_at(KL_ARGS_(kl_pool2d_args, __VA_ARGS__))
-/* x [N, C, ...]; momentum 0.9 of the running statistics */
+/* x [N, C, ...]; x's shape */
 #define kl_batch_norm(...) kl_batch_norm_at(KL_ARGS_(kl_batch_norm_args, __VA_ARGS__))
-/* x, begin_axis (1) */
+/* x, begin_axis; x's shape */
 #define kl_layer_norm(...) kl_layer_norm_at(KL_ARGS_(kl_layer_norm_args, __VA_ARGS__))
-/* x, prob; upscale: divides by 1-prob in training */
+/* x, prob; x's shape */
 #define kl_dropout(...) kl_dropout_at(KL_ARGS_(kl_dropout_args, __VA_ARGS__))
 /* ids (int64), rows, columns -> ids' shape + [columns] */
 #define kl_embedding(...) kl_embedding_at(KL_ARGS_(kl_embedding_args, __VA_ARGS__))
@@ -239,10 +246,11 @@ KL_API kl_var *kl_op_at(const char *at, kl_net *net, const char *type, const cha
 KL_API kl_var *kl_output(kl_var *of, const char *slot);
 /* the n-th variable of a list output, from 0 */
 KL_API kl_var *kl_output_n(kl_var *of, const char *slot, int n);
+/* A parameter for operators that have no layer: named p.name, else by a new name that begins with key. is_bias: it begins as 0. */
 KL_API kl_var *kl_parameter(kl_net *net, const char *key, kl_dtype dtype, int rank,
                             const int64_t *dims, kl_param p, bool is_bias);
 
-/* Operators with one or two operands: the generic call with a short name. */
+/* Operators with one or two operands: the generic call with a short name. Of two, shapes are broadcast as in NumPy. */
 #define kl_unary(type, attrs, x) kl_unary_at(KL_HERE, (type), (attrs), (x))
 #define kl_binary(type, attrs, x, y) kl_binary_at(KL_HERE, (type), (attrs), (x), (y))
 KL_API kl_var *kl_unary_at(const char *at, const char *type, const char *attrs, kl_var *x);
@@ -317,7 +325,7 @@ KL_API bool kl_end_while_at(const char *at, kl_block *b, kl_var *next);
 KL_API kl_var *kl_assign_at(const char *at, kl_var *to, kl_var *value);
 KL_API kl_var *kl_fill_at(const char *at, kl_net *net, kl_dtype dtype, double value, int rank,
                           const int64_t *dims);
-KL_API kl_var *kl_vary(kl_var *v, int axis);
+KL_API kl_var *kl_vary(kl_var *v, int axis); /* the size of that axis is not known; returns v */
 
 /* Branches, of which one runs:
  *   kl_block *b = kl_if(cond);
@@ -401,14 +409,15 @@ typedef struct kl_schedule {
   double warm_from;
 } kl_schedule;
 KL_API kl_schedule kl_rate_constant(double base);
+/* times factor after each `every` steps */
 KL_API kl_schedule kl_rate_step(double base, int64_t every, double factor);
-/* keeps the pointer */
+/* times factor at each of n steps; keeps the pointer */
 KL_API kl_schedule kl_rate_multi_step(double base, int n, const int64_t *milestones, double factor);
 /* base * factor^step */
 KL_API kl_schedule kl_rate_exponential(double base, double factor);
-/* Loshchilov & Hutter 2017 */
+/* from base to low over so many steps, by half a cosine; Loshchilov & Hutter 2017 */
 KL_API kl_schedule kl_rate_cosine(double base, double low, int64_t steps);
-/* with kl_rate_observe */
+/* times factor when kl_rate_observe has seen no better metric more than `patience` times in a row */
 KL_API kl_schedule kl_rate_plateau(double base, double factor, int64_t patience);
 KL_API kl_schedule kl_rate_callback(double (*fn)(int64_t step, void *user), void *user);
 /* linear from..base, then `after` */
@@ -429,7 +438,7 @@ KL_API void kl_free(void *p);
 KL_API kl_program *kl_clone(const kl_program *p); /* new */
 /* new: no backward, no updates, is_test set */
 KL_API kl_program *kl_clone_for_test(const kl_program *p);
-/* NULL-ended lists */
+/* Keeps what the targets need, taking the feeds as given; NULL-ended lists. */
 KL_API bool kl_prune(kl_program *p, const char *const *feeds, const char *const *targets);
 /* All persistable variables of p. Saved is a file in the .pdiparams layout, or, if the path is a folder or ends with /, a
  * file for each variable in it. Loaded are these and dictionaries of arrays, as NAME.pdparams with NAME.pdopt beside it. */
@@ -439,7 +448,7 @@ KL_API bool kl_load_params(kl_exec *exe, const kl_program *p, const char *path);
 KL_API bool kl_save_inference(kl_exec *exe, const kl_program *p, const char *prefix,
                               const char *const *feeds, const char *const *fetches);
 KL_API kl_program *kl_load_inference(kl_exec *exe, const char *prefix); /* new */
-/* how many feed operators; in column order */
+/* How many there are; the first `max` in column order. Names belong to p. */
 KL_API int kl_feed_names(const kl_program *p, const char **names, int max);
 KL_API int kl_fetch_names(const kl_program *p, const char **names, int max);
 
@@ -461,8 +470,8 @@ typedef struct kl_exec_options {
   double conv_error;
   int64_t max_steps;  /* of one loop, after which it counts as endless; 0: 100 million */
   const char *device; /* "cpu" (the default), "cuda" or "cuda:N": the first or another GPU */
-  const char *
-      math; /* "exact" (the default); on a GPU also "tf32", "bf16": how matrix products round their inputs */
+  /* "exact" (the default); on a GPU also "tf32", "bf16": how matrix products round their inputs */
+  const char *math;
   /* Which of several algorithms serves a matrix product or convolution is decided by a rule on its shape, or as `tune`
    * once measured on this machine and the disk cache remembers. deterministic: by the rule alone, so that results are the
    * same bits whatever the cache holds. tune: measured now where that has not been done. Not both. */
@@ -471,9 +480,9 @@ typedef struct kl_exec_options {
 #define kl_exec_defaults ((kl_exec_options){.threads = 0})
 /* NULL if there is no such device (see kl_error) */
 KL_API kl_exec *kl_exec_new(kl_exec_options o);
-KL_API void kl_exec_free(kl_exec *exe);
-KL_API kl_scope *kl_exec_scope(kl_exec *exe);
-KL_API void kl_print_profile(kl_exec *exe); /* to stdout: times per operator and kernel */
+KL_API void kl_exec_free(kl_exec *exe);       /* and its scope, unless that was given */
+KL_API kl_scope *kl_exec_scope(kl_exec *exe); /* belongs to it, unless it was given */
+KL_API void kl_print_profile(kl_exec *exe);   /* to stdout: times per operator and kernel */
 KL_API kl_scope *kl_scope_new(void);
 KL_API void kl_scope_free(kl_scope *s);
 
@@ -520,7 +529,8 @@ typedef struct kl_custom_op {
                    kl_tensor *out);
   void *user;
 } kl_custom_op;
-KL_API bool kl_register(const kl_custom_op *op); /* for the whole process */
+/* For the whole process. Copied; what `user` points to is not. */
+KL_API bool kl_register(const kl_custom_op *op);
 /* opens the library and calls its `bool kiln_plugin(void)` */
 KL_API bool kl_load_plugin(const char *path);
 

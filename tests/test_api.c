@@ -396,6 +396,20 @@ static void shared_parameters(void **state) {
   kl_net_free(net);
 }
 
+/* Nothing is trained behind a stopped gradient. */
+static void stopped_gradient(void **state) {
+  (void)state;
+  kl_net *net = kl_net_new();
+  kl_var *h = kl_fc(kl_data(net, "x", KL_FLOAT32, -1, 2), 3);
+  kl_stop_gradient(h, true);
+  kl_minimize(kl_mean(kl_fc(h, 1)), kl_sgd(0.1));
+  no_error();
+  assert_null(kl_find(net, "fc_0.w_0@GRAD"));
+  assert_non_null(kl_find(net, "fc_1.w_0@GRAD"));
+  assert_string_equal(kl_version(), KILN_VERSION);
+  kl_net_free(net);
+}
+
 /* ---- schedules ---- */
 
 static double halve(int64_t step, void *user) { return *(double *)user / (double)(step + 1); }
@@ -432,9 +446,11 @@ static void schedules(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      TEST(line_by_line),         TEST(layers_with_weights), TEST(layers_without_weights),
-      TEST(any_operator),         TEST(initialisers),        TEST(first_error_is_kept),
-      TEST(wrong_building_calls), TEST(shared_parameters),   TEST(schedules),
+      TEST(line_by_line),           TEST(layers_with_weights),
+      TEST(layers_without_weights), TEST(any_operator),
+      TEST(initialisers),           TEST(first_error_is_kept),
+      TEST(wrong_building_calls),   TEST(shared_parameters),
+      TEST(stopped_gradient),       TEST(schedules),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -380,13 +380,44 @@ static void custom_positions(void **state) {
     }
 }
 
+/* ---- profiles ---- */
+
+/* The table on stdout has the operators that ran. */
+static void printed_profile(void **state) {
+  (void)state;
+  kl_net *net = kl_net_new();
+  kl_exec *exe = kl_exec_new((kl_exec_options){.profile = true});
+  kl_var *y = kl_fc(kl_data(net, "x", KL_FLOAT32, -1, 2), 3, .act = "tanh");
+  float x[2] = {1, 2}, out[3];
+  kl_tensor tx = kl_array(KL_FLOAT32, x, 1, 2), ty = kl_array(KL_FLOAT32, out, 1, 3);
+  kl_run(exe, kl_startup(net), NULL, NULL);
+  kl_run(exe, kl_main(net), kl_feeds({"x", &tx}), kl_fetches({kl_name(y), &ty}));
+  no_error();
+  char text[8192];
+  FILE *f = tmpfile();
+  fflush(stdout);
+  int was = dup(1);
+  dup2(fileno(f), 1);
+  kl_print_profile(exe);
+  fflush(stdout);
+  dup2(was, 1);
+  close(was);
+  rewind(f);
+  text[fread(text, 1, sizeof text - 1, f)] = 0;
+  fclose(f);
+  assert_non_null(strstr(text, "operator"));
+  assert_non_null(strstr(text, "\nmul "));
+  assert_non_null(strstr(text, "\nkernel"));
+  kl_exec_free(exe), kl_net_free(net);
+}
+
 #define TEST(f) cmocka_unit_test_setup(f, clear_error)
 
 int main(void) {
   const struct CMUnitTest tests[] = {
       TEST(optimisers),           TEST(clipping_and_decay),   TEST(global_norm_of_two),
       TEST(parameter_attributes), TEST(learning_rate_is_set), TEST(gradient_of_a_shared_parameter),
-      TEST(custom_operator),      TEST(custom_positions),
+      TEST(custom_operator),      TEST(custom_positions),     TEST(printed_profile),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

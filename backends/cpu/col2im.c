@@ -305,6 +305,38 @@ static void divide(Plan *p, Col2imPlan *g, bool lead) {
   w->fused = by_rows || w->n_tasks[0] == 1;
 }
 
+/* An outer loop may have been taken from the batch already. */
+static LoopList without_repeats(const Facts *f, const LoopList *all) {
+  LoopList once = {.total = 1};
+  for (int i = 0; i < all->n; i++) {
+    bool dup = false;
+    for (int j = 0; j < once.n; j++) dup |= once.id[j] == all->id[i];
+    if (!dup) list_add(f, &once, all->id[i]);
+  }
+  return once;
+}
+
+/* Are the channels (n) of an item, of `total` elements, one run in the result too, in one order there and in w? */
+static bool leads(const Facts *f, Col2imPlan *g, const LoopList *n, int64_t total) {
+  LoopList rest = {0}, channels = merge_tail(f, *n, 2, 4, &rest);
+  g->c_step = list_step(f, &channels, 2);
+  bool lead = !rest.n && (g->channels == 1 || g->c_step * g->channels == total);
+  for (int i = 0, j = 0; lead && j < g->left.n; j++)
+    if (g->tap_win[j] < 0 && g->left.id[j] != channels.id[i++]) lead = false;
+  return lead;
+}
+
+static void plan_columns(Arena *arena, Plan *p, const Col2imPlan *g) {
+  MicroShape s = {.m = {g->block * g->taps, g->channels % g->block * g->taps},
+                  .n = {g->positions},
+                  .k = g->k,
+                  .batch = 1,
+                  .a = g->w_mat,
+                  .b = g->x_mat,
+                  .c = {false, g->positions}};
+  plan_products(arena, p, &s);
+}
+
 bool col2im_plan(Arena *arena, Plan *p, int x) {
   Facts *f = &p->facts;
   Col2imPlan g = {.x = x, .w = !x, .positions = 1, .channels = 1, .taps = 1};
@@ -318,43 +350,24 @@ bool col2im_plan(Arena *arena, Plan *p, int x) {
     list_add(f, &area, n.id[i]);
     g.channels *= f->loop[n.id[i]].ext;
   }
-  /* an outer loop may have been taken from the batch already */
-  LoopList once = {.total = 1};
-  for (int i = 0; i < g.outer.n; i++) {
-    bool dup = false;
-    for (int j = 0; j < once.n; j++) dup |= once.id[j] == g.outer.id[i];
-    if (!dup) list_add(f, &once, g.outer.id[i]);
-  }
-  g.outer = once;
+  g.outer = without_repeats(f, &g.outer);
   list_sort(f, &g.outer, 2);
   bool lead;
   if (!order_left(f, &g, &lead)) return false;
   LoopList rest = {0};
   LoopList block = merge_tail(f, area, 2, 4, &rest); /* an item's part of the result is one run */
   if (rest.n || (block.n && list_step(f, &block, 2) != 1)) return false;
-  LoopList c_rest = {0}, cl = merge_tail(f, n, 2, 4, &c_rest);
-  g.c_step = list_step(f, &cl, 2);
-  lead &= !c_rest.n && (g.channels == 1 || g.c_step * g.channels == block.total);
-  for (int i = 0, j = 0; lead && j < g.left.n; j++) /* one order in w and in the result */
-    if (g.tap_win[j] < 0 && g.left.id[j] != cl.id[i++]) lead = false;
+  g.lead = leads(f, &g, &n, block.total) && lead;
   LoopList lk = merge_tail(f, k, g.w, 3, &g.sum);
   g.sum.total = g.sum.n ? g.sum.total : 1;
   if (!mat_of(g.left.total, g.w_left, lk.total, list_step(f, &lk, g.w), &g.w_mat) ||
       !mat_of(lk.total, list_step(f, &lk, x), g.positions, g.q_step, &g.x_mat))
     return false;
   g.k = lk.total;
-  g.lead = lead;
-  divide(p, &g, lead);
+  divide(p, &g, g.lead);
   p->work.scratch = (g.block * g.taps * g.positions * f->size + 127) / 128 * 128;
   if (p->work.scratch > (int64_t)1 << 28) return false;
   p->col2im = arena_dup(arena, &g, sizeof g);
-  MicroShape s = {.m = {g.block * g.taps, g.channels % g.block * g.taps},
-                  .n = {g.positions},
-                  .k = g.k,
-                  .batch = 1,
-                  .a = g.w_mat,
-                  .b = g.x_mat,
-                  .c = {false, g.positions}};
-  plan_products(arena, p, &s);
+  plan_columns(arena, p, &g);
   return true;
 }

@@ -11,7 +11,7 @@ typedef struct Arg {
 } Arg;
 enum { F32 = 3, ANY = 1, CPU = 1, IN_ORDER = 1, INFERENCE = 96, TRAINING = 64, DIRECT = 1 };
 enum { SRC = 1, DST = 17, WEIGHTS = 33, DIFF_SRC = 129, DIFF_DST = 145, DIFF_WEIGHTS = 161 };
-enum { Q_NAME = 8, Q_SRC = 129, Q_DIFF_SRC, Q_WEIGHTS, Q_DIFF_WEIGHTS, Q_DST, Q_DIFF_DST };
+enum { Q_SRC = 129, Q_DIFF_SRC, Q_WEIGHTS, Q_DIFF_WEIGHTS, Q_DST, Q_DIFF_DST };
 typedef const int64_t *Dims;
 
 static struct {
@@ -30,7 +30,6 @@ static struct {
                                                             void *, void *, Dims, Dims, Dims, Dims,
                                                             void *, void *);
   const void *(*primitive_desc_query_md)(void *, int, int);
-  int (*primitive_desc_query)(void *, int, int, void *);
   int (*primitive_desc_destroy)(void *);
   int (*primitive_create)(void **, void *);
   int (*primitive_destroy)(void *);
@@ -59,7 +58,6 @@ bool onednn_open(void) {
       NAME(convolution_backward_data_primitive_desc_create),
       NAME(convolution_backward_weights_primitive_desc_create),
       NAME(primitive_desc_query_md),
-      NAME(primitive_desc_query),
       NAME(primitive_desc_destroy),
       NAME(primitive_create),
       NAME(primitive_destroy),
@@ -155,11 +153,6 @@ bool onednn_run(OnednnConv *p, int times) {
   bool ok = true;
   for (int i = 0; ok && i < times; i++) ok = !f.primitive_execute(p->primitive, stream, 3, p->arg);
   return !f.stream_wait(stream) && ok;
-}
-
-const char *onednn_name(const OnednnConv *p) {
-  const char *name = "";
-  return f.primitive_desc_query(p->pd, Q_NAME, 0, &name) ? "" : name;
 }
 
 void onednn_free(OnednnConv *p) {

@@ -18,7 +18,6 @@ typedef struct OnednnConv
 OnednnConv *onednn_conv(OnednnPart part, int64_t n, int64_t c, int64_t o, int64_t size, int64_t k,
                         int64_t stride, int64_t pad, int64_t groups);
 bool onednn_run(OnednnConv *p, int times);
-const char *onednn_name(const OnednnConv *p); /* of its implementation */
 void onednn_free(OnednnConv *p);
 
 #endif
