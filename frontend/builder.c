@@ -118,7 +118,8 @@ static bool skip_to_name(const char **t, const char **name, size_t *n) {
   return *n > 0;
 }
 
-bool op_set_attrs(Op *op, const char *text) {
+/* "alpha=0.1 axis=1" */
+static bool op_set_attrs(Op *op, const char *text) {
   Arena *a = op->block->prog->arena;
   const char *t = text ? text : "", *name;
   size_t n;

@@ -77,8 +77,7 @@ static inline Block *net_block(const kl_net *net) {
  * returns the first output's variable. */
 Op *begin_op(const char *at, kl_net *net, const char *type);
 kl_var *end_op(Op *op);
-void keep_place(Op *op, const char *at);     /* in op_callstack; NULL: nothing is kept */
-bool op_set_attrs(Op *op, const char *text); /* "alpha=0.1 axis=1" */
+void keep_place(Op *op, const char *at); /* in op_callstack; NULL: nothing is kept */
 /* Can a tensor have this element type and shape? known: no dimension may be -1. E_ARG_002, E_SHP_002 */
 bool shape_declared(const char *what, kl_dtype dtype, int rank, const int64_t *dims, bool known);
 void at_where(const char *at); /* the user's file:line, unless it is told already */

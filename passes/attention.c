@@ -22,7 +22,8 @@ static void find_uses(Joining *p) {
   for (int i = 0; i < g->fetches.n; i++) p->readers[node_base(g->fetches.v[i].node)->id]++;
 }
 
-Kernel *maker_of(const Joining *p, const Node *n) {
+/* The kernel that makes n for one other alone, or NULL. */
+static Kernel *maker_of(const Joining *p, const Node *n) {
   int i = p->maker[n->id];
   return i >= 0 && p->readers[n->id] == 1 && p->g->kernels.v[i]->nodes.n ? p->g->kernels.v[i]
                                                                          : NULL;

@@ -20,7 +20,6 @@ typedef struct Parts {
   Node *weights;
 } Parts;
 
-Kernel *maker_of(const Joining *p, const Node *n); /* that makes n for one other alone, or NULL */
 /* The contraction behind the only input of a loop over rows that is read at the point alone and made for it; but: not that
  * one, or NULL. */
 Kernel *scores_of(const Joining *p, const Kernel *rows, const Node *but);

@@ -58,17 +58,13 @@ typedef struct Fuse {
 
 /* fuse_roots.c: decides Fuse.root. */
 void choose_roots(Fuse *f);
-bool node_is_core(const Node *n); /* a kernel of its own kind */
-double map_cost(const Fuse *f, const Node *n);
-bool sweeps_by_itself(const Fuse *f,
-                      const Node *n); /* a reduction that makes a domain of its own */
+/* Is it a reduction that makes a domain of its own? */
+bool sweeps_by_itself(const Fuse *f, const Node *n);
 
 /* fuse_group.c */
 Group *group_of(Fuse *f, Node *root);
 /* Fills nodes and inputs; false if the roots cannot be computed in one kernel. `also`: its roots count as own. */
 bool scan(Fuse *f, Group *k, const Group *a, const Group *b);
-/* Joins b into a if one kernel can compute both and no cycle through others arises. */
-bool try_merge(Fuse *f, Group *a, Group *b);
 void merge_all(Fuse *f);
 
 /* fuse_emit.c: groups to g->kernels in running order. */

@@ -249,7 +249,8 @@ static bool repeats_dear_work(const Fuse *f, const Group *k) {
   return false;
 }
 
-bool try_merge(Fuse *f, Group *a, Group *b) {
+/* Joins b into a if one kernel can compute both and no cycle through others arises. */
+static bool try_merge(Fuse *f, Group *a, Group *b) {
   Group *t = &f->trial;
   if (a == b || a->dead || b->dead || b->kind != K_LOOP || !join_domains(a, b, t)) return false;
   if (a->kind != K_LOOP && (a->kind != K_CONTRACT || t->reduce)) return false;

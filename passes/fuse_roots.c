@@ -13,7 +13,8 @@ enum {
   DEAREST = 2000    /* operations per element */
 };
 
-bool node_is_core(const Node *n) {
+/* A kernel of its own kind. */
+static bool node_is_core(const Node *n) {
   switch (n->prim) {
   case P_CONTRACT:
   case P_SCATTER:
@@ -92,7 +93,7 @@ static bool spreads(const Node *n) {
 }
 
 /* Operations per element, as far as they are computed in place. */
-double map_cost(const Fuse *f, const Node *n) {
+static double map_cost(const Fuse *f, const Node *n) {
   if (spreads(n)) return use_cost(f, n->in[0]) > 0;
   double c = prim_cost(n), each = 1;
   if (prim_is_reduce(n->prim) && node_numel(n) > 0)

@@ -202,7 +202,9 @@ static const Buffer *state_buffer(const Graph *g, const char *name, size_t bytes
   return NULL;
 }
 
-Outcome outcome_by_kernels(Graph *g, Arena *a) {
+/* Fails the test where a kernel reads what is not among its inputs, before it is computed, or where its parts break the
+ * contract of ir.h. Needs kernels and a memory plan. */
+static Outcome outcome_by_kernels(Graph *g, Arena *a) {
   Machine m = {g, {g, a, map_new(a)}, arena_alloc(a, (size_t)g->arena_bytes + 64), NULL};
   m.bound = arena_array(a, char *, g->buffers.n + 1);
   memset(m.arena, 0xA5, (size_t)g->arena_bytes);

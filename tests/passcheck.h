@@ -11,9 +11,6 @@ typedef struct Outcome {
 } Outcome;
 /* Feeds and states get values made from their names, the same in every call: floats in -1..1, integers 0..2. */
 Outcome outcome_by_interpreter(Graph *g, Arena *a);
-/* Fails the test where a kernel reads what is not among its inputs, before it is computed, or where its parts break the
- * contract of ir.h. Needs kernels and a memory plan. */
-Outcome outcome_by_kernels(Graph *g, Arena *a);
 /* Fails the test where an element differs by more than rel * (1 + its size). */
 void outcome_compare(const Outcome *a, const Outcome *b, double rel);
 /* All of the above: interpret, run the passes, interpret again, run the kernels. */

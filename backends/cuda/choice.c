@@ -11,7 +11,8 @@ static const ForeignCalls *const foreign_calls[LIBRARY_N] = {
 
 /* ---- libraries of a device ---- */
 
-void *device_library(CudaDevice *d, CudaLibrary l) {
+/* NULL: the library is not there, or refuses. */
+static void *device_library(CudaDevice *d, CudaLibrary l) {
   if (!d->library[l].tried && library_open(l)) {
     if (!foreign_calls[l]->open(&d->library[l].handle)) d->library[l].handle = NULL;
     err_clear();
@@ -44,7 +45,8 @@ void foreign_whole(Foreign *f) {
   f->whole = true;
 }
 
-int64_t foreign_workspace(const Foreign *f) { return f->workspace_at + f->workspace; }
+/* Bytes of the kernel's workspace that the call needs. */
+static int64_t foreign_workspace(const Foreign *f) { return f->workspace_at + f->workspace; }
 
 static Foreign *make_call(Arena *a, CudaDevice *d, const Kernel *k, CudaMath math, CudaLibrary l) {
   static const int64_t most = 64 << 20;

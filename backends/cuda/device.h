@@ -54,8 +54,7 @@ static inline size_t cuda_aligned(size_t n) {
   return (n + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
 }
 
-/* choice.c; inside. NULL: the library is not there, or refuses. */
-void *device_library(CudaDevice *d, CudaLibrary l);
+/* choice.c; inside. */
 void device_libraries_close(CudaDevice *d);
 
 struct Module {

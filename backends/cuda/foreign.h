@@ -75,8 +75,6 @@ extern const ForeignCalls cublas_calls, cudnn_calls;
 /* The fields of Foreign, for a call that leaves sums, or does all of the kernel. */
 void foreign_start(Foreign *f, CudaLibrary l, CudaDevice *d, const Kernel *k);
 void foreign_whole(Foreign *f);
-/* Bytes of the kernel's workspace that the call needs. */
-int64_t foreign_workspace(const Foreign *f);
 static inline void foreign_free(Foreign *f) {
   if (f) f->calls->free(f);
 }

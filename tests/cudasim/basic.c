@@ -61,11 +61,8 @@ static const int32_t *keep(Parser *p, int n, const int32_t *v) {
 
 /* ---- setp, set ---- */
 
-#define TESTS "eq|ne|lt|le|gt|ge|equ|neu|ltu|leu|gtu|geu|num|nan"
-const char test_words[] = TESTS;
-
 static void test_words_of(Parser *p, int *cmp, int *combine) {
-  *cmp = take(p, TESTS);
+  *cmp = take(p, "eq|ne|lt|le|gt|ge|equ|neu|ltu|leu|gtu|geu|num|nan");
   if (*cmp < 0 && (*cmp = take(p, "lo|ls|hi|hs")) >= 0) *cmp += 2;
   if (*cmp < 0)
     parse_fail(p, "comparison .%.*s is not known", p->part[p->at_part].n, p->part[p->at_part].s);

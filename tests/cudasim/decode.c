@@ -114,7 +114,7 @@ static int32_t grow_registers(Function *f, int width) {
   return at;
 }
 
-int32_t constant_at(Parser *p, int width, uint64_t value, Origin from) {
+static int32_t constant_at(Parser *p, int width, uint64_t value, Origin from) {
   Function *f = p->f;
   if (width && width < 8) value &= (UINT64_C(1) << width * 8) - 1;
   for (int i = f->n_constant; i-- > 0;) {

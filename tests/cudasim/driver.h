@@ -163,20 +163,15 @@ uint64_t random_next(void);
 CUstream stream_of(CUstream s); /* the default streams are of the context; NULL: not a stream */
 CUresult stream_add(CUstream s, const Work *w); /* queued, or recorded into a graph */
 CUresult stream_finish(CUstream s);             /* NULL: all of the context */
-bool stream_step(CUstream prefer); /* executes one piece of work; false: none is left */
-CUresult stream_wait_work(CUstream s, uint64_t seq);
 bool capturing(void);
-void stream_end(CUstream s);
 void streams_drop(CUcontext c);
 CUresult work_run(Work *w);
 void work_hash(Work *w);
 void work_free(Work *w);
-bool is_pinned(const void *p);
 /* graph.c */
 CUresult graph_record(CUstream s, const Work *w);
 CUresult graph_run(CUgraphExec x);
 void graph_free(CUgraph g);
-void graph_hash(CUgraphExec x);
 /* driver_mem.c, driver_module.c */
 CUresult free_work(Work *w);
 CUresult kernel_work(Work *w, CUfunction f, const uint32_t grid[3], const uint32_t block[3],

@@ -102,7 +102,7 @@ static CUresult pin(void **pp, size_t bytes) {
   return CUDA_SUCCESS;
 }
 
-bool is_pinned(const void *p) {
+static bool is_pinned(const void *p) {
   for (Object *o = object_first(IS_PINNED); o; o = o->next) {
     const Allocated *a = (Allocated *)o;
     if ((const char *)p >= a->host && (const char *)p < a->host + o->bytes) return true;

@@ -38,7 +38,7 @@ void graph_free(CUgraph g) {
   free(g);
 }
 
-void graph_hash(CUgraphExec x) {
+static void graph_hash(CUgraphExec x) {
   for (int k = 0; k < x->g.n; k++) work_hash(&x->g.node[k]->w);
 }
 

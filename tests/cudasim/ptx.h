@@ -303,7 +303,6 @@ void variable_place(Parser *p, Symbol *s); /* shared memory: in the function's l
 
 /* decode.c */
 void decode(Parser *p); /* appends p->word, p->operand to p->f */
-int32_t constant_at(Parser *p, int width, uint64_t value, Origin from);
 int32_t special_at(Parser *p, const char *name, size_t n, int *width); /* -1: no special register */
 Insn *insn_new(Parser *p);
 /* Operand k as a register offset (a register or a constant) of this many bytes (0: predicate). wider: a wider register will do. */
@@ -335,7 +334,7 @@ typedef struct AluForm {
 } AluForm;
 extern const AluForm forms_alu[];
 typedef uint32_t TestFn(const void *a, const void *b);
-extern const char test_words[]; /* alternatives, in the order of test_find's cmp */
+/* cmp: the place among the words that setp takes (basic.c). */
 TestFn *test_find(const Type *t, int cmp);
 void alu_wrap(const Insn *i, void *d, const void *a, const void *b, const void *c);
 #endif

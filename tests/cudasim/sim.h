@@ -296,7 +296,6 @@ double fma_odd(double a, double b, double c);
 #define FOR_LANES(l, mask)                                                                         \
   for (uint32_t rest_ = (mask), l; rest_ && (l = (uint32_t)__builtin_ctz(rest_), 1);               \
        rest_ &= rest_ - 1)
-void clock_tick(Warp *w, const Insn *i, uint32_t mask);
 void registers_put(Warp *w, int32_t at, int width, uint32_t mask, const void *values);
 uint64_t register_get(const Warp *w, int32_t at, int width, int lane);
 void register_set(Warp *w, int32_t at, int width, int lane, uint64_t value);

@@ -11,6 +11,7 @@ static uint32_t thread(const Warp *w, uint32_t lane) { return (uint32_t)w->index
     (void)g, (void)w, (void)l;                                                                     \
     return value;                                                                                  \
   }
+
 VALUE(tid_x, thread(w, l) % g->l->block[0])
 VALUE(tid_y, thread(w, l) / g->l->block[0] % g->l->block[1])
 VALUE(tid_z, thread(w, l) / g->l->block[0] / g->l->block[1])
@@ -69,6 +70,12 @@ static const struct {
                 {"%clock64", 8, clock_now},
                 {"%globaltimer", 8, clock_now}};
 
+static void clock_tick(Warp *w, const Insn *i, uint32_t mask) {
+  (void)mask;
+  for (int l = 0; l < LANES; l++)
+    register_set(w, i->d, i->size, l, clock_now(w->g, w, (uint32_t)l));
+}
+
 int32_t special_at(Parser *p, const char *name, size_t n, int *width) {
   Function *f = p->f;
   int k = 0;
@@ -106,10 +113,4 @@ void special_fill(Group *g, Warp *w) {
       register_set(w, s->at, specials[s->which].width, l,
                    specials[s->which].value(g, w, (uint32_t)l));
   }
-}
-
-void clock_tick(Warp *w, const Insn *i, uint32_t mask) {
-  (void)mask;
-  for (int l = 0; l < LANES; l++)
-    register_set(w, i->d, i->size, l, clock_now(w->g, w, (uint32_t)l));
 }

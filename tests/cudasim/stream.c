@@ -169,7 +169,8 @@ static void execute(CUstream s) {
   free(op);
 }
 
-bool stream_step(CUstream prefer) {
+/* Executes one piece of work; false: none is left. */
+static bool stream_step(CUstream prefer) {
   CUstream can[64];
   int n, m = 0;
   CUstream *list = all_streams(&n);
@@ -237,7 +238,7 @@ CUresult stream_add(CUstream handle, const Work *w) {
   return CUDA_SUCCESS;
 }
 
-void stream_end(CUstream s) {
+static void stream_end(CUstream s) {
   while (s->first) {
     Op *next = s->first->next;
     work_free(&s->first->w);
