@@ -332,17 +332,23 @@ static int walked_by(const Node *n, int l, int x, int d) {
   return e < 0 || n->in[!x]->dims[e] != n->ext[l] ? -1 : e;
 }
 
-/* Dimension d of operand x at m, whose first term is of a summed loop: the sum over what it walks through. */
+/* Dimension d of operand x at m, whose first term is of a summed loop: the sum over what it walks through. Of a dimension of
+ * size 1 that is one term. */
 static Node *sum_divided(Graph *g, Node *n, int x, int d, const AffDim *m) {
   int l = m->l0, e;
-  if (m->div == 1 || l < n->rank || l == m->l1 || (m->c0 != 1 && m->c0 != -1)) return NULL;
+  bool one = n->in[x]->dims[d] == 1;
+  if ((m->div == 1 && !one) || l < n->rank || l == m->l1 || (m->c0 != 1 && m->c0 != -1))
+    return NULL;
   /* of positions, not of taps, whose residue classes backends know */
-  if (m->l1 >= 0 && n->ext[m->l1] >= n->ext[l]) return NULL;
+  if (!one && m->l1 >= 0 && n->ext[m->l1] >= n->ext[l]) return NULL;
   if (n->in[x]->dims[d] >= n->ext[l] || (e = walked_by(n, l, x, d)) < 0) return NULL;
   AffDim map[2][KL_RANK],
       to = {m->l1, (int8_t)l, -m->c0 * m->c1, m->c0 * m->div, -m->c0 * m->off, 1};
   int64_t ext[KL_LOOPS];
-  if (m->l1 < 0 || m->l1 > l) to = (AffDim){to.l1, to.l0, to.c1, to.c0, to.off, 1};
+  if (one)
+    to = (AffDim){m->l1, -1, to.c0, 0, to.off, 1};
+  else if (m->l1 < 0 || m->l1 > l)
+    to = (AffDim){to.l1, to.l0, to.c1, to.c0, to.off, 1};
   for (int k = 0; k < 2; k++) memcpy(map[k], n->map[k], (size_t)n->in[k]->rank * sizeof *map[k]);
   memcpy(ext, n->ext, (size_t)n->n_loops * sizeof *ext);
   map[x][d] = aff_loop(l);

@@ -190,6 +190,14 @@ static const RuleCase rule_cases[] = {
      "graph\n%0 float32 [7] = feed \"x\"\n%1 float32 [3] = state \"w\"\n"
      "%2 float32 [3] = contract %0 %1 [(i0-i1+1)/2] [i1] sum [3]\n" USE,
      false},
+    {"contract-divided",
+     "graph\n%0 float32 [2, 1] = feed \"x\"\n%1 float32 [2, 3] = state \"w\"\n"
+     "%2 float32 [5] = contract %0 %1 [i1, i0-i2-1] [i1, i2] sum [2, 3]\n" USE,
+     true},
+    {"contract-divided",
+     "graph\n%0 float32 [1] = feed \"x\"\n%1 float32 [3] = state \"w\"\n"
+     "%2 float32 [1] = contract %0 %1 [i1-1] [i1] sum [3]\n" USE,
+     true},
     {"contract-view",
      "graph\n" X23 "%1 float32 [3, 2] = view %0 [i1, i0] pad 0\n"
      "%2 float32 [3, 3] = contract %1 %0 [i0, i2] [i2, i1] sum [2]\n" USE,
