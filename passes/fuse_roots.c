@@ -1,9 +1,9 @@
 /* Which values of a Graph are kept in memory. In: a Graph with user lists. Out: Fuse.root, for values that must be stored and for
  * candidates: a candidate whose users all end up in its own kernel is not stored after all.
  *
- * Must: targets, cores and their operands. Candidates: reductions that make a domain, values with real work that several
- * users or a repeating view would compute again, operands of true reshapes (which then cost nothing), and
- * points where an expression has grown too large. */
+ * Must: targets, cores and their operands, but for those that a concatenation makes in place. Candidates: reductions that make
+ * a domain, values with real work that several users or a repeating view would compute again, operands of true reshapes (which
+ * then cost nothing), and points where an expression has grown too large. */
 #include "fuse.h"
 
 enum {
@@ -175,6 +175,12 @@ static void force_checks(Fuse *f) {
   }
 }
 
+/* May it be computed where its one user, a concatenation, stores it? made_in_place says whether that pays. */
+static bool may_join(const Node *n, const Node *x) {
+  bool computed = prim_is_map(x->prim) || x->prim == P_VIEW || unit_reshape(x);
+  return n->prim == P_CONCAT && x->n_uses == 1 && computed;
+}
+
 static void forced(Fuse *f) {
   Graph *g = f->g;
   for (int i = 0; i < g->writes.n; i++) {
@@ -195,7 +201,8 @@ static void forced(Fuse *f) {
     f->root[i] = true;
     if (n->prim == P_CONTRACT) end_epilogue(f, n);
     Node *rows = n->prim == P_SCATTER ? scatter_rows(n) : NULL;
-    for (int k = 0; k < n->n_in; k++) make_root(f, k == 1 && rows ? rows : n->in[k]);
+    for (int k = 0; k < n->n_in; k++)
+      if (!may_join(n, n->in[k])) make_root(f, k == 1 && rows ? rows : n->in[k]);
   }
   force_checks(f);
 }
@@ -220,6 +227,26 @@ static bool turns(const Node *v) {
   return d >= 0 && l >= 0 && v->map[0][d].l0 != l && v->map[0][d].l1 != l;
 }
 
+/* Is x made by a few maps and views that nothing else uses, of what is stored anyway? */
+static bool made_in_place(const Fuse *f, const Node *x) {
+  enum { MOST_OPS = 12, MOST_READ = 4 };
+  const Node *stack[3 * MOST_OPS];
+  int n = 0, ops = 0, reads = 0;
+  stack[n++] = x;
+  while (n > 0) {
+    const Node *v = stack[--n], *b = node_base((Node *)(uintptr_t)v);
+    if (v->prim == P_CONST) continue;
+    if (node_is_source(b) || f->root[b->id] || spreads(v)) {
+      if (++reads > MOST_READ) return false;
+      continue;
+    }
+    bool inside = prim_is_map(v->prim) || v->prim == P_VIEW || unit_reshape(v);
+    if (!inside || v->n_uses > 1 || ++ops > MOST_OPS) return false;
+    for (int k = 0; k < v->n_in; k++) stack[n++] = v->in[k];
+  }
+  return true;
+}
+
 void choose_roots(Fuse *f) {
   int *depth = arena_array(f->a, int, f->n);
   forced(f);
@@ -235,6 +262,7 @@ void choose_roots(Fuse *f) {
       bool pooled = prim_is_reduce(node_base(x)->prim) && f->cost[x->id] > CHEAP;
       if (n->prim == P_VIEW && pooled && turns(n)) make_root(f, x);
       if (n->prim == P_RESHAPE && !unit_reshape(n) && f->cost[x->id] > 0) make_root(f, x);
+      if (may_join(n, x) && !made_in_place(f, x)) make_root(f, x);
     }
     f->cost[i] = map_cost(f, n);
     for (int k = 0; k < n->n_in; k++) {

@@ -135,6 +135,43 @@ Node *rule_map_expand(Graph *g, Node *n) {
   return g_view(g, r, n->rank, n->dims, v->map[0], 0);
 }
 
+/* ---- concatenations ---- */
+
+/* Elements at..at+size-1 along an axis of what spreads a smaller tensor, or of a constant; NULL: neither. */
+static Node *spread_part(Graph *g, Node *x, int axis, int64_t at, const int64_t *dims) {
+  AffDim map[KL_RANK];
+  if (x->prim == P_CONST) return reshape_const(g, x, x->rank, dims);
+  for (int d = 0; d < x->rank; d++) map[d] = aff_loop(d);
+  map[axis].off = at;
+  return g_view(g, x, x->rank, dims, map, 0);
+}
+
+static bool spreads_small(const Node *x) {
+  return x->prim == P_CONST || (x->prim == P_VIEW && node_numel(x->in[0]) < node_numel(x));
+}
+
+Node *rule_map_concat(Graph *g, Node *n) {
+  enum { MOST = 48 };
+  Node *parts[MOST], *in[3];
+  int side = -1;
+  for (int k = 0; prim_is_map(n->prim) && k < n->n_in; k++) {
+    bool joins = n->in[k]->prim == P_CONCAT && n->in[k]->n_uses == 1;
+    if (joins ? side >= 0 : !spreads_small(n->in[k])) return NULL;
+    if (joins) side = k;
+  }
+  if (side < 0 || n->in[side]->n_in > MOST) return NULL;
+  const Node *c = n->in[side];
+  int64_t at = 0;
+  for (int j = 0; j < c->n_in; at += c->in[j++]->dims[c->i]) {
+    Node *x = c->in[j];
+    for (int k = 0; k < n->n_in; k++)
+      in[k] = k == side ? x : spread_part(g, n->in[k], (int)c->i, at, x->dims);
+    parts[j] = g_node(g, n->prim, n->dtype, x->rank, x->dims, n->n_in, in);
+    parts[j]->op = n->op;
+  }
+  return g_concat(g, c->n_in, parts, (int)c->i);
+}
+
 /* ---- views ---- */
 
 Node *rule_view_identity(Graph *g, Node *n) {

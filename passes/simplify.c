@@ -69,6 +69,8 @@ static const Rule rules[] = {
     {"map-reshape", NULL, NULL, ANY, rule_map_reshape},
     /* f(view(x), view(y), constants) = view(f(x, y, constants)), the view being the same and repeating elements */
     {"map-expand", NULL, NULL, ANY, rule_map_expand},
+    /* f(concat(x, y), spread) = concat(f(x, part of spread), f(y, the rest)), which stores the parts once */
+    {"map-concat", NULL, NULL, ANY, rule_map_concat},
     /* contraction of a permuted, sliced or zero-padded operand = contraction with another map */
     {"contract-view", NULL, NULL, ANY, rule_contract_view},
     /* sum over k of x[(k - i)/d] y[k] = sum over q of x[q] y[d*q + i], which has no terms that do not count */

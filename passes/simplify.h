@@ -12,6 +12,6 @@ void simplify_layouts(Graph *g);
 RewriteFn rule_add_zero, rule_cast_same, rule_cast_cast, rule_view_identity, rule_view_const,
     rule_view_view, rule_view_reshape, rule_reshape_view, rule_reshape_reshape, rule_reshape_same,
     rule_reshape_const, rule_reduce_ones, rule_reduce_reduce, rule_reduce_reshape, rule_map_reshape,
-    rule_map_expand, rule_contract_view, rule_contract_divided, rule_view_contract;
+    rule_map_expand, rule_map_concat, rule_contract_view, rule_contract_divided, rule_view_contract;
 
 #endif

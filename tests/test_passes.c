@@ -209,6 +209,14 @@ static const FuseCase fuse_cases[] = {
      "%4 float32 [14, 4] = concat %3 %2 {axis=0}\n%5 int64 [14, 4] = argsort %4 {descending=1}\n"
      "fetch \"y\" %5\n",
      3},
+    {"a concatenation makes what it joins",
+     "graph\n" X23 "%1 float32 [3, 2] = feed \"w\"\n%2 float32 [2, 3] = view %1 [i1, i0] pad 0\n"
+     "%3 float32 [2, 3] = exp %0\n%4 float32 [4, 3] = concat %2 %3 {axis=0}\nfetch \"y\" %4\n",
+     1},
+    {"but for what others read, too",
+     "graph\n" X23 "%3 float32 [2, 3] = exp %0\n%4 float32 [4, 3] = concat %3 %0 {axis=0}\n"
+     "fetch \"y\" %4\nfetch \"z\" %3\n",
+     2},
     {"swapped states",
      "graph\n%0 float32 [4] = state \"a\"\n%1 float32 [4] = state \"b\"\n"
      "write \"a\" %1\nwrite \"b\" %0\nfetch \"y\" %0\n",

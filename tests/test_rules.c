@@ -182,6 +182,15 @@ static const RuleCase rule_cases[] = {
      "graph\n%0 float32 [3] = feed \"x\"\n%1 float32 [5, 3] = view %0 [i1] pad 0\n"
      "%2 float32 [5, 3] = exp %1\n" USE,
      true},
+    {"map-concat",
+     "graph\n" X23 "%1 float32 [4, 3] = state \"w\"\n%3 float32 [6, 3] = concat %0 %1 {axis=0}\n"
+     "%4 float32 [6] = iota {axis=0}\n%5 float32 [6, 3] = view %4 [i0] pad 0\n"
+     "%2 float32 [6, 3] = sub %5 %3\n" USE,
+     true},
+    {"map-concat",
+     "graph\n" X23 "%1 float32 [4, 3] = state \"w\"\n%3 float32 [6, 3] = concat %0 %1 {axis=0}\n"
+     "%2 float32 [6, 3] = exp %3\n" USE "fetch \"z\" %3\n",
+     false},
     {"contract-divided",
      "graph\n%0 float32 [3] = feed \"x\"\n%1 float32 [7] = state \"w\"\n"
      "%2 float32 [3] = contract %0 %1 [(i1-i0+1)/2] [i1] sum [7]\n" USE,
