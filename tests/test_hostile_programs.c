@@ -225,6 +225,8 @@ static const struct {
     {"X@GRAD=y = svd_grad(U=m, S=s, VH=s, U@GRAD=m, X=m)", "", E_SHP_002},
     {"X@GRAD=y = lu_unpack_grad(L@GRAD=s, Pivots=i, U@GRAD=s, X=m)", "", E_SHP_002},
     {"y = pool2d(X=n)", "pooling_type='avg', ksize=[3, 3], adaptive=true", E_MEM_002},
+    {"X@GRAD=y = hierarchical_sigmoid_grad(X=m, W=v, Label=i, PreOut=m, Out@GRAD=m)",
+     "num_classes=0", E_OPR_003},
     {"y = repeat_interleave(X=n)", "dim=2, Repeats=2", E_MEM_002},
     {"out=y = tril_indices()", "rows=100000, cols=20000, dtype=3", E_MEM_002},
     {"Out=y = einsum(Operands=[i, m])", "equation='ij,kl->ikjl'", E_TYP_001},

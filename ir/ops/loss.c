@@ -211,6 +211,8 @@ static bool tree_way(Expand *x, Node *label, int64_t classes, Node **at, Node **
   *at = x_in(x, "PathTable"), *bit = x_in(x, "PathCode");
   if (*at && *bit) return ops_rank(*at, "PathTable", 2, 2) && ops_rank(*bit, "PathCode", 2, 2);
   if (*at || *bit) return err_set(E_OPR_003, "PathTable and PathCode are given together");
+  if (classes < 1 || classes > INT32_MAX)
+    return err_set(E_OPR_003, "num_classes is %lld", (long long)classes);
   int64_t n = 0, power[64];
   for (; (classes - 1) >> n; n++) power[n] = (int64_t)1 << n;
   Node *p = g_data(g, DT_INT64, 2, (int64_t[]){1, n}, power, "powers");
