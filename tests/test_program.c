@@ -147,6 +147,22 @@ static void editing(void **state) {
   assert_null(op_in(op, "Y", 0));
   op_rename(op, "a", "b");
   assert_string_equal(op_in(op, "Z", 0), "b");
+  assert_int_equal(op_role(op), ROLE_FORWARD);
+  assert_string_equal(op_text(op), "op 1 `tb_binary`");
+  op_set_attr(op, &(Attr){.name = "op_callstack",
+                          .type = AT_STRINGS,
+                          .n = 1,
+                          .ss = (const char *[]){" net.c:12\n"}});
+  assert_string_equal(op_text(op), "op 1 `tb_binary` (net.c:12)");
+  assert_true(p->edits > edits);
+  prog_free(p);
+}
+
+/* They get the types of the operator's row, whatever they are set from. */
+static void attributes(void **state) {
+  (void)state;
+  Program *p = toy_chain();
+  Op *op = block_insert_op(p->blocks.v[0], 1, "tb_binary");
   op_set_int(op, "axis", 3);
   op_set_int(op, "alpha", 2);
   op_set_int(op, "big", 1);
@@ -171,20 +187,21 @@ static void editing(void **state) {
   assert_true(n == 1 && v[0] == 4);
   assert_null(op_attr(op, "must"));
   assert_string_equal(op_str(op, "axis"), "");
-  assert_int_equal(op_role(op), ROLE_FORWARD);
-  assert_string_equal(op_text(op), "op 1 `tb_binary`");
-  op_set_attr(op, &(Attr){.name = "op_callstack",
-                          .type = AT_STRINGS,
-                          .n = 1,
-                          .ss = (const char *[]){" net.c:12\n"}});
-  assert_string_equal(op_text(op), "op 1 `tb_binary` (net.c:12)");
-  assert_true(p->edits > edits);
+  prog_free(p);
+}
 
+/* A clone stands by itself. */
+static void cloning(void **state) {
+  (void)state;
+  Program *p = toy_chain();
+  Op *op = block_insert_op(p->blocks.v[0], 1, "tb_binary");
+  op_set_ins(op, "Z", 2, (const char *const[]){"b", "x"});
+  op_set_str(op, "mode", "z'");
   Program *c = prog_clone(p);
   prog_free(p);
   assert_true(c->blocks.n == 1 && c->blocks.v[0]->ops.n == 4 && c->blocks.v[0]->vars.n == 4);
   assert_string_equal(op_str(c->blocks.v[0]->ops.v[1], "mode"), "z'");
-  assert_string_equal(op_in(c->blocks.v[0]->ops.v[1], "Z", 2), "x");
+  assert_string_equal(op_in(c->blocks.v[0]->ops.v[1], "Z", 1), "x");
   block_remove_op(c->blocks.v[0], 1);
   block_remove_var(c->blocks.v[0], "x");
   assert_null(block_var(c->blocks.v[0], "x"));
@@ -303,7 +320,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(signatures),     cmocka_unit_test(rows),
       cmocka_unit_test(bad_signatures), cmocka_unit_test(coercions),
-      cmocka_unit_test(editing),        cmocka_unit_test(scopes),
+      cmocka_unit_test(editing),        cmocka_unit_test(attributes),
+      cmocka_unit_test(cloning),        cmocka_unit_test(scopes),
       cmocka_unit_test(pruning),        cmocka_unit_test(pruning_blocks),
       cmocka_unit_test(clone_for_test)};
   return cmocka_run_group_tests_name("program", tests, toy_register, NULL);
