@@ -24,8 +24,8 @@ struct Value {
   int n, cap;     /* V_ARRAY, V_FRAMES */
   Value **items;  /* V_ARRAY: NULL for an element that nobody has written */
   Frame **frames; /* V_FRAMES: what the runs of a sub-block have left for its gradient */
-  Value *
-      lod; /* of a tensor: its sequences, offsets (int64) of rows, which may have sequences themselves */
+  /* of a tensor: its sequences, offsets (int64) of rows, which may have sequences themselves */
+  Value *lod;
   Value *prev, *next; /* all of a run */
 };
 
@@ -89,10 +89,10 @@ struct PlanBlock {
   const Block *b;
   PlanBlock *parent, *forward;
   const Op *owner; /* the operator that runs it */
-  Map *
-      index; /* name -> slot + 1 of declared variables and of gradients that are local while it runs */
-  Map *
-      snaps; /* name -> slot + 1 of outer variables as they were when it began: its gradient sees them */
+  /* name -> slot + 1 of declared variables and of gradients that are local while it runs */
+  Map *index;
+  /* name -> slot + 1 of outer variables as they were when it began: its gradient sees them */
+  Map *snaps;
   Ref *snap_refs; /* where they come from */
   int n_slots;
   int *readers;   /* per slot, how many inputs read it */
@@ -197,8 +197,8 @@ bool ref_set(Control *c, Frame *f, const Ref *r, Value *v); /* takes the referen
 const Ref *step_in(const Step *s, const char *slot, int i); /* NULL: not connected */
 const Ref *step_out(const Step *s, const char *slot, int i);
 Value *op_value(Control *c, Frame *f, const Step *s, const char *slot, int i);
-Value *op_tensor(Control *c, Frame *f, Step *s,
-                 const char *slot); /* control_data.c: an input that must be a tensor */
+/* control_data.c: an input that must be a tensor. */
+Value *op_tensor(Control *c, Frame *f, Step *s, const char *slot);
 bool op_result(Control *c, Frame *f, const Step *s, const char *slot, int i, Value *v);
 /* The one number in a tensor; E-RUN-005. */
 bool op_number(Control *c, Frame *f, const Step *s, const char *slot, double *v);

@@ -36,15 +36,15 @@ struct Executable {
   int64_t scratch_bytes; /* per thread: the most that any kernel wants, and what is B_LOCAL */
   PlanInfo plan;
   size_t bytes; /* of the plan: arena and graph */
-  uint8_t
-      *kept; /* see B_KEPT and keep.c; NULL until the first run, and after one that was long ago */
+  /* see B_KEPT and keep.c; NULL until the first run, and after one that was long ago */
+  uint8_t *kept;
   CacheValue mapped;         /* what is kept, if it is the disk's */
   bool unverified;           /* no run has succeeded with it yet */
   bool to_store;             /* it is to go to the disk */
   struct KeptWriter *writer; /* it is on its way there; or NULL */
   uint8_t *data;             /* the constants, on a device; NULL until the first run */
-  uint64_t *
-      seen; /* per buffer: version of the state that what is kept comes from; the last: is it there? */
+  /* per buffer: version of the state that what is kept comes from; the last: is it there? */
+  uint64_t *seen;
   const char *key; /* see executables.c */
   int n_feeds;     /* of a section */
   Map *lod_feeds;  /* names of those that are offsets of sequences */

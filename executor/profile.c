@@ -12,8 +12,8 @@ enum { TRACE_EVENTS = 1 << 20 }; /* later ones are dropped, and the trace says h
 
 typedef struct Row {
   const char *name;
-  const char
-      *from; /* of a kernel: its operator with the user's file and line; NULL of an operator type */
+  /* of a kernel: its operator with the user's file and line; NULL of an operator type */
+  const char *from;
   const char *by; /* of a kernel: see Kernel */
   int64_t runs;
   double seconds, flops, bytes;

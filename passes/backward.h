@@ -59,8 +59,8 @@ void count_add(Map *m, const char *name, int by);
 
 /* backward_emit.c */
 bool backward_emit(Backward *w);
-const char *next_part(Backward *w,
-                      const char *name); /* where the next operator that contributes writes */
+/* Where the next operator that contributes writes. */
+const char *next_part(Backward *w, const char *name);
 /* Adds the parts of gradients of arrays that `origin`'s gradient operator, the last one, wrote. */
 void join_arrays(Backward *w, const Op *origin);
 /* v@GRAD complete in one variable: the sum of its parts, or zeros if nothing flows into v. */

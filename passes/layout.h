@@ -6,9 +6,9 @@
 typedef struct Layout {
   bool set; /* false: the node's own */
   int8_t perm[KL_RANK];
-  uint32_t
-      channels; /* activations: these dimensions come last, in order; 0: perm is one of its own */
-  bool images;  /* the other way round: channels, then images, are `channels` */
+  /* activations: these dimensions come last, in order; 0: perm is one of its own */
+  uint32_t channels;
+  bool images; /* the other way round: channels, then images, are `channels` */
 } Layout;
 
 /* layout_conv.c: a contraction as convolution. Tensors are 0, the operand that windows run over; 1, the other; 2, the

@@ -122,7 +122,7 @@ enum { MOST_FEEDS = 6, MOST_FETCH = 5 };
 typedef struct Case {
   Program *p;
   Scope *s;
-  int n, n_fetch, n_grad; /* n_grad: kernels of gradients that there should be */
+  int n, n_fetch;
   Feed feed[MOST_FEEDS];
   const char *fetch[MOST_FETCH];
 } Case;

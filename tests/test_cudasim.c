@@ -333,8 +333,8 @@ typedef struct Fault {
   const char *kernel;
   unsigned blocks, threads;
   int n;
-  const char *
-      order; /* of arguments: x: 128 floats, y: the same, to write, u: never written, z: freed, n */
+  /* of arguments: x: 128 floats, y: the same, to write, u: never written, z: freed, n */
+  const char *order;
   CUresult result;
   const char *says;
 } Fault;

@@ -61,9 +61,9 @@ typedef struct Result {
   PlanInfo plan;
   Roof roof;       /* flops: the median over the parts */
   double bound_ms; /* the sum over the kernels */
-  double
-      start_ms[2]; /* with --start: from exec() to the first result, without and with cached code */
-  bool mapped[2];  /* is the code generator's library in memory then? */
+  /* with --start: from exec() to the first result, without and with cached code */
+  double start_ms[2];
+  bool mapped[2]; /* is the code generator's library in memory then? */
 } Result;
 
 static double quantile(const Result *r, double q) { return r->ms[(int)(q * (r->n - 1) + 0.5)]; }

@@ -18,10 +18,10 @@ typedef struct Part {
   PartAxis h, w;
   int64_t k;    /* summed in all: taps_h * taps_w * channels; 0: the results are zero */
   int64_t b_at; /* its panels in packed B, in elements */
-  int64_t
-      run; /* > 0: a tile holds up to so many whole rows of n_w positions; 0: it lies in one row */
+  /* > 0: a tile holds up to so many whole rows of n_w positions; 0: it lies in one row */
+  int64_t run;
   Blocks rows;                   /* run > 0: how h.n is cut, else w.n */
-  int64_t strip_w, strip_h;      /* columns, and rows for `chunk` result rows, of A that are read */
+  int64_t strip_w;               /* columns of A that are read */
   int64_t pixel, line;           /* elements between columns and rows of A as the tiles read it */
   bool fold;                     /* taps along w and channels are one summed run */
   int64_t run_group, run_pieces; /* runs of k summed together, or pieces of one */

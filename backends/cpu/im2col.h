@@ -22,8 +22,8 @@ typedef struct Im2colPlan {
   int64_t tile, tiles; /* positions */
   Mat w_mat, c_mat;
   int64_t w_pos, c_pos; /* steps of a position in w or the result */
-  int64_t
-      per_task; /* outer items in a task, if it takes all tiles; else 0: a task is an (item, tile) */
+  /* outer items in a task, if it takes all tiles; else 0: a task is an (item, tile) */
+  int64_t per_task;
   int64_t unit; /* outer items that make one row of the epilogue */
   int64_t steps, chunks;
   /* Taps in a col; blocks > 1 only if the positions are summed: tasks take columns of the result. */

@@ -29,8 +29,8 @@ typedef struct CudaDevice {
 bool device_enter(CudaDevice *d);
 void device_leave(CudaDevice *d);
 /* Inside: */
-bool device_alloc(CudaDevice *d, size_t n,
-                  CUdeviceptr *p); /* E-DEV-005 with what is needed and free */
+/* E-DEV-005 with what is needed and free. */
+bool device_alloc(CudaDevice *d, size_t n, CUdeviceptr *p);
 bool device_pinned(CudaDevice *d, size_t n, void **p);
 void device_describe(Str *out);
 Device *device_open(const char *name);
@@ -71,9 +71,9 @@ struct Module {
   CUmodule module;          /* NULL: nothing to launch */
   CUfunction copy;          /* see guarded_copy in module.c; NULL: none needed */
   bool checks;              /* is there a CHECK? */
-  uint8_t *
-      *called; /* per kernel that calls a C function: pinned memory for its operands, or NULL */
-  bool calls;  /* is there one? Then runs are not captured */
+  /* per kernel that calls a C function: pinned memory for its operands, or NULL */
+  uint8_t **called;
+  bool calls;       /* is there one? Then runs are not captured */
   int64_t *feed_at; /* per buffer id: offset in a slot */
   size_t slot_bytes;
   CudaSlot slot[CUDA_SLOTS];

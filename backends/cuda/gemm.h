@@ -21,9 +21,9 @@ typedef struct CudaAxes {
 /* What a side's tile needs as it lies in memory, see panel.c; elements. */
 typedef struct CudaPanel {
   int64_t size; /* 0: none */
-  int64_t
-      chunk; /* along K: summed elements that it holds, all of them or more than a step's; else 0 */
-  int slots; /* chunks, or steps, in shared memory at once */
+  /* along K: summed elements that it holds, all of them or more than a step's; else 0 */
+  int64_t chunk;
+  int slots;            /* chunks, or steps, in shared memory at once */
   int64_t span, packed; /* elements of a run, side by side; */
   int64_t reach,
       gap; /* to where the next one would go on with its steps; of that behind its last element: 0 without holes */
@@ -35,8 +35,8 @@ typedef struct CudaPanel {
   int64_t runs, pieces; /* areas are runs x pieces */
   int outer;   /* loops across whose positions are of different pieces, the first so many; */
   int64_t per; /* positions of a piece */
-  int64_t
-      row; /* of chunks: rows of an area start at multiples of so many elements and do not overlap; or 0 */
+  /* of chunks: rows of an area start at multiples of so many elements and do not overlap; or 0 */
+  int64_t row;
   int64_t length, pitch; /* of an area; between areas */
   /* with groups: contiguous elements of one, of those of a block, of all, which is a pixel in memory; between pixels of an area,
    * which holds every so many-th of memory; pixels of an area between neighbouring taps of a run */

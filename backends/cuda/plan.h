@@ -31,13 +31,13 @@ typedef struct CudaSpan {
   int64_t inner;          /* those of the last axis, also in boxes */
   int64_t lo, hi;         /* a point's elements, from its place on */
   int64_t part, part_at; /* JOINS: so many of each row of results are this buffer's, from here on */
-  int64_t
-      chunk_step[KL_LOOPS]; /* between neighbours of the sums up to the one that goes by chunks */
-  int64_t parts;            /* steps, lo and hi are in so many parts of an element */
-  int64_t size, length;     /* elements of the buffer, and most of a block */
-  int pad;                  /* after so many elements in shared memory one is left out; or 0 */
-  int64_t reads;            /* elements, of a point */
-  int64_t box;              /* points that read the same */
+  /* between neighbours of the sums up to the one that goes by chunks */
+  int64_t chunk_step[KL_LOOPS];
+  int64_t parts;        /* steps, lo and hi are in so many parts of an element */
+  int64_t size, length; /* elements of the buffer, and most of a block */
+  int pad;              /* after so many elements in shared memory one is left out; or 0 */
+  int64_t reads;        /* elements, of a point */
+  int64_t box;          /* points that read the same */
   /* BOXES: pieces of `run` neighbouring elements, outermost first; a run is shorter by so many for each index that is missing */
   int64_t run, per_cut, per_chunk;
   int n_piece;

@@ -77,9 +77,9 @@ struct Gen {
   int pack;              /* GPU: neighbours that are computed together, and read at once; or 0 */
   int64_t shared;        /* GPU: bytes of shared memory of the function, but those of products */
   struct CudaTile *tile; /* GPU: reads that go through shared memory, or NULL */
-  struct CudaCopies
-      *copies; /* GPU: buffers of which the block has a span in shared memory, or NULL */
-  Val active;  /* GPU: i1 of depth 1, whether the thread has a row of its own; NULL: yes */
+  /* GPU: buffers of which the block has a span in shared memory, or NULL */
+  struct CudaCopies *copies;
+  Val active; /* GPU: i1 of depth 1, whether the thread has a row of its own; NULL: yes */
   int n_bufs;
   VEC(LoopVar) vars;
   int depth; /* of the innermost open loop; 0 = function entry */
@@ -153,8 +153,8 @@ bool map_run(const AffDim *map, int rank, const int64_t *dims, const int64_t *ex
 /* May dimensions d and d+1 of n be one loop without costing divisions? */
 bool can_merge(Gen *g, Node *n, int d);
 /* The same for loops of a map that reads x. */
-bool can_merge_map(Gen *g, Node *x, const AffDim *map, int n, const int64_t *ext,
-                   int d); /* n loops */
+/* n: loops */
+bool can_merge_map(Gen *g, Node *x, const AffDim *map, int n, const int64_t *ext, int d);
 
 /* prim.c */
 LLVMTypeRef val_type(Gen *g, DType t); /* in registers */
@@ -179,8 +179,8 @@ Val math_fma(Gen *g, LLVMTypeRef t, Val x, Val y, Val z);
 
 /* emit.c */
 Val emit(Gen *g, Node *n, const Index *ix); /* NULL while probing */
-void emit_known(Gen *g, Node *n, const Index *ix,
-                Val v); /* n's value there, while the loops are open */
+/* The value of n there, while the loops are open. */
+void emit_known(Gen *g, Node *n, const Index *ix, Val v);
 Val emit_address(Gen *g, int buf, DType t, const Aff *linear);
 /* acc plus one product of a contraction, at the index of all its loops. */
 Val emit_product(Gen *g, Node *n, const Index *ix, Val acc, bool reassoc);

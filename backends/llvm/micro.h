@@ -33,8 +33,8 @@ typedef struct MicroArgs {
   int64_t batch, a_step, b_step;
   int64_t cjump; /* only if run > 0 */
   void *keep;    /* only if the spec says so: k * batch rows of nv vectors */
-  const void *
-      next; /* not with dot: what is fetched into the cache meanwhile, next_step bytes further each time */
+  /* not with dot: what is fetched into the cache meanwhile, next_step bytes further each time */
+  const void *next;
   int64_t next_step;
   int64_t fetch_c; /* not with dot: whether the tile of C is fetched before it is written */
 } MicroArgs;

@@ -194,7 +194,6 @@ struct Function {
   Function **callee;
   int n_callee;
   int mark; /* of the walk over callees */
-  struct Report *report;
 };
 struct Module {
   Arena *arena;

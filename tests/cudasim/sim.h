@@ -163,9 +163,7 @@ struct Group { /* a thread block in execution, reused for the next one */
   uint32_t id[3], block;
   Warp *warp;
   int n_warps, cap_warps;
-  const Function *prepared;
   char *registers;
-  size_t registers_size, local_size, frame_size;
   char *local, *frame;
   uint8_t *local_set;
   char *shared;

@@ -27,7 +27,6 @@ typedef struct Fragment {
 } Fragment;
 typedef struct Wmma {
   Fragment f[4]; /* d, a, b, c; load and store: f[0] */
-  bool saturate;
 } Wmma;
 
 static int width_of(const Fragment *f) { return elements[f->type].size == 8 ? 8 : 4; }
