@@ -13,8 +13,6 @@
 
 enum { BLOCK_BYTES = 896 << 10, MOST_COLUMNS = 256, MOST_CHANNELS = 256, FEW_CHANNELS = 16 };
 enum { CHUNK = 512 /* the most positions */, LONG_ROW = 28 };
-/* So that a panel of B stays in the L1 cache. With more taps packing B, and the strips, cost less in longer blocks. */
-enum { CHUNK_OF_ONE_TAP = 128 };
 enum { PAGE = 4096 /* bytes; what lies so far apart falls into one set of the L1 cache */ };
 
 /* ---- which loops are what ---- */
@@ -117,12 +115,19 @@ static int64_t shares_of(const Facts *f, const FilterPlan *p, int64_t want) {
   return most(n / 2 * 2, 1);
 }
 
+/* Of one tap: so that a panel of B is as long as is best for products. With more taps packing B, and the strips, cost less in longer
+ * blocks. */
+static int64_t longest_chunk(int64_t taps, int64_t size) {
+  enum { PANEL_COLUMNS = 64 };
+  return taps > 1 ? CHUNK / 2 : tile_panel() / (PANEL_COLUMNS * size);
+}
+
 static void cut(const Facts *f, FilterPlan *p, int64_t most_rows, int64_t want) {
   int64_t taps = p->h.taps * (p->fold ? 1 : p->w.taps), widest;
   p->cols = equal_blocks(p->columns, MOST_COLUMNS);
   p->rows = equal_blocks(p->channels, taps > 1 ? most_rows / 2 : most_rows);
   widest = p->cols.size + p->rows.size + 2;
-  p->chunk = least(taps > 1 ? CHUNK / 2 : CHUNK_OF_ONE_TAP, p->positions);
+  p->chunk = least(longest_chunk(taps, f->size), p->positions);
   p->chunk = least(most(BLOCK_BYTES / (widest * f->size), 64), p->chunk);
   bool forwards = p->w.step > 0 && p->w.tap_step >= 0 && p->h.step >= 0 && p->h.tap_step >= 0;
   if (forwards && p->h.taps * p->w.taps > 1 && p->w.n >= LONG_ROW && p->w.n <= CHUNK) cut_strips(p);
