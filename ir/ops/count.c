@@ -29,7 +29,9 @@ static bool running(Expand *x, bool smallest) {
   if (!ops_known(n) || k == 0)
     return x_out(x, "out", ops_blank_like(g, n)) &&
            x_out(x, "indices", ops_blank(g, t, n->rank, n->dims));
-  double least = dtype_is_float(n->dtype) ? -HUGE_VAL : n->dtype == DT_INT32 ? INT32_MIN : -0x1p63;
+  double least = dtype_is_float(n->dtype)            ? -HUGE_VAL
+                 : dtype_info[n->dtype].class == 'i' ? -ldexp(1, 8 * dtype_info[n->dtype].size - 1)
+                                                     : 0;
   Node *w = g_window(g, smallest ? mirrored(g, n) : n, axis, 1, &k, &one, &one, &lo, &hi, least);
   Node *back = w ? ops_cut(g, w, w->rank - 1, k - 1, -1, k) : NULL;
   Node *at = back ? g_argmax(g, back, 1u << (back->rank - 1), false, DT_INT64) : NULL;
