@@ -267,6 +267,12 @@ static int input_like(const Kernel *k, const Node *operand) {
   return -1;
 }
 
+/* Is the raw result only read by the kernel itself? */
+static bool passes(const Node *raw) {
+  const Buffer *b = raw->buf;
+  return b && b->kind == B_ARENA && b->first == b->last;
+}
+
 static bool frame_of(const Kernel *k, Frame *f) {
   f->computed = kernel_operand(k);
   for (int x = 0; x < 2; x++) {
@@ -282,6 +288,8 @@ static bool frame_of(const Kernel *k, Frame *f) {
   const Node *raw = k->outputs.v[f->out - k->inputs.n];
   if (dtype_info[raw->dtype].size < dtype_info[k->core->dtype].size) return false;
   f->far = stored_in_memory(raw);
+  for (int i = 0; i < k->inputs.n; i++) f->updates |= k->inputs.v[i].aligned;
+  f->passing = f->updates && raw == k->core && passes(raw);
   f->ws = k->inputs.n + k->outputs.n;
   f->rows = f->parts = 1;
   for (int d = k->core->rank - 1; d >= 0; d--)

@@ -65,6 +65,8 @@ typedef struct Frame {
   bool constant[2];  /* operands: see KernelInput */
   bool epilogue;     /* has one */
   bool far;          /* the raw result goes to memory */
+  bool updates;      /* the epilogue changes state in place */
+  bool passing;      /* ... and nothing else reads the raw result; known once memory is planned */
   bool from_far[2];  /* operands that come from there */
   int64_t rows;      /* extent of the result's outermost loop */
   int64_t parts;     /* rows of the epilogue in each of those */

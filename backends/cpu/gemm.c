@@ -6,6 +6,7 @@
  * few rows along K, into sums that are added up in the end.
  * The tasks are those items or cuts; the result of each depends on the shapes only. */
 #include "cpu.h"
+#include "../llvm/llvm.h"
 
 typedef struct GemmPlan {
   LoopList outer, sum; /* result loops and summed loops around the product */
@@ -17,6 +18,8 @@ typedef struct GemmPlan {
   int64_t cut_m, cut_n; /* rows and columns per task */
   int64_t cuts;         /* tasks per item */
   int64_t unit;         /* > 0: so many items, rows or columns make one row of the epilogue */
+  bool near;            /* the tasks of a thread leave their results in one place */
+  int64_t bufs_at;      /* with near: where the thread's scratch for them begins */
 } GemmPlan;
 
 /* Runs of loops of one class that are one loop in every tensor: element i of the list ends at loop id[i]. */
@@ -87,15 +90,15 @@ static void leave(Facts *f, LoopList *to, const Merged *m, int but, int64_t *uni
 
 static int64_t round_up(int64_t a, int64_t to) { return div_up(a, to) * to; }
 
-/* Cuts rows into p and columns into q, such that there are enough pieces and least is read: A is q times, B p times, and C again by
- * an epilogue that wants whole rows. */
+/* Cuts rows into p and columns into q, such that there are enough pieces and least is read: A is q times, B p times, which is
+ * more if it has to be packed, and C again by an epilogue that wants whole rows. */
 static void cut_sides(GemmPlan *g, int64_t want, bool epilogue) {
-  enum { LEAST_M = 16, LEAST_N = 64, ROUND_M = 4 };
+  enum { LEAST_M = 16, LEAST_N = 64, ROUND_M = 4, PACKED = 2 };
   int64_t most_p = most(g->m / LEAST_M, 1), most_q = most(div_up(g->n, LEAST_N), 1), least_read = 0;
-  int64_t m = g->m, n = g->n;
+  int64_t m = g->m, n = g->n, b = g->mb.trans ? PACKED * n : n;
   want = least(want, most_p * most_q);
   for (int64_t p = 1; p <= most_p; p *= 2) {
-    int64_t q = least(div_up(want, p), most_q), read = (p * n + q * m) * g->k;
+    int64_t q = least(div_up(want, p), most_q), read = (p * b + q * m) * g->k;
     if (q > 1 && epilogue) read += 2 * m * n;
     if (p * q * 4 < want * 3 || (least_read && read >= least_read)) continue;
     least_read = read;
@@ -104,11 +107,19 @@ static void cut_sides(GemmPlan *g, int64_t want, bool epilogue) {
   }
 }
 
+/* Cuts rows so that the results of a task are in the nearest caches when its epilogue updates state by them. */
+static void cut_near(GemmPlan *g, int64_t size) {
+  enum { NEAR_BYTES = 32 << 10, LEAST_ROWS = 24, EVEN = 4 };
+  int64_t rows = most(NEAR_BYTES / (g->n * size), LEAST_ROWS);
+  if (rows < g->cut_m) g->cut_m = div_up(g->m, round_up(div_up(g->m, rows), EVEN));
+}
+
 /* Task sizes, and whether tasks hold whole rows of the epilogue. */
-static void divide(GemmPlan *g, Work *w, const Frame *fr, int64_t flops, int64_t unit_outer,
+static void divide(GemmPlan *g, Work *w, const Frame *fr, const Facts *f, int64_t unit_outer,
                    int64_t unit_m, int64_t unit_n) {
   enum { ENOUGH = 8 }; /* of one product */
-  int64_t want = tasks_for(flops), items = g->outer.total;
+  int64_t want = tasks_for(f->flops), items = g->outer.total, size = f->size;
+  bool panels = items == 1 && unit_m == 1 && fr->columns == g->n && g->mc.ld == g->n;
   g->group = g->cuts = 1;
   g->cut_m = g->m;
   g->cut_n = g->n;
@@ -119,10 +130,15 @@ static void divide(GemmPlan *g, Work *w, const Frame *fr, int64_t flops, int64_t
       g->unit = unit_outer;
     }
   } else {
-    cut_sides(g, least(div_up(want, items), ENOUGH), fr->epilogue && items == 1 && unit_m);
+    cut_sides(g, least(div_up(want, items), ENOUGH), fr->epilogue && items == 1 && unit_m && !panels);
+    if (fr->updates && items == 1 && g->cut_n == g->n && unit_m) cut_near(g, size);
     if (items == 1 && g->cut_n == g->n && unit_m && unit_m * 4 <= g->m) {
       g->cut_m = round_up(g->cut_m, unit_m);
       g->unit = unit_m;
+    }
+    if (panels && g->cut_n < g->n) {
+      w->by_panel = true;
+      g->unit = 1;
     }
     if (items == 1 && g->m == 1 && unit_n && unit_n * 4 <= g->n) {
       g->cut_n = round_up(g->cut_n, unit_n);
@@ -160,6 +176,16 @@ static void product(const Plan *p, void *const *bufs, int64_t item, int64_t m0, 
   }
 }
 
+/* The buffers for the task of rows m0 and on, if its results go to where those of the thread's first task do. */
+static void *const *near_bufs(const Plan *p, void *const *bufs, int64_t first, int64_t m0,
+                              void *scratch) {
+  const GemmPlan *g = p->gemm;
+  void **b = (void **)(void *)((char *)scratch + g->bufs_at);
+  memcpy(b, bufs, sizeof *b * (size_t)p->frame.ws);
+  b[p->frame.out] = (char *)b[p->frame.out] - (m0 - first) * g->cm * p->facts.size;
+  return b;
+}
+
 static void gemm_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
                        RunCtx *ctx) {
   const Plan *p = self;
@@ -172,8 +198,13 @@ static void gemm_tasks(const void *self, void *const *bufs, int64_t begin, int64
     columns = one ? least(cuts_n - cut % cuts_n, end - t) : 1;
     int64_t m0 = cut / cuts_n * g->cut_m, m1 = least(m0 + g->cut_m, g->m);
     int64_t n0 = cut % cuts_n * g->cut_n, n1 = least(n0 + columns * g->cut_n, g->n);
-    for (int64_t i = i0; i < i1; i++) product(p, bufs, i, m0, m1, n0, n1, ctx->scratch);
+    void *const *to = g->near ? near_bufs(p, bufs, begin * g->cut_m, m0, ctx->scratch) : bufs;
+    for (int64_t i = i0; i < i1; i++) product(p, to, i, m0, m1, n0, n1, ctx->scratch);
     if (!p->frame.fn) continue;
+    if (p->work.by_panel) {
+      p->frame.fn(&(EpilogueColumns){n0, n1}, to, m0, m1, ctx);
+      continue;
+    }
     int64_t r0 = 0, r1 = p->frame.rows;
     if (g->cuts > 1 && g->m > 1)
       r0 = m0 / g->unit, r1 = m1 / g->unit;
@@ -181,7 +212,7 @@ static void gemm_tasks(const void *self, void *const *bufs, int64_t begin, int64
       r0 = n0 / g->unit, r1 = n1 / g->unit;
     else if (g->outer.total > 1)
       r0 = i0 / g->unit, r1 = i1 / g->unit;
-    run_epilogue(&p->frame, bufs, r0, r1, ctx);
+    run_epilogue(&p->frame, to, r0, r1, ctx);
   }
 }
 
@@ -254,16 +285,18 @@ static void share_tasks(const void *self, void *const *bufs, int64_t begin, int6
 
 /* Into how many sums K is divided; 0: it is not. Their parts are less to read than B. */
 static int shares_of(const Plan *p, const GemmPlan *g, const CLoop *lk) {
-  enum { LARGE = 256 << 10, CACHED = 1 << 20, LEAST_SHARES = 4 };
+  enum { LARGE = 256 << 10, SMALL = 128 << 10, CACHED = 1 << 20, SHARES = 4 };
   const Facts *f = &p->facts;
   bool rows = g->outer.total == 1 && g->sum.total == 1 && lk->s[g->a] == 1 && !g->ma.trans &&
               !g->mb.trans && g->mb.ld == g->n && g->mc.ld == g->n && g->n > 1;
-  if (p->no_blas || !rows || g->k * g->n * f->size < LARGE || g->k < 16 * MOST_SHARES) return 0;
-  bool packed = p->frame.constant[g->b] && g->k * g->n * f->size <= ROW_BYTES_KEPT;
-  if (g->m == 1) return packed ? 0 : MOST_SHARES;
-  if (p->frame.constant[g->b] || g->k * g->n * f->size > CACHED) return 0;
-  int64_t shares = least(most(tasks_for(f->flops), LEAST_SHARES), g->k / (2 * g->m));
-  return shares < LEAST_SHARES ? 0 : (int)least(shares, MOST_SHARES);
+  int64_t bytes = g->k * g->n * f->size;
+  if (p->no_blas || !rows || bytes < SMALL || g->k < 16 * MOST_SHARES) return 0;
+  bool packed = p->frame.constant[g->b] && bytes <= ROW_BYTES_KEPT;
+  if (g->m == 1) return bytes < LARGE || packed ? 0 : MOST_SHARES;
+  if (p->frame.constant[g->b] || bytes > CACHED) return 0;
+  int64_t shares = most(tasks_for(f->flops), bytes < LARGE ? 1 : SHARES);
+  shares = least(least(shares, g->k / (2 * g->m)), MOST_SHARES);
+  return shares > 1 ? (int)shares : 0;
 }
 
 static bool divide_sum(Arena *a, Plan *p, int shares) {
@@ -329,7 +362,7 @@ bool gemm_plan(Arena *arena, Plan *p) {
   g->cm = lm->s[2];
   if (divide_sum(arena, p, shares_of(p, g, lk))) return true;
   p->work.fn[0] = gemm_tasks;
-  divide(g, &p->work, &p->frame, f->flops, uo, um, un);
+  divide(g, &p->work, &p->frame, f, uo, um, un);
   MicroShape s = {.m = {g->cut_m, g->m % g->cut_m},
                   .n = {g->cut_n, g->n % g->cut_n},
                   .k = g->k,
@@ -338,6 +371,9 @@ bool gemm_plan(Arena *arena, Plan *p) {
                   .b = g->mb,
                   .c = g->mc};
   plan_products(arena, p, &s);
+  g->near = p->frame.passing && p->work.fused && g->cuts == div_up(g->m, g->cut_m);
+  g->bufs_at = p->work.scratch;
+  if (g->near) p->work.scratch += (int64_t)sizeof(void *) * p->frame.ws;
   return true;
 }
 
