@@ -70,6 +70,10 @@ static void test_shares(void **state) {
     k.inputs.v[1].constant = true;
     assert_int_equal(contract_plan(f.a, &k, false)->work.shares, 0);
   }
+  Node *x = feeds_add(g, &f, "x", DT_FLOAT32, 2, (int64_t[]){64, 256});
+  Node *u = feeds_add(g, &f, "u", DT_FLOAT32, 2, (int64_t[]){256, 128});
+  Kernel k = kernel_of(f.a, g_matmul(g, x, u, false, false), TUNE_RULE);
+  assert_int_equal(contract_plan(f.a, &k, false)->work.shares, 2);
   graph_free(g);
   arena_free(f.a);
 }

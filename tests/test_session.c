@@ -235,6 +235,52 @@ static void same_bits_for_any_thread_count(void **state) {
   assert_memory_equal(w[0], w[2], sizeof *w);
 }
 
+enum { STEPS = 3, FC0 = 784 * 256, FC1 = 256 * 128, FC_ALL = FC0 + FC1 };
+
+/* The weights of a network whose products are cut into tasks, after some steps. */
+static void train_large(kl_exec_options o, bool gradient, float *weights) {
+  kl_net *net = kl_net_new();
+  kl_exec *exe = kl_exec_new(o);
+  kl_seed(net, 5);
+  kl_var *x = kl_data(net, "x", KL_FLOAT32, -1, 784), *y = kl_data(net, "y", KL_INT64, -1, 1);
+  kl_var *p = kl_fc(kl_fc(kl_fc(x, 256, .act = "relu"), 128, .act = "relu"), 10);
+  kl_minimize(kl_mean(kl_softmax_with_cross_entropy(p, y)), kl_momentum(0.1));
+  kl_run(exe, kl_startup(net), NULL, NULL);
+  float *in = malloc(sizeof *in * 64 * 784), *grad = malloc(sizeof *grad * FC0);
+  int64_t label[64];
+  for (int i = 0; i < 64 * 784; i++) in[i] = (float)sin(i * 1.3);
+  for (int i = 0; i < 64; i++) label[i] = i % 10;
+  kl_tensor tx = kl_array(KL_FLOAT32, in, 64, 784), ty = kl_array(KL_INT64, label, 64, 1),
+            tg = kl_array(KL_FLOAT32, grad, 784, 256);
+  const kl_fetch with[] = {{"fc_0.w_0@GRAD", &tg}, {0}};
+  for (int i = 0; i < STEPS; i++) {
+    kl_run(exe, kl_main(net), kl_feeds({"x", &tx}, {"y", &ty}), gradient ? with : NULL);
+    no_error();
+    if (gradient && !i) /* the first velocity is the gradient */
+      assert_memory_equal(grad, kl_get(exe, "fc_0.w_0_velocity_0")->data, sizeof *grad * FC0);
+  }
+  memcpy(weights, kl_get(exe, "fc_0.w_0")->data, sizeof *weights * FC0);
+  memcpy(weights + FC0, kl_get(exe, "fc_1.w_0")->data, sizeof *weights * FC1);
+  free(in), free(grad);
+  kl_exec_free(exe);
+  kl_net_free(net);
+}
+
+/* Threads that have both parts of a pair of sums add them up, others leave that to the next phase; a gradient that nobody fetches
+ * is nowhere as a whole. */
+static void same_bits_of_large_products(void **state) {
+  (void)state;
+  float *w = malloc(sizeof *w * FC_ALL), *v = malloc(sizeof *v * FC_ALL);
+  train_large((kl_exec_options){.threads = 1}, false, w);
+  for (int threads = 1; threads <= 5; threads++) {
+    train_large((kl_exec_options){.threads = threads}, threads == 1, v);
+    assert_memory_equal(w, v, sizeof *w * FC_ALL);
+  }
+  train_large((kl_exec_options){.threads = 1, .interpret = true}, false, v);
+  for (int i = 0; i < FC_ALL; i++) close_to(w[i], v[i], "weight", i);
+  free(w), free(v);
+}
+
 static void checkpoints(void **state) {
   (void)state;
   const char *dir = scratch_folder();
@@ -403,6 +449,7 @@ int main(void) {
       TEST(nan_is_named),
       TEST(several_threads_one_scope),
       TEST(same_bits_for_any_thread_count),
+      TEST(same_bits_of_large_products),
       TEST(checkpoints),
       TEST(leftovers_go),
       TEST(draws_what_is_possible),

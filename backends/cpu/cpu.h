@@ -87,6 +87,8 @@ typedef struct Work {
   int prepares; /* see Kernel */
   uint64_t packing;
   int shares; /* parts of the result that are summed in the end */
+  /* > 0: where in the workspace there is a byte for each pair of parts: 1 if the thread that made both has added them up */
+  int64_t pairs_at;
 } Work;
 
 typedef enum PlanKind {
@@ -206,6 +208,8 @@ MicroPlan *micro_plan(Arena *a, DType t, const MicroShape *s, bool always,
                       const struct TileRow *only);
 const struct TileRow *micro_tile(const MicroPlan *g);
 int64_t micro_scratch(const MicroPlan *g); /* bytes that micro_run needs */
+/* Is a sum of k, its A by rows, complete before it is added to C? */
+bool micro_adds_once(const MicroPlan *g, int64_t k);
 /* The microkernels of a plan; fn is filled in when they are compiled. */
 typedef struct MicroSet {
   int n;

@@ -130,7 +130,8 @@ static void divide(GemmPlan *g, Work *w, const Frame *fr, const Facts *f, int64_
       g->unit = unit_outer;
     }
   } else {
-    cut_sides(g, least(div_up(want, items), ENOUGH), fr->epilogue && items == 1 && unit_m && !panels);
+    cut_sides(g, least(div_up(want, items), ENOUGH),
+              fr->epilogue && items == 1 && unit_m && !panels);
     if (fr->updates && items == 1 && g->cut_n == g->n && unit_m) cut_near(g, size);
     if (items == 1 && g->cut_n == g->n && unit_m && unit_m * 4 <= g->m) {
       g->cut_m = round_up(g->cut_m, unit_m);
@@ -267,12 +268,17 @@ static void share_tasks(const void *self, void *const *bufs, int64_t begin, int6
   const Plan *p = self;
   const Facts *f = &p->facts;
   const GemmPlan *g = p->gemm;
+  char *ws = bufs[p->frame.ws];
+  bool pairs = p->work.pairs_at && p->set->ready;
   for (int64_t t = begin; t < end; t++) {
+    bool joins = pairs && t % 2 && t > begin;
+    if (p->work.pairs_at && t % 2) ws[p->work.pairs_at + t / 2] = joins;
     int64_t k0 = g->k * t / p->work.shares, k1 = g->k * (t + 1) / p->work.shares;
     MicroProduct q = {.m = g->m, .n = g->n, .k = k1 - k0, .batch = 1};
     q.a = (const char *)bufs[p->frame.x[g->a]] + (f->base[g->a] + k0) * f->size;
     q.b = (const char *)bufs[p->frame.x[g->b]] + (f->base[g->b] + k0 * g->n) * f->size;
-    q.c = (char *)bufs[p->frame.ws] + t * f->numel * f->size;
+    q.c = ws + (t - joins) * f->numel * f->size;
+    q.add = joins;
     q.a_mat = g->ma;
     q.b_mat = g->mb;
     q.c_mat = g->mc;
@@ -314,6 +320,10 @@ static bool divide_sum(Arena *a, Plan *p, int shares) {
     plan_products(a, p, &s);
   else
     p->uses_blas = !by_rows(p);
+  if (p->micro && micro_adds_once(p->micro, div_up(g->k, shares))) {
+    p->work.pairs_at = p->work.workspace;
+    p->work.workspace += MOST_SHARES / 2;
+  }
   return true;
 }
 

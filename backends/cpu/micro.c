@@ -146,6 +146,8 @@ static void want_all(Arena *a, MicroPlan *g, int i_m, int i_n) {
   }
 }
 
+bool micro_adds_once(const MicroPlan *g, int64_t k) { return !g->a_trans && k <= g->longest; }
+
 int64_t micro_scratch(const MicroPlan *g) { return g && g->b_pack ? g->panel_bytes : 0; }
 
 /* Microkernels rather than OpenBLAS: by measurement (tests/bench/contract_bench.c) they are as fast or faster except for sums

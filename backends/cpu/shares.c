@@ -1,6 +1,8 @@
 /* Sums that several tasks made parts of. In: the parts, one after the other in the workspace, each as large as the result. Out: their
- * sum by pairs, in an order that follows from their number, and then the epilogue of those rows. */
+ * sum by pairs, in an order that follows from their number, and then the epilogue of those rows. A thread that makes both parts of
+ * a pair may have left their sum in the place of the first: see Work.pairs_at. */
 #include "cpu.h"
+#include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -62,14 +64,28 @@ static void sum_parts(DType t, char *to, const char *part, int64_t pitch, int n,
   sum_any(t, to, part, pitch, n, bytes);
 }
 
+/* Adds up what is left of the pairs, at their first parts, if there are any that were. False: there are none. */
+static bool join_pairs(const Plan *p, char *ws, int64_t at, int64_t bytes) {
+  int64_t all = p->facts.numel * p->facts.size, n = p->work.shares / 2;
+  const char *joined = ws + p->work.pairs_at;
+  if (!p->work.pairs_at || !memchr(joined, 1, (size_t)n)) return false;
+  for (int64_t i = 0; i < n; i++) {
+    char *to = ws + 2 * i * all + at;
+    if (!joined[i]) sum_parts(p->facts.dtype, to, to, all, 2, bytes);
+  }
+  return true;
+}
+
 /* A task is a row of the epilogue. */
 static void sum_tasks(const void *self, void *const *bufs, int64_t begin, int64_t end,
                       RunCtx *ctx) {
   const Plan *p = self;
+  char *ws = bufs[p->frame.ws];
   int64_t all = p->facts.numel * p->facts.size, row = all / p->frame.rows;
-  sum_parts(p->facts.dtype, (char *)bufs[p->frame.out] + begin * row,
-            (const char *)bufs[p->frame.ws] + begin * row, all, p->work.shares,
-            (end - begin) * row);
+  int64_t at = begin * row, bytes = (end - begin) * row;
+  int per = join_pairs(p, ws, at, bytes) ? 2 : 1;
+  sum_parts(p->facts.dtype, (char *)bufs[p->frame.out] + at, ws + at, per * all,
+            (p->work.shares + per - 1) / per, bytes);
   run_epilogue(&p->frame, bufs, begin, end, ctx);
 }
 
