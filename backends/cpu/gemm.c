@@ -328,6 +328,7 @@ static bool divide_sum(Arena *a, Plan *p, int shares) {
 }
 
 bool gemm_plan(Arena *arena, Plan *p) {
+  enum { LINE = 64 /* bytes: threads' scratch stays aligned */ };
   enum { LEAST = 64 }; /* multiply-adds in one product for which calling BLAS pays */
   Facts *f = &p->facts;
   int64_t rows = p->frame.rows;
@@ -383,7 +384,7 @@ bool gemm_plan(Arena *arena, Plan *p) {
   plan_products(arena, p, &s);
   g->near = p->frame.passing && p->work.fused && g->cuts == div_up(g->m, g->cut_m);
   g->bufs_at = p->work.scratch;
-  if (g->near) p->work.scratch += (int64_t)sizeof(void *) * p->frame.ws;
+  if (g->near) p->work.scratch += round_up((int64_t)sizeof(void *) * p->frame.ws, LINE);
   return true;
 }
 
