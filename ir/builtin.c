@@ -205,6 +205,14 @@ static Value b_isbool(Formula *f, int n, const Value *v) {
   return fm_num(x && x->dtype == DT_BOOL);
 }
 
+/* real(x): whole numbers of 32 or 64 bits as float32 */
+static Value b_real(Formula *f, int n, const Value *v) {
+  (void)n;
+  Node *x = fm_tensor(f, &v[0], NULL);
+  bool whole = x && (x->dtype == DT_INT32 || x->dtype == DT_INT64);
+  return fm_node(whole ? g_cast(f->x->g, x, DT_FLOAT32) : x);
+}
+
 static Value b_rank(Formula *f, int n, const Value *v) {
   (void)n;
   Node *x = fm_tensor(f, &v[0], NULL);
@@ -320,10 +328,10 @@ static Value b_align(Formula *f, int n, const Value *v) {
   if (!b || v[2].kind != V_NUM) return (Value){0};
   int64_t axis = (int64_t)v[2].num;
   int more = b->rank - a->rank;
-  if (more == 0 && axis > 0) {
-    err_set(E_SHP_003, "%s: axis %lld with two operands of rank %d", f->x->op->type,
-            (long long)axis, a->rank);
-    err_help("With equal ranks the axis must be -1 or 0.");
+  if (more == 0 && axis > 0 && node_numel(a) >= 0 && node_numel(b) >= 0 && !node_same_shape(a, b)) {
+    err_set(E_SHP_003, "%s: axis %lld with two shapes of rank %d", f->x->op->type, (long long)axis,
+            a->rank);
+    err_help("With equal ranks and different shapes the axis must be -1 or 0.");
     return (Value){0};
   }
   if (more <= 0) return fm_node(a);
@@ -353,9 +361,9 @@ static const Builtin builtins[] = {
     {"full", 2, b_full},       {"has", 1, b_has},         {"iota", 2, b_iota},
     {"isbool", 1, b_isbool},   {"isfloat", 1, b_isfloat}, {"isrows", 1, b_isrows},
     {"keep", 3, b_keep},       {"num", 1, b_num},         {"numel", 1, b_numel},
-    {"rank", 1, b_rank},       {"reshape", 2, b_reshape}, {"rmax", 1, b_rmax},
-    {"rmean", 1, b_rmean},     {"rmin", 1, b_rmin},       {"rprod", 1, b_rprod},
-    {"rsum", 1, b_rsum},       {"scalar", 1, b_scalar},
+    {"rank", 1, b_rank},       {"real", 1, b_real},       {"reshape", 2, b_reshape},
+    {"rmax", 1, b_rmax},       {"rmean", 1, b_rmean},     {"rmin", 1, b_rmin},
+    {"rprod", 1, b_rprod},     {"rsum", 1, b_rsum},       {"scalar", 1, b_scalar},
 };
 
 /* ---- calls ---- */

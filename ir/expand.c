@@ -48,20 +48,48 @@ static bool loose_pair(int ra, const int64_t *da, int rb, const int64_t *db) {
   return ra + rb == 1 && (ra ? da[0] : db[0]) == 1;
 }
 
-/* The slot of which `slot` is the gradient, or NULL. */
-static const char *grad_base(Graph *g, const char *slot) {
-  size_t n = strlen(slot);
-  if (n <= 5 || strcmp(slot + n - 5, "@GRAD") != 0) return NULL;
-  return arena_strn(g->arena, slot, n - 5);
+static const char *without_end(Graph *g, const char *slot, const char *end) {
+  size_t n = strlen(slot), k = strlen(end);
+  return n > k && strcmp(slot + n - k, end) == 0 ? arena_strn(g->arena, slot, n - k) : NULL;
+}
+
+/* The input slot whose shapes the output slot has: X of X@GRAD, and of an optimiser's XOut; or NULL. */
+static const char *shape_base(Expand *x, const char *slot) {
+  const char *base = without_end(x->g, slot, "@GRAD");
+  bool updates = x->op->def && (x->op->def->flags & OF_OPTIMIZER);
+  return base || !updates ? base : without_end(x->g, slot, "Out");
+}
+
+/* The axes of `n` along which `of` was repeated to its shape; 0: it was not. */
+static uint32_t repeated_axes(const Node *n, const Node *of) {
+  uint32_t axes = 0;
+  int more = n->rank - of->rank;
+  if (more < 0) return 0;
+  for (int d = 0; d < n->rank; d++) {
+    int64_t was = d < more ? 1 : of->dims[d - more];
+    if (was == n->dims[d]) continue;
+    if (was != 1) return 0;
+    axes |= 1u << d;
+  }
+  return axes;
+}
+
+/* n in the shape of `of`: the gradient of what was repeated is the sum. */
+static Node *fit_shape(Expand *x, const char *slot, Node *n, const char *base, const Node *of) {
+  if (node_numel(n) < 0 || node_numel(of) < 0 || node_same_shape(of, n)) return n;
+  uint32_t axes = strchr(slot, '@') ? repeated_axes(n, of) : 0;
+  if (axes) n = g_reduce(x->g, P_RSUM, n, axes, true);
+  if (!n || node_numel(n) == node_numel(of)) return n ? g_reshape(x->g, n, of->rank, of->dims) : n;
+  err_set(E_SHP_006, "%s would be %s, but %s is %s", slot, dims_text(n->rank, n->dims), base,
+          dims_text(of->rank, of->dims));
+  return NULL;
 }
 
 static Node *fit_output(Expand *x, const char *slot, int i, const char *name, Node *n) {
-  const char *base = grad_base(x->g, slot);
+  const char *base = shape_base(x, slot);
   if (base && op_in(x->op, base, i)) {
     Node *of = x_in_at(x, base, i);
-    if (!of) return NULL;
-    if (!node_same_shape(of, n) && node_numel(of) == node_numel(n) && node_numel(n) >= 0)
-      return g_reshape(x->g, n, of->rank, of->dims);
+    if (!of || !node_same_shape(of, n)) return of ? fit_shape(x, slot, n, base, of) : NULL;
   }
   Var *v = x->op->block ? block_find_var(x->op->block, name) : NULL;
   if (v && v->dtype != DT_NONE && v->rank >= 0 && loose_pair(v->rank, v->dims, n->rank, n->dims))
@@ -155,12 +183,14 @@ static const char *first_output(const Op *op) {
   return "";
 }
 
-int64_t x_stream(Expand *x, int k) {
+int64_t stream_of(const char *name, int k) {
   uint64_t h = 0xcbf29ce484222325u; /* FNV-1a */
-  for (const char *c = first_output(x->op); *c; c++) h = (h ^ (uint8_t)*c) * 0x100000001b3u;
+  for (const char *c = name; *c; c++) h = (h ^ (uint8_t)*c) * 0x100000001b3u;
   h = (h ^ (uint8_t)k) * 0x100000001b3u;
   return (int64_t)h;
 }
+
+int64_t x_stream(Expand *x, int k) { return stream_of(first_output(x->op), k); }
 
 /* ---- operators ---- */
 

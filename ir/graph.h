@@ -255,6 +255,8 @@ bool x_out(Expand *x, const char *slot, Node *n);
 bool x_out_at(Expand *x, const char *slot, int i, Node *n);
 /* The k-th random stream of this operator: stable under edits elsewhere */
 int64_t x_stream(Expand *x, int k);
+/* The k-th stream of all operators that draw by the variable `name` */
+int64_t stream_of(const char *name, int k);
 /* ops/given.c: attributes that variables give. */
 bool op_has_given(const Op *op);
 /* x->op with their values. *declared: they are not known, and the outputs are set as they are declared (in shape inference).

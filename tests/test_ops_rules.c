@@ -102,6 +102,12 @@ static void test_refusals(void **state) {
        "A 0x68719476736; I 0x68719476736:int64", "68719476736 times 68719476736"},
       {E_SHP_006, "X@GRAD=Y = cvm_grad(X=A, CVM=B, Y@GRAD=A)", "A 3x1; B 3x2", "1 columns"},
       {E_TYP_002, "Out=Y = gather(X=A, Index=I)", "A 3; I 2", "int32 or int64"},
+      {E_SHP_003, "Out=Y = elementwise_add(X=A, Y=B) {axis=1}", "A 2x3; B 2x1", "two shapes"},
+      {E_SHP_006, "Out=Y = index_add(X=A, Index=I, AddValue=B)", "A 4x2; I 1:int64; B 3x2",
+       "rows of AddValue and Index differ: 3 and 1"},
+      {E_SHP_006,
+       "ParamOut=Y, VelocityOut=Z = momentum(Param=A, Grad=B, Velocity=B, LearningRate=C) {mu=0.9}",
+       "A 2; B 3x2; C 1", "ParamOut would be [3, 2], but Param is [2]"},
   };
   (void)state;
   for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -180,12 +186,31 @@ static void test_dropout(void **state) {
   assert_true(dropped_sum("dropout_prob=0.0", "Y", 1, 1, &b) == 10000);
 }
 
+/* Two with one Seed keep the same elements, whatever it holds: a forward pass computed again. */
+static void test_dropout_again(void **state) {
+  static const char form[] =
+      "program version 0\nblock 0 {\n  var A float32 [1000]\n  var S int32 [1]\n  var Y none\n"
+      "  var Z none\n  var M none\n  var N none\n  Out=S = seed() {seed=%d}\n"
+      "  Out=Y, Mask=M = dropout(X=A, Seed=S)\n  Out=Z, Mask=N = dropout(X=A, Seed=S)\n}\n";
+  (void)state;
+  for (int seed = 0; seed < 8; seed += 7) {
+    ValueRun r;
+    value_start(&r, "Out=Y = relu(X=A)", "A 1000 =1");
+    const char *text = arena_fmt(r.a, form, seed);
+    r.p = prog_parse(text, strlen(text), "again");
+    assert_non_null(r.p);
+    Tensor *m = value_fetch(&r, "M"), *n = value_fetch(&r, "N");
+    assert_true(m && n);
+    assert_memory_equal(m->data, n->data, tensor_bytes(m));
+    value_end(&r);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_unknown_dims),
-      cmocka_unit_test(test_refusals),
-      cmocka_unit_test(test_indices_out_of_range),
-      cmocka_unit_test(test_dropout),
+      cmocka_unit_test(test_unknown_dims),         cmocka_unit_test(test_refusals),
+      cmocka_unit_test(test_indices_out_of_range), cmocka_unit_test(test_dropout),
+      cmocka_unit_test(test_dropout_again),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -351,6 +351,32 @@ static const ValueCase decoders[] = {
      {{"Y", V(0.375, 0.625, 0.75, 0.0625, -1.3125, -0.25, -0.8125, 0)}}},
 };
 
+/* What comes back from a shape that was repeated, from operands that an axis says nothing about, as another type. */
+static const ValueCase operands[] = {
+    {"X1@GRAD=Y, X2@GRAD=Z = atan2_grad(X1=A, X2=B, Out@GRAD=C)",
+     "A 1x2 =1,1; B 2x2 =1,1,1,1; C 2x2 =1,2,3,4",
+     {{"Y", V(2, 3)}, {"Z", V(-0.5, -1, -1.5, -2)}}},
+    {"X@GRAD=Y = solve_grad(X=A, Y=B, Out=B, Out@GRAD=C)",
+     "A 2x2 =1,0,0,1; B 2x2x1 =1,2,3,4; C 2x2x1 =1,10,100,1000",
+     {{"Y", V(-301, -402, -3010, -4020)}}},
+    {"X@GRAD=Y = multiplex_grad(Ids=I, Out@GRAD=A)",
+     "I 3x1:int32 =1,0,1; A 3x2 =1,2,3,4,5,6",
+     {{"Y", V(0, 0, 3, 4, 0, 0)}}},
+    {"Out=Y = elementwise_add(X=A, Y=B) {axis=1}",
+     "A 2x2 =1,2,3,4; B 2x2 =10,20,30,40",
+     {{"Y", V(11, 22, 33, 44)}}},
+    {"Out=Y = bilinear_interp_v2(X=A) {out_h=1, out_w=1, align_corners=false, align_mode=0}",
+     "A 1x1x2x2 =1,2,3,4",
+     {{"Y", V(1)}}}, /* as PaddlePaddle: of one element the ratio is 0 */
+    {"Out=Y = equal_all(X=A, Y=A)", "A 0x3 =0", {{"Y", V(1)}}},
+    {"Out=Y = exp(X=I)", "I 2:int64 =0,1", {{"Y", V(1, 2.71828175f)}}},
+    {"Out=Y = log2(X=I)", "I 2:int32 =1,8", {{"Y", V(0, 3)}}},
+    {"ParamOut=Y, VelocityOut=Z = lars_momentum(Param=A, Grad=B, Velocity=A, LearningRate=C) "
+     "{mu=0.0, lars_weight_decay=[0.0], rescale_grad=0.5}",
+     "A 2 =1,2; B 2 =10,20; C 1 =0.1",
+     {{"Y", V(0.5, 1)}, {"Z", V(0.5, 1)}}},
+};
+
 #define CHECK_ALL(cases)                                                                           \
   for (size_t i = 0; i < sizeof(cases) / sizeof *(cases); i++) value_check(&(cases)[i])
 
@@ -386,6 +412,10 @@ static void test_decoders(void **state) {
   (void)state;
   CHECK_ALL(decoders);
 }
+static void test_operands(void **state) {
+  (void)state;
+  CHECK_ALL(operands);
+}
 static void test_shapes(void **state) {
   (void)state;
   CHECK_ALL(shapes);
@@ -397,7 +427,7 @@ int main(void) {
       cmocka_unit_test(test_norms),    cmocka_unit_test(test_roundings),
       cmocka_unit_test(test_kinks),    cmocka_unit_test(test_orders),
       cmocka_unit_test(test_shapes),   cmocka_unit_test(test_decoders),
-      cmocka_unit_test(test_types),
+      cmocka_unit_test(test_types),    cmocka_unit_test(test_operands),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

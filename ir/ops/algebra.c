@@ -324,6 +324,22 @@ bool x_multiplex(Expand *x) {
   return x_out(x, "Out", out);
 }
 
+/* To each X the rows of Out@GRAD that it gave, 0 elsewhere. */
+bool x_multiplex_grad(Expand *x);
+bool x_multiplex_grad(Expand *x) {
+  Graph *g = x->g;
+  Node *ids = x_in(x, "Ids"), *gy = x_in(x, "Out@GRAD");
+  if (!ops_index(ids, "Ids") || !ops_rank(gy, "Out@GRAD", 1, KL_RANK)) return false;
+  bool known = gy->dims[0] >= 0;
+  if (known) ids = ops_along(g, g_reshape(g, ids, 1, gy->dims), gy->rank, 0);
+  for (int i = 0; i < x_n_out(x, "X@GRAD"); i++) {
+    Node *own = known ? g_map2c(g, P_EQ, ids, i) : NULL;
+    Node *v = own ? g_select(g, own, gy, g_const(g, gy->dtype, 0)) : ops_blank_like(g, gy);
+    if (!x_out_at(x, "X@GRAD", i, v)) return false;
+  }
+  return !err_any();
+}
+
 /* Columns start_index.. of input i. */
 static Node *some_columns(Expand *x, int i) {
   Node *in = x_in_at(x, "X", i);
@@ -364,6 +380,10 @@ bool x_index_add(Expand *x) {
       !ops_axis("axis", op_int(x->op, "axis"), in->rank, &axis))
     return false;
   if (!ops_known(in) || !ops_known(add)) return x_out(x, "Out", ops_blank_like(g, in));
+  for (int d = 0; d < in->rank; d++)
+    if (!ops_same(d == axis ? "rows of AddValue and Index" : "sizes of AddValue and X",
+                  add->dims[d], d == axis ? ids->dims[0] : in->dims[d]))
+      return false;
   ids = g_check(g, ids, 0, in->dims[axis], false, 0, E_DAT_002);
   ids = g_expand(g, ops_along(g, ids, in->rank, axis), in->rank, add->dims);
   return x_out(x, "Out", g_scatter(g, in, ids, add, axis, false));

@@ -143,6 +143,7 @@ bool x_bincount(Expand *x) {
   int64_t bins = op_int(x->op, "minlength"), unknown = -1;
   if (!ops_rank(n, "X", 1, 1) || !ops_index(n, "X")) return false;
   if (bins < 0) return err_set(E_OPR_003, "minlength is %lld", (long long)bins);
+  if (w && !dtype_is_float(w->dtype)) w = g_cast(g, w, DT_FLOAT64);
   DType t = w ? w->dtype : DT_INT64;
   Tensor v;
   if (g->shapes_only) return x_out(x, "Out", ops_blank(g, t, 1, &unknown));

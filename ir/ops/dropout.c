@@ -1,4 +1,5 @@
-/* dropout: an element is kept where a uniform random number is at least dropout_prob; Mask remembers which. */
+/* dropout: an element is kept where a uniform random number is at least dropout_prob; Mask remembers which. Operators with the
+ * same variable Seed draw the same numbers: a forward pass that is computed again keeps the same elements. */
 #include "ops.h"
 
 #include <string.h>
@@ -48,7 +49,9 @@ bool x_dropout(Expand *x) {
            x_out(x, "Mask", g_full_int(g, DT_UINT8, 1, in->rank, in->dims));
   if (!dropout_seed(x, &seed)) return false;
   DType t = in->dtype == DT_FLOAT64 ? DT_FLOAT64 : DT_FLOAT32;
-  Node *u = g_random(g, t, in->rank, in->dims, seed, x_stream(x, 0), seed != 0);
+  const char *by = op_in(x->op, "Seed", 0);
+  int64_t stream = by ? stream_of(by, 0) : x_stream(x, 0);
+  Node *u = g_random(g, t, in->rank, in->dims, seed, stream, seed != 0);
   Node *keep =
       u ? g_map2(g, P_LE, g_const(g, t, d.p < 1 ? d.p : 2), u) : NULL; /* u may be rounded to 1 */
   return keep && x_out(x, "Out", dropped(g, &d, in, keep)) &&

@@ -14,6 +14,8 @@ static bool lars(Expand *x, int i, double decay) {
   Node *lr = g_reshape(g, x_in_at(x, "LearningRate", i), 0, NULL);
   if (!p || !d || !v || !lr) return false;
   lr = g_cast(g, lr, p->dtype);
+  double scale = op_float(x->op, "rescale_grad");
+  if (scale != 1) d = g_map2c(g, P_MUL, d, scale);
   Node *pn = norm2(g, p), *gn = norm2(g, d), *zero = g_const(g, p->dtype, 0);
   Node *sum = g_map2(g, P_ADD, gn, g_map2c(g, P_MUL, pn, decay));
   Node *ratio = g_map2(g, P_DIV, g_map2c(g, P_MUL, pn, op_float(x->op, "lars_coeff")),

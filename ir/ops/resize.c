@@ -96,8 +96,10 @@ static bool resize_read(Expand *x, int n_sp, bool linear, Resize *r) {
   return resize_sizes(x, r);
 }
 
+/* PaddlePaddle's ratio to a single element is 0, whatever the alignment. */
 static float resize_ratio(const Resize *r, int i) {
-  if (r->corners) return r->out[i] > 1 ? (float)(r->in[i] - 1) / (float)(r->out[i] - 1) : 0;
+  if (r->out[i] == 1) return 0;
+  if (r->corners) return (float)(r->in[i] - 1) / (float)(r->out[i] - 1);
   return r->scale[i] > 0 ? 1 / r->scale[i] : (float)r->in[i] / (float)r->out[i];
 }
 

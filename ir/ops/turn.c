@@ -43,7 +43,7 @@ static bool roll(Expand *x, Node *in, const char *out, bool back) {
   for (int i = 0; i < n; i++) {
     known = known && shift[i] != OPS_UNKNOWN;
     if (shift[i] == OPS_UNKNOWN + 1)
-      return err_set(E_OPR_003, "shifts holds %lld", (long long)shift[i]);
+      return err_set(E_OPR_003, "shifts holds %lld or less", (long long)shift[i]);
   }
   if (!known) return x_out(x, out, ops_blank_like(x->g, in));
   if (n_axis == 0) {
