@@ -46,7 +46,7 @@ uint32_t cuda_copies_results(const CudaCopies *c);
 Val cuda_copy_load(Gen *g, DType t, int buf, const Aff *at);
 /* Keeps a result until the block's are written; false: its buffer has no span. */
 bool cuda_copy_store(Gen *g, DType t, int buf, const Aff *at, Val v);
-
+/* A launch of CUDA_JOINS: concatenations. */
 void cuda_joins(Gen *g, const CudaLaunch *l);
 /* Element i of a span in shared memory; the buffer's element base + i; loads and stores of so many bytes' alignment. */
 LLVMTypeRef cuda_word_type(Gen *g, const CudaSpan *s); /* in which vectors are copied */
@@ -71,13 +71,14 @@ void cuda_box_flush(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared,
 void cuda_box_exact(Gen *g, const CudaSpan *s, const CudaSpans *all, Val shared, Val start, Val cut,
                     Val chunk);
 
-/* cuda_team.c, cuda_order.c */
+/* cuda_team.c: reductions, of which the lanes' sums are combined by cuda_combine.c */
 void cuda_teams(Gen *g, const CudaLaunch *l);
-/* cuda_gemm.c */
+/* cuda_gemm.c: tiles of matrix products; cuda_gemm.h has what its files share */
 void cuda_gemm(Gen *g, const CudaLaunch *l);
 /* The result of the contraction whose parts g->sums left in the workspace. */
 Val cuda_sum_parts(Gen *g, Node *n, const Index *ix);
 
+/* cuda_order.c */
 void cuda_scatter(Gen *g, const CudaLaunch *l);
 void cuda_runs(Gen *g, const CudaLaunch *l);
 void cuda_merge(Gen *g, const CudaLaunch *l);
