@@ -107,11 +107,13 @@ static void cut_sides(GemmPlan *g, int64_t want, bool epilogue) {
   }
 }
 
-/* Cuts rows so that the results of a task are in the nearest caches when its epilogue updates state by them. */
+/* Cuts rows so that the results of a task are in the nearest caches when its epilogue updates state by them. Not of sums so short
+ * that OpenBLAS makes them, of which a call costs more. */
 static void cut_near(GemmPlan *g, int64_t size) {
-  enum { NEAR_BYTES = 32 << 10, LEAST_ROWS = 24, EVEN = 4 };
+  enum { NEAR_BYTES = 32 << 10, LEAST_ROWS = 24, EVEN = 4, LEAST_K = 16 };
   int64_t rows = most(NEAR_BYTES / (g->n * size), LEAST_ROWS);
-  if (rows < g->cut_m) g->cut_m = div_up(g->m, round_up(div_up(g->m, rows), EVEN));
+  if (rows < g->cut_m && g->k >= LEAST_K)
+    g->cut_m = div_up(g->m, round_up(div_up(g->m, rows), EVEN));
 }
 
 /* Task sizes, and whether tasks hold whole rows of the epilogue. */
