@@ -53,7 +53,7 @@ static void choose(Spread *s, Graph *g, bool images) {
     Node *n = g->nodes.v[i];
     ConvForm f;
     for (int k = 0; k < n->n_in; k++) vec_add(s->a, &s->users[n->in[k]->id], n);
-    if (!conv_form(n, images, &f)) continue;
+    if (!conv_form(g, n, images, &f)) continue;
     set(s, n->in[f.x], &f.layout[0]);
     set(s, n->in[!f.x], &f.layout[1]);
     set(s, n, &f.layout[2]);

@@ -25,7 +25,7 @@ typedef struct ConvForm {
   Layout layout[3]; /* the same with the dimensions of size 1 that are left out */
 } ConvForm;
 /* images: the form with the images last instead of the channels. */
-bool conv_form(const Node *n, bool images, ConvForm *f);
+bool conv_form(const Graph *g, const Node *n, bool images, ConvForm *f);
 /* The form with the filter in its own layout. */
 void conv_keep_filter(const Node *n, ConvForm *f);
 /* The contraction in this form, of operands that have the layouts wanted. The result is in its own. */

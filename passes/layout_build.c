@@ -144,7 +144,7 @@ static Node *build_contract(Build *b, const Node *n, const Layout *l) {
   AffDim map[2][KL_RANK];
   int64_t ext[KL_LOOPS];
   ConvForm f;
-  if (conv_form(n, b->images, &f)) {
+  if (conv_form(b->g, n, b->images, &f)) {
     Node *x = get(b, n->in[f.x], &f.layout[0]);
     if (is_packed(b, n->in[!f.x], &f)) conv_keep_filter(n, &f);
     Node *w = get(b, n->in[!f.x], &f.layout[1]);

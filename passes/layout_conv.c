@@ -41,10 +41,10 @@ static bool is_window(const AffDim *m, int rank) {
   return m->l0 >= 0 && m->l1 >= 0 && (m->l0 < rank) != (m->l1 < rank);
 }
 
-static bool has_windows(const Node *n, int side) {
-  for (int d = 0; d < n->in[side]->rank; d++)
-    if (is_window(&n->map[side][d], n->rank)) return true;
-  return false;
+static int count_windows(const Node *n, int side) {
+  int count = 0;
+  for (int d = 0; d < n->in[side]->rank; d++) count += is_window(&n->map[side][d], n->rank);
+  return count;
 }
 
 static bool take(Loops *l, int t, int loop, int d) {
@@ -174,12 +174,17 @@ static Layout layout_of(const ConvForm *f, int t, int rank, int lead) {
   return lead && ordered ? last : own;
 }
 
-bool conv_form(const Node *n, bool images, ConvForm *f) {
+bool conv_form(const Graph *g, const Node *n, bool images, ConvForm *f) {
+  enum {
+    MOST_WINDOWS = 2
+  }; /* that CPUs run directly; more are gathered, best along rows of images */
   Loops l = {0};
   if (n->prim != P_CONTRACT || !dtype_is_float(n->dtype)) return false;
-  *f = (ConvForm){.x = !has_windows(n, 0), .images = images};
-  if (has_windows(n, !f->x) || !has_windows(n, f->x)) return false;
+  *f = (ConvForm){.x = !count_windows(n, 0), .images = images};
+  int windows = count_windows(n, f->x);
+  if (count_windows(n, !f->x) || !windows) return false;
   if (!find_dims(n, f->x, &l) || !find_roles(n, f->x, images, &l)) return false;
+  if (windows > MOST_WINDOWS && !l.groups && !g->channels_last) return false;
   f->depthwise = f->groups = l.groups;
   for (int i = 0; i < n->n_loops; i++)
     f->depthwise &= (l.role[i] != N && l.role[i] != K) || n->ext[i] == 1;
@@ -249,7 +254,7 @@ bool conv_pays(const Graph *g) {
   for (int i = 0; i < g->nodes.n; i++) {
     const Node *n = g->nodes.v[i];
     ConvForm f;
-    if (!conv_form(n, false, &f) || f.form == FORM_FILTER) continue;
+    if (!conv_form(g, n, false, &f) || f.form == FORM_FILTER) continue;
     double flops = 1, lanes = 1;
     for (int l = 0; l < n->n_loops; l++) flops *= (double)n->ext[l];
     for (int d = 0; d < n->rank; d++)
@@ -267,7 +272,7 @@ bool conv_images_pay(const Graph *g) {
   for (int i = 0; i < g->nodes.n && g->images_last; i++) {
     const Node *n = g->nodes.v[i];
     ConvForm f;
-    if (!conv_form(n, true, &f)) continue;
+    if (!conv_form(g, n, true, &f)) continue;
     const Node *x = n->in[f.x];
     int64_t images = x->dims[f.layout[0].perm[x->rank - 1]], vectors = (images + LANES - 1) / LANES;
     double flops = 1;
