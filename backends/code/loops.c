@@ -104,9 +104,11 @@ void micro_code(CodeBatch *b, const MicroSpec *s, MicroFn **fn) {
   spec_key(s, v);
   str_init(&key, a);
   str_addn(&key, (char *)v, sizeof v);
-  snprintf(name, sizeof name, "micro_%s_%dx%dx%d%s%s%s_%lld_%d_%lld_%d", dtype_info[s->dtype].name,
-           s->mr, s->nv, s->lanes, s->tail ? "_tail" : "", s->dot ? "_dot" : "",
-           s->keep ? "_keep" : "", (long long)s->pitch, s->run, (long long)s->jump, s->more_lines);
+  const char *any = s->pitch == ANY_PITCH ? "_any" : "";
+  snprintf(name, sizeof name, "micro_%s_%dx%dx%d%s%s%s%s_%lld_%d_%lld_%d",
+           dtype_info[s->dtype].name, s->mr, s->nv, s->lanes, s->tail ? "_tail" : "",
+           s->dot ? "_dot" : "", s->keep ? "_keep" : "", any, *any ? 0LL : (long long)s->pitch,
+           s->run, (long long)s->jump, s->more_lines);
   code_want(b, CODE_MICRO, name, s, sizeof *s, &key, fn);
   arena_free(a);
 }

@@ -51,12 +51,12 @@ static int want(Arena *a, ConvPlan *p, const Part *q, int64_t tile, int panel) {
   s.nv = (int)(p->panels.size + (panel == 0));
   s.tail = panel == 2;
   s.dot = p->tile.form == FORM_DOT;
-  s.pitch = q->w.in_step * q->pixel;
   s.more_lines = p->more_lines;
   if (q->run && tile > 1) {
     s.run = (int)q->w.n;
     s.jump = q->h.in_step * q->line;
   }
+  s.pitch = micro_pitch(&s, q->w.in_step * q->pixel);
   return micro_want(a, &p->set, &s);
 }
 

@@ -209,6 +209,7 @@ static void run_panel(const Work1 *w, int64_t panel) {
   int kind = panel < p->panels.more ? 0 : columns < width ? 2 : 1;
   MicroFn *fn[2] = {p->set.fn[q->fn[0][kind]], p->set.fn[q->fn[1][kind]]};
   MicroArgs x = {.columns = columns, .ldb = (dots ? q->k : p->pack ? width : p->b_i) * size};
+  x.lda = q->w.in_step * q->pixel * size;
   x.ldc = p->c_w * q->w.out_step * size;
   x.cjump = p->c_h * q->h.out_step * size;
   const char *b = w->b + (p->pack ? q->k * n0 : n0) * size;

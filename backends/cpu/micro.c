@@ -1,6 +1,6 @@
 /* Matrix products by microkernels (backends/llvm/micro.c): which tile, cache loops, packing.
  *
- * In: C (+)= sum over the batch of A_b B_b, with C by rows. A is read in place: by rows of a pitch that is a constant of the
+ * In: C (+)= sum over the batch of A_b B_b, with C by rows. A is read in place: by rows whose distance may be a constant of the
  * code, or by columns. B is read in place where that is fast (see packs); else a panel of it, as wide as a tile,
  * is packed into the thread's scratch, a B by rows by the panel's first tile. Or, if A is by rows and B by columns, both are
  * read in place by tiles of dot products. K is cut so that a panel stays in the L1 or the L2 cache (of the dot form: a tile's
@@ -124,8 +124,8 @@ static void want(Arena *a, MicroPlan *g, int64_t rows, int64_t vectors, bool tai
   MicroSpec s = {.dtype = g->tile.dtype, .lanes = g->tile.lanes, .mr = (int)rows};
   s.nv = (int)vectors;
   s.tail = tail;
-  s.pitch = g->pitch;
   s.dot = g->tile.form == FORM_DOT;
+  s.pitch = micro_pitch(&s, g->pitch);
   g->fn[rows][vectors][tail] = (int8_t)micro_want(a, &g->set, &s);
   if (!first) return;
   s.keep = g->keep;

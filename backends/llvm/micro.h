@@ -5,6 +5,7 @@
 #include "../code/code.h"
 
 /* The code fetches FETCH_LINES lines of `next` in every FETCH_STEPS steps of k, and the more_lines of its spec. */
+enum { ANY_PITCH = -1 };
 enum { FETCH_STEPS = 4, FETCH_LINES = 2, MOST_MORE_LINES = 6, LINE_BYTES = 64 };
 
 /* One function. The tile has mr rows and nv vectors of `lanes` elements. */
@@ -15,7 +16,8 @@ typedef struct MicroSpec {
   /* B by columns: column j at b + j*ldb, its rows are neighbours; nv <= lanes counts columns */
   bool dot;
   bool keep; /* B's rows are also written one after the other, whole vectors: not with dot */
-  /* Elements from a row of A to the next; 0: A by columns, `lda` apart, its rows are neighbours (not with dot). */
+  /* Elements from a row of A to the next; ANY_PITCH: `lda` bytes (not with dot, run); 0: A by columns, `lda` apart, its rows are
+   * neighbours (not with dot). */
   int64_t pitch;
   /* > 0: after so many rows A goes on `jump` elements, C `cjump` bytes, from where those began; pitch > 0, not with dot */
   int run;
@@ -27,7 +29,7 @@ typedef struct MicroSpec {
 typedef struct MicroArgs {
   const void *a, *b; /* of the first of the batch; unless dot, row k of B is at b + k*ldb */
   void *c;
-  int64_t lda, ldb, ldc; /* lda: only if pitch is 0 */
+  int64_t lda, ldb, ldc; /* lda: if pitch is 0 or ANY_PITCH */
   int64_t k, columns; /* columns of the tile that are there: (nv-1)*lanes < columns <= nv*lanes */
   int64_t add;        /* 0: C = sum; else C += sum */
   int64_t batch, a_step, b_step;
@@ -46,6 +48,13 @@ static inline int micro_more_lines(int64_t bytes, int64_t times) {
 /* Bytes that are fetched each time. */
 static inline int64_t micro_fetched(int more_lines) {
   return (int64_t)(FETCH_LINES + more_lines) * LINE_BYTES;
+}
+/* The pitch of a spec of which the rest is there, for rows that are so far apart: products that differ only in it share a
+ * function, where there are registers for the distances of the rows and a broadcast serves several vectors. */
+static inline int64_t micro_pitch(const MicroSpec *s, int64_t pitch) {
+  enum { ROWS = 8 };
+  bool shares = s->mr == 1 || (s->mr <= ROWS && s->nv > 1);
+  return pitch && shares && !s->dot && !s->run ? ANY_PITCH : pitch;
 }
 bool micro_same(const MicroSpec *a, const MicroSpec *b);
 typedef void MicroFn(const MicroArgs *args);

@@ -4,7 +4,8 @@
  * The form `dot`, for B by columns: for k in steps of a vector: vectors of A's rows and B's columns are multiplied into one
  * vector of partial sums for each element of the tile; the rest of k is masked; at the end the partial sums of a row of
  * the tile are added up by halves into one vector.
- * A's row pitch is a constant of the code, so that an element of A is one load at a constant distance (the register blocks
+ * An element of A is one load: its row's distance is a constant of the code, or in a register if one function serves all
+ * (the register blocks
  * are LIBXSMM's: Heinecke et al., SC 2016; the batch-reduced form: Georganas et al., arXiv 1906.06440). */
 #include "micro.h"
 
@@ -90,10 +91,11 @@ static void load_vector(Text *t, const char *to, const char *ptr, bool masked) {
     str_fmt(&t->s, "  %s = load %s, ptr %s, align %d\n", to, t->vec, ptr, t->bytes);
 }
 
-/* Bytes from the first row of A to row r. */
+/* Bytes from the first row of A to row r, as far as the code knows them. */
 static long long row_at(const Text *t, int r) {
   int run = t->m.run ? t->m.run : t->m.mr;
-  return (r / run * t->m.jump + r % run * t->m.pitch) * t->bytes;
+  int64_t pitch = t->m.pitch == ANY_PITCH ? 0 : t->m.pitch;
+  return (r / run * t->m.jump + r % run * pitch) * t->bytes;
 }
 
 /* B's vectors of step u to where the row is kept. */
@@ -123,8 +125,12 @@ static void step(Text *t, const char *loop, int u, const char *from, const char 
   if (t->m.keep) keep_row(t, loop, u);
   for (int r = 0; r < t->m.mr; r++) {
     long long at = t->m.pitch ? row_at(t, r) + u * t->bytes : r * t->bytes;
-    str_fmt(s, "  %%%s.aq%d.%d = getelementptr i8, ptr %%%s.ap%d, i64 %lld\n", loop, u, r, loop,
-            t->m.pitch ? 0 : u, at);
+    snprintf(ptr, sizeof ptr, "%%%s.ap%d", loop, t->m.pitch ? 0 : u);
+    if (t->m.pitch == ANY_PITCH && r > 0) {
+      str_fmt(s, "  %%%s.ar%d.%d = getelementptr i8, ptr %s, i64 %%row%d\n", loop, u, r, ptr, r);
+      snprintf(ptr, sizeof ptr, "%%%s.ar%d.%d", loop, u, r);
+    }
+    str_fmt(s, "  %%%s.aq%d.%d = getelementptr i8, ptr %s, i64 %lld\n", loop, u, r, ptr, at);
     str_fmt(s, "  %%%s.x%d.%d = load %s, ptr %%%s.aq%d.%d, align %d\n", loop, u, r, t->elem, loop,
             u, r, t->bytes);
     str_fmt(s, "  %%%s.y%d.%d = insertelement %s poison, %s %%%s.x%d.%d, i32 0\n", loop, u, r,
@@ -443,6 +449,8 @@ void micro_text(const MicroSpec *spec, const char *symbol, Str *out) {
     dot_entry(&t);
   } else if (spec->tail)
     mask(&t, "%columns", (spec->nv - 1) * spec->lanes);
+  for (int r = 1; spec->pitch == ANY_PITCH && r < spec->mr; r++)
+    str_fmt(s, "  %%row%d = mul i64 %%lda, %d\n", r, r);
   str_fmt(s, "  br label %%head\n");
   batch_loop(&t);
   if (spec->dot)
