@@ -1,4 +1,4 @@
-/* Convolutions of 3 x 3, and of 5 x 5 with the images last, with an error allowed: they run by Winograd's algorithm, err no more than that, in tiles of 2 x 2 no
+/* Convolutions of 3 x 3, and of 5 x 5 with the images last or over a few planes, with an error allowed: they run by Winograd's algorithm, err no more than that, in tiles of 2 x 2 no
  * more than plain sums, forward and for the gradients of input and filter, with the same bits for any split of the tasks and for
  * every instruction set; and what the algorithm is not made for, or what allows too little, runs as before. The reference is
  * the interpreter in float64 on the same values. */
@@ -21,8 +21,10 @@ typedef enum What {
   FILTER,
   IMAGES,
   IMAGES_INPUT,
-  IMAGES_FILTER
-} What; /* the result, or a gradient; images last */
+  IMAGES_FILTER,
+  PLANES,
+  PLANES_INPUT
+} What; /* the result, or a gradient; images last; channels before positions */
 
 static uint32_t noise_state;
 static double noise(void) {
@@ -50,20 +52,22 @@ static void fill(Arena *a, Map *const to[2], const char *name, const int64_t dim
 }
 
 static void first_dims(const Shape *s, What part, int64_t to[4]) {
-  int64_t d[2][4] = {{s->n, s->h, s->w, s->c}, {s->h, s->w, s->c, s->n}};
-  memcpy(to, d[part >= IMAGES], sizeof d[0]);
+  int64_t d[3][4] = {{s->n, s->h, s->w, s->c}, {s->h, s->w, s->c, s->n}, {s->n, s->c, s->h, s->w}};
+  memcpy(to, d[part >= PLANES ? 2 : part >= IMAGES], sizeof d[0]);
 }
 
 /* Dimensions of the second operand: the filter, whose input and output change places in the gradient of the input, or what
  * comes back to the result. */
 static void second_dims(const Shape *s, What part, int64_t to[4]) {
   int64_t cg = s->c / s->groups,
-          d[6][4] = {{3, 3, cg, s->o},
+          d[8][4] = {{3, 3, cg, s->o},
                      {3, 3, s->o, cg},
                      {s->n, s->h + 2 * s->pad - 2, s->w + 2 * s->pad - 2, s->o},
                      {5, 5, s->c, s->o},
                      {5, 5, s->o, s->c},
-                     {s->h + 2 * s->pad - 4, s->w + 2 * s->pad - 4, s->o, s->n}};
+                     {s->h + 2 * s->pad - 4, s->w + 2 * s->pad - 4, s->o, s->n},
+                     {s->o, s->c, 5, 5},
+                     {s->c, s->o, 5, 5}};
   memcpy(to, d[part], sizeof d[0]);
 }
 
@@ -95,6 +99,15 @@ static Node *images_node(Graph *g, const Shape *s, Node *x, Node *w, bool gradie
   return g_contract(g, x, w, 4, 7, ext, mx, mw);
 }
 
+/* [n, o, h, w] of x [n, c, h, w] and w [o, c, 5, 5] or, for the gradient of an input, [c, o, 5, 5] read backwards. */
+static Node *planes_node(Graph *g, const Shape *s, Node *x, Node *w, bool gradient) {
+  int32_t sign = gradient ? -1 : 1, from = gradient ? 4 - (int32_t)s->pad : -(int32_t)s->pad;
+  int64_t ext[7] = {s->n, s->o, s->h + 2 * s->pad - 4, s->w + 2 * s->pad - 4, s->c, 5, 5};
+  AffDim mx[4] = {aff_loop(0), aff_loop(4), {2, 5, 1, sign, from, 1}, {3, 6, 1, sign, from, 1}};
+  AffDim mw[4] = {aff_loop(gradient ? 4 : 1), aff_loop(gradient ? 1 : 4), aff_loop(5), aff_loop(6)};
+  return g_contract(g, x, w, 4, 7, ext, mx, mw);
+}
+
 /* [5, 5, o, c] of x [h, w, c, n] and y [h, w, o, n]. */
 static Node *taps_node(Graph *g, const Shape *s, Node *x, Node *y) {
   int32_t pad = -(int32_t)s->pad;
@@ -115,6 +128,7 @@ static Node *conv_node(Graph *g, DType t, const Shape *s, What part) {
   Node *x = g_feed(g, "x", t, 4, xd), *w = g_feed(g, "w", t, 4, wd);
   if (part == FILTER) return filter_node(g, s, x, w);
   if (part == IMAGES_FILTER) return taps_node(g, s, x, w);
+  if (part >= PLANES) return planes_node(g, s, x, w, part == PLANES_INPUT);
   if (part >= IMAGES) return images_node(g, s, x, w, part == IMAGES_INPUT);
   int32_t sign = gradient ? -1 : 1;
   int64_t from = gradient ? 2 - s->pad : -s->pad;
@@ -177,13 +191,14 @@ static Kernel kernel_of(Arena *a, Node *node, Node *result, double allowed) {
 }
 
 static int side_of(const Plan *p, What part) {
-  static const PlanKind kinds[] = {PLAN_CONV,   PLAN_CONV,   PLAN_FILTER,
-                                   PLAN_IMAGES, PLAN_IMAGES, PLAN_IMAGES_GRAD};
+  static const PlanKind kinds[] = {PLAN_CONV,   PLAN_CONV,        PLAN_FILTER, PLAN_IMAGES,
+                                   PLAN_IMAGES, PLAN_IMAGES_GRAD, PLAN_IMAGES, PLAN_IMAGES};
+  if (part >= PLANES && p->kind != PLAN_IMAGES) return 0;
   assert_int_equal(p->kind, kinds[part]);
   if (part == FILTER) return 2 * p->filter->winograd.used;
   if (part == IMAGES_FILTER) return 2 * p->images_grad->winograd;
   if (part == IMAGES_INPUT) return 2 * p->images->back;
-  return part == IMAGES ? 2 * p->images->winograd : p->conv->winograd.m;
+  return part >= IMAGES ? 2 * p->images->winograd : p->conv->winograd.m;
 }
 
 static double worst; /* of the last check, relative to the largest result */
@@ -313,6 +328,27 @@ static void test_images(void **state) {
   }
 }
 
+/* Planes: rows of 4 tiles, more and fewer; odd sizes; padding by odd and even numbers; fewer
+ * channels than are read together, and a rest of them; one image, and some. What allows less, or has too many channels or
+ * positions, or too few filters, runs as sums. */
+static void test_planes(void **state) {
+  static const Shape planes[] = {{1, 20, 50, 1, 12, 12, 0}, {2, 64, 40, 1, 9, 10, 1},
+                                 {3, 24, 45, 1, 11, 12, 0}, {1, 42, 96, 1, 11, 13, 2},
+                                 {2, 32, 48, 1, 8, 8, 2},   {1, 47, 120, 1, 12, 11, 2}};
+  static const Shape sums[] = {{1, 65, 50, 1, 12, 12, 0},
+                               {1, 20, 2, 1, 12, 12, 0},
+                               {1, 3, 64, 1, 180, 180, 0}};
+  (void)state;
+  for (int i = 0; i < 6; i++)
+    for (int part = PLANES; part <= PLANES_INPUT; part++) {
+      if (check(&planes[i], (What)part, SUM_ERROR, i & 1) != 2) fail_msg("shape %d: sums", i);
+      if (!(worst <= 1.5e-6)) fail_msg("shape %d: %.2g", i, worst);
+      assert_int_equal(check(&planes[i], (What)part, 0, false), 0);
+      assert_int_equal(check(&planes[i], (What)part, NAN, false), 0);
+    }
+  for (int i = 0; i < 3; i++) assert_int_equal(check(&sums[i], PLANES, 1, false), 0);
+}
+
 /* Gradients with the images last: odd sizes, with and without padding; tiles of which several make a run, and shares. They err no more
  * than is allowed for sums; what allows less, or is too small, runs as sums. */
 static void test_images_gradients(void **state) {
@@ -351,6 +387,8 @@ static void test_instruction_sets(void **state) {
       for (int part = IMAGES; part <= IMAGES_FILTER; part++)
         if (check(&(Shape){64, 24, 40, 1, 16, 13, 4}, (What)part, SUM_ERROR, true) != 2)
           fail_msg("%s, part %d: sums", sets[i], part);
+    if (tile_isa() != ISA_NONE)
+      assert_int_equal(check(&(Shape){1, 20, 50, 1, 12, 12, 0}, PLANES, SUM_ERROR, true), 2);
     micro_isa = NULL;
   }
 }
@@ -438,7 +476,7 @@ int main(void) {
       cmocka_unit_test(test_filters),          cmocka_unit_test(test_images),
       cmocka_unit_test(test_instruction_sets), cmocka_unit_test(test_processors),
       cmocka_unit_test(test_direct),           cmocka_unit_test(test_option),
-      cmocka_unit_test(test_images_gradients),
+      cmocka_unit_test(test_images_gradients), cmocka_unit_test(test_planes),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,6 +3,7 @@
  * In: the kernel's CONTRACT, a sum of products over loops whose operands are addressed by AffDims. Out: a Plan.
  * The loops of extent 1 are dropped, and each other loop is classed by the tensors it moves through. Then
  *   windows, and neighbouring images in operand and result                  images.c      direct convolution
+ *   windows of 5 x 5 of a few planes, if an error is allowed                planes_winograd.c
  *   the same summed over images and positions                               images_grad.c gradients of filters
  *   neighbouring channels in one operand and columns in the result          conv.c     direct convolution, products,
  *                                                                           winograd.c and 3x3 if an error is allowed
@@ -353,6 +354,7 @@ static PlanKind by_images(Arena *a, Plan *p) {
   for (int x = 0; x < 2; x++) {
     if (images_plan(a, p, x)) return PLAN_IMAGES;
     if (images_grad_plan(a, p, x)) return PLAN_IMAGES_GRAD;
+    if (planes_plan(a, p, x)) return PLAN_IMAGES;
   }
   return PLAN_LOOPS;
 }

@@ -111,7 +111,7 @@ typedef enum Way {
   WAY_GEMM,   /* one product after another, by microkernels */
   WAY_BLAS,   /* the same by OpenBLAS */
   WAY_WINDOW, /* im2col, col2im */
-  WAY_IMAGES, /* vectors along the images */
+  WAY_IMAGES, /* vectors along the images, or along tiles of planes */
   WAY_N
 } Way;
 typedef struct Plan {
@@ -235,7 +235,7 @@ enum { MOST_SHARES = 16 };
 /* A last phase: the result is the sum of n parts that the phases before leave in the workspace. */
 void add_shares(Plan *p, int n);
 
-/* ---- conv.c (winograd.c), filter.c, images.c, images_grad.c, gemm.c, im2col.c, col2im.c: seven ways ---- */
+/* ---- conv.c (winograd.c), filter.c, images.c, images_grad.c, planes_winograd.c, gemm.c, im2col.c, col2im.c: eight ways ---- */
 bool filter_plan(Arena *a, Plan *p);
 bool filter_takes(const Plan *p, const Kernel *k, int x);       /* see Backend.takes_operand */
 int64_t filter_items(const Plan *p);                            /* KernelCode.items */
@@ -245,6 +245,7 @@ int64_t conv_items(const Plan *p);                            /* KernelCode.item
 bool conv_rows(const Plan *p, const Kernel *k, TaskRows *to); /* see loop_rows */
 bool images_plan(Arena *a, Plan *p, int x);                   /* x: the operand that has images */
 bool images_grad_plan(Arena *a, Plan *p, int x);              /* x: the operand with windows */
+bool planes_plan(Arena *a, Plan *p, int x);                   /* x: the operand with windows */
 bool gemm_plan(Arena *a, Plan *p);
 bool gemm_shares_plan(Arena *a, Plan *p);   /* only if K is divided */
 bool im2col_plan(Arena *a, Plan *p, int x); /* x: the operand that is gathered */

@@ -175,17 +175,13 @@ static void tasks(const void *self, void *const *bufs, int64_t begin, int64_t en
 
 /* ---- which loops are what ---- */
 
-typedef struct Axis {
-  int dim, pos, tap;
-} Axis;
-static const Axis none = {-1, -1, -1};
+static const ImagesAxis none = {-1, -1, -1};
 
-/* Positions, outermost first, without the images. */
-static bool find_axes(const Facts *f, int x, const LoopList *positions, Axis axis[2]) {
+static bool find_axes(const Facts *f, int x, const LoopList *positions, ImagesAxis axis[2]) {
   if (positions->n > 2) return false;
   axis[0] = axis[1] = none;
   for (int i = 0; i < positions->n; i++) {
-    Axis *a = &axis[i + 2 - positions->n];
+    ImagesAxis *a = &axis[i + 2 - positions->n];
     a->pos = positions->id[i];
     if (!loop_dim(f, x, a->pos, &a->dim, &a->tap)) return false;
     if (a->tap >= 0 && f->loop[a->tap].class != LC_K) return false;
@@ -196,18 +192,11 @@ static bool find_axes(const Facts *f, int x, const LoopList *positions, Axis axi
   return true;
 }
 
-static bool find(const Facts *f, int x, ImagesPlan *p, Axis axis[2]) {
-  LoopList rest = {.total = 1}, positions = loops_of(f, 1u << (x ? LC_N : LC_M)),
-           channels = {.total = 1}, k = loops_of(f, 1u << LC_K);
-  *p = (ImagesPlan){.x = x, .w = !x};
-  if (!f->plain[!x] || loops_of(f, 1u << LC_BATCH).n || !positions.n) return false;
-  list_sort(f, &positions, 2);
-  int last = positions.id[--positions.n], dim, tap;
-  const CLoop *images = &f->loop[last];
-  if (images->s[2] != 1 || images->s[x] != 1 || !loop_dim(f, x, last, &dim, &tap) || tap >= 0)
+bool images_loops(const Facts *f, int x, const LoopList *positions, ImagesPlan *p,
+                  ImagesAxis axis[2]) {
+  LoopList rest = {.total = 1}, channels = {.total = 1}, k = loops_of(f, 1u << LC_K);
+  if (!f->plain[!x] || loops_of(f, 1u << LC_BATCH).n || !find_axes(f, x, positions, axis))
     return false;
-  p->images = images->ext;
-  if (!find_axes(f, x, &positions, axis)) return false;
   for (int i = 0; i < k.n; i++)
     if (k.id[i] != axis[0].tap && k.id[i] != axis[1].tap) list_add(f, &channels, k.id[i]);
   if (axis[0].tap < 0 && axis[1].tap < 0) return false; /* a product */
@@ -220,7 +209,20 @@ static bool find(const Facts *f, int x, ImagesPlan *p, Axis axis[2]) {
   return !rest.n;
 }
 
-static void strides_of(const Facts *f, const Axis axis[2], ImagesPlan *p) {
+static bool find(const Facts *f, int x, ImagesPlan *p, ImagesAxis axis[2]) {
+  LoopList positions = loops_of(f, 1u << (x ? LC_N : LC_M));
+  *p = (ImagesPlan){.x = x, .w = !x};
+  if (!positions.n) return false;
+  list_sort(f, &positions, 2);
+  int last = positions.id[--positions.n], dim, tap;
+  const CLoop *images = &f->loop[last];
+  if (images->s[2] != 1 || images->s[x] != 1 || !loop_dim(f, x, last, &dim, &tap) || tap >= 0)
+    return false;
+  p->images = images->ext;
+  return images_loops(f, x, &positions, p, axis);
+}
+
+void images_strides(const Facts *f, const ImagesAxis axis[2], ImagesPlan *p) {
   static const CDim one = {.size = 1};
   const CDim *h = axis[0].dim < 0 ? &one : &f->dim[p->x][axis[0].dim],
              *w = axis[1].dim < 0 ? &one : &f->dim[p->x][axis[1].dim];
@@ -270,12 +272,13 @@ bool images_tile(const Plan *plan, ImagesPlan *p) {
   return true;
 }
 
-static void want_all(Arena *a, ImagesPlan *p) {
+void images_want(Arena *a, ImagesPlan *p) {
   bool tail = p->images % p->tile.lanes != 0;
   for (int i = 0; i < 2; i++) {
     if (i ? p->blocks.more == p->blocks.n : !p->blocks.more) continue;
     MicroSpec s = {.dtype = p->tile.dtype, .lanes = p->tile.lanes, .pitch = p->pitch};
     s.mr = (int)(p->blocks.size + !i);
+    s.more_lines = p->more_lines;
     for (int kind = 0; kind < 3; kind++) {
       int64_t n = kind == 0 ? p->panels.more : p->panels.n - p->panels.more - tail;
       if (kind == 2 ? !tail : n <= 0) continue;
@@ -325,7 +328,7 @@ bool images_plan(Arena *a, Plan *plan, int x) {
   enum { FLOPS = 500000, LEAST_IMAGES = 8, ROWS = 4 };
   const Facts *f = &plan->facts;
   ImagesPlan p;
-  Axis axis[2];
+  ImagesAxis axis[2];
   Work *w = &plan->work;
   if ((plan->way != WAY_IMAGES && f->flops < FLOPS) || !find(f, x, &p, axis) ||
       p.images < LEAST_IMAGES)
@@ -333,12 +336,12 @@ bool images_plan(Arena *a, Plan *plan, int x) {
   p.n_h = conv_axis(f, x, axis[0].dim, axis[0].pos, axis[0].tap, p.h);
   p.n_w = conv_axis(f, x, axis[1].dim, axis[1].pos, axis[1].tap, p.v);
   if (!p.n_h || !p.n_w) return false;
-  strides_of(f, axis, &p);
+  images_strides(f, axis, &p);
   lay_out(f, &p);
   if (p.pitch >= INT32_MAX / 64 || !images_tile(plan, &p)) return false;
   p.cuts = p.rows < ROWS ? least(div_up(ROWS, p.rows), p.v[0].n) : 1;
   if (!images_back_plan(plan, &p) && !images_winograd_plan(plan, &p)) sum_phases(plan, &p);
-  want_all(a, &p);
+  images_want(a, &p);
   if (p.pack && plan->frame.x[0] != plan->frame.x[1]) w->prepares = plan->frame.x[p.w] + 1;
   w->fused = !p.back && p.cuts == 1 && p.rows == plan->frame.rows && p.c_h * p.rows == f->numel;
   plan->images = arena_dup(a, &p, sizeof p);

@@ -23,12 +23,24 @@ typedef struct ImagesPlan {
   Blocks blocks, panels; /* of filters; of images, in vectors */
   bool winograd;         /* see images_winograd.c */
   bool back;             /* ... images_winograd_back.c */
+  LoopList batch; /* over planes: the images, whose tiles take their place; see planes_winograd.c */
+  int more_lines; /* of what is fetched: see MicroSpec */
   MicroSet set;
   int fn[2][3]; /* into the set: block of size+1, size; panel of size+1, size, size with a tail */
 } ImagesPlan;
 
+/* A spatial axis: a dimension of X, the loops of its positions and taps; -1: there is none. */
+typedef struct ImagesAxis {
+  int dim, pos, tap;
+} ImagesAxis;
+/* Which loops are what, where `positions`, outermost first, are those of the axes; false: it is not of the form. */
+bool images_loops(const Facts *f, int x, const LoopList *positions, ImagesPlan *p,
+                  ImagesAxis axis[2]);
+void images_strides(const Facts *f, const ImagesAxis axis[2], ImagesPlan *p);
+
 /* The tile that costs least for p's images, filters and length of sums; false: there is none. */
 bool images_tile(const Plan *plan, ImagesPlan *p);
+void images_want(Arena *a, ImagesPlan *p); /* its microkernels */
 
 /* images_winograd.c, images_winograd_back.c: whether it serves, as p is planned by sums; then the plan is changed. */
 bool images_winograd_plan(Plan *plan, ImagesPlan *p);

@@ -16,13 +16,6 @@ enum { N = 6, TAPS = 5, M = 2, POINTS = N * N, MOST_CHANNELS = 64, APART = 16 };
 
 /* ---- one dimension ---- */
 
-/* N points to M results. */
-INLINE void write_line(const float *p, int64_t s, Vec to[M]) {
-  Vec p1 = FROM(p + s), p2 = FROM(p + 2 * s), p3 = FROM(p + 3 * s), p4 = FROM(p + 4 * s);
-  to[0] = FROM(p) + (p1 + p2) + (p3 + p4);
-  to[1] = P * (p1 - p2) + Q * (p3 - p4) + FROM(p + 5 * s);
-}
-
 /* TAPS numbers `s` apart to N numbers `t` apart, of LANES channels: the powers of a point. */
 INLINE void filter_line(const Wide *g, int s, Wide *to, int t) {
   static const double r2 = 1.4142135623730951;
@@ -63,11 +56,11 @@ INLINE void write_tile(const float *p, int64_t step, float *c, int64_t line, int
   _Alignas(64) float half[M * N * LANES];
   _Alignas(64) Vec two[M];
   for (int i = 0; i < N; i++) {
-    write_line(p + i * step, N * step, two);
+    write2(p + i * step, N * step, two);
     for (int y = 0; y < M; y++) AT(half + (y * N + i) * LANES) = two[y];
   }
   for (int64_t y = 0; y < rows; y++) {
-    write_line(half + y * N * LANES, LANES, two);
+    write2(half + y * N * LANES, LANES, two);
     for (int64_t x = 0; x < wide; x++) AT(c + y * line + x * pixel) = two[x];
   }
 }

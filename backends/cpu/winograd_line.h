@@ -13,10 +13,10 @@ typedef double Wide __attribute__((vector_size(128)));
 /* Points 0, P, -P, Q, -Q, where P^2 = 1/2 and Q^2 = 2, and infinity. */
 static const float P = 0.70710678f, Q = 1.41421356f;
 
-/* 6 positions `s` apart to 6 points `t` apart. */
-INLINE void read6(const float *d, int64_t s, float *to, int64_t t) {
-  Vec d0 = FROM(d), d1 = FROM(d + s), d2 = FROM(d + 2 * s), d3 = FROM(d + 3 * s);
-  Vec d4 = FROM(d + 4 * s), d5 = FROM(d + 5 * s);
+/* 6 positions to 6 points `t` apart: of the positions, the even ones and the odd ones are `s` apart. */
+INLINE void read6_of(const float *even, const float *odd, int64_t s, float *to, int64_t t) {
+  Vec d0 = FROM(even), d1 = FROM(odd), d2 = FROM(even + s), d3 = FROM(odd + s);
+  Vec d4 = FROM(even + 2 * s), d5 = FROM(odd + 2 * s);
   Vec even_p = d4 - 2 * d2, odd_p = P * (d3 - 2 * d1), even_q = d4 - 0.5f * d2,
       odd_q = Q * (d3 - 0.5f * d1);
   AT(to) = d0 - 2.5f * d2 + d4;
@@ -27,7 +27,19 @@ INLINE void read6(const float *d, int64_t s, float *to, int64_t t) {
   AT(to + 5 * t) = d1 - 2.5f * d3 + d5;
 }
 
-/* Its transpose: 6 points `s` apart to 6 positions `t` apart. */
+/* 6 positions `s` apart. */
+INLINE void read6(const float *d, int64_t s, float *to, int64_t t) {
+  read6_of(d, d + s, 2 * s, to, t);
+}
+
+/* 6 points to two results of 5 taps. */
+INLINE void write2(const float *p, int64_t s, Vec to[2]) {
+  Vec p1 = FROM(p + s), p2 = FROM(p + 2 * s), p3 = FROM(p + 3 * s), p4 = FROM(p + 4 * s);
+  to[0] = FROM(p) + (p1 + p2) + (p3 + p4);
+  to[1] = P * (p1 - p2) + Q * (p3 - p4) + FROM(p + 5 * s);
+}
+
+/* The transpose of read6: 6 points `s` apart to 6 positions `t` apart. */
 INLINE void spread6(const float *p, int64_t s, float *to, int64_t t) {
   Vec p0 = FROM(p), p1 = FROM(p + s), p2 = FROM(p + 2 * s), p3 = FROM(p + 3 * s);
   Vec p4 = FROM(p + 4 * s), p5 = FROM(p + 5 * s);
