@@ -42,7 +42,7 @@ CASES = {  # beside the examples of ops.def
     "frobenius_norm": "X=3x4:float32:0..0 reduce_all=true", "dist": "X=3x4:float32:2..2 Y=3x4:float32:2..2", "renorm": "X=3x4:float32:0..0 p=2.0 axis=0 max_norm=0.5",
     "maxout": "X=2x4x1x1:float32:1..1 groups=2", "elementwise_fmin": "X=4:float32:0.5..0.5 Y=4:float32:0.5..0.5", "elementwise_fmax": "X=4:float32:0.5..0.5 Y=4:float32:0.5..0.5",
     "roi_pool": "X=2x3x16x16 ROIs=6x4:float32:0..30 RoisNum=2:int32:3..3 pooled_height=3 pooled_width=3 spatial_scale=0.5; X=1x2x9x11 ROIs=9x4:float32:-4..14 RoisNum=1:int32:9..9 pooled_height=4 pooled_width=2",
-    "solve": "X=3x3 Y=2x3x2", "atan2": "X1=3x5 X2=3x5:float32:-1..1", "lars_momentum": "Param=30x20 Grad=30x20 Velocity=30x20 LearningRate=1 mu=0.9 rescale_grad=0.25",
+    "atan2": "X1=3x5 X2=3x5:float32:-1..1", "lars_momentum": "Param=30x20 Grad=30x20 Velocity=30x20 LearningRate=1 mu=0.9 rescale_grad=0.25",
     "bilinear_interp_v2": "X=1x2x3x4 out_h=1 out_w=1 align_corners=false align_mode=0; X=1x2x3x4 scale=[0.5,0.5]F align_corners=false align_mode=0",
     "bicubic_interp_v2": "X=1x2x3x4 out_h=5 out_w=1 align_corners=false interp_method='bicubic'",
     "roi_align": "X=2x3x16x16 ROIs=6x4:float32:0..30 RoisNum=2:int32:3..3 pooled_height=3 pooled_width=3 spatial_scale=0.5 sampling_ratio=2",
