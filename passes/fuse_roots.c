@@ -10,7 +10,11 @@ enum {
   CHEAP = 4,        /* recomputed rather than stored, when read by a repeating view */
   CHEAP_SHARED = 3, /* ... when several use it */
   DEEPEST = 48,     /* levels of inlining */
-  DEAREST = 2000    /* operations per element */
+  DEAREST = 2000,   /* operations per element */
+  /* Reads of stored values in an expression, each as often as it stands there, and in all that a concatenation makes in place:
+   * generated code has at most 256 buffers, and a map has three operands, a concatenation 64. */
+  MOST_READS = 80,
+  MOST_JOINED = 128
 };
 
 /* A kernel of its own kind. */
@@ -248,21 +252,25 @@ static bool made_in_place(const Fuse *f, const Node *x) {
 }
 
 void choose_roots(Fuse *f) {
-  int *depth = arena_array(f->a, int, f->n);
+  int *depth = arena_array(f->a, int, f->n), *reads = arena_array(f->a, int, f->n);
   forced(f);
   int *uses = effective_uses(f);
   for (int i = 0; i < f->n; i++) {
     Node *n = f->g->nodes.v[i];
     bool view = prim_info[n->prim].class == 'V';
     if (node_is_source(n)) continue;
-    for (int k = 0; k < n->n_in; k++) {
+    for (int k = 0, joined = 0; k < n->n_in; k++) {
       Node *x = n->in[k];
       bool again = (n->prim == P_VIEW && view_repeats(n)) || (n->prim == P_GATHER && k == 0);
       if (again && f->cost[x->id] > CHEAP && x->prim != P_RESHAPE) make_root(f, x);
       bool pooled = prim_is_reduce(node_base(x)->prim) && f->cost[x->id] > CHEAP;
       if (n->prim == P_VIEW && pooled && turns(n)) make_root(f, x);
       if (n->prim == P_RESHAPE && !unit_reshape(n) && f->cost[x->id] > 0) make_root(f, x);
-      if (may_join(n, x) && !made_in_place(f, x)) make_root(f, x);
+      if (!may_join(n, x)) continue;
+      if (made_in_place(f, x) && joined + reads[x->id] <= MOST_JOINED)
+        joined += reads[x->id];
+      else
+        make_root(f, x);
     }
     f->cost[i] = map_cost(f, n);
     for (int k = 0; k < n->n_in; k++) {
@@ -270,9 +278,10 @@ void choose_roots(Fuse *f) {
       f->loads[i] += spreads(n) ? 0 : use_loads(f, x);
       bool stored = node_is_source(x) || f->root[node_base(n->in[k])->id];
       if (!stored && depth[x->id] >= depth[i]) depth[i] = depth[x->id] + 1;
+      reads[i] += stored ? 1 : reads[x->id];
     }
     bool shared = uses[i] > 1 && !view && (f->cost[i] > CHEAP_SHARED || f->loads[i] > 1);
-    if (sweeps_by_itself(f, n) || shared || depth[i] > DEEPEST || f->cost[i] > DEAREST)
-      make_root(f, n);
+    bool large = depth[i] > DEEPEST || f->cost[i] > DEAREST || reads[i] > MOST_READS;
+    if (sweeps_by_itself(f, n) || shared || large) make_root(f, n);
   }
 }

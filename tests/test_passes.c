@@ -278,6 +278,33 @@ static void test_updates(void **state) {
   assert_int_equal(update_kernels("2000", true), 2); /* sums cost more than what would be saved */
 }
 
+/* A balanced tree of products and sums of `leaves` feeds, the first of them named `from`. */
+static Node *wide_tree(Graph *g, int from, int leaves) {
+  const char *name = arena_fmt(g->arena, "x%d", from);
+  if (leaves == 1) return g_feed(g, name, DT_FLOAT32, 2, (int64_t[]){2, 3});
+  Node *a = wide_tree(g, from, leaves / 2), *b = wide_tree(g, from + leaves / 2, leaves / 2);
+  return g_map2(g, leaves == 2 ? P_MUL : P_ADD, a, b);
+}
+
+/* However many values an expression or a concatenation reads, generated code has buffers for its kernels. */
+static void test_many_inputs(void **state) {
+  (void)state;
+  enum { PARTS = 64, MOST_BUFFERS = 256 };
+  for (int joined = 0; joined < 2; joined++) {
+    Graph *g = graph_new(NULL, false);
+    Node *part[PARTS];
+    for (int i = 0; joined && i < PARTS; i++) part[i] = wide_tree(g, 4 * i, 4);
+    Node *y = joined ? g_concat(g, PARTS, part, 1) : wide_tree(g, 0, 512);
+    vec_add(g->arena, &g->fetches, ((NamedNode){"y", y, NULL}));
+    check_passes(g, 1e-4);
+    for (int i = 0; i < g->kernels.n; i++) {
+      const Kernel *k = g->kernels.v[i];
+      assert_true(k->inputs.n + k->outputs.n <= MOST_BUFFERS);
+    }
+    graph_free(g);
+  }
+}
+
 /* (a a') a: of a's shape, scaled down. */
 static Node *contract_square(Graph *g, Node *a) {
   Node *s = g_matmul(g, a, a, false, true);
@@ -419,6 +446,7 @@ int main(void) {
                                      cmocka_unit_test_teardown(test_cse_and_dce, clear_error),
                                      cmocka_unit_test_teardown(test_split, clear_error),
                                      cmocka_unit_test_teardown(test_fusion, clear_error),
+                                     cmocka_unit_test_teardown(test_many_inputs, clear_error),
                                      cmocka_unit_test_teardown(test_updates, clear_error),
                                      cmocka_unit_test_teardown(test_random_graphs, clear_error),
                                      cmocka_unit_test_teardown(test_plan_check, clear_error),
