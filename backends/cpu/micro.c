@@ -1,4 +1,4 @@
-/* Matrix products by microkernels (backends/llvm/micro.c): which tile, cache loops, packing.
+/* Matrix products by microkernels (backends/llvm/micro_ir.c): which tile, cache loops, packing.
  *
  * In: C (+)= sum over the batch of A_b B_b, with C by rows. A is read in place: by rows whose distance may be a constant of the
  * code, or by columns. B is read in place where that is fast (see packs); else a panel of it, as wide as a tile,

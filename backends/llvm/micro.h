@@ -4,8 +4,8 @@
 #define KILN_MICRO_H
 #include "../code/code.h"
 
-/* The code fetches FETCH_LINES lines of `next` in every FETCH_STEPS steps of k, and the more_lines of its spec. */
 enum { ANY_PITCH = -1 };
+/* The code fetches FETCH_LINES lines of `next` in every FETCH_STEPS steps of k, and the more_lines of its spec. */
 enum { FETCH_STEPS = 4, FETCH_LINES = 2, MOST_MORE_LINES = 6, LINE_BYTES = 64 };
 
 /* One function. The tile has mr rows and nv vectors of `lanes` elements. */
