@@ -170,7 +170,6 @@ static int64_t out_size(const Nhwc *v, int64_t in, int64_t k) {
   return (in + 2 * v->pad - v->dilation * (k - 1) - 1) / v->stride + 1;
 }
 
-/* Forward, and the gradients of input and filter as derivation makes them, all operands channels-last. */
 /* How many of the graph's contractions an algorithm serves that nobody asked for. */
 static int served_by(Graph *g, Feeds *f, PlanKind kind) {
   int n = 0;
@@ -178,13 +177,15 @@ static int served_by(Graph *g, Feeds *f, PlanKind kind) {
     Node *c = g->nodes.v[i];
     if (c->prim != P_CONTRACT) continue;
     Kernel k = {.kind = K_CONTRACT, .core = c};
-    for (int x = 0; x < 2; x++) vec_add(f->a, &k.inputs, ((KernelInput){c->in[x], false, false}));
+    for (int x = 0; x < 2; x++)
+      vec_add(f->a, &k.inputs, ((KernelInput){c->in[x], false, contract_constant}));
     vec_add(f->a, &k.outputs, c);
     n += contract_plan(f->a, &k, false)->kind == kind;
   }
   return n;
 }
 
+/* Forward, and the gradients of input and filter as derivation makes them, all operands channels-last. */
 static void check_channels_last(const Nhwc *v, int by_conv) {
   Feeds f = feeds_new();
   Graph *g = graph_new(NULL, false);
@@ -241,6 +242,36 @@ static void test_channels_last(void **state) {
   check_channels_last(&(Nhwc){1, 60, 60, 400, 1, 3, 1, 1, 1, 1, 0}, 2);
   /* a small image */
   check_channels_last(&(Nhwc){1, 14, 14, 16, 1, 32, 3, 3, 2, 1, 1}, 3);
+}
+
+/* Convolutions with one position, and transposed from one, whose constant filters [o, c, h, w] and [c, o, h, w] have another order
+ * than the channels-last input and result. */
+static void test_one_position(void **state) {
+  (void)state;
+  enum { H = 4, W = 5, C = 136, O = 250 };
+  for (int64_t images = 1; images <= 5; images += 4) {
+    Feeds f = feeds_new();
+    Graph *g = graph_new(NULL, false);
+    int64_t dx[4] = {images, H, W, C}, dw[4] = {O, C, H, W}, dv[2] = {images, O};
+    int64_t down[5] = {images, O, H, W, C}, up[5] = {images, H, W, C, O};
+    Node *x = feeds_add(g, &f, "x", DT_FLOAT32, 4, dx),
+         *w = feeds_add(g, &f, "w", DT_FLOAT32, 4, dw);
+    Node *v = feeds_add(g, &f, "v", DT_FLOAT32, 2, dv);
+    AffDim mx[4] = {aff_loop(0), aff_loop(2), aff_loop(3), aff_loop(4)};
+    AffDim mw[4] = {aff_loop(1), aff_loop(4), aff_loop(2), aff_loop(3)};
+    AffDim mv[2] = {aff_loop(0), aff_loop(4)};
+    AffDim mu[4] = {aff_loop(4), aff_loop(3), aff_loop(1), aff_loop(2)};
+    assert_non_null(g_contract(g, x, w, 2, 5, down, mx, mw));
+    assert_non_null(g_contract(g, v, w, 4, 5, up, mv, mu));
+    contract_check_all(g, &f, NULL, true);
+    contract_constant = true;
+    contract_check_all(g, &f, NULL, true);
+    assert_int_equal(served_by(g, &f, PLAN_CONV),
+                     images == 1 ? 2 : 1); /* of images, only the transposed */
+    contract_constant = false;
+    graph_free(g);
+    arena_free(f.a);
+  }
 }
 
 /* The same of one group with the images last: [h, w, c, n] and [o, kh, kw, c] to [h, w, o, n]. */
@@ -336,6 +367,7 @@ int main(void) {
                                      cmocka_unit_test(test_algorithms),
                                      cmocka_unit_test(test_images_last),
                                      cmocka_unit_test(test_channels_last),
+                                     cmocka_unit_test(test_one_position),
                                      cmocka_unit_test(test_awkward)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -127,9 +127,10 @@ static bool worth(const Plan *plan, const ConvPlan *p) {
   enum { WINDOW_FLOPS = 100000, LEAST_K = 8, LEAST_M = 4 };
   const Facts *f = &plan->facts;
   int64_t positions = p->part[0].w.n * p->part[0].h.n, k = 0,
-          bytes = p->b_size * p->columns * f->size;
+          bytes = p->b_size * p->columns * p->groups.total * f->size;
   for (int i = 0; i < p->n_parts; i++) k = most(k, p->part[i].k);
   bool windows = p->n_parts > 1 || p->copy || p->part[0].k > p->channels; /* else gathered */
+  if (p->reordered && !plan->frame.constant[p->b]) return false;
   if (p->row && plan->frame.constant[p->b] && f->dtype == DT_FLOAT32)
     return p->columns >= LEAST_N && k >= LEAST_K && bytes <= ROW_BYTES_KEPT;
   if (p->columns < (p->groups.total > 1 ? LEAST_GROUP_N : 1) || positions < LEAST_M || k < LEAST_K)

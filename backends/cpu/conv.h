@@ -63,8 +63,10 @@ typedef struct ConvPlan {
   int64_t units,
       chunks; /* what a task takes of an image: units are result rows, or blocks of one */
   int64_t panel_groups;
-  bool by_block;         /* units are blocks of the only row */
-  bool row;              /* one position: B is read once, which is what counts */
+  bool by_block; /* units are blocks of the only row */
+  bool row;      /* one position: B is read once, which is what counts */
+  bool
+      reordered; /* B's sums are in another order than A's, or its columns than the result's, which are groups then */
   int64_t k_cut, k_cuts; /* rows of B per packing task */
   int64_t strip_bytes;   /* scratch for the copied rows of a task */
   int64_t row_elems;     /* elements of a row of the epilogue */

@@ -13,7 +13,7 @@
 
 typedef struct Spatial {
   int dim;      /* of A */
-  int pos, tap; /* loops; -1: none */
+  int pos, tap; /* loops; -1: none, and of positions one */
 } Spatial;
 
 typedef struct Found {
@@ -21,6 +21,7 @@ typedef struct Found {
   int n;
   Spatial sp[2]; /* w, then h */
   LoopList images, groups, channels, columns;
+  bool reordered;
 } Found;
 
 static LoopClass position_class(int x) { return x ? LC_N : LC_M; }
@@ -63,6 +64,16 @@ static bool find_positions(const Facts *f, Found *r) {
   return true;
 }
 
+/* A sum that A and the filter have in another order than that of channels: the taps of one position. */
+static bool add_taps(const Facts *f, Found *r, int loop) {
+  int d = dim_of_loop(f, r->x, loop);
+  if (d < 0 || r->n == 2) return false;
+  const CDim *c = &f->dim[r->x][d];
+  if (c->guard || c->div > 1 || other_loop(c, loop) >= 0) return false;
+  r->sp[r->n++] = (Spatial){d, -1, loop};
+  return true;
+}
+
 static bool find_loops(const Facts *f, int x, Found *r) {
   *r = (Found){.x = x};
   r->images.total = r->groups.total = r->channels.total = r->columns.total = 1;
@@ -70,13 +81,19 @@ static bool find_loops(const Facts *f, int x, Found *r) {
   if (!f->plain[!x] || !find_positions(f, r)) return false;
   r->groups = loops_of(f, 1u << LC_BATCH);
   r->columns = merge_tail(f, loops_of(f, 1u << column_class(x)), 2, 1u << 2 | 1u << !x, &rest);
-  if (rest.n || (r->columns.total > 1 && list_step(f, &r->columns, 2) != 1)) return false;
+  if (r->columns.total > 1 && list_step(f, &r->columns, 2) != 1) return false;
+  for (int i = 0; i < rest.n; i++) list_add(f, &r->groups, rest.id[i]);
+  r->reordered = rest.n > 0;
+  rest.n = 0;
   LoopList k = loops_of(f, 1u << LC_K), plain = {.total = 1};
   for (int i = 0; i < k.n; i++)
     if (k.id[i] != (r->n > 0 ? r->sp[0].tap : -1) && k.id[i] != (r->n > 1 ? r->sp[1].tap : -1))
       list_add(f, &plain, k.id[i]);
   r->channels = merge_tail(f, plain, x, 1u << x | 1u << !x, &rest);
-  if (rest.n || (r->channels.total > 1 && list_step(f, &r->channels, x) != 1)) return false;
+  if (r->channels.total > 1 && list_step(f, &r->channels, x) != 1) return false;
+  for (int i = 0; i < rest.n; i++)
+    if (!add_taps(f, r, rest.id[i])) return false;
+  r->reordered |= rest.n > 0;
   for (int d = 0; d < f->n_dims[x]; d++) { /* no windows but those that were found */
     bool spatial = (r->n > 0 && r->sp[0].dim == d) || (r->n > 1 && r->sp[1].dim == d);
     if (!spatial && (f->dim[x][d].guard || f->dim[x][d].div > 1)) return false;
@@ -103,8 +120,8 @@ int conv_axis(const Facts *f, int x, int dim, int pos, int tap, PartAxis *to) {
     return 1;
   }
   const CDim *c = &f->dim[x][dim];
-  int64_t n = f->loop[pos].ext, taps = tap < 0 ? 1 : f->loop[tap].ext;
-  int64_t cp = dim_factor(c, pos), ct = dim_factor(c, tap), s = c->div;
+  int64_t n = pos < 0 ? 1 : f->loop[pos].ext, taps = tap < 0 ? 1 : f->loop[tap].ext;
+  int64_t cp = pos < 0 ? 1 : dim_factor(c, pos), ct = dim_factor(c, tap), s = c->div;
   PartAxis p = {.out_step = 1, .n = n, .in = c->off, .in_step = cp, .tap_step = ct, .taps = taps};
   p.k_step = 1;
   if (s == 1) {
@@ -184,8 +201,8 @@ static void strides_of(const Facts *f, const Found *r, ConvPlan *p) {
   const CDim *w = r->n > 0 ? &f->dim[r->x][r->sp[0].dim] : &none,
              *h = r->n > 1 ? &f->dim[r->x][r->sp[1].dim] : &none;
   const CLoop one = {.ext = 1};
-  const CLoop *lw = r->n > 0 ? &f->loop[r->sp[0].pos] : &one,
-              *lh = r->n > 1 ? &f->loop[r->sp[1].pos] : &one,
+  const CLoop *lw = r->n > 0 && r->sp[0].pos >= 0 ? &f->loop[r->sp[0].pos] : &one,
+              *lh = r->n > 1 && r->sp[1].pos >= 0 ? &f->loop[r->sp[1].pos] : &one,
               *tw = r->n > 0 && r->sp[0].tap >= 0 ? &f->loop[r->sp[0].tap] : &one,
               *th = r->n > 1 && r->sp[1].tap >= 0 ? &f->loop[r->sp[1].tap] : &one;
   p->a_base = f->base[p->a] - (w->div == 1 ? w->off * w->stride : 0) -
@@ -218,7 +235,8 @@ static bool is_row(const ConvPlan *p) {
 bool conv_find(const Facts *f, int x, ConvPlan *p) {
   Found r;
   if (!find_loops(f, x, &r)) return false;
-  *p = (ConvPlan){.a = x, .b = !x, .images = r.images, .groups = r.groups};
+  *p =
+      (ConvPlan){.a = x, .b = !x, .images = r.images, .groups = r.groups, .reordered = r.reordered};
   p->channels = r.channels.total;
   p->columns = r.columns.total;
   strides_of(f, &r, p);
