@@ -197,6 +197,7 @@ static void test_dropout_again(void **state) {
     ValueRun r;
     value_start(&r, "Out=Y = relu(X=A)", "A 1000 =1");
     const char *text = arena_fmt(r.a, form, seed);
+    prog_free(r.p);
     r.p = prog_parse(text, strlen(text), "again");
     assert_non_null(r.p);
     Tensor *m = value_fetch(&r, "M"), *n = value_fetch(&r, "N");
