@@ -111,12 +111,7 @@ typedef struct Forms {
   __VA_ARGS__ static void spread_##ISA(const float *const e[4], float *to, int64_t step) {         \
     spread4(e, to, step);                                                                          \
   }
-#if defined(__x86_64__)
-FORMS(AVX512, __attribute__((target("avx512f"))))
-FORMS(AVX2, __attribute__((target("avx2"))))
-#else
-FORMS(NEON, )
-#endif
+FOR_EACH_ISA(FORMS)
 
 static const Forms forms[] = {
 #define ISA(id, here) [ISA_##id] = {read_##id, write_##id, filter_##id, spread_##id},

@@ -32,12 +32,7 @@ typedef void Add(const float *p, int64_t step, float *c, int64_t line, int64_t p
                                     int64_t pixel, const int64_t y[2], const int64_t x[2]) {       \
     add_tile(p, step, c, line, pixel, y, x);                                                       \
   }
-#if defined(__x86_64__)
-FORMS(AVX512, __attribute__((target("avx512f"))))
-FORMS(AVX2, __attribute__((target("avx2"))))
-#else
-FORMS(NEON, )
-#endif
+FOR_EACH_ISA(FORMS)
 
 static Add *const adders[] = {
 #define ISA(id, here) [ISA_##id] = add_##id,

@@ -50,12 +50,7 @@ typedef void Write(const float *sum, int64_t step, int64_t n, float *to, int64_t
                                       int64_t tap_h, int64_t tap_w) {                              \
     write_taps(sum, step, n, to, tap_h, tap_w);                                                    \
   }
-#if defined(__x86_64__)
-FORMS(AVX512, __attribute__((target("avx512f"))))
-FORMS(AVX2, __attribute__((target("avx2"))))
-#else
-FORMS(NEON, )
-#endif
+FOR_EACH_ISA(FORMS)
 
 static Write *const writers[] = {
 #define ISA(id, here) [ISA_##id] = write_##id,

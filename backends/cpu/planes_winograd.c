@@ -133,12 +133,7 @@ typedef struct Forms {
                                       float *to, int64_t line, int64_t rows, int64_t columns) {    \
     write_plane(s, p, step, two, to, line, rows, columns);                                         \
   }
-#if defined(__x86_64__)
-FORMS(AVX512, __attribute__((target("avx512f"))))
-FORMS(AVX2, __attribute__((target("avx2"))))
-#else
-FORMS(NEON, )
-#endif
+FOR_EACH_ISA(FORMS)
 
 static const Forms forms[] = {
 #define ISA(id, here) [ISA_##id] = {read_##id, write_##id},

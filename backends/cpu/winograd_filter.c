@@ -64,12 +64,7 @@ typedef void Taps(const float *sum, int64_t step, int64_t columns, float *to, in
                                      int64_t tap_h, int64_t tap_w) {                               \
     write_taps(sum, step, columns, to, tap_h, tap_w);                                              \
   }
-#if defined(__x86_64__)
-TRANSFORMS(AVX512, __attribute__((target("avx512f"))))
-TRANSFORMS(AVX2, __attribute__((target("avx2"))))
-#else
-TRANSFORMS(NEON, )
-#endif
+FOR_EACH_ISA(TRANSFORMS)
 
 static const struct {
   Spread *spread;

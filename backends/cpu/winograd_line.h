@@ -10,6 +10,14 @@ typedef double Wide __attribute__((vector_size(128)));
 #define AT(p) (*(Vec *)(p))
 #define FROM(p) (*(const Vec *)(p))
 
+/* FORM(ISA, attributes of its functions) for every instruction set that tiles.def has on this machine's architecture. */
+#if defined(__x86_64__)
+#define FOR_EACH_ISA(FORM)                                                                         \
+  FORM(AVX512, __attribute__((target("avx512f")))) FORM(AVX2, __attribute__((target("avx2"))))
+#else
+#define FOR_EACH_ISA(FORM) FORM(NEON, )
+#endif
+
 /* Points 0, P, -P, Q, -Q, where P^2 = 1/2 and Q^2 = 2, and infinity. */
 static const float P = 0.70710678f, Q = 1.41421356f;
 
